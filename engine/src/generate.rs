@@ -1,0 +1,91 @@
+//! Generation: tokens in, tokens out.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use crate::{Request, Sampling, StopConditions, Usage};
+
+/// The number of a token in a model's vocabulary.
+pub type TokenId = u32;
+
+/// A prompt and how to continue it.
+///
+/// ```
+/// use engine::{GenerateRequest, StopConditions};
+/// let request = GenerateRequest::new(vec![1, 2, 3], StopConditions::after(16));
+/// assert_eq!(request.choices.get(), 1);
+/// ```
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// The prompt; at least one token.
+    pub tokens: Arc<[TokenId]>,
+    /// How many independent continuations are wanted.
+    pub choices: NonZeroU32,
+    /// How the next token is drawn.
+    pub sampling: Sampling,
+    /// When a continuation ends.
+    pub stop: StopConditions,
+    /// Asks for the log-probability of each token drawn, and of this many best alternatives.
+    pub logprobs: Option<u32>,
+}
+
+impl GenerateRequest {
+    /// Makes a greedy request for one continuation.
+    pub fn new(tokens: impl Into<Arc<[TokenId]>>, stop: StopConditions) -> Self {
+        Self {
+            tokens: tokens.into(),
+            choices: NonZeroU32::MIN,
+            sampling: Sampling::default(),
+            stop,
+            logprobs: None,
+        }
+    }
+}
+
+impl Request for GenerateRequest {
+    type Output = GenerateOutput;
+}
+
+/// Some tokens of one continuation: one, or several when the reader was slower than the model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerateOutput {
+    /// Which continuation, from 0 to `choices - 1`.
+    pub index: u32,
+    /// The tokens drawn since the last output, in order. An end-of-sequence or stop token that
+    /// ended the continuation is not among them.
+    pub tokens: Vec<TokenId>,
+    /// One entry a token of `tokens` when they were asked for, else empty.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// Set in the last output of this continuation.
+    pub finish: Option<FinishReason>,
+    /// Set in the last output of this continuation.
+    pub usage: Option<Usage>,
+}
+
+/// The natural-log probabilities at one step, after temperature-free softmax of the logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the token that was drawn.
+    pub logprob: f32,
+    /// Of the best tokens, most likely first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// Why a continuation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop token or stop string came.
+    Stop,
+    /// The token budget or the context is used up.
+    Length,
+}
+
+impl FinishReason {
+    /// Returns the word for it in the OpenAI API and in Triton's text outputs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The waist: what an engine is, what it is asked, what it answers, how it fails.
+//!
+//! Everything on the request path is an [`Engine`] around an engine: the CPU worker, a
+//! decorator that watches deadlines, a remote worker, a test double. A request goes down, a
+//! stream of outputs comes up, and dropping the stream is cancellation.
+
+#![deny(missing_docs)]
+
+mod context;
+mod engine;
+mod error;
+mod generate;
+mod infer;
+mod model;
+mod sampling;
+mod tasks;
+pub mod testing;
+mod usage;
+
+pub use context::Context;
+pub use engine::{Engine, OutputStream, Request};
+pub use error::{Error, ErrorKind, Result};
+pub use generate::{FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs};
+pub use infer::{InferOutput, InferRequest, RequestedOutput};
+pub use model::{ModelCard, TokenKind, Vocabulary};
+pub use sampling::{Sampling, StopConditions};
+pub use tasks::Tasks;
+pub use usage::{Usage, WorkerLoad};

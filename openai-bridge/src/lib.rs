@@ -1,0 +1,1 @@
+//! Turns text requests into token requests and token streams into answers; no IO.

@@ -1,0 +1,1 @@
+//! Serves: listens, translates, stacks the pipeline, wires a role, shuts down.

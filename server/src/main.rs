@@ -1,0 +1,2 @@
+//! The `stator` binary.
+fn main() {}
