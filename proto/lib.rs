@@ -1,1 +1,41 @@
 //! The bytes Stator promises: the KServe v2 and Triton gRPC contract.
+//!
+//! Everything here but [`Reply`] is generated from `proto/*.proto`. `bytes` fields are
+//! [`Bytes`](bytes::Bytes) that share the buffer they were decoded from.
+
+mod codec;
+
+pub use codec::{Encoded, Reply};
+
+/// The messages, the client and the server of package `inference`.
+pub mod inference {
+    mod messages {
+        #![expect(clippy::all, clippy::allow_attributes, reason = "generated")]
+        include!(concat!(env!("OUT_DIR"), "/inference.rs"));
+    }
+    mod service {
+        #![expect(
+            clippy::all,
+            unreachable_pub,
+            clippy::allow_attributes,
+            reason = "generated"
+        )]
+        include!(concat!(
+            env!("OUT_DIR"),
+            "/inference.GRPCInferenceService.rs"
+        ));
+    }
+
+    pub use messages::*;
+
+    /// The server's side of the service.
+    pub mod grpc_inference_service_server {
+        pub use super::service::g_r_p_c_inference_service_server::{
+            GRPCInferenceService as GrpcInferenceService,
+            GRPCInferenceServiceServer as GrpcInferenceServiceServer,
+        };
+    }
+}
+
+/// The encoded descriptors of every message and service, which server reflection shows.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

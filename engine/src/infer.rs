@@ -1,5 +1,7 @@
 //! Tensor inference: named tensors in, named tensors out.
 
+use std::time::Duration;
+
 use tensor::{Parameters, Tensor};
 
 use crate::Request;
@@ -13,6 +15,8 @@ pub struct InferRequest {
     pub outputs: Vec<RequestedOutput>,
     /// The request's parameters, without those that the protocol reserves.
     pub parameters: Parameters,
+    /// The caller takes exactly one response, so a request that asks for a stream is refused.
+    pub is_unary: bool,
 }
 
 impl InferRequest {
@@ -50,4 +54,6 @@ pub struct InferOutput {
     /// The engine knows that nothing follows. A decoupled engine may leave it unset and just
     /// end the stream.
     pub is_last: bool,
+    /// How long the request waited for a place in the engine's batch; told in the last output.
+    pub queue_time: Duration,
 }

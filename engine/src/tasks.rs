@@ -32,7 +32,10 @@ impl Tasks {
     /// Makes a group that this one's cancellation ends and this one's `wait` waits for.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self { token: self.token.child_token(), tracker: self.tracker.clone() }
+        Self {
+            token: self.token.child_token(),
+            tracker: self.tracker.clone(),
+        }
     }
 
     /// Starts a task that runs until it is done or the group is cancelled.
@@ -58,6 +61,11 @@ impl Tasks {
         self.token.clone().cancelled_owned()
     }
 
+    /// Returns whether the group was told to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
     /// Tells every task of the group to end.
     pub fn cancel(&self) {
         self.token.cancel();
@@ -66,7 +74,9 @@ impl Tasks {
     /// Waits until all tasks have ended, at most `grace`; returns whether they have.
     pub async fn wait(&self, grace: Duration) -> bool {
         self.tracker.close();
-        tokio::time::timeout(grace, self.tracker.wait()).await.is_ok()
+        tokio::time::timeout(grace, self.tracker.wait())
+            .await
+            .is_ok()
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Error {
 impl Error {
     /// Makes a refusal.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
+        Self {
+            message: message.into(),
+        }
     }
 }

@@ -5,15 +5,24 @@
 
 #![deny(missing_docs)]
 
+mod config;
+mod contents;
 mod datatype;
+mod elements;
 mod error;
-mod parameters;
+pub mod metadata;
+pub mod parameters;
+pub mod request;
+pub mod shape;
 mod tensor;
+pub mod wire;
 
+pub use config::{ModelConfig, TensorSpec};
 pub use datatype::Datatype;
+pub use elements::{Elements, Malformed, encode_elements};
 pub use error::Error;
 pub use parameters::{Parameter, Parameters};
-pub use tensor::Tensor;
+pub use tensor::{Element, Tensor};
 
 /// The result of anything in this room.
 pub type Result<T> = std::result::Result<T, Error>;

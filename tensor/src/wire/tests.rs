@@ -1,0 +1,130 @@
+//! The law: what is written reads back, through the general decoder, as what was meant; and a
+//! decoded request shares the buffer it came in.
+
+use proptest::prelude::*;
+use prost::Message;
+use proto::inference::model_infer_response::InferOutputTensor;
+use proto::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
+
+use super::*;
+use crate::{Datatype, Elements, encode_elements, parameters};
+
+fn tensors() -> impl Strategy<Value = Vec<Tensor>> {
+    let tensor = (
+        "[a-z]{0,12}",
+        0..Datatype::ALL.len(),
+        prop::collection::vec(any::<i64>(), 0..4),
+        prop_oneof![0..40usize, LARGE_BYTES - 1..LARGE_BYTES + 300],
+    );
+    let tensor = tensor.prop_map(|(name, datatype, shape, length)| Tensor {
+        name: name.into(),
+        datatype: Datatype::ALL[datatype],
+        shape,
+        data: (0..length).map(|i| i as u8).collect(),
+    });
+    prop::collection::vec(tensor, 0..5)
+}
+
+fn values() -> impl Strategy<Value = Parameters> {
+    let value = prop_oneof![
+        any::<bool>().prop_map(Parameter::Bool),
+        any::<i64>().prop_map(Parameter::Int64),
+        any::<u64>().prop_map(Parameter::Uint64),
+        (-1e9..1e9f64).prop_map(Parameter::Double),
+        ".{0,200}".prop_map(Parameter::String),
+    ];
+    prop::collection::btree_map("[a-z]{0,8}", value, 0..4)
+}
+
+fn meant(head: &ResponseHead<'_>, tensors: &[Tensor]) -> ModelInferResponse {
+    ModelInferResponse {
+        model_name: head.model_name.into(),
+        model_version: head.model_version.into(),
+        id: head.id.into(),
+        parameters: head
+            .parameters
+            .iter()
+            .map(|(key, value)| (key.clone(), parameters::encode(value)))
+            .collect(),
+        outputs: tensors
+            .iter()
+            .map(|tensor| InferOutputTensor {
+                name: tensor.name.to_string(),
+                datatype: tensor.datatype.name().into(),
+                shape: tensor.shape.clone(),
+                ..Default::default()
+            })
+            .collect(),
+        raw_output_contents: tensors.iter().map(|tensor| tensor.data.clone()).collect(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_reads_back(
+        name in ".{0,20}", id in ".{0,200}", parameters in values(), tensors in tensors(),
+        is_last: bool,
+    ) {
+        let head =
+            ResponseHead { model_name: &name, model_version: "1", id: &id, parameters: &parameters };
+        let mut expected = meant(&head, &tensors);
+        let unary = encode_response(&head, &tensors);
+        prop_assert_eq!(unary.len(), expected.encoded_len());
+        prop_assert_eq!(ModelInferResponse::decode(unary.to_bytes()), Ok(expected.clone()));
+
+        let streamed = encode_stream_response(&head, &tensors, is_last);
+        let last = parameters::encode(&Parameter::Bool(is_last));
+        expected.parameters.insert(FINAL.into(), last);
+        let expected = ModelStreamInferResponse {
+            infer_response: Some(expected), ..Default::default()
+        };
+        prop_assert_eq!(ModelStreamInferResponse::decode(streamed.to_bytes()), Ok(expected));
+    }
+
+    #[test]
+    fn elements_survive_the_round_trip(elements: Vec<Vec<u8>>) {
+        let decoded: Result<Vec<_>, _> = Elements::new(encode_elements(&elements)).collect();
+        let decoded = decoded.map_err(|error| TestCaseError::fail(format!("{error:?}")))?;
+        prop_assert_eq!(decoded, elements);
+    }
+
+    #[test]
+    fn any_bytes_end_in_elements_or_one_error(data: Vec<u8>) {
+        let found: Vec<_> = Elements::new(data.into()).collect();
+        let errors = found.iter().filter(|element| element.is_err()).count();
+        prop_assert!(errors == 0 || errors == 1 && found.last().is_some_and(Result::is_err));
+    }
+}
+
+#[test]
+fn a_large_payload_is_shared_both_ways() {
+    let payload = Bytes::from(vec![1u8; 1 << 20]);
+    let tensor = Tensor {
+        name: "OUT".into(),
+        datatype: Datatype::Uint8,
+        shape: vec![1 << 20],
+        data: payload.clone(),
+    };
+    let head = ResponseHead {
+        model_name: "m",
+        model_version: "1",
+        id: "",
+        parameters: &Parameters::new(),
+    };
+    let encoded = encode_response(&head, &[tensor]);
+    assert!(
+        encoded
+            .tail
+            .iter()
+            .any(|segment| segment.as_ptr() == payload.as_ptr())
+    );
+
+    let request = ModelInferRequest {
+        raw_input_contents: vec![payload],
+        ..Default::default()
+    };
+    let buffer = Bytes::from(request.encode_to_vec());
+    let decoded = ModelInferRequest::decode(buffer.clone()).unwrap();
+    let inside = buffer.as_ptr_range();
+    assert!(inside.contains(&decoded.raw_input_contents[0].as_ptr()));
+}
