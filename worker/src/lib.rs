@@ -1,6 +1,9 @@
 //! Computes: schedules sequences, owns the KV cache, runs models on devices.
 
+pub mod cpu;
 mod error;
+pub mod gguf;
+pub mod model;
 pub mod runner;
 
 pub use error::Error;

@@ -4,6 +4,8 @@
 //! which KV blocks belong to which sequence; it decides nothing. Its promise: a sequence's
 //! logits do not depend, to the last bit, on what else is in the batch.
 
+pub mod cpu;
+
 use engine::TokenId;
 
 use crate::Error;

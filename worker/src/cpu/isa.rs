@@ -1,0 +1,89 @@
+//! Which instructions the kernels may use, found at start-up and not by the build.
+
+/// An instruction set with kernels of its own. A value of it is a proof: an `Isa` exists only
+/// where [`Isa::available`] found the processor able to run it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Whatever the build targets.
+    Portable,
+    /// AVX2 with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// Returns every set that this processor runs, the best one first.
+    pub fn available() -> Vec<Self> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+            let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq");
+            if avx2 && avx512 && has!("avx512vl") && has!("avx512vnni") {
+                found.push(Self(Kind::Avx512));
+            }
+            if avx2 {
+                found.push(Self(Kind::Avx2));
+            }
+        }
+        found.push(Self(Kind::Portable));
+        found
+    }
+
+    /// Returns the best set that this processor runs.
+    pub fn best() -> Self {
+        Self::available()[0]
+    }
+
+    pub(super) fn kind(self) -> Kind {
+        self.0
+    }
+}
+
+/// Compiles a safe kernel once for each instruction set and calls the right one.
+///
+/// The kernel is generic over `const FMA: bool`: whether fused multiply-add is one instruction.
+macro_rules! dispatched {
+    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
+        $(#[$doc])*
+        #[cfg_attr(
+            target_arch = "x86_64",
+            expect(unsafe_code, reason = "calls into functions that need checked CPU features")
+        )]
+        pub fn $name(isa: crate::cpu::Isa, $($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2($($arg: $type),*) {
+                    $body::<true>($($arg),*);
+                }
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512($($arg: $type),*) {
+                    $body::<true>($($arg),*);
+                }
+                match isa.kind() {
+                    crate::cpu::isa::Kind::Portable => {}
+                    crate::cpu::isa::Kind::Avx2 => {
+                        // SAFETY: this `Isa` exists only where the features were detected.
+                        return unsafe { avx2($($arg),*) };
+                    }
+                    crate::cpu::isa::Kind::Avx512 => {
+                        // SAFETY: this `Isa` exists only where the features were detected.
+                        return unsafe { avx512($($arg),*) };
+                    }
+                }
+            }
+            let _ = isa;
+            $body::<false>($($arg),*);
+        }
+    };
+}
+
+pub(super) use dispatched;

@@ -1,0 +1,168 @@
+//! Row operations between the matrices: normalisation, activation, rotation, addition.
+//!
+//! Sums run over sixteen fixed lanes, so that they vectorise and always add in the same order.
+
+use super::isa::dispatched;
+
+/// The lanes of a sum.
+pub(super) const LANES: usize = 16;
+
+/// Returns `a * b + c`, fused where that is one instruction.
+#[inline(always)]
+pub(super) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Returns `e^x` to within some 2 units in the last place; underflows to 0 below -87.
+#[inline(always)]
+pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
+    // Cephes' expf: x = n ln 2 + r, with ln 2 in two parts so that r is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    const POLYNOMIAL: [f32; 5] = [
+        1.398_2e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ];
+    let clamped = x.clamp(-87.0, 88.0);
+    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let r = multiply_add::<FMA>(n, -LN2_HIGH, clamped);
+    let r = multiply_add::<FMA>(n, -LN2_LOW, r);
+    let mut p = 1.987_569_1e-4;
+    for coefficient in POLYNOMIAL {
+        p = multiply_add::<FMA>(p, r, coefficient);
+    }
+    let p = multiply_add::<FMA>(p * r, r, r + 1.0);
+    p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+}
+
+dispatched! {
+    /// Writes `x / rms(x) * weight` into `out`; all three are one row.
+    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) = rms_norm_body
+}
+
+#[inline(always)]
+fn rms_norm_body<const FMA: bool>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let mut sums = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let mut sum: f32 = chunks.remainder().iter().map(|value| value * value).sum();
+    for chunk in chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *sum = multiply_add::<FMA>(*value, *value, *sum);
+        }
+    }
+    sum += sums.iter().sum::<f32>();
+    let scale = 1.0 / (sum / x.len() as f32 + epsilon).sqrt();
+    for ((out, value), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = value * scale * weight;
+    }
+}
+
+dispatched! {
+    /// Writes `silu(gate) * up` over `gate`.
+    pub fn swiglu(gate: &mut [f32], up: &[f32]) = swiglu_body
+}
+
+#[inline(always)]
+fn swiglu_body<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exp::<FMA>(-*gate)) * up;
+    }
+}
+
+dispatched! {
+    /// Adds a row to another.
+    pub fn add(sum: &mut [f32], other: &[f32]) = add_body
+}
+
+#[inline(always)]
+fn add_body<const FMA: bool>(sum: &mut [f32], other: &[f32]) {
+    for (sum, other) in sum.iter_mut().zip(other) {
+        *sum += other;
+    }
+}
+
+/// The rotation of each pair of dimensions at one position: cosine and sine.
+pub type Rotation = [f32; 2];
+
+/// Fills in the rotations at a position; one for each pair of a head's dimensions.
+pub fn rotations(position: usize, base: f32, out: &mut [Rotation]) {
+    let pairs = out.len() as f64;
+    for (pair, rotation) in out.iter_mut().enumerate() {
+        let frequency = f64::from(base).powf(-(pair as f64) / pairs);
+        let (sine, cosine) = (position as f64 * frequency).sin_cos();
+        *rotation = [cosine as f32, sine as f32];
+    }
+}
+
+/// Rotates the neighbouring pairs of each head in `heads`, as GGUF's Llama layout has them.
+pub fn rotate(heads: &mut [f32], rotations: &[Rotation]) {
+    for head in heads.chunks_exact_mut(2 * rotations.len()) {
+        for (pair, [cosine, sine]) in head.chunks_exact_mut(2).zip(rotations) {
+            let (a, b) = (pair[0], pair[1]);
+            pair[0] = a * cosine - b * sine;
+            pair[1] = a * sine + b * cosine;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+
+    #[test]
+    fn exp_is_close_to_the_exact_one() {
+        for step in -8700..8800 {
+            let x = step as f32 / 100.0;
+            let exact = f64::from(x).exp();
+            for value in [exp::<true>(x), exp::<false>(x)] {
+                let error = (f64::from(value) - exact).abs() / exact;
+                assert!(error < 3e-7, "exp({x}) = {value}, relative error {error:e}");
+            }
+        }
+        assert!(exp::<false>(-1000.0) < 1e-37);
+    }
+
+    #[test]
+    fn rows_match_a_float64_reference() {
+        let x: Vec<f32> = (0..83).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+        let weight: Vec<f32> = (0..83).map(|i| 1.0 + i as f32 * 0.01).collect();
+        let mean = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / 83.0;
+        for isa in Isa::available() {
+            let mut out = vec![0.0; 83];
+            rms_norm(isa, &x, &weight, 1e-5, &mut out);
+            let mut gated = x.clone();
+            swiglu(isa, &mut gated, &weight);
+            for i in 0..83 {
+                let (v, w) = (f64::from(x[i]), f64::from(weight[i]));
+                let norm = v / (mean + 1e-5).sqrt() * w;
+                let gate = v / (1.0 + (-v).exp()) * w;
+                assert!((f64::from(out[i]) - norm).abs() < 1e-5, "{isa:?} norm {i}");
+                assert!(
+                    (f64::from(gated[i]) - gate).abs() < 1e-5,
+                    "{isa:?} gate {i}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_rotation_keeps_lengths_and_depends_on_the_distance_alone() {
+        let dot = |from: usize, to: usize| {
+            let mut turns = vec![[0.0; 2]; 4];
+            let mut a = vec![1.0, 0.5, -0.25, 2.0, 0.0, 1.0, 3.0, -1.0];
+            let mut b = a.clone();
+            rotations(from, 10_000.0, &mut turns);
+            rotate(&mut a, &turns);
+            rotations(to, 10_000.0, &mut turns);
+            rotate(&mut b, &turns);
+            a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>()
+        };
+        assert!((dot(5, 5) - dot(0, 0)).abs() < 1e-4);
+        assert!((dot(3, 10) - dot(103, 110)).abs() < 1e-4);
+        assert!((dot(3, 10) - dot(3, 11)).abs() > 1e-3);
+    }
+}

@@ -1,0 +1,385 @@
+//! GGUF model files: metadata and tensors, read with every size checked.
+//!
+//! Follows the GGUF specification, versions 2 and 3, little-endian. Nothing in a file is trusted:
+//! no count or length leads to an allocation beyond a small multiple of the file's own size.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+
+/// The first four bytes of every file.
+const MAGIC: [u8; 4] = *b"GGUF";
+
+/// The alignment of the tensor data unless the file says otherwise, in bytes.
+const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The most elements of one array; the largest vocabularies have some 300,000 tokens.
+const MAX_ARRAY_ELEMENTS: u64 = 4 << 20;
+
+/// A value of the metadata.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Any unsigned integer.
+    Unsigned(u64),
+    /// Any signed integer.
+    Signed(i64),
+    /// A float of either size.
+    Float(f64),
+    /// A bool.
+    Bool(bool),
+    /// A string.
+    String(String),
+    /// An array of values of one kind.
+    Array(Vec<Value>),
+}
+
+/// How a tensor's elements are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// 32 elements: an f16 scale and 4-bit numbers from -8.
+    Q4_0,
+    /// 32 elements: an f16 scale, an f16 minimum and 4-bit numbers from 0.
+    Q4_1,
+    /// 32 elements: an f16 scale and 8-bit numbers.
+    Q8_0,
+}
+
+impl WeightType {
+    /// Returns the type of a number in the file.
+    fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::F32),
+            1 => Some(Self::F16),
+            2 => Some(Self::Q4_0),
+            3 => Some(Self::Q4_1),
+            8 => Some(Self::Q8_0),
+            _ => None,
+        }
+    }
+
+    /// Returns the elements and the bytes of one block.
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 => (1, 2),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q8_0 => (32, 34),
+        }
+    }
+}
+
+/// A tensor's entry in the directory.
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    dims: Vec<u64>,
+    type_number: u32,
+    offset: u64,
+}
+
+/// A tensor's bytes and what they mean.
+#[derive(Clone, Debug)]
+pub struct StoredTensor {
+    /// The dimensions, the contiguous one first.
+    pub dims: Vec<usize>,
+    /// How the elements are stored.
+    pub weight_type: WeightType,
+    /// The blocks, row after row.
+    pub data: Vec<u8>,
+}
+
+/// Metadata and directory: everything before the tensor data.
+#[derive(Clone, Debug)]
+struct Header {
+    metadata: BTreeMap<String, Value>,
+    directory: BTreeMap<String, Entry>,
+    data_start: u64,
+}
+
+/// An open model file.
+#[derive(Debug)]
+pub struct Gguf {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    header: Header,
+}
+
+impl Gguf {
+    /// Opens a file and reads its metadata.
+    ///
+    /// Errors: unreadable, not GGUF, or broken; the text names the field.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let unreadable = |source| Error::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(unreadable)?;
+        let size = file.metadata().map_err(unreadable)?.len();
+        let header = Header::parse(BufReader::new(&file), size).map_err(Error::Model)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size,
+            header,
+        })
+    }
+
+    /// Returns a value of the metadata.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.header.metadata.get(key)
+    }
+
+    /// Returns a whole number that has to be there.
+    pub fn number(&self, key: &str) -> Result<u64, Error> {
+        self.optional_number(key)?
+            .ok_or_else(|| Error::Model(format!("`{key}` is missing")))
+    }
+
+    /// Returns a whole number that may be missing.
+    pub fn optional_number(&self, key: &str) -> Result<Option<u64>, Error> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Unsigned(value)) => Ok(Some(*value)),
+            Some(Value::Signed(value)) if *value >= 0 => Ok(Some(*value as u64)),
+            Some(other) => Err(Error::Model(format!(
+                "`{key}`: expected a whole number, got {other:?}"
+            ))),
+        }
+    }
+
+    /// Returns a float that may be missing.
+    pub fn optional_float(&self, key: &str) -> Result<Option<f64>, Error> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Float(value)) if value.is_finite() => Ok(Some(*value)),
+            Some(other) => Err(Error::Model(format!(
+                "`{key}`: expected a finite float, got {other:?}"
+            ))),
+        }
+    }
+
+    /// Returns a string that may be missing.
+    pub fn optional_string(&self, key: &str) -> Result<Option<&str>, Error> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(value)) => Ok(Some(value)),
+            Some(_) => Err(Error::Model(format!("`{key}`: expected a string"))),
+        }
+    }
+
+    /// Returns whether the file has a tensor.
+    pub fn has_tensor(&self, name: &str) -> bool {
+        self.header.directory.contains_key(name)
+    }
+
+    /// Reads a tensor.
+    ///
+    /// Errors: it is missing, of a type this worker does not run, or outside of the file.
+    pub fn tensor(&self, name: &str) -> Result<StoredTensor, Error> {
+        let broken = |why: String| Error::Model(format!("tensor `{name}`: {why}"));
+        let directory = &self.header.directory;
+        let entry = directory
+            .get(name)
+            .ok_or_else(|| broken("is missing".into()))?;
+        let weight_type = WeightType::from_number(entry.type_number).ok_or_else(|| {
+            let number = entry.type_number;
+            broken(format!(
+                "type {number} is not known; known are F32, F16, Q4_0, Q4_1 and Q8_0"
+            ))
+        })?;
+        let (elements, bytes) = weight_type.block();
+        let row = entry.dims.first().copied().unwrap_or(1);
+        if row % elements as u64 != 0 {
+            return Err(broken(format!(
+                "a row of {row} is not made of blocks of {elements}"
+            )));
+        }
+        let overflow = || broken(format!("dimensions {:?} are out of range", entry.dims));
+        let count = entry
+            .dims
+            .iter()
+            .try_fold(1u64, |n, &dim| n.checked_mul(dim));
+        let blocks = count.ok_or_else(overflow)? / elements as u64;
+        let length = blocks.checked_mul(bytes as u64).ok_or_else(overflow)?;
+        let start = self
+            .header
+            .data_start
+            .checked_add(entry.offset)
+            .ok_or_else(overflow)?;
+        if start.checked_add(length).is_none_or(|end| end > self.size) {
+            return Err(broken(format!(
+                "{length} bytes at {start} lie outside of the file"
+            )));
+        }
+        let mut data = vec![0; length as usize];
+        self.file
+            .read_exact_at(&mut data, start)
+            .map_err(|source| Error::Read {
+                path: self.path.clone(),
+                source,
+            })?;
+        let dims = entry.dims.iter().map(|&dim| dim as usize).collect();
+        Ok(StoredTensor {
+            dims,
+            weight_type,
+            data,
+        })
+    }
+}
+
+impl Header {
+    fn parse(input: impl Read, size: u64) -> Result<Self, String> {
+        let mut reader = Reader { input, left: size };
+        if reader.array::<4>("magic")? != MAGIC {
+            return Err("it does not begin with `GGUF`".into());
+        }
+        let version = reader.u32("version")?;
+        if !(2..=3).contains(&version) {
+            return Err(format!("version: expected 2 or 3, got {version}"));
+        }
+        let tensors = reader.u64("tensor count")?;
+        let pairs = reader.u64("metadata count")?;
+        let mut metadata = BTreeMap::new();
+        for index in 0..pairs {
+            let key = reader.string(&format!("metadata key {index}"))?;
+            let kind = reader.u32(&key)?;
+            let value = reader.value(kind, &key)?;
+            metadata.insert(key, value);
+        }
+        let mut directory = BTreeMap::new();
+        for index in 0..tensors {
+            let name = reader.string(&format!("name of tensor {index}"))?;
+            let entry = reader.entry(&name)?;
+            directory.insert(name, entry);
+        }
+        let alignment = match metadata.get("general.alignment") {
+            None => DEFAULT_ALIGNMENT,
+            Some(Value::Unsigned(value)) if value.is_power_of_two() && *value <= 1 << 20 => *value,
+            Some(other) => return Err(format!("`general.alignment`: got {other:?}")),
+        };
+        let data_start = (size - reader.left).next_multiple_of(alignment);
+        Ok(Self {
+            metadata,
+            directory,
+            data_start,
+        })
+    }
+}
+
+/// Reads little-endian values and knows how many bytes the file still has.
+struct Reader<R> {
+    input: R,
+    left: u64,
+}
+
+impl<R: Read> Reader<R> {
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], String> {
+        let mut bytes = [0; N];
+        self.take(N as u64, what)?;
+        self.input
+            .read_exact(&mut bytes)
+            .map_err(|error| format!("{what}: {error}"))?;
+        Ok(bytes)
+    }
+
+    /// Accounts for bytes that are about to be read.
+    fn take(&mut self, bytes: u64, what: &str) -> Result<(), String> {
+        self.left = self
+            .left
+            .checked_sub(bytes)
+            .ok_or_else(|| format!("{what}: the file ends before its {bytes} bytes"))?;
+        Ok(())
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32, String> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64, String> {
+        Ok(u64::from_le_bytes(self.array(what)?))
+    }
+
+    fn string(&mut self, what: &str) -> Result<String, String> {
+        let length = self.u64(what)?;
+        self.take(length, what)?;
+        let mut bytes = vec![0; length as usize];
+        self.input
+            .read_exact(&mut bytes)
+            .map_err(|error| format!("{what}: {error}"))?;
+        String::from_utf8(bytes).map_err(|_| format!("{what}: is not UTF-8"))
+    }
+
+    fn value(&mut self, kind: u32, key: &str) -> Result<Value, String> {
+        Ok(match kind {
+            0 => Value::Unsigned(u64::from(self.array::<1>(key)?[0])),
+            1 => Value::Signed(i64::from(i8::from_le_bytes(self.array(key)?))),
+            2 => Value::Unsigned(u64::from(u16::from_le_bytes(self.array(key)?))),
+            3 => Value::Signed(i64::from(i16::from_le_bytes(self.array(key)?))),
+            4 => Value::Unsigned(u64::from(self.u32(key)?)),
+            5 => Value::Signed(i64::from(i32::from_le_bytes(self.array(key)?))),
+            6 => Value::Float(f64::from(f32::from_le_bytes(self.array(key)?))),
+            7 => Value::Bool(self.array::<1>(key)?[0] != 0),
+            8 => Value::String(self.string(key)?),
+            9 => self.values(key)?,
+            10 => Value::Unsigned(self.u64(key)?),
+            11 => Value::Signed(i64::from_le_bytes(self.array(key)?)),
+            12 => Value::Float(f64::from_le_bytes(self.array(key)?)),
+            other => return Err(format!("`{key}`: value type {other} is not known")),
+        })
+    }
+
+    fn values(&mut self, key: &str) -> Result<Value, String> {
+        let kind = self.u32(key)?;
+        let count = self.u64(key)?;
+        if kind == 9 {
+            return Err(format!("`{key}`: arrays of arrays are not read"));
+        }
+        if count > MAX_ARRAY_ELEMENTS {
+            let most = MAX_ARRAY_ELEMENTS;
+            return Err(format!(
+                "`{key}`: expected at most {most} elements, got {count}"
+            ));
+        }
+        // Every element has at least one byte, so an honest count fits into what is left.
+        if count > self.left {
+            return Err(format!(
+                "`{key}`: the file ends before its {count} elements"
+            ));
+        }
+        (0..count)
+            .map(|_| self.value(kind, key))
+            .collect::<Result<_, _>>()
+            .map(Value::Array)
+    }
+
+    fn entry(&mut self, name: &str) -> Result<Entry, String> {
+        let rank = self.u32(name)?;
+        if rank > 4 {
+            return Err(format!(
+                "tensor `{name}`: expected at most 4 dimensions, got {rank}"
+            ));
+        }
+        let dims = (0..rank)
+            .map(|_| self.u64(name))
+            .collect::<Result<_, _>>()?;
+        let type_number = self.u32(name)?;
+        let offset = self.u64(name)?;
+        Ok(Entry {
+            dims,
+            type_number,
+            offset,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

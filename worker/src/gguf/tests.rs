@@ -1,0 +1,119 @@
+//! Hostile files: every cut and many flipped bytes of a small valid file.
+
+use super::*;
+
+/// A small valid file: three metadata values and one tensor of two F32.
+fn small_file() -> Vec<u8> {
+    let mut file = Vec::new();
+    let string = |file: &mut Vec<u8>, text: &str| {
+        file.extend((text.len() as u64).to_le_bytes());
+        file.extend(text.as_bytes());
+    };
+    file.extend(MAGIC);
+    file.extend(3u32.to_le_bytes());
+    file.extend(1u64.to_le_bytes());
+    file.extend(3u64.to_le_bytes());
+    string(&mut file, "general.architecture");
+    file.extend(8u32.to_le_bytes());
+    string(&mut file, "llama");
+    string(&mut file, "llama.block_count");
+    file.extend(4u32.to_le_bytes());
+    file.extend(7u32.to_le_bytes());
+    string(&mut file, "tokens");
+    file.extend(9u32.to_le_bytes());
+    file.extend(8u32.to_le_bytes());
+    file.extend(2u64.to_le_bytes());
+    string(&mut file, "a");
+    string(&mut file, "b");
+    string(&mut file, "weight");
+    file.extend(1u32.to_le_bytes());
+    file.extend(2u64.to_le_bytes());
+    file.extend(0u32.to_le_bytes());
+    file.extend(0u64.to_le_bytes());
+    file.resize(file.len().next_multiple_of(32), 0);
+    file.extend(1f32.to_le_bytes());
+    file.extend(2f32.to_le_bytes());
+    file
+}
+
+fn open(bytes: &[u8]) -> Result<Gguf, Error> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    Gguf::open(file.path())
+}
+
+#[test]
+fn a_file_gives_back_what_is_in_it() {
+    let gguf = open(&small_file()).unwrap();
+    assert_eq!(
+        gguf.optional_string("general.architecture").unwrap(),
+        Some("llama")
+    );
+    assert_eq!(gguf.number("llama.block_count").unwrap(), 7);
+    let letters = ["a", "b"].map(|letter| Value::String(letter.into()));
+    assert_eq!(gguf.get("tokens"), Some(&Value::Array(letters.to_vec())));
+    let tensor = gguf.tensor("weight").unwrap();
+    assert_eq!(
+        (tensor.dims, tensor.weight_type),
+        (vec![2], WeightType::F32)
+    );
+    assert_eq!(
+        tensor.data,
+        [1f32.to_le_bytes(), 2f32.to_le_bytes()].concat()
+    );
+}
+
+#[test]
+fn refusals_name_the_field() {
+    let gguf = open(&small_file()).unwrap();
+    let missing = gguf.number("llama.nothing").unwrap_err().to_string();
+    assert!(missing.contains("`llama.nothing` is missing"), "{missing}");
+    let kind = gguf.number("general.architecture").unwrap_err().to_string();
+    assert!(kind.contains("expected a whole number"), "{kind}");
+    assert!(
+        gguf.tensor("x")
+            .unwrap_err()
+            .to_string()
+            .contains("tensor `x`: is missing")
+    );
+    assert!(
+        open(b"PK\x03\x04____")
+            .unwrap_err()
+            .to_string()
+            .contains("does not begin")
+    );
+}
+
+#[test]
+fn every_cut_is_an_error() {
+    let file = small_file();
+    for length in 0..file.len() {
+        let outcome = open(&file[..length]).and_then(|gguf| gguf.tensor("weight"));
+        assert!(outcome.is_err(), "cut at {length}");
+    }
+}
+
+#[test]
+fn flipped_bytes_never_panic_or_allocate_much() {
+    let file = small_file();
+    let mut state = 1u64;
+    let mut refused = 0;
+    for position in 0..file.len() {
+        for _ in 0..8 {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            let mut broken = file.clone();
+            broken[position] = (state >> 33) as u8;
+            let parsed = Header::parse(&broken[..], broken.len() as u64);
+            refused += usize::from(parsed.is_err());
+        }
+    }
+    assert!(
+        refused > 100,
+        "the flips have to break something: {refused}"
+    );
+    let mut huge = file;
+    huge[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(open(&huge).is_err());
+}

@@ -1,0 +1,303 @@
+//! The Llama family: grouped-query attention with rotary positions, SwiGLU, RMS norms.
+
+use engine::TokenId;
+
+use super::Hyperparameters;
+use crate::Error;
+use crate::cpu::activations::Activations;
+use crate::cpu::attention::{BLOCK_TOKENS, Cache, Scratch, Span, attend};
+use crate::cpu::linear::{Compute, Linear};
+use crate::cpu::vector::{Rotation, add, rms_norm, rotate, rotations, swiglu};
+use crate::gguf::{Gguf, StoredTensor, WeightType};
+use crate::runner::BlockId;
+
+/// The weights of a model.
+#[derive(Debug)]
+pub struct Llama {
+    sizes: Hyperparameters,
+    embedding: Linear,
+    layers: Vec<LayerWeights>,
+    norm: Vec<f32>,
+    /// The output matrix; none: the embedding is used.
+    head: Option<Linear>,
+}
+
+#[derive(Debug)]
+struct LayerWeights {
+    attention_norm: Vec<f32>,
+    query_key_value: Linear,
+    attention_output: Linear,
+    feed_forward_norm: Vec<f32>,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// One token of a forward pass and its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Position<'a> {
+    /// The token.
+    pub token: TokenId,
+    /// Its place in the sequence.
+    pub position: usize,
+    /// The sequence's blocks.
+    pub blocks: &'a [BlockId],
+}
+
+/// The memory of a forward pass; kept between passes.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    residual: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    projected: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    rotations: Vec<Rotation>,
+    activations: Activations,
+}
+
+impl Llama {
+    /// Reads and packs the weights.
+    ///
+    /// Errors: a tensor is missing or has another shape; the text names it.
+    pub fn read(file: &Gguf, sizes: Hyperparameters) -> Result<Self, Error> {
+        let embedding = linear(file, "token_embd.weight", sizes.hidden, None)?;
+        let vocabulary = embedding.rows();
+        let head = match file.has_tensor("output.weight") {
+            true => Some(linear(
+                file,
+                "output.weight",
+                sizes.hidden,
+                Some(vocabulary),
+            )?),
+            false => None,
+        };
+        let layers = (0..sizes.layers)
+            .map(|index| LayerWeights::read(file, &sizes, index))
+            .collect::<Result<_, _>>()?;
+        let norm = vector(file, "output_norm.weight", sizes.hidden)?;
+        Ok(Self {
+            sizes,
+            embedding,
+            layers,
+            norm,
+            head,
+        })
+    }
+
+    /// Returns the number of tokens in the vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.embedding.rows()
+    }
+
+    /// Computes one pass over `tokens`, writes their keys and values into the cache, and the
+    /// logits after each of the tokens `wanted` (indices into `tokens`) into `logits`.
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        tokens: &[Position<'_>],
+        wanted: &[usize],
+        cache: &mut Cache,
+        (buffers, logits): (&mut Buffers, &mut Vec<f32>),
+    ) {
+        self.embed(tokens, buffers);
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.attention(compute, layer, (index, tokens), cache, buffers);
+            self.feed_forward(compute, layer, buffers);
+        }
+        let hidden = self.sizes.hidden;
+        buffers.normed.resize(wanted.len() * hidden, 0.0);
+        for (row, &token) in buffers.normed.chunks_exact_mut(hidden).zip(wanted) {
+            let residual = &buffers.residual[token * hidden..][..hidden];
+            rms_norm(
+                compute.isa,
+                residual,
+                &self.norm,
+                self.sizes.norm_epsilon,
+                row,
+            );
+        }
+        logits.resize(wanted.len() * self.vocabulary(), 0.0);
+        if !wanted.is_empty() {
+            let head = self.head.as_ref().unwrap_or(&self.embedding);
+            head.apply(compute, &buffers.normed, &mut buffers.activations, logits);
+        }
+    }
+
+    /// Fills in the residual stream and the rotations.
+    fn embed(&self, tokens: &[Position<'_>], buffers: &mut Buffers) {
+        let (hidden, pairs) = (self.sizes.hidden, self.sizes.head_dim / 2);
+        buffers.residual.resize(tokens.len() * hidden, 0.0);
+        buffers.rotations.resize(tokens.len() * pairs, [0.0; 2]);
+        let rows = buffers.residual.chunks_exact_mut(hidden);
+        let turns = buffers.rotations.chunks_exact_mut(pairs);
+        for ((token, row), turns) in tokens.iter().zip(rows).zip(turns) {
+            self.embedding.unpack_row(token.token as usize, row);
+            rotations(token.position, self.sizes.rope_base, turns);
+        }
+    }
+
+    fn attention(
+        &self,
+        compute: &Compute,
+        layer: &LayerWeights,
+        (index, tokens): (usize, &[Position<'_>]),
+        cache: &mut Cache,
+        buffers: &mut Buffers,
+    ) {
+        let sizes = &self.sizes;
+        self.normalize(compute, &layer.attention_norm, buffers);
+        let linear = &layer.query_key_value;
+        buffers.qkv.resize(tokens.len() * linear.rows(), 0.0);
+        linear.apply(
+            compute,
+            &buffers.normed,
+            &mut buffers.activations,
+            &mut buffers.qkv,
+        );
+        let rows = buffers.qkv.chunks_exact_mut(linear.rows());
+        let turns = buffers.rotations.chunks_exact(sizes.head_dim / 2);
+        for ((token, row), turns) in tokens.iter().zip(rows).zip(turns) {
+            let (heads, values) = row.split_at_mut(sizes.query_width() + sizes.kv_width());
+            rotate(heads, turns);
+            let block = token.blocks[token.position / BLOCK_TOKENS];
+            let place = token.position % BLOCK_TOKENS;
+            cache.write(index, block, place, (&heads[sizes.query_width()..], values));
+        }
+        buffers
+            .attended
+            .resize(tokens.len() * sizes.query_width(), 0.0);
+        let group = sizes.query_width() / sizes.kv_heads;
+        let outputs = buffers.attended.chunks_exact_mut(group).enumerate();
+        let (qkv, kv) = (&buffers.qkv, cache.layer(index));
+        compute
+            .pool
+            .each(outputs, Scratch::default, |scratch, (item, out)| {
+                let (row, head) = (item / sizes.kv_heads, item % sizes.kv_heads);
+                let token = &tokens[row];
+                let queries = &qkv[row * linear.rows() + head * group..][..group];
+                let tokens = token.position + 1;
+                let span = Span {
+                    layer: kv,
+                    head,
+                    blocks: token.blocks,
+                    tokens,
+                };
+                attend(compute.isa, queries, span, scratch, out);
+            });
+        let linear = &layer.attention_output;
+        buffers.projected.resize(tokens.len() * linear.rows(), 0.0);
+        let projected = &mut buffers.projected;
+        linear.apply(
+            compute,
+            &buffers.attended,
+            &mut buffers.activations,
+            projected,
+        );
+        add(compute.isa, &mut buffers.residual, &buffers.projected);
+    }
+
+    fn feed_forward(&self, compute: &Compute, layer: &LayerWeights, buffers: &mut Buffers) {
+        self.normalize(compute, &layer.feed_forward_norm, buffers);
+        let tokens = buffers.residual.len() / self.sizes.hidden;
+        let width = self.sizes.feed_forward;
+        buffers.gate.resize(tokens * width, 0.0);
+        buffers.up.resize(tokens * width, 0.0);
+        let activations = &mut buffers.activations;
+        layer
+            .gate
+            .apply(compute, &buffers.normed, activations, &mut buffers.gate);
+        layer
+            .up
+            .apply(compute, &buffers.normed, activations, &mut buffers.up);
+        let rows = buffers.gate.chunks_mut(width).zip(buffers.up.chunks(width));
+        compute
+            .pool
+            .each(rows, || (), |(), (gate, up)| swiglu(compute.isa, gate, up));
+        buffers.projected.resize(tokens * self.sizes.hidden, 0.0);
+        layer
+            .down
+            .apply(compute, &buffers.gate, activations, &mut buffers.projected);
+        add(compute.isa, &mut buffers.residual, &buffers.projected);
+    }
+
+    fn normalize(&self, compute: &Compute, weight: &[f32], buffers: &mut Buffers) {
+        let hidden = self.sizes.hidden;
+        buffers.normed.resize(buffers.residual.len(), 0.0);
+        let rows = buffers.normed.chunks_exact_mut(hidden);
+        for (out, row) in rows.zip(buffers.residual.chunks_exact(hidden)) {
+            rms_norm(compute.isa, row, weight, self.sizes.norm_epsilon, out);
+        }
+    }
+}
+
+impl LayerWeights {
+    fn read(file: &Gguf, sizes: &Hyperparameters, index: usize) -> Result<Self, Error> {
+        let name = |part: &str| format!("blk.{index}.{part}.weight");
+        let (hidden, wide) = (sizes.hidden, sizes.feed_forward);
+        let (query, kv) = (sizes.query_width(), sizes.kv_width());
+        let names = [name("attn_q"), name("attn_k"), name("attn_v")];
+        let rows = [query, kv, kv];
+        let parts = names
+            .into_iter()
+            .zip(rows)
+            .map(|(name, rows)| Ok((name.clone(), matrix(file, &name, hidden, Some(rows))?)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        Ok(Self {
+            attention_norm: vector(file, &name("attn_norm"), hidden)?,
+            query_key_value: Linear::new(&parts)?,
+            attention_output: linear(file, &name("attn_output"), query, Some(hidden))?,
+            feed_forward_norm: vector(file, &name("ffn_norm"), hidden)?,
+            gate: linear(file, &name("ffn_gate"), hidden, Some(wide))?,
+            up: linear(file, &name("ffn_up"), hidden, Some(wide))?,
+            down: linear(file, &name("ffn_down"), wide, Some(hidden))?,
+        })
+    }
+}
+
+/// Reads a matrix and checks its shape.
+fn matrix(
+    file: &Gguf,
+    name: &str,
+    columns: usize,
+    rows: Option<usize>,
+) -> Result<StoredTensor, Error> {
+    let stored = file.tensor(name)?;
+    let is_right = match (&stored.dims[..], rows) {
+        ([c, r], Some(rows)) => (*c, *r) == (columns, rows),
+        ([c, _], None) => *c == columns,
+        _ => false,
+    };
+    if is_right {
+        return Ok(stored);
+    }
+    let rows = rows.map_or("any".to_owned(), |rows| rows.to_string());
+    let got = stored.dims;
+    Err(Error::Model(format!(
+        "tensor `{name}`: expected [{columns}, {rows}], got {got:?}"
+    )))
+}
+
+fn linear(file: &Gguf, name: &str, columns: usize, rows: Option<usize>) -> Result<Linear, Error> {
+    Linear::new(&[(name.to_owned(), matrix(file, name, columns, rows)?)])
+}
+
+/// Reads a vector of floats.
+fn vector(file: &Gguf, name: &str, length: usize) -> Result<Vec<f32>, Error> {
+    let stored = file.tensor(name)?;
+    if stored.dims != [length] || stored.weight_type != WeightType::F32 {
+        let got = (stored.weight_type, stored.dims);
+        return Err(Error::Model(format!(
+            "tensor `{name}`: expected F32 [{length}], got {got:?}"
+        )));
+    }
+    Ok(stored
+        .data
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect())
+}

@@ -1,0 +1,179 @@
+//! The CPU runner: a model from a GGUF file on threads of its own.
+
+use std::path::Path;
+
+use engine::{ModelCard, Vocabulary};
+
+use super::{Entry, Limits, Logits, Runner};
+use crate::Error;
+use crate::cpu::Isa;
+use crate::cpu::attention::{BLOCK_TOKENS, Cache, Geometry};
+use crate::cpu::linear::Compute;
+use crate::cpu::pool::Pool;
+use crate::gguf::Gguf;
+use crate::model::{Buffers, Hyperparameters, Llama, Position, vocabulary};
+
+/// How a model is run.
+#[derive(Clone, Debug)]
+pub struct CpuOptions {
+    /// Compute threads, at least 1.
+    pub threads: usize,
+    /// Most tokens of one sequence; none: as the model says.
+    pub context_length: Option<usize>,
+    /// Bytes of the KV cache; taken from the system as they are used.
+    pub kv_cache_bytes: usize,
+    /// Most tokens of one forward pass.
+    pub batch_tokens: usize,
+}
+
+/// A loaded model and what its file says of it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The model, ready to run.
+    pub runner: CpuRunner,
+    /// Its card; the name is the file's.
+    pub card: ModelCard,
+    /// Its tokenizer's tables.
+    pub vocabulary: Vocabulary,
+}
+
+/// One model on the CPU.
+#[derive(Debug)]
+pub struct CpuRunner {
+    model: Llama,
+    compute: Compute,
+    cache: Cache,
+    limits: Limits,
+    buffers: Buffers,
+    logits: Vec<f32>,
+}
+
+impl CpuRunner {
+    /// Loads a model on the best instructions that the processor has.
+    ///
+    /// Errors: the file cannot be read or served, or the cache holds not even one block.
+    pub fn load(path: &Path, options: &CpuOptions) -> Result<Loaded, Error> {
+        Self::load_with(path, options, Isa::best())
+    }
+
+    /// Loads a model on the given instructions.
+    pub fn load_with(path: &Path, options: &CpuOptions, isa: Isa) -> Result<Loaded, Error> {
+        let file = Gguf::open(path)?;
+        let sizes = Hyperparameters::read(&file)?;
+        let vocabulary = vocabulary(&file)?;
+        let model = Llama::read(&file, sizes.clone())?;
+        if model.vocabulary() != vocabulary.tokens.len() {
+            return Err(Error::Model(format!(
+                "`token_embd.weight` has {} rows, the tokenizer {} tokens",
+                model.vocabulary(),
+                vocabulary.tokens.len()
+            )));
+        }
+        let context_length = options
+            .context_length
+            .unwrap_or(usize::MAX)
+            .min(sizes.context_length);
+        let cache = cache(&sizes, context_length, options.kv_cache_bytes)?;
+        let limits = Limits {
+            vocabulary: model.vocabulary(),
+            context_length: context_length.min(cache.blocks * BLOCK_TOKENS),
+            block_size: BLOCK_TOKENS,
+            blocks: cache.blocks,
+            batch_tokens: options.batch_tokens,
+        };
+        let pool = Pool::start(options.threads)
+            .map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))?;
+        let card = ModelCard {
+            name: file
+                .optional_string("general.name")?
+                .unwrap_or("model")
+                .to_owned(),
+            architecture: sizes.architecture,
+            context_length: limits.context_length as u32,
+            block_size: BLOCK_TOKENS as u32,
+            eos_tokens: eos_tokens(&file, &vocabulary)?,
+        };
+        let runner = Self {
+            model,
+            compute: Compute { pool, isa },
+            cache: Cache::new(cache),
+            limits,
+            buffers: Buffers::default(),
+            logits: Vec::new(),
+        };
+        Ok(Loaded {
+            runner,
+            card,
+            vocabulary,
+        })
+    }
+}
+
+/// Sizes the cache: what fits into the bytes, and no more than the address space of block ids.
+fn cache(sizes: &Hyperparameters, context: usize, bytes: usize) -> Result<Geometry, Error> {
+    let mut geometry = Geometry {
+        layers: sizes.layers,
+        blocks: 1,
+        kv_heads: sizes.kv_heads,
+        head_dim: sizes.head_dim,
+    };
+    let needed = geometry.block_bytes();
+    geometry.blocks = (bytes / needed).min(u32::MAX as usize);
+    if geometry.blocks == 0 {
+        let text = format!("a KV cache of {bytes} bytes holds no block; one has {needed} bytes");
+        return Err(Error::Device(text));
+    }
+    let whole = context.div_ceil(BLOCK_TOKENS);
+    if geometry.blocks < whole {
+        let (tokens, blocks) = (geometry.blocks * BLOCK_TOKENS, geometry.blocks);
+        tracing::warn!(
+            tokens,
+            blocks,
+            context,
+            "the KV cache is smaller than one whole context"
+        );
+    }
+    Ok(geometry)
+}
+
+/// Returns the tokens that end a continuation: the end of the text and the end of a turn.
+fn eos_tokens(file: &Gguf, vocabulary: &Vocabulary) -> Result<Vec<u32>, Error> {
+    let turn = file.optional_number("tokenizer.ggml.eot_token_id")?;
+    let turn = turn
+        .filter(|&id| id < vocabulary.tokens.len() as u64)
+        .map(|id| id as u32);
+    let mut tokens: Vec<u32> = vocabulary.eos.into_iter().chain(turn).collect();
+    tokens.dedup();
+    Ok(tokens)
+}
+
+impl Runner for CpuRunner {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Logits<'_>, Error> {
+        let mut tokens = Vec::new();
+        let mut wanted = Vec::new();
+        for entry in batch {
+            for (offset, &token) in entry.tokens.iter().enumerate() {
+                let position = entry.start + offset;
+                tokens.push(Position {
+                    token,
+                    position,
+                    blocks: entry.blocks,
+                });
+            }
+            if entry.wants_logits {
+                wanted.push(tokens.len() - 1);
+            }
+        }
+        let memory = (&mut self.buffers, &mut self.logits);
+        self.model
+            .forward(&self.compute, &tokens, &wanted, &mut self.cache, memory);
+        Ok(Logits {
+            values: &self.logits,
+            vocabulary: self.limits.vocabulary,
+        })
+    }
+}
