@@ -2,7 +2,10 @@
 
 pub mod cpu;
 mod error;
+pub mod generate;
 pub mod gguf;
+pub mod infer;
+pub mod kv;
 pub mod model;
 pub mod runner;
 

@@ -5,6 +5,7 @@
 //! logits do not depend, to the last bit, on what else is in the batch.
 
 pub mod cpu;
+pub mod mock;
 
 use engine::TokenId;
 

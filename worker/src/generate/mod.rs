@@ -1,0 +1,16 @@
+//! Generation with continuous batching: requests wait, join the running batch, leave it.
+//!
+//! One thread owns the runner, the KV blocks and all sequences. Requests reach it through a
+//! bounded queue, tokens leave it through a buffer per request that coalesces for slow readers.
+
+mod config;
+mod engine;
+mod logprobs;
+mod output;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod waiting;
+
+pub use config::SchedulerConfig;
+pub use engine::GenerateEngine;

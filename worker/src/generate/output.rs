@@ -1,0 +1,154 @@
+//! The buffer between the scheduler's thread and the reader of one request.
+//!
+//! Tokens of one continuation that nobody has read yet become one output, so the buffer is
+//! bounded by the request's own token limit. Dropping the reader is seen by the scheduler before
+//! its next step.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use engine::{Error, FinishReason, GenerateOutput, TokenId, TokenLogprobs, Usage};
+use futures_util::Stream;
+
+use super::waiting::Ticket;
+
+/// The writer's side.
+#[derive(Debug)]
+pub(super) struct Output {
+    state: Mutex<State>,
+    is_dropped: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// At most one entry for each continuation.
+    pending: VecDeque<GenerateOutput>,
+    /// Continuations that have not ended.
+    open: u32,
+    error: Option<Error>,
+    waker: Option<Waker>,
+}
+
+impl Output {
+    /// Makes a buffer for a request of some continuations.
+    pub(super) fn new(choices: u32) -> Arc<Self> {
+        let state = State {
+            open: choices,
+            ..State::default()
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            is_dropped: AtomicBool::new(false),
+        })
+    }
+
+    /// Adds a token to a continuation.
+    pub(super) fn push(&self, index: u32, token: TokenId, logprobs: Option<TokenLogprobs>) {
+        self.change(|state| {
+            let output = state.entry(index);
+            output.tokens.push(token);
+            output.logprobs.extend(logprobs);
+        });
+    }
+
+    /// Ends a continuation.
+    pub(super) fn finish(&self, index: u32, reason: FinishReason, usage: Usage) {
+        self.change(|state| {
+            let output = state.entry(index);
+            output.finish = Some(reason);
+            output.usage = Some(usage);
+            state.open = state.open.saturating_sub(1);
+        });
+    }
+
+    /// Ends the request with an error, after what is already there.
+    pub(super) fn fail(&self, error: Error) {
+        self.change(|state| {
+            if state.open > 0 {
+                state.open = 0;
+                state.error.get_or_insert(error);
+            }
+        });
+    }
+
+    /// Returns whether nobody will read any more.
+    pub(super) fn is_dropped(&self) -> bool {
+        self.is_dropped.load(Ordering::Relaxed)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let waker = {
+            let mut state = self.lock();
+            change(&mut state);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Returns the unread output of a continuation.
+    fn entry(&mut self, index: u32) -> &mut GenerateOutput {
+        let place = self.pending.iter().position(|output| output.index == index);
+        let place = place.unwrap_or_else(|| {
+            self.pending.push_back(GenerateOutput {
+                index,
+                ..GenerateOutput::default()
+            });
+            self.pending.len() - 1
+        });
+        &mut self.pending[place]
+    }
+}
+
+/// The reader's side. Dropping it takes the request out of the queue or the batch.
+#[derive(Debug)]
+pub(super) struct Reader {
+    output: Arc<Output>,
+    ticket: Ticket,
+}
+
+impl Reader {
+    /// Makes the reader of a request that waits under `ticket`.
+    pub(super) fn new(output: Arc<Output>, ticket: Ticket) -> Self {
+        Self { output, ticket }
+    }
+}
+
+impl Stream for Reader {
+    type Item = Result<GenerateOutput, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut state = self.output.lock();
+        if let Some(output) = state.pending.pop_front() {
+            return Poll::Ready(Some(Ok(output)));
+        }
+        if let Some(error) = state.error.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        if state.open == 0 {
+            return Poll::Ready(None);
+        }
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => state.waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.output.is_dropped.store(true, Ordering::Relaxed);
+        self.ticket.withdraw();
+    }
+}

@@ -1,0 +1,212 @@
+//! Draws the next token: penalties, temperature, min-p, top-k, top-p, in the order of vLLM.
+//!
+//! With a seed the draws of a continuation depend on the seed, its index and its logits alone.
+
+use std::collections::HashMap;
+
+use engine::{Sampling, TokenId};
+
+use crate::cpu::vector::exp;
+
+/// Candidates that are sorted first when looking for the top-p set; most sets are smaller.
+const FIRST_SORTED: usize = 64;
+
+/// Memory that draws of all sequences share.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    logits: Vec<f32>,
+    candidates: Vec<(f32, TokenId)>,
+}
+
+/// The state of one continuation's draws.
+#[derive(Debug)]
+pub(super) struct Sampler {
+    sampling: Sampling,
+    random: fastrand::Rng,
+    /// What penalties need to know; none if there are none.
+    seen: Option<HashMap<TokenId, Seen>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// Times it was drawn.
+    drawn: u32,
+}
+
+impl Sampler {
+    /// Makes the sampler of a continuation.
+    pub(super) fn new(sampling: &Sampling, prompt: &[TokenId], index: u32) -> Self {
+        let random = match sampling.seed {
+            // An odd multiplier keeps the seeds of continuations apart.
+            Some(seed) => fastrand::Rng::with_seed(
+                seed ^ u64::from(index).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+            ),
+            None => fastrand::Rng::new(),
+        };
+        let has_penalties = sampling.repetition_penalty != 1.0
+            || sampling.presence_penalty != 0.0
+            || sampling.frequency_penalty != 0.0;
+        let in_prompt = || {
+            prompt
+                .iter()
+                .map(|&token| (token, Seen::default()))
+                .collect()
+        };
+        Self {
+            sampling: sampling.clone(),
+            random,
+            seen: has_penalties.then(in_prompt),
+        }
+    }
+
+    /// Draws a token that is not barred; none if no logit is a number.
+    pub(super) fn draw(
+        &mut self,
+        logits: &[f32],
+        barred: &[&[TokenId]],
+        scratch: &mut Scratch,
+    ) -> Option<TokenId> {
+        let is_plain = self.seen.is_none() && barred.iter().all(|tokens| tokens.is_empty());
+        let is_greedy = self.sampling.temperature == 0.0 || self.sampling.top_k == 1;
+        let token = if is_plain && is_greedy {
+            largest(logits)?
+        } else {
+            scratch.logits.clear();
+            scratch.logits.extend_from_slice(logits);
+            self.penalize(&mut scratch.logits);
+            for &token in barred.iter().copied().flatten() {
+                if let Some(logit) = scratch.logits.get_mut(token as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+            match is_greedy {
+                true => largest(&scratch.logits)?,
+                false => self.choose(scratch)?,
+            }
+        };
+        if let Some(seen) = &mut self.seen {
+            seen.entry(token).or_default().drawn += 1;
+        }
+        Some(token)
+    }
+
+    fn penalize(&self, logits: &mut [f32]) {
+        let Sampling {
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            ..
+        } = self.sampling;
+        for (&token, seen) in self.seen.iter().flatten() {
+            let Some(logit) = logits.get_mut(token as usize) else {
+                continue;
+            };
+            *logit = match *logit > 0.0 {
+                true => *logit / repetition_penalty,
+                false => *logit * repetition_penalty,
+            };
+            if seen.drawn > 0 {
+                *logit -= presence_penalty + frequency_penalty * seen.drawn as f32;
+            }
+        }
+    }
+
+    /// Draws from the softmax of what min-p, top-k and top-p leave.
+    fn choose(&mut self, scratch: &mut Scratch) -> Option<TokenId> {
+        let Scratch { logits, candidates } = scratch;
+        let top = logits[largest(logits)? as usize];
+        let inverse = 1.0 / self.sampling.temperature;
+        logits
+            .iter_mut()
+            .for_each(|logit| *logit = weight((*logit - top) * inverse));
+        let least = self.sampling.min_p;
+        candidates.clear();
+        let weighted = logits.iter().zip(0..).filter(|&(&weight, _)| weight > 0.0);
+        candidates.extend(
+            weighted
+                .filter(|&(&w, _)| w >= least)
+                .map(|(&w, token)| (w, token)),
+        );
+        let top_k = self.sampling.top_k as usize;
+        if top_k > 0 && top_k < candidates.len() {
+            candidates.select_nth_unstable_by(top_k - 1, likelier);
+            candidates.truncate(top_k);
+        }
+        if self.sampling.top_p < 1.0 {
+            keep_top_p(candidates, self.sampling.top_p);
+        }
+        let total: f64 = candidates
+            .iter()
+            .map(|&(weight, _)| f64::from(weight))
+            .sum();
+        let mut left = self.random.f64() * total;
+        for &(weight, token) in candidates.iter() {
+            left -= f64::from(weight);
+            if left < 0.0 {
+                return Some(token);
+            }
+        }
+        candidates.last().map(|&(_, token)| token)
+    }
+}
+
+/// Returns `e^x` for what is left of the largest logit; a barred token weighs nothing.
+#[inline(always)]
+fn weight(x: f32) -> f32 {
+    if x < -80.0 { 0.0 } else { exp::<false>(x) }
+}
+
+/// Orders candidates: heavier first, then lower ids, so that the order is total.
+fn likelier(a: &(f32, TokenId), b: &(f32, TokenId)) -> std::cmp::Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// Keeps the smallest set of the heaviest candidates that has a share `top_p` of the weight.
+fn keep_top_p(candidates: &mut Vec<(f32, TokenId)>, top_p: f32) {
+    let total: f64 = candidates
+        .iter()
+        .map(|&(weight, _)| f64::from(weight))
+        .sum();
+    let enough = total * f64::from(top_p);
+    let (mut sorted, mut sum) = (0, 0.0);
+    let mut next = FIRST_SORTED;
+    while sorted < candidates.len() {
+        let end = next.min(candidates.len());
+        if end < candidates.len() {
+            candidates[sorted..].select_nth_unstable_by(end - sorted - 1, likelier);
+        }
+        candidates[sorted..end].sort_unstable_by(likelier);
+        for (index, &(weight, _)) in candidates.iter().enumerate().take(end).skip(sorted) {
+            sum += f64::from(weight);
+            if sum >= enough {
+                candidates.truncate(index + 1);
+                return;
+            }
+        }
+        sorted = end;
+        next *= 4;
+    }
+}
+
+/// Returns the first of the largest logits; none if no logit is a number.
+fn largest(logits: &[f32]) -> Option<TokenId> {
+    // Sixteen lanes vectorise where a plain fold would wait for each comparison.
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = logits.as_chunks::<16>();
+    for chunk in chunks {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if logit > *lane { logit } else { *lane };
+        }
+    }
+    let largest = lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    logits
+        .iter()
+        .position(|&logit| logit == largest)
+        .map(|index| index as TokenId)
+}
+
+#[cfg(test)]
+mod tests;

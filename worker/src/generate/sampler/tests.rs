@@ -1,0 +1,151 @@
+//! The laws of drawing.
+
+use super::*;
+
+fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<TokenId> {
+    let mut sampler = Sampler::new(sampling, &[], 0);
+    let mut scratch = Scratch::default();
+    (0..count)
+        .map(|_| sampler.draw(logits, &[], &mut scratch).unwrap())
+        .collect()
+}
+
+fn warm(change: impl FnOnce(&mut Sampling)) -> Sampling {
+    let mut sampling = Sampling {
+        temperature: 1.0,
+        seed: Some(7),
+        ..Sampling::default()
+    };
+    change(&mut sampling);
+    sampling
+}
+
+#[test]
+fn temperature_zero_and_top_k_one_are_greedy() {
+    let mut logits: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.77).sin()).collect();
+    logits[501] = 3.0;
+    assert_eq!(draws(&Sampling::default(), &logits, 3), [501; 3]);
+    assert_eq!(draws(&warm(|s| s.top_k = 1), &logits, 3), [501; 3]);
+    assert_eq!(
+        draws(&warm(|s| s.temperature = 1e-3), &logits, 50),
+        [501; 50]
+    );
+}
+
+#[test]
+fn frequencies_follow_the_softmax() {
+    let logits = [2.0f32, 1.0, 0.0, -1.0];
+    for temperature in [0.5f32, 1.0, 2.0] {
+        let tokens = draws(&warm(|s| s.temperature = temperature), &logits, 40_000);
+        let total: f32 = logits.iter().map(|l| (l / temperature).exp()).sum();
+        for (token, logit) in logits.iter().enumerate() {
+            let expected = (logit / temperature).exp() / total;
+            let count = tokens.iter().filter(|&&t| t as usize == token).count();
+            let got = count as f32 / 40_000.0;
+            assert!(
+                (got - expected).abs() < 0.01,
+                "{temperature}: {got} is not {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn filters_keep_exactly_their_sets() {
+    // Probabilities of about 0.643, 0.237, 0.087, 0.032.
+    let logits = [3.0f32, 2.0, 1.0, 0.0];
+    let kept = |change: fn(&mut Sampling)| {
+        let mut tokens = draws(&warm(change), &logits, 4000);
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
+    };
+    assert_eq!(kept(|s| s.top_k = 2), [0, 1]);
+    assert_eq!(kept(|s| s.top_p = 0.6), [0]);
+    assert_eq!(kept(|s| s.top_p = 0.7), [0, 1]);
+    assert_eq!(kept(|s| s.top_p = 0.95), [0, 1, 2]);
+    assert_eq!(kept(|s| s.min_p = 0.1), [0, 1, 2]);
+    assert_eq!(kept(|s| s.min_p = 0.3), [0, 1]);
+    assert_eq!(kept(|s| (s.top_k, s.top_p) = (3, 0.9)), [0, 1]);
+    assert_eq!(kept(|_| ()), [0, 1, 2, 3]);
+}
+
+#[test]
+fn top_p_keeps_the_set_that_a_full_sort_keeps() {
+    let mut random = fastrand::Rng::with_seed(3);
+    for top_p in [0.05f32, 0.5, 0.9, 0.999] {
+        let weights: Vec<(f32, TokenId)> = (0..2000).map(|t| (random.f32().powi(4), t)).collect();
+        let mut sorted = weights.clone();
+        sorted.sort_by(likelier);
+        let total: f64 = sorted.iter().map(|w| f64::from(w.0)).sum();
+        let mut sum = 0.0;
+        let size = sorted.iter().position(|w| {
+            sum += f64::from(w.0);
+            sum >= total * f64::from(top_p)
+        });
+        let mut kept = weights;
+        keep_top_p(&mut kept, top_p);
+        assert_eq!(kept, sorted[..=size.unwrap()], "{top_p}");
+    }
+}
+
+#[test]
+fn penalties_are_those_of_the_formula() {
+    let sampling = Sampling {
+        repetition_penalty: 2.0,
+        presence_penalty: 0.5,
+        frequency_penalty: 0.25,
+        ..Sampling::default()
+    };
+    let mut sampler = Sampler::new(&sampling, &[2, 3], 0);
+    let mut scratch = Scratch::default();
+    let logits = [4.0f32, 1.0, -1.0, 3.0];
+    assert_eq!(sampler.draw(&logits, &[], &mut scratch), Some(0));
+    assert_eq!(sampler.draw(&logits, &[], &mut scratch), Some(3));
+    sampler.draw(&logits, &[], &mut scratch);
+    // Token 0 was drawn twice by now: 4 / 2 - 0.5 - 2 * 0.25.
+    assert_eq!(scratch.logits[2], -2.0);
+    let mut penalized = logits.to_vec();
+    sampler.penalize(&mut penalized);
+    assert_eq!(penalized[1], 1.0, "an unseen token keeps its logit");
+}
+
+#[test]
+fn barred_tokens_are_never_drawn() {
+    let logits = [5.0f32, 1.0, 0.0];
+    for sampling in [Sampling::default(), warm(|_| ())] {
+        let mut sampler = Sampler::new(&sampling, &[], 0);
+        let mut scratch = Scratch::default();
+        for _ in 0..500 {
+            let token = sampler.draw(&logits, &[&[0], &[2]], &mut scratch);
+            assert_eq!(token, Some(1));
+        }
+    }
+}
+
+#[test]
+fn a_seed_repeats_and_indices_differ() {
+    let logits = vec![0.0f32; 500];
+    let run = |seed, index| {
+        let sampling = warm(|s| s.seed = Some(seed));
+        let mut sampler = Sampler::new(&sampling, &[], index);
+        let mut scratch = Scratch::default();
+        (0..20)
+            .map(|_| sampler.draw(&logits, &[], &mut scratch).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(run(1, 0), run(1, 0));
+    assert_ne!(run(1, 0), run(1, 1));
+    assert_ne!(run(1, 0), run(2, 0));
+}
+
+#[test]
+fn logits_that_are_no_numbers_give_no_token() {
+    for sampling in [Sampling::default(), warm(|_| ())] {
+        let mut sampler = Sampler::new(&sampling, &[], 0);
+        assert_eq!(
+            sampler.draw(&[f32::NAN; 40], &[], &mut Scratch::default()),
+            None
+        );
+    }
+}

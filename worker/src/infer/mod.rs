@@ -1,0 +1,30 @@
+//! Built-in tensor models: Triton's own examples, for tests and load tests.
+
+mod add_sub;
+mod identity;
+mod repeat_int32;
+
+pub use add_sub::AddSub;
+pub use identity::Identity;
+pub use repeat_int32::RepeatInt32;
+
+use engine::{Error, InferRequest, OutputStream, Result};
+use futures_util::stream;
+use tensor::{Element, Tensor};
+
+/// Returns the input of a name, which validation has made sure of.
+fn input<'a>(request: &'a InferRequest, name: &str) -> Result<&'a Tensor> {
+    let missing = || Error::internal(format!("input '{name}' was not validated"));
+    request.input(name).ok_or_else(missing)
+}
+
+/// Returns the numbers of an input, whose datatype validation has made sure of.
+fn numbers<T: Element>(request: &InferRequest, name: &str) -> Result<Vec<T>> {
+    let wrong = || Error::internal(format!("input '{name}' was not validated"));
+    Ok(input(request, name)?.values().ok_or_else(wrong)?.collect())
+}
+
+/// Makes a stream of one output.
+fn once(output: engine::InferOutput) -> OutputStream<InferRequest> {
+    Box::pin(stream::once(std::future::ready(Ok(output))))
+}

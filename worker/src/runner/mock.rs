@@ -1,0 +1,209 @@
+//! A runner without a model: it names a next token at once, or at a set pace.
+//!
+//! Everything around it is real, scheduler and KV blocks included, so it serves load tests and
+//! tests of the server. The text reads like words; it ends only by the limit of tokens.
+
+use std::time::{Duration, Instant};
+
+use engine::{ModelCard, TokenId, TokenKind, Vocabulary};
+
+use super::{Entry, Limits, Logits, Runner};
+use crate::Error;
+
+/// The words of its text; each is one token with a space in front.
+const WORDS: [&str; 32] = [
+    "the", "of", "and", "a", "to", "in", "is", "that", "it", "was", "for", "on", "are", "with",
+    "as", "be", "this", "have", "from", "or", "one", "by", "word", "but", "not", "what", "all",
+    "were", "we", "when", "your", "can",
+];
+
+/// The tokens that steer; the first one ends a text.
+const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+
+/// ChatML, as most small models have it.
+const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' \
+    + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// Byte tokens, one for each byte.
+const BYTES: usize = 256;
+
+/// How the mock behaves.
+#[derive(Clone, Debug)]
+pub struct MockConfig {
+    /// The least time between the starts of two forward passes.
+    pub pace: Duration,
+    /// Most tokens of one sequence.
+    pub context_length: usize,
+    /// KV blocks, of 16 tokens each.
+    pub blocks: usize,
+    /// Most tokens of one forward pass.
+    pub batch_tokens: usize,
+}
+
+impl Default for MockConfig {
+    fn default() -> Self {
+        Self {
+            pace: Duration::ZERO,
+            context_length: 8192,
+            blocks: 65_536,
+            batch_tokens: 512,
+        }
+    }
+}
+
+/// The runner.
+#[derive(Debug)]
+pub struct MockRunner {
+    config: MockConfig,
+    vocabulary: usize,
+    next_start: Option<Instant>,
+    logits: Vec<f32>,
+    /// The one entry of each row that is not 0.
+    marked: Vec<usize>,
+}
+
+impl MockRunner {
+    /// Makes the runner.
+    pub fn new(config: MockConfig) -> Self {
+        let vocabulary = BYTES + CONTROL.len() + WORDS.len();
+        Self {
+            config,
+            vocabulary,
+            next_start: None,
+            logits: Vec::new(),
+            marked: Vec::new(),
+        }
+    }
+
+    /// Waits until the next forward pass may begin.
+    fn keep_pace(&mut self) {
+        if self.config.pace.is_zero() {
+            return;
+        }
+        let now = Instant::now();
+        let start = self.next_start.map_or(now, |next| next.max(now));
+        std::thread::sleep(start - now);
+        self.next_start = Some(start + self.config.pace);
+    }
+}
+
+impl Runner for MockRunner {
+    fn limits(&self) -> Limits {
+        Limits {
+            vocabulary: self.vocabulary,
+            context_length: self.config.context_length,
+            block_size: 16,
+            blocks: self.config.blocks,
+            batch_tokens: self.config.batch_tokens,
+        }
+    }
+
+    fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Logits<'_>, Error> {
+        self.keep_pace();
+        for (row, marked) in self.marked.iter().enumerate() {
+            self.logits[row * self.vocabulary + marked] = 0.0;
+        }
+        self.marked.clear();
+        let first_word = BYTES + CONTROL.len();
+        for entry in batch.iter().filter(|entry| entry.wants_logits) {
+            let last = entry.tokens.last().copied().unwrap_or(0) as usize;
+            let position = entry.start + entry.tokens.len();
+            self.marked
+                .push(first_word + (last * 7 + position) % WORDS.len());
+        }
+        let size = self.marked.len() * self.vocabulary;
+        if self.logits.len() < size {
+            self.logits.resize(size, 0.0);
+        }
+        for (row, marked) in self.marked.iter().enumerate() {
+            self.logits[row * self.vocabulary + marked] = 1.0;
+        }
+        Ok(Logits {
+            values: &self.logits[..size],
+            vocabulary: self.vocabulary,
+        })
+    }
+}
+
+/// Returns the card of a mock model.
+pub fn card(name: &str, config: &MockConfig) -> ModelCard {
+    ModelCard {
+        name: name.to_owned(),
+        architecture: "mock".into(),
+        context_length: config.context_length as u32,
+        block_size: 16,
+        eos_tokens: vec![BYTES as TokenId],
+    }
+}
+
+/// Returns the vocabulary of a mock model: bytes, control tokens, some words, no merges.
+pub fn vocabulary() -> Vocabulary {
+    let bytes = (0..=u8::MAX).map(|byte| byte_spelling(byte).to_string());
+    let control = CONTROL.iter().map(|token| (*token).to_owned());
+    let words = WORDS
+        .iter()
+        .map(|word| format!("{}{word}", byte_spelling(b' ')));
+    let kind = |index: usize| match index.checked_sub(BYTES) {
+        Some(index) if index < CONTROL.len() => TokenKind::Control,
+        _ => TokenKind::Normal,
+    };
+    let tokens: Vec<String> = bytes.chain(control).chain(words).collect();
+    Vocabulary {
+        model: "gpt2".into(),
+        pre_tokenizer: "gpt-2".into(),
+        kinds: (0..tokens.len()).map(kind).collect(),
+        tokens,
+        merges: Vec::new(),
+        bos: None,
+        eos: Some(BYTES as TokenId),
+        add_bos: false,
+        chat_template: Some(TEMPLATE.into()),
+    }
+}
+
+/// Returns the letter that stands for a byte in byte-level BPE vocabularies: printable bytes
+/// are themselves, the others follow from U+0100 on.
+fn byte_spelling(byte: u8) -> char {
+    let is_printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    if is_printable(byte) {
+        return char::from(byte);
+    }
+    let rank = (0..byte).filter(|&other| !is_printable(other)).count() as u32;
+    char::from_u32(0x100 + rank).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_has_its_own_letter() {
+        let letters: std::collections::BTreeSet<char> = (0..=255).map(byte_spelling).collect();
+        assert_eq!(letters.len(), 256);
+        assert_eq!(
+            (byte_spelling(b' '), byte_spelling(b'\n')),
+            ('\u{120}', '\u{10A}')
+        );
+        assert_eq!((byte_spelling(b'a'), byte_spelling(0xAD)), ('a', '\u{143}'));
+    }
+
+    #[test]
+    fn one_logit_of_each_row_stands_out() {
+        let mut runner = MockRunner::new(MockConfig::default());
+        for step in 0..3 {
+            let entry = |token: &'static [TokenId]| Entry {
+                tokens: token,
+                start: step,
+                blocks: &[0],
+                wants_logits: true,
+            };
+            let logits = runner.forward(&[entry(&[1]), entry(&[2])]).unwrap();
+            let rows: Vec<_> = logits.rows().collect();
+            assert_eq!(rows.len(), 2);
+            for row in rows {
+                assert_eq!(row.iter().sum::<f32>(), 1.0);
+            }
+        }
+    }
+}
