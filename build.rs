@@ -17,10 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["proto/inference.proto"], ["proto"])?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    std::fs::write(
-        out.join("descriptors.bin"),
-        prost::Message::encode_to_vec(&descriptors),
-    )?;
+    std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
     build_server(&descriptors)?;
     tonic_prost_build::configure()
         .bytes(".")
@@ -37,45 +34,27 @@ fn build_server(descriptors: &FileDescriptorSet) -> Result<(), Box<dyn Error>> {
         .find(|file| !file.service.is_empty())
         .ok_or("no service in proto/inference.proto")?;
     for service in &file.service {
-        let mut builder = manual::Service::builder()
-            .name(service.name())
-            .package(file.package());
+        let mut builder = manual::Service::builder().name(service.name()).package(file.package());
         for method in &service.method {
             builder = builder.method(server_method(method)?);
         }
-        manual::Builder::new()
-            .build_client(false)
-            .compile(&[builder.build()]);
+        manual::Builder::new().build_client(false).compile(&[builder.build()]);
     }
     Ok(())
 }
 
 fn server_method(method: &MethodDescriptorProto) -> Result<manual::Method, Box<dyn Error>> {
-    let message = |path: &str| {
-        path.rsplit('.')
-            .next()
-            .map(str::to_owned)
-            .ok_or("unnamed type")
-    };
+    let message = |path: &str| path.rsplit('.').next().map(str::to_owned).ok_or("unnamed type");
     let answer = message(method.output_type())?;
     let (output, codec) = if PRE_ENCODED.contains(&answer.as_str()) {
-        (
-            format!("crate::Reply<crate::inference::{answer}>"),
-            "crate::codec::ReplyCodec",
-        )
+        (format!("crate::Reply<crate::inference::{answer}>"), "crate::codec::ReplyCodec")
     } else {
-        (
-            format!("crate::inference::{answer}"),
-            "::tonic_prost::ProstCodec",
-        )
+        (format!("crate::inference::{answer}"), "::tonic_prost::ProstCodec")
     };
     let mut builder = manual::Method::builder()
         .name(snake_case(method.name()))
         .route_name(method.name())
-        .input_type(format!(
-            "crate::inference::{}",
-            message(method.input_type())?
-        ))
+        .input_type(format!("crate::inference::{}", message(method.input_type())?))
         .output_type(output)
         .codec_path(codec);
     if method.client_streaming() {

@@ -47,9 +47,7 @@ impl Encoded {
         }
         let mut whole = Vec::with_capacity(self.len());
         whole.extend_from_slice(&self.head);
-        self.tail
-            .iter()
-            .for_each(|segment| whole.extend_from_slice(segment));
+        self.tail.iter().for_each(|segment| whole.extend_from_slice(segment));
         whole.into()
     }
 }
@@ -97,10 +95,7 @@ impl<M: Message> Encoder for ReplyEncoder<M> {
             Reply::Encoded(encoded) => {
                 buffer.reserve(encoded.len());
                 buffer.put_slice(&encoded.head);
-                encoded
-                    .tail
-                    .iter()
-                    .for_each(|segment| buffer.put_slice(segment));
+                encoded.tail.iter().for_each(|segment| buffer.put_slice(segment));
                 Ok(())
             }
         }

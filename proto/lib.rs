@@ -10,20 +10,17 @@ pub use codec::{Encoded, Reply};
 /// The messages, the client and the server of package `inference`.
 pub mod inference {
     mod messages {
-        #![expect(clippy::all, clippy::allow_attributes, reason = "generated")]
+        #![expect(clippy::all, reason = "generated")]
         include!(concat!(env!("OUT_DIR"), "/inference.rs"));
     }
     mod service {
         #![expect(
-            clippy::all,
-            unreachable_pub,
+            clippy::too_many_lines,
             clippy::allow_attributes,
+            unreachable_pub,
             reason = "generated"
         )]
-        include!(concat!(
-            env!("OUT_DIR"),
-            "/inference.GRPCInferenceService.rs"
-        ));
+        include!(concat!(env!("OUT_DIR"), "/inference.GRPCInferenceService.rs"));
     }
 
     pub use messages::*;

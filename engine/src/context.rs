@@ -20,11 +20,7 @@ pub struct Context {
 impl Context {
     /// Makes a context for the request that the client calls `id` (empty: it has no name).
     pub fn new(id: impl Into<Arc<str>>) -> Self {
-        Self {
-            id: id.into(),
-            deadline: None,
-            priority: 0,
-        }
+        Self { id: id.into(), deadline: None, priority: 0 }
     }
 
     /// Sets the moment after which nobody waits for the answer.

@@ -67,6 +67,8 @@ pub struct GenerateOutput {
 pub struct TokenLogprobs {
     /// Of the token that was drawn.
     pub logprob: f32,
+    /// The place of the token that was drawn; 1 is the most likely.
+    pub rank: u32,
     /// Of the best tokens, most likely first.
     pub top: Vec<(TokenId, f32)>,
 }

@@ -55,9 +55,6 @@ pub struct StopConditions {
 impl StopConditions {
     /// Makes conditions that only bound the number of tokens.
     pub fn after(max_tokens: u32) -> Self {
-        Self {
-            max_tokens,
-            ..Self::default()
-        }
+        Self { max_tokens, ..Self::default() }
     }
 }

@@ -32,10 +32,7 @@ impl Tasks {
     /// Makes a group that this one's cancellation ends and this one's `wait` waits for.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self {
-            token: self.token.child_token(),
-            tracker: self.tracker.clone(),
-        }
+        Self { token: self.token.child_token(), tracker: self.tracker.clone() }
     }
 
     /// Starts a task that runs until it is done or the group is cancelled.
@@ -74,9 +71,7 @@ impl Tasks {
     /// Waits until all tasks have ended, at most `grace`; returns whether they have.
     pub async fn wait(&self, grace: Duration) -> bool {
         self.tracker.close();
-        tokio::time::timeout(grace, self.tracker.wait())
-            .await
-            .is_ok()
+        tokio::time::timeout(grace, self.tracker.wait()).await.is_ok()
     }
 }
 

@@ -34,10 +34,7 @@ where
 {
     /// Makes an engine that plays `script`.
     pub fn new(script: Vec<Step<R::Output>>) -> Self {
-        Self {
-            script: Mutex::new(script),
-            live: Arc::default(),
-        }
+        Self { script: Mutex::new(script), live: Arc::default() }
     }
 
     /// Makes an engine that answers with `count` empty outputs.
@@ -45,11 +42,7 @@ where
     where
         R::Output: Default,
     {
-        Self::new(
-            (0..count)
-                .map(|_| Step::Output(R::Output::default()))
-                .collect(),
-        )
+        Self::new((0..count).map(|_| Step::Output(R::Output::default())).collect())
     }
 
     /// Returns how many of its streams have not been dropped.
@@ -72,26 +65,19 @@ where
     R::Output: Clone,
 {
     async fn call(&self, _request: R, _context: Context) -> Result<OutputStream<R>> {
-        let script = self
-            .script
-            .lock()
-            .map_err(|_| Error::internal("poisoned script"))?
-            .clone();
+        let script = self.script.lock().map_err(|_| Error::internal("poisoned script"))?.clone();
         self.live.fetch_add(1, Ordering::SeqCst);
         let state = (script.into_iter(), Live(self.live.clone()));
-        Ok(Box::pin(stream::unfold(
-            state,
-            |(mut steps, live)| async move {
-                loop {
-                    match steps.next()? {
-                        Step::Output(output) => return Some((Ok(output), (steps, live))),
-                        Step::Sleep(time) => tokio::time::sleep(time).await,
-                        Step::Error(error) => {
-                            return Some((Err(error), (Vec::new().into_iter(), live)));
-                        }
+        Ok(Box::pin(stream::unfold(state, |(mut steps, live)| async move {
+            loop {
+                match steps.next()? {
+                    Step::Output(output) => return Some((Ok(output), (steps, live))),
+                    Step::Sleep(time) => tokio::time::sleep(time).await,
+                    Step::Error(error) => {
+                        return Some((Err(error), (Vec::new().into_iter(), live)));
                     }
                 }
-            },
-        )))
+            }
+        })))
     }
 }

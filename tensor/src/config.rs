@@ -26,12 +26,7 @@ impl TensorSpec {
         datatype: Datatype,
         dims: impl Into<Vec<i64>>,
     ) -> Self {
-        Self {
-            name: name.into(),
-            datatype,
-            dims: dims.into(),
-            optional: false,
-        }
+        Self { name: name.into(), datatype, dims: dims.into(), optional: false }
     }
 
     /// Declares that a request may leave this input out.
@@ -118,9 +113,7 @@ impl ModelConfig {
                 return Err(Error::new(text));
             }
             if seen.contains(&name) {
-                return Err(Error::new(format!(
-                    "output '{name}' already exists in request"
-                )));
+                return Err(Error::new(format!("output '{name}' already exists in request")));
             }
             seen.push(name);
         }
@@ -130,25 +123,17 @@ impl ModelConfig {
     /// Returns the declaration of each name. A wrong count is told before a wrong name.
     pub(crate) fn check_input_names(&self, names: &[&str]) -> Result<Vec<&TensorSpec>> {
         let required = self.inputs.iter().filter(|spec| !spec.optional);
-        let missing: Vec<&str> = required
-            .clone()
-            .map(|spec| &*spec.name)
-            .filter(|name| !names.contains(name))
-            .collect();
+        let missing: Vec<&str> =
+            required.clone().map(|spec| &*spec.name).filter(|name| !names.contains(name)).collect();
         let required = required.count();
         if names.len() < required || names.len() > self.inputs.len() {
             return Err(self.wrong_count(names, required, &missing));
         }
         let find = |name: &&str| {
-            self.inputs
-                .iter()
-                .find(|spec| spec.name == *name)
-                .ok_or_else(|| {
-                    let model = &self.name;
-                    Error::new(format!(
-                        "unexpected inference input '{name}' for model '{model}'"
-                    ))
-                })
+            self.inputs.iter().find(|spec| spec.name == *name).ok_or_else(|| {
+                let model = &self.name;
+                Error::new(format!("unexpected inference input '{name}' for model '{model}'"))
+            })
         };
         let specs = names.iter().map(find).collect::<Result<Vec<_>>>()?;
         match missing.is_empty() {
@@ -216,11 +201,7 @@ impl ModelConfig {
             return Err(self.unspecified(input));
         }
         let is_batched = self.max_batch_size > 0;
-        let dims = if is_batched {
-            &input.shape[1..]
-        } else {
-            &input.shape[..]
-        };
+        let dims = if is_batched { &input.shape[1..] } else { &input.shape[..] };
         if shape::matches(&spec.dims, dims) {
             return Ok(());
         }
@@ -243,11 +224,7 @@ impl ModelConfig {
     fn check_size(&self, input: &Tensor, spec: &TensorSpec, batch: Option<i64>) -> Result<()> {
         // As in Triton an empty batch is measured as one element, and so is refused.
         let is_empty_batch = batch == Some(0);
-        let dims = if is_empty_batch {
-            &input.shape[1..]
-        } else {
-            &input.shape[..]
-        };
+        let dims = if is_empty_batch { &input.shape[1..] } else { &input.shape[..] };
         let count = shape::element_count(dims)
             .map_err(|error| Error::new(format!("input '{}': {error}", input.name)))?;
         match spec.datatype.size_bytes() {

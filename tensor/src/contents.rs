@@ -62,11 +62,7 @@ fn filled(contents: &InferTensorContents) -> Vec<&'static str> {
         ("fp64_contents", contents.fp64_contents.is_empty()),
         ("bytes_contents", contents.bytes_contents.is_empty()),
     ];
-    fields
-        .into_iter()
-        .filter(|(_, is_empty)| !is_empty)
-        .map(|(name, _)| name)
-        .collect()
+    fields.into_iter().filter(|(_, is_empty)| !is_empty).map(|(name, _)| name).collect()
 }
 
 fn pack<T: Element>(values: impl ExactSizeIterator<Item = T>) -> Bytes {

@@ -62,9 +62,7 @@ impl Datatype {
     /// assert_eq!(Datatype::parse("bf16"), None);
     /// ```
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|datatype| datatype.name() == name)
+        Self::ALL.into_iter().find(|datatype| datatype.name() == name)
     }
 
     /// Returns the protocol's name.

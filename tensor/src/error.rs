@@ -12,8 +12,6 @@ pub struct Error {
 impl Error {
     /// Makes a refusal.
     pub fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-        }
+        Self { message: message.into() }
     }
 }

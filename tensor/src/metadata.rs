@@ -37,9 +37,7 @@ pub fn config(config: &ModelConfig) -> wire::ModelConfig {
         name: config.name.clone(),
         platform: config.platform.clone(),
         backend: config.backend.clone(),
-        version_policy: Some(wire::ModelVersionPolicy {
-            policy_choice: Some(latest),
-        }),
+        version_policy: Some(wire::ModelVersionPolicy { policy_choice: Some(latest) }),
         max_batch_size: i32::try_from(config.max_batch_size).unwrap_or(i32::MAX),
         input: config.inputs.iter().map(input).collect(),
         output: config.outputs.iter().map(output).collect(),

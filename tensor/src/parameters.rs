@@ -53,7 +53,5 @@ pub fn encode(value: &Parameter) -> InferParameter {
         Parameter::Double(value) => ParameterChoice::DoubleParam(*value),
         Parameter::String(value) => ParameterChoice::StringParam(value.clone()),
     };
-    InferParameter {
-        parameter_choice: Some(choice),
-    }
+    InferParameter { parameter_choice: Some(choice) }
 }

@@ -36,26 +36,13 @@ use crate::{Datatype, Error, ModelConfig, Result, Tensor, contents};
 /// assert_eq!(inputs[0].values::<i32>().unwrap().collect::<Vec<_>>(), [1, 2]);
 /// ```
 pub fn decode_inputs(config: &ModelConfig, request: ModelInferRequest) -> Result<Vec<Tensor>> {
-    let ModelInferRequest {
-        inputs,
-        raw_input_contents,
-        ..
-    } = request;
+    let ModelInferRequest { inputs, raw_input_contents, .. } = request;
     for (index, input) in inputs.iter().enumerate() {
-        if inputs[..index]
-            .iter()
-            .any(|earlier| earlier.name == input.name)
-        {
-            return Err(Error::new(format!(
-                "input '{}' already exists in request",
-                input.name
-            )));
+        if inputs[..index].iter().any(|earlier| earlier.name == input.name) {
+            return Err(Error::new(format!("input '{}' already exists in request", input.name)));
         }
     }
-    if let Some(unknown) = inputs
-        .iter()
-        .find(|input| Datatype::parse(&input.datatype).is_none())
-    {
+    if let Some(unknown) = inputs.iter().find(|input| Datatype::parse(&input.datatype).is_none()) {
         let names: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
         config.check_input_names(&names)?;
         return Err(config.wrong_datatype(&unknown.name, "<invalid>"));
@@ -68,12 +55,7 @@ pub fn decode_inputs(config: &ModelConfig, request: ModelInferRequest) -> Result
             let data = data(config, &input, &mut raw, has_raw)?;
             let datatype = Datatype::parse(&input.datatype)
                 .ok_or_else(|| config.wrong_datatype(&input.name, "<invalid>"))?;
-            Ok(Tensor {
-                name: Cow::Owned(input.name),
-                datatype,
-                shape: input.shape,
-                data,
-            })
+            Ok(Tensor { name: Cow::Owned(input.name), datatype, shape: input.shape, data })
         })
         .collect()
 }

@@ -16,12 +16,8 @@ pub const ANY: i64 = -1;
 /// ```
 pub fn element_count(shape: &[i64]) -> Result<usize> {
     let negative = || Error::new(format!("shape {} has a negative dimension", spell(shape)));
-    let overflow = || {
-        Error::new(format!(
-            "shape {} has more elements than can be counted",
-            spell(shape)
-        ))
-    };
+    let overflow =
+        || Error::new(format!("shape {} has more elements than can be counted", spell(shape)));
     if shape.iter().any(|&dim| dim < 0) {
         return Err(negative());
     }
@@ -29,10 +25,7 @@ pub fn element_count(shape: &[i64]) -> Result<usize> {
         return Ok(0);
     }
     shape.iter().try_fold(1usize, |count, &dim| {
-        usize::try_from(dim)
-            .ok()
-            .and_then(|dim| count.checked_mul(dim))
-            .ok_or_else(overflow)
+        usize::try_from(dim).ok().and_then(|dim| count.checked_mul(dim)).ok_or_else(overflow)
     })
 }
 
@@ -44,10 +37,7 @@ pub fn element_count(shape: &[i64]) -> Result<usize> {
 /// ```
 pub fn matches(declared: &[i64], shape: &[i64]) -> bool {
     declared.len() == shape.len()
-        && declared
-            .iter()
-            .zip(shape)
-            .all(|(&want, &got)| want == ANY || want == got)
+        && declared.iter().zip(shape).all(|(&want, &got)| want == ANY || want == got)
 }
 
 /// Writes a shape as `[2,3]`, as Triton's messages do.

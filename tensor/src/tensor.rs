@@ -39,15 +39,8 @@ impl Tensor {
         values: impl IntoIterator<Item = T>,
     ) -> Self {
         let mut data = Vec::new();
-        values
-            .into_iter()
-            .for_each(|value| value.append_to(&mut data));
-        Self {
-            name: name.into(),
-            datatype: T::DATATYPE,
-            shape,
-            data: data.into(),
-        }
+        values.into_iter().for_each(|value| value.append_to(&mut data));
+        Self { name: name.into(), datatype: T::DATATYPE, shape, data: data.into() }
     }
 
     /// Makes a BYTES tensor.
@@ -57,12 +50,7 @@ impl Tensor {
         elements: impl IntoIterator<Item = E>,
     ) -> Self {
         let data = encode_elements(elements);
-        Self {
-            name: name.into(),
-            datatype: Datatype::Bytes,
-            shape,
-            data,
-        }
+        Self { name: name.into(), datatype: Datatype::Bytes, shape, data }
     }
 
     /// Returns the numbers, or none if they are of another datatype.

@@ -74,10 +74,7 @@ fn write_response(
         writer.string(2, tensor.datatype.name());
         if !tensor.shape.is_empty() {
             writer.length_delimited(3, shape_bytes(&tensor.shape));
-            tensor
-                .shape
-                .iter()
-                .for_each(|&dim| writer.varint(dim as u64));
+            tensor.shape.iter().for_each(|&dim| writer.varint(dim as u64));
         }
     }
     for tensor in tensors {
@@ -106,14 +103,9 @@ impl Layout {
         let mut large = 0;
         for tensor in tensors {
             bytes += field_bytes(output_bytes(tensor)) + field_bytes(tensor.data.len());
-            large += Some(tensor.data.len())
-                .filter(|&n| n >= LARGE_BYTES)
-                .unwrap_or(0);
+            large += Some(tensor.data.len()).filter(|&n| n >= LARGE_BYTES).unwrap_or(0);
         }
-        Self {
-            total_bytes: bytes,
-            small_bytes: bytes - large,
-        }
+        Self { total_bytes: bytes, small_bytes: bytes - large }
     }
 }
 
@@ -129,11 +121,7 @@ fn field_bytes(length: usize) -> usize {
 }
 
 fn string_bytes(text: &str) -> usize {
-    if text.is_empty() {
-        0
-    } else {
-        field_bytes(text.len())
-    }
+    if text.is_empty() { 0 } else { field_bytes(text.len()) }
 }
 
 fn shape_bytes(shape: &[i64]) -> usize {
@@ -172,11 +160,7 @@ struct Writer {
 
 impl Writer {
     fn with_capacity(bytes: usize) -> Self {
-        Self {
-            current: Vec::with_capacity(bytes),
-            head: None,
-            tail: Vec::new(),
-        }
+        Self { current: Vec::with_capacity(bytes), head: None, tail: Vec::new() }
     }
 
     fn varint(&mut self, mut value: u64) {
@@ -246,10 +230,7 @@ impl Writer {
         if !self.current.is_empty() || self.head.is_none() {
             self.cut();
         }
-        Encoded {
-            head: self.head.unwrap_or_default(),
-            tail: self.tail,
-        }
+        Encoded { head: self.head.unwrap_or_default(), tail: self.tail }
     }
 }
 

@@ -14,11 +14,7 @@ const STEPS: usize = 64;
 #[expect(clippy::print_stdout, reason = "the example's purpose is to print")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let path = PathBuf::from(
-        arguments
-            .next()
-            .ok_or("usage: decode_speed MODEL.gguf [THREADS]")?,
-    );
+    let path = PathBuf::from(arguments.next().ok_or("usage: decode_speed MODEL.gguf [THREADS]")?);
     let threads = arguments.next().map_or(Ok(2), |text| text.parse())?;
     let options = CpuOptions {
         threads,
@@ -31,32 +27,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let blocks: Vec<u32> = (0..64).collect();
     let mut best = f64::INFINITY;
     for _ in 0..4 {
-        let entry = Entry {
-            tokens: &prompt,
-            start: 0,
-            blocks: &blocks,
-            wants_logits: true,
-        };
+        let entry = Entry { tokens: &prompt, start: 0, blocks: &blocks, wants_logits: true };
         let started = Instant::now();
         runner.forward(&[entry])?;
         best = best.min(started.elapsed().as_secs_f64());
     }
-    println!(
-        "{threads} threads: prefill of {PROMPT}: {:.0} tokens/s",
-        PROMPT as f64 / best
-    );
+    println!("{threads} threads: prefill of {PROMPT}: {:.0} tokens/s", PROMPT as f64 / best);
     for batch in [1u32, 8, 16] {
-        let tables: Vec<Vec<u32>> = (0..batch)
-            .map(|i| (i * 16..i * 16 + 16).collect())
-            .collect();
+        let tables: Vec<Vec<u32>> = (0..batch).map(|i| (i * 16..i * 16 + 16).collect()).collect();
         for table in &tables {
             let tokens = &prompt[..128];
-            let entry = Entry {
-                tokens,
-                start: 0,
-                blocks: table,
-                wants_logits: false,
-            };
+            let entry = Entry { tokens, start: 0, blocks: table, wants_logits: false };
             runner.forward(&[entry])?;
         }
         let mut times = Vec::new();
@@ -75,11 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         times.sort_by(f64::total_cmp);
         let (quarter, best) = (times[STEPS / 4], times[0]);
         let rate = |time: f64| f64::from(batch) / time;
-        println!(
-            "decode at batch {batch}: {:.0} tokens/s (best {:.0})",
-            rate(quarter),
-            rate(best)
-        );
+        println!("decode at batch {batch}: {:.0} tokens/s (best {:.0})", rate(quarter), rate(best));
     }
     Ok(())
 }

@@ -30,15 +30,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Ok::<_, engine::Error>((tokens, outputs))
         });
         let sums = futures_util::future::join_all(streams).await;
-        sums.into_iter().try_fold((0, 0), |(tokens, outputs), sum| {
-            sum.map(|(t, o)| (tokens + t, outputs + o))
-        })
+        sums.into_iter()
+            .try_fold((0, 0), |(tokens, outputs), sum| sum.map(|(t, o)| (tokens + t, outputs + o)))
     })?;
     let seconds = started.elapsed().as_secs_f64();
-    println!(
-        "{STREAMS} streams: {:.2} million tokens/s",
-        tokens as f64 / seconds / 1e6
-    );
+    println!("{STREAMS} streams: {:.2} million tokens/s", tokens as f64 / seconds / 1e6);
     println!("{:.1} tokens an output", tokens as f64 / f64::from(outputs));
     Ok(())
 }

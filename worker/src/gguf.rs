@@ -118,19 +118,11 @@ impl Gguf {
     ///
     /// Errors: unreadable, not GGUF, or broken; the text names the field.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let unreadable = |source| Error::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let unreadable = |source| Error::Read { path: path.to_owned(), source };
         let file = File::open(path).map_err(unreadable)?;
         let size = file.metadata().map_err(unreadable)?.len();
         let header = Header::parse(BufReader::new(&file), size).map_err(Error::Model)?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            size,
-            header,
-        })
+        Ok(Self { path: path.to_owned(), file, size, header })
     }
 
     /// Returns a value of the metadata.
@@ -140,8 +132,7 @@ impl Gguf {
 
     /// Returns a whole number that has to be there.
     pub fn number(&self, key: &str) -> Result<u64, Error> {
-        self.optional_number(key)?
-            .ok_or_else(|| Error::Model(format!("`{key}` is missing")))
+        self.optional_number(key)?.ok_or_else(|| Error::Model(format!("`{key}` is missing")))
     }
 
     /// Returns a whole number that may be missing.
@@ -150,9 +141,9 @@ impl Gguf {
             None => Ok(None),
             Some(Value::Unsigned(value)) => Ok(Some(*value)),
             Some(Value::Signed(value)) if *value >= 0 => Ok(Some(*value as u64)),
-            Some(other) => Err(Error::Model(format!(
-                "`{key}`: expected a whole number, got {other:?}"
-            ))),
+            Some(other) => {
+                Err(Error::Model(format!("`{key}`: expected a whole number, got {other:?}")))
+            }
         }
     }
 
@@ -161,9 +152,9 @@ impl Gguf {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Float(value)) if value.is_finite() => Ok(Some(*value)),
-            Some(other) => Err(Error::Model(format!(
-                "`{key}`: expected a finite float, got {other:?}"
-            ))),
+            Some(other) => {
+                Err(Error::Model(format!("`{key}`: expected a finite float, got {other:?}")))
+            }
         }
     }
 
@@ -187,52 +178,30 @@ impl Gguf {
     pub fn tensor(&self, name: &str) -> Result<StoredTensor, Error> {
         let broken = |why: String| Error::Model(format!("tensor `{name}`: {why}"));
         let directory = &self.header.directory;
-        let entry = directory
-            .get(name)
-            .ok_or_else(|| broken("is missing".into()))?;
+        let entry = directory.get(name).ok_or_else(|| broken("is missing".into()))?;
         let weight_type = WeightType::from_number(entry.type_number).ok_or_else(|| {
             let number = entry.type_number;
-            broken(format!(
-                "type {number} is not known; known are F32, F16, Q4_0, Q4_1 and Q8_0"
-            ))
+            broken(format!("type {number} is not known; known are F32, F16, Q4_0, Q4_1 and Q8_0"))
         })?;
         let (elements, bytes) = weight_type.block();
         let row = entry.dims.first().copied().unwrap_or(1);
         if row % elements as u64 != 0 {
-            return Err(broken(format!(
-                "a row of {row} is not made of blocks of {elements}"
-            )));
+            return Err(broken(format!("a row of {row} is not made of blocks of {elements}")));
         }
         let overflow = || broken(format!("dimensions {:?} are out of range", entry.dims));
-        let count = entry
-            .dims
-            .iter()
-            .try_fold(1u64, |n, &dim| n.checked_mul(dim));
+        let count = entry.dims.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
         let blocks = count.ok_or_else(overflow)? / elements as u64;
         let length = blocks.checked_mul(bytes as u64).ok_or_else(overflow)?;
-        let start = self
-            .header
-            .data_start
-            .checked_add(entry.offset)
-            .ok_or_else(overflow)?;
+        let start = self.header.data_start.checked_add(entry.offset).ok_or_else(overflow)?;
         if start.checked_add(length).is_none_or(|end| end > self.size) {
-            return Err(broken(format!(
-                "{length} bytes at {start} lie outside of the file"
-            )));
+            return Err(broken(format!("{length} bytes at {start} lie outside of the file")));
         }
         let mut data = vec![0; length as usize];
         self.file
             .read_exact_at(&mut data, start)
-            .map_err(|source| Error::Read {
-                path: self.path.clone(),
-                source,
-            })?;
+            .map_err(|source| Error::Read { path: self.path.clone(), source })?;
         let dims = entry.dims.iter().map(|&dim| dim as usize).collect();
-        Ok(StoredTensor {
-            dims,
-            weight_type,
-            data,
-        })
+        Ok(StoredTensor { dims, weight_type, data })
     }
 }
 
@@ -267,11 +236,7 @@ impl Header {
             Some(other) => return Err(format!("`general.alignment`: got {other:?}")),
         };
         let data_start = (size - reader.left).next_multiple_of(alignment);
-        Ok(Self {
-            metadata,
-            directory,
-            data_start,
-        })
+        Ok(Self { metadata, directory, data_start })
     }
 }
 
@@ -285,9 +250,7 @@ impl<R: Read> Reader<R> {
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], String> {
         let mut bytes = [0; N];
         self.take(N as u64, what)?;
-        self.input
-            .read_exact(&mut bytes)
-            .map_err(|error| format!("{what}: {error}"))?;
+        self.input.read_exact(&mut bytes).map_err(|error| format!("{what}: {error}"))?;
         Ok(bytes)
     }
 
@@ -312,9 +275,7 @@ impl<R: Read> Reader<R> {
         let length = self.u64(what)?;
         self.take(length, what)?;
         let mut bytes = vec![0; length as usize];
-        self.input
-            .read_exact(&mut bytes)
-            .map_err(|error| format!("{what}: {error}"))?;
+        self.input.read_exact(&mut bytes).map_err(|error| format!("{what}: {error}"))?;
         String::from_utf8(bytes).map_err(|_| format!("{what}: is not UTF-8"))
     }
 
@@ -345,39 +306,24 @@ impl<R: Read> Reader<R> {
         }
         if count > MAX_ARRAY_ELEMENTS {
             let most = MAX_ARRAY_ELEMENTS;
-            return Err(format!(
-                "`{key}`: expected at most {most} elements, got {count}"
-            ));
+            return Err(format!("`{key}`: expected at most {most} elements, got {count}"));
         }
         // Every element has at least one byte, so an honest count fits into what is left.
         if count > self.left {
-            return Err(format!(
-                "`{key}`: the file ends before its {count} elements"
-            ));
+            return Err(format!("`{key}`: the file ends before its {count} elements"));
         }
-        (0..count)
-            .map(|_| self.value(kind, key))
-            .collect::<Result<_, _>>()
-            .map(Value::Array)
+        (0..count).map(|_| self.value(kind, key)).collect::<Result<_, _>>().map(Value::Array)
     }
 
     fn entry(&mut self, name: &str) -> Result<Entry, String> {
         let rank = self.u32(name)?;
         if rank > 4 {
-            return Err(format!(
-                "tensor `{name}`: expected at most 4 dimensions, got {rank}"
-            ));
+            return Err(format!("tensor `{name}`: expected at most 4 dimensions, got {rank}"));
         }
-        let dims = (0..rank)
-            .map(|_| self.u64(name))
-            .collect::<Result<_, _>>()?;
+        let dims = (0..rank).map(|_| self.u64(name)).collect::<Result<_, _>>()?;
         let type_number = self.u32(name)?;
         let offset = self.u64(name)?;
-        Ok(Entry {
-            dims,
-            type_number,
-            offset,
-        })
+        Ok(Entry { dims, type_number, offset })
     }
 }
 

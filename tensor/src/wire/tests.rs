@@ -112,17 +112,9 @@ fn a_large_payload_is_shared_both_ways() {
         parameters: &Parameters::new(),
     };
     let encoded = encode_response(&head, &[tensor]);
-    assert!(
-        encoded
-            .tail
-            .iter()
-            .any(|segment| segment.as_ptr() == payload.as_ptr())
-    );
+    assert!(encoded.tail.iter().any(|segment| segment.as_ptr() == payload.as_ptr()));
 
-    let request = ModelInferRequest {
-        raw_input_contents: vec![payload],
-        ..Default::default()
-    };
+    let request = ModelInferRequest { raw_input_contents: vec![payload], ..Default::default() };
     let buffer = Bytes::from(request.encode_to_vec());
     let decoded = ModelInferRequest::decode(buffer.clone()).unwrap();
     let inside = buffer.as_ptr_range();

@@ -53,25 +53,17 @@ impl Activations {
         let values = self.values.chunks_mut(rows_per_part * columns);
         let scales = self.scales.chunks_mut(rows_per_part * blocks);
         let sums = self.sums.chunks_mut(rows_per_part * blocks);
-        values
-            .zip(scales)
-            .zip(sums)
-            .map(move |((values, scales), sums)| RowsMut {
-                columns,
-                values,
-                scales,
-                sums,
-            })
+        values.zip(scales).zip(sums).map(move |((values, scales), sums)| RowsMut {
+            columns,
+            values,
+            scales,
+            sums,
+        })
     }
 
     /// Returns the rows.
     pub fn view(&self) -> View<'_> {
-        View {
-            columns: self.columns,
-            values: &self.values,
-            scales: &self.scales,
-            sums: &self.sums,
-        }
+        View { columns: self.columns, values: &self.values, scales: &self.scales, sums: &self.sums }
     }
 }
 
@@ -96,11 +88,7 @@ fn quantize_body<const FMA: bool>(
     scales: &mut [f32],
     sums: &mut [f32],
 ) {
-    let blocks = x
-        .as_chunks::<BLOCK>()
-        .0
-        .iter()
-        .zip(values.as_chunks_mut::<BLOCK>().0);
+    let blocks = x.as_chunks::<BLOCK>().0.iter().zip(values.as_chunks_mut::<BLOCK>().0);
     for ((x, values), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
         let mut largest = [0f32; LANES];
         for half in x.as_chunks::<LANES>().0 {
@@ -128,25 +116,17 @@ mod tests {
 
     #[test]
     fn numbers_come_back_within_half_a_step() {
-        let x: Vec<f32> = (0..128)
-            .map(|i| (i as f32 * 1.7).sin() * (i / 32) as f32)
-            .collect();
+        let x: Vec<f32> = (0..128).map(|i| (i as f32 * 1.7).sin() * (i / 32) as f32).collect();
         for isa in Isa::available() {
             let mut activations = Activations::default();
-            activations
-                .parts(2, 64, 1)
-                .enumerate()
-                .for_each(|(row, mut part)| {
-                    part.fill(isa, &x[row * 64..][..64]);
-                });
+            activations.parts(2, 64, 1).enumerate().for_each(|(row, mut part)| {
+                part.fill(isa, &x[row * 64..][..64]);
+            });
             let view = activations.view();
             for (i, &x) in x.iter().enumerate() {
                 let scale = view.scales[i / BLOCK];
                 let back = f32::from(view.values[i]) * scale;
-                assert!(
-                    (back - x).abs() <= scale * 0.501,
-                    "{isa:?}: {x} became {back}"
-                );
+                assert!((back - x).abs() <= scale * 0.501, "{isa:?}: {x} became {back}");
             }
             for (block, sum) in view.sums.iter().enumerate() {
                 let values = &view.values[block * BLOCK..][..BLOCK];

@@ -49,30 +49,19 @@ impl Cache {
     /// Makes a cache; the memory is taken from the system when it is first written.
     pub fn new(geometry: Geometry) -> Self {
         let halves = geometry.block_bytes() / size_of::<f16>() * geometry.blocks;
-        Self {
-            geometry,
-            bits: vec![0; halves],
-        }
+        Self { geometry, bits: vec![0; halves] }
     }
 
     /// Returns one layer for reading.
     pub fn layer(&self, layer: usize) -> Layer<'_> {
         let size = self.bits.len() / self.geometry.layers;
         let halves = self.bits[layer * size..][..size].reinterpret_cast();
-        Layer {
-            geometry: self.geometry,
-            halves,
-        }
+        Layer { geometry: self.geometry, halves }
     }
 
     /// Writes one token's keys and values, `[kv heads, head_dim]` each, at a place of a block.
     pub fn write(&mut self, layer: usize, block: BlockId, place: usize, kv: (&[f32], &[f32])) {
-        let Geometry {
-            blocks,
-            kv_heads,
-            head_dim,
-            ..
-        } = self.geometry;
+        let Geometry { blocks, kv_heads, head_dim, .. } = self.geometry;
         let size = self.geometry.head_halves();
         let first = (layer * blocks + block as usize) * kv_heads * size;
         let heads = self.bits[first..][..kv_heads * size].chunks_exact_mut(size);
@@ -150,11 +139,7 @@ fn attend_body<const FMA: bool>(
         let (_, values) = span.layer.head(*block, span.head);
         values.convert_to_f32_slice(&mut scratch.block);
         let tokens = BLOCK_TOKENS.min(span.tokens - b * BLOCK_TOKENS);
-        for (scores, out) in scratch
-            .scores
-            .chunks_exact(width)
-            .zip(out.chunks_exact_mut(dim))
-        {
+        for (scores, out) in scratch.scores.chunks_exact(width).zip(out.chunks_exact_mut(dim)) {
             let scores = &scores[b * BLOCK_TOKENS..][..tokens];
             for (score, values) in scores.iter().zip(scratch.block.chunks_exact(dim)) {
                 for (out, value) in out.iter_mut().zip(values) {
@@ -177,10 +162,7 @@ fn score<const FMA: bool>(queries: &[f32], span: Span<'_>, scratch: &mut Scratch
         let heads = scratch.scores.chunks_exact_mut(width);
         for (query, scores) in queries.chunks_exact(dim).zip(heads) {
             let mut sums = [0f32; BLOCK_TOKENS];
-            for (query, keys) in query
-                .iter()
-                .zip(scratch.block.as_chunks::<BLOCK_TOKENS>().0)
-            {
+            for (query, keys) in query.iter().zip(scratch.block.as_chunks::<BLOCK_TOKENS>().0) {
                 for (sum, key) in sums.iter_mut().zip(keys) {
                     *sum = multiply_add::<FMA>(*query, *key, *sum);
                 }
@@ -214,19 +196,12 @@ mod tests {
 
     #[test]
     fn attention_matches_a_float64_reference_over_scattered_blocks() {
-        let geometry = Geometry {
-            layers: 2,
-            blocks: 9,
-            kv_heads: 2,
-            head_dim: 32,
-        };
+        let geometry = Geometry { layers: 2, blocks: 9, kv_heads: 2, head_dim: 32 };
         let mut cache = Cache::new(geometry);
         let blocks: [BlockId; 3] = [7, 0, 4];
         let tokens = 37;
         let row = |token: usize, salt: usize| -> Vec<f32> {
-            (0..64)
-                .map(|d| ((token * 67 + d * 13 + salt) as f32 * 0.7).sin())
-                .collect()
+            (0..64).map(|d| ((token * 67 + d * 13 + salt) as f32 * 0.7).sin()).collect()
         };
         for token in 0..tokens {
             let (block, place) = (blocks[token / 16], token % 16);
@@ -234,21 +209,13 @@ mod tests {
         }
         let queries: Vec<f32> = (0..96).map(|i| (i as f32 * 0.3).cos()).collect();
         for isa in Isa::available() {
-            let span = Span {
-                layer: cache.layer(1),
-                head: 1,
-                blocks: &blocks,
-                tokens,
-            };
+            let span = Span { layer: cache.layer(1), head: 1, blocks: &blocks, tokens };
             let mut out = vec![0.0; 96];
             attend(isa, &queries, span, &mut Scratch::default(), &mut out);
             for head in 0..3 {
                 let exact = reference(&queries[head * 32..][..32], tokens, &row);
                 for (got, exact) in out[head * 32..][..32].iter().zip(exact) {
-                    assert!(
-                        (f64::from(*got) - exact).abs() < 2e-3,
-                        "{isa:?}: {got} {exact}"
-                    );
+                    assert!((f64::from(*got) - exact).abs() < 2e-3, "{isa:?}: {got} {exact}");
                 }
             }
         }
@@ -262,8 +229,6 @@ mod tests {
         };
         let total: f64 = (0..tokens).map(weight).sum();
         let value = |token: usize, d: usize| f64::from(row(token, 2)[32 + d]);
-        (0..32)
-            .map(|d| (0..tokens).map(|t| weight(t) * value(t, d)).sum::<f64>() / total)
-            .collect()
+        (0..32).map(|d| (0..tokens).map(|t| weight(t) * value(t, d)).sum::<f64>() / total).collect()
     }
 }

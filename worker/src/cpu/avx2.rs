@@ -46,11 +46,8 @@ fn rows<const M: usize>(
     };
     assert_eq!(group.len(), blocks * layout.tile_bytes());
     for half in 0..2 {
-        let sums = if layout == Layout::Q4 {
-            q4::<M>(group, x, half)
-        } else {
-            q8::<M>(group, x, half)
-        };
+        let sums =
+            if layout == Layout::Q4 { q4::<M>(group, x, half) } else { q8::<M>(group, x, half) };
         for (out, sum) in out.iter_mut().zip(sums) {
             let out = &mut out[half * HALF..][..HALF];
             // SAFETY: `out` is 8 floats, which is what the store writes.

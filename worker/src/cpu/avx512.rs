@@ -47,11 +47,7 @@ fn rows<const M: usize>(
         sums: &x.sums[first * blocks..][..M * blocks],
     };
     assert_eq!(group.len(), blocks * layout.tile_bytes());
-    let sums = if layout == Layout::Q4 {
-        q4::<M>(group, x)
-    } else {
-        q8::<M>(group, x)
-    };
+    let sums = if layout == Layout::Q4 { q4::<M>(group, x) } else { q8::<M>(group, x) };
     for (out, sum) in out.iter_mut().zip(sums) {
         // SAFETY: `out` is 16 floats, which is what the store writes.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };

@@ -54,11 +54,7 @@ impl Linear {
             }
         }
         let rows = parts.iter().map(|part| part.rows).sum();
-        Ok(Self {
-            parts,
-            rows,
-            columns,
-        })
+        Ok(Self { parts, rows, columns })
     }
 
     /// Returns the length of an output row.
@@ -96,10 +92,7 @@ impl Linear {
             };
             compute.pool.each(parts.into_iter(), || (), fill);
         }
-        let input = Input {
-            floats: x,
-            quantized: scratch.view(),
-        };
+        let input = Input { floats: x, quantized: scratch.view() };
         let output = Output::new(out, self.rows);
         let threads = compute.pool.threads();
         let groups: usize = self.parts.iter().map(Packed::groups).sum();
@@ -210,12 +203,7 @@ unsafe impl Sync for Output<'_> {}
 impl<'a> Output<'a> {
     fn new(values: &'a mut [f32], columns: usize) -> Self {
         let tokens = values.len() / columns.max(1);
-        Self {
-            values: values.as_mut_ptr(),
-            tokens,
-            columns,
-            lifetime: PhantomData,
-        }
+        Self { values: values.as_mut_ptr(), tokens, columns, lifetime: PhantomData }
     }
 
     /// Writes a part of a row.

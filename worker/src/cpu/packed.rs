@@ -52,15 +52,10 @@ impl Packed {
     pub(super) fn new(name: &str, stored: &StoredTensor) -> Result<Self, Error> {
         let broken = |why: String| Error::Model(format!("tensor `{name}`: {why}"));
         let [columns, rows] = stored.dims[..] else {
-            return Err(broken(format!(
-                "expected 2 dimensions, got {:?}",
-                stored.dims
-            )));
+            return Err(broken(format!("expected 2 dimensions, got {:?}", stored.dims)));
         };
         if columns == 0 || columns % BLOCK != 0 || rows == 0 {
-            return Err(broken(format!(
-                "{rows} rows of {columns} are not rows of blocks of 32"
-            )));
+            return Err(broken(format!("{rows} rows of {columns} are not rows of blocks of 32")));
         }
         let layout = match stored.weight_type {
             WeightType::Q4_0 | WeightType::Q4_1 => Layout::Q4,
@@ -76,22 +71,13 @@ impl Packed {
         let _ = tiles.advise(Advice::HugePage);
         let (elements, block_bytes) = stored.weight_type.block();
         let source_blocks = BLOCK / elements;
-        for (index, block) in stored
-            .data
-            .chunks_exact(block_bytes * source_blocks)
-            .enumerate()
-        {
+        for (index, block) in stored.data.chunks_exact(block_bytes * source_blocks).enumerate() {
             let (row, column) = (index / blocks, index % blocks);
             let tile = (row / ROWS * blocks + column) * layout.tile_bytes();
             let tile = &mut tiles[tile..][..layout.tile_bytes()];
             pack_block(stored.weight_type, tile, row % ROWS, block);
         }
-        Ok(Self {
-            layout,
-            rows,
-            columns,
-            tiles,
-        })
+        Ok(Self { layout, rows, columns, tiles })
     }
 
     /// Returns how many groups of 16 rows there are.
@@ -108,9 +94,7 @@ impl Packed {
     /// Writes a row's numbers into `out`.
     pub(super) fn unpack_row(&self, row: usize, out: &mut [f32]) {
         let lane = row % ROWS;
-        let tiles = self
-            .group(row / ROWS)
-            .chunks_exact(self.layout.tile_bytes());
+        let tiles = self.group(row / ROWS).chunks_exact(self.layout.tile_bytes());
         for (tile, out) in tiles.zip(out.as_chunks_mut::<BLOCK>().0) {
             unpack_block(self.layout, tile, lane, out);
         }

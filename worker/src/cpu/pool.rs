@@ -3,10 +3,7 @@
 //! A job runs on every thread at once and `run` returns when all are done, so a job may borrow.
 //! Threads spin for some microseconds between jobs, since a forward pass has hundreds, and then
 //! park: on a shared machine spinning takes the core from whoever has work.
-#![expect(
-    unsafe_code,
-    reason = "a job on the caller's stack is lent to the threads"
-)]
+#![expect(unsafe_code, reason = "a job on the caller's stack is lent to the threads")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -43,9 +40,7 @@ struct Shared {
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool")
-            .field("threads", &self.threads())
-            .finish()
+        f.debug_struct("Pool").field("threads", &self.threads()).finish()
     }
 }
 
@@ -62,11 +57,7 @@ impl Pool {
             has_panicked: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
         });
-        let mut pool = Self {
-            shared,
-            workers: Vec::new(),
-            turn: Mutex::new(()),
-        };
+        let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(()) };
         for index in 1..threads.max(1) {
             let shared = pool.shared.clone();
             let worker = std::thread::Builder::new()
@@ -95,9 +86,7 @@ impl Pool {
         let lent: Job = Job(unsafe {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(job)
         });
-        self.shared
-            .running
-            .store(self.workers.len(), Ordering::Relaxed);
+        self.shared.running.store(self.workers.len(), Ordering::Relaxed);
         *lock(&self.shared.job) = Some(lent);
         self.shared.epoch.fetch_add(1, Ordering::Release);
         self.shared.wake.notify_all();
@@ -106,10 +95,7 @@ impl Pool {
         if let Err(panic) = own {
             resume_unwind(panic);
         }
-        assert!(
-            !self.shared.has_panicked.swap(false, Ordering::Relaxed),
-            "a compute job panicked"
-        );
+        assert!(!self.shared.has_panicked.swap(false, Ordering::Relaxed), "a compute job panicked");
     }
 
     /// Gives the items to whichever thread is free, with a state of that thread.
@@ -218,10 +204,7 @@ mod tests {
             for count in [0, 1, 7, 1000] {
                 let mut hits = vec![0u32; count];
                 pool.each(hits.iter_mut(), || (), |(), hit| *hit += 1);
-                assert!(
-                    hits.iter().all(|&hit| hit == 1),
-                    "{threads} threads, {count} items"
-                );
+                assert!(hits.iter().all(|&hit| hit == 1), "{threads} threads, {count} items");
             }
         }
     }

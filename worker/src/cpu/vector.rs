@@ -19,13 +19,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Cephes' expf: x = n ln 2 + r, with ln 2 in two parts so that r is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    const POLYNOMIAL: [f32; 5] = [
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ];
+    const POLYNOMIAL: [f32; 5] = [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
     let clamped = x.clamp(-87.0, 88.0);
     let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
     let r = multiply_add::<FMA>(n, -LN2_HIGH, clamped);
@@ -141,10 +135,7 @@ mod tests {
                 let norm = v / (mean + 1e-5).sqrt() * w;
                 let gate = v / (1.0 + (-v).exp()) * w;
                 assert!((f64::from(out[i]) - norm).abs() < 1e-5, "{isa:?} norm {i}");
-                assert!(
-                    (f64::from(gated[i]) - gate).abs() < 1e-5,
-                    "{isa:?} gate {i}"
-                );
+                assert!((f64::from(gated[i]) - gate).abs() < 1e-5, "{isa:?} gate {i}");
             }
         }
     }

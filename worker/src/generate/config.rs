@@ -13,10 +13,6 @@ pub struct SchedulerConfig {
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
-        Self {
-            max_waiting_requests: 1024,
-            max_running_sequences: 64,
-            batch_tokens: 512,
-        }
+        Self { max_waiting_requests: 1024, max_running_sequences: 64, batch_tokens: 512 }
     }
 }

@@ -63,13 +63,7 @@ impl GenerateEngine {
                 scheduler.fail_all(&reason);
             })
             .map_err(|error| crate::Error::Device(format!("cannot start a thread: {error}")))?;
-        Ok(Self {
-            waiting,
-            counters,
-            limits,
-            config,
-            thread: Some(thread),
-        })
+        Ok(Self { waiting, counters, limits, config, thread: Some(thread) })
     }
 
     /// Returns how busy the engine is.
@@ -84,13 +78,7 @@ impl GenerateEngine {
 
     /// Checks a request and returns the blocks that each of its continuations may need.
     fn blocks(&self, request: &GenerateRequest) -> Result<usize> {
-        let Limits {
-            vocabulary,
-            context_length,
-            block_size,
-            blocks,
-            ..
-        } = self.limits;
+        let Limits { vocabulary, context_length, block_size, blocks, .. } = self.limits;
         let (prompt, max_tokens) = (request.tokens.len(), request.stop.max_tokens as usize);
         if prompt == 0 {
             return Err(Error::invalid("the prompt has no tokens"));
@@ -105,11 +93,7 @@ impl GenerateEngine {
                 context_length - 1
             )));
         }
-        if let Some(token) = request
-            .tokens
-            .iter()
-            .find(|&&token| token as usize >= vocabulary)
-        {
+        if let Some(token) = request.tokens.iter().find(|&&token| token as usize >= vocabulary) {
             return Err(Error::invalid(format!(
                 "token {token} is not one of the vocabulary's {vocabulary}"
             )));
@@ -121,9 +105,7 @@ impl GenerateEngine {
                 self.config.max_running_sequences
             )));
         }
-        let needed = (prompt + max_tokens)
-            .min(context_length)
-            .div_ceil(block_size);
+        let needed = (prompt + max_tokens).min(context_length).div_ceil(block_size);
         if needed.saturating_mul(choices) > blocks {
             return Err(Error::invalid(format!(
                 "{choices} continuations of {prompt} and up to {max_tokens} tokens need {} KV \
@@ -144,13 +126,8 @@ impl Engine<GenerateRequest> for GenerateEngine {
     ) -> Result<OutputStream<GenerateRequest>> {
         let blocks = self.blocks(&request)?;
         let output = Output::new(request.choices.get());
-        let job = Job {
-            request,
-            context,
-            output: output.clone(),
-            blocks,
-            accepted: Instant::now(),
-        };
+        let job =
+            Job { request, context, output: output.clone(), blocks, accepted: Instant::now() };
         let ticket = self.waiting.push(job)?;
         Ok(Box::pin(Reader::new(output, ticket)))
     }

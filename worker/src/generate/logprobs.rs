@@ -5,10 +5,7 @@ use engine::{TokenId, TokenLogprobs};
 /// Returns the natural-log probabilities under the softmax of the untouched logits.
 pub(super) fn logprobs(logits: &[f32], drawn: TokenId, top: usize) -> TokenLogprobs {
     let largest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    let sum: f64 = logits
-        .iter()
-        .map(|&logit| f64::from((logit - largest).exp()))
-        .sum();
+    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - largest).exp())).sum();
     let normalizer = largest + sum.ln() as f32;
     let mut best: Vec<(TokenId, f32)> = Vec::with_capacity(top + 1);
     for (token, &logit) in logits.iter().enumerate() {
@@ -20,10 +17,9 @@ pub(super) fn logprobs(logits: &[f32], drawn: TokenId, top: usize) -> TokenLogpr
         best.truncate(top);
     }
     best.iter_mut().for_each(|(_, logit)| *logit -= normalizer);
-    let logprob = logits
-        .get(drawn as usize)
-        .map_or(f32::NEG_INFINITY, |l| l - normalizer);
-    TokenLogprobs { logprob, top: best }
+    let own = logits.get(drawn as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    let rank = 1 + logits.iter().filter(|&&logit| logit > own).count() as u32;
+    TokenLogprobs { logprob: own - normalizer, rank, top: best }
 }
 
 #[cfg(test)]
@@ -38,7 +34,7 @@ mod tests {
         assert_eq!(tokens, [1, 3, 4, 0, 2]);
         let sum: f32 = found.top.iter().map(|(_, logprob)| logprob.exp()).sum();
         assert!((sum - 1.0).abs() < 1e-6);
-        assert_eq!(found.logprob, found.top[2].1);
+        assert_eq!((found.logprob, found.rank), (found.top[2].1, 3));
         assert!(logprobs(&logits, 0, 0).top.is_empty());
         assert_eq!(logprobs(&logits, 0, 2).top.len(), 2);
     }

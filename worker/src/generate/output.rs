@@ -35,32 +35,28 @@ struct State {
 impl Output {
     /// Makes a buffer for a request of some continuations.
     pub(super) fn new(choices: u32) -> Arc<Self> {
-        let state = State {
-            open: choices,
-            ..State::default()
-        };
-        Arc::new(Self {
-            state: Mutex::new(state),
-            is_dropped: AtomicBool::new(false),
-        })
+        let state = State { open: choices, ..State::default() };
+        Arc::new(Self { state: Mutex::new(state), is_dropped: AtomicBool::new(false) })
     }
 
-    /// Adds a token to a continuation.
-    pub(super) fn push(&self, index: u32, token: TokenId, logprobs: Option<TokenLogprobs>) {
+    /// Adds a token to a continuation, ends it, or both at once.
+    pub(super) fn push(
+        &self,
+        index: u32,
+        token: Option<(TokenId, Option<TokenLogprobs>)>,
+        end: Option<(FinishReason, Usage)>,
+    ) {
         self.change(|state| {
             let output = state.entry(index);
-            output.tokens.push(token);
-            output.logprobs.extend(logprobs);
-        });
-    }
-
-    /// Ends a continuation.
-    pub(super) fn finish(&self, index: u32, reason: FinishReason, usage: Usage) {
-        self.change(|state| {
-            let output = state.entry(index);
-            output.finish = Some(reason);
-            output.usage = Some(usage);
-            state.open = state.open.saturating_sub(1);
+            if let Some((token, logprobs)) = token {
+                output.tokens.push(token);
+                output.logprobs.extend(logprobs);
+            }
+            if let Some((reason, usage)) = end {
+                output.finish = Some(reason);
+                output.usage = Some(usage);
+                state.open = state.open.saturating_sub(1);
+            }
         });
     }
 
@@ -100,10 +96,7 @@ impl State {
     fn entry(&mut self, index: u32) -> &mut GenerateOutput {
         let place = self.pending.iter().position(|output| output.index == index);
         let place = place.unwrap_or_else(|| {
-            self.pending.push_back(GenerateOutput {
-                index,
-                ..GenerateOutput::default()
-            });
+            self.pending.push_back(GenerateOutput { index, ..GenerateOutput::default() });
             self.pending.len() - 1
         });
         &mut self.pending[place]

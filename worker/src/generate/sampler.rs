@@ -46,17 +46,8 @@ impl Sampler {
         let has_penalties = sampling.repetition_penalty != 1.0
             || sampling.presence_penalty != 0.0
             || sampling.frequency_penalty != 0.0;
-        let in_prompt = || {
-            prompt
-                .iter()
-                .map(|&token| (token, Seen::default()))
-                .collect()
-        };
-        Self {
-            sampling: sampling.clone(),
-            random,
-            seen: has_penalties.then(in_prompt),
-        }
+        let in_prompt = || prompt.iter().map(|&token| (token, Seen::default())).collect();
+        Self { sampling: sampling.clone(), random, seen: has_penalties.then(in_prompt) }
     }
 
     /// Draws a token that is not barred; none if no logit is a number.
@@ -91,12 +82,8 @@ impl Sampler {
     }
 
     fn penalize(&self, logits: &mut [f32]) {
-        let Sampling {
-            repetition_penalty,
-            presence_penalty,
-            frequency_penalty,
-            ..
-        } = self.sampling;
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =
+            self.sampling;
         for (&token, seen) in self.seen.iter().flatten() {
             let Some(logit) = logits.get_mut(token as usize) else {
                 continue;
@@ -116,17 +103,11 @@ impl Sampler {
         let Scratch { logits, candidates } = scratch;
         let top = logits[largest(logits)? as usize];
         let inverse = 1.0 / self.sampling.temperature;
-        logits
-            .iter_mut()
-            .for_each(|logit| *logit = weight((*logit - top) * inverse));
+        logits.iter_mut().for_each(|logit| *logit = weight((*logit - top) * inverse));
         let least = self.sampling.min_p;
         candidates.clear();
         let weighted = logits.iter().zip(0..).filter(|&(&weight, _)| weight > 0.0);
-        candidates.extend(
-            weighted
-                .filter(|&(&w, _)| w >= least)
-                .map(|(&w, token)| (w, token)),
-        );
+        candidates.extend(weighted.filter(|&(&w, _)| w >= least).map(|(&w, token)| (w, token)));
         let top_k = self.sampling.top_k as usize;
         if top_k > 0 && top_k < candidates.len() {
             candidates.select_nth_unstable_by(top_k - 1, likelier);
@@ -135,10 +116,7 @@ impl Sampler {
         if self.sampling.top_p < 1.0 {
             keep_top_p(candidates, self.sampling.top_p);
         }
-        let total: f64 = candidates
-            .iter()
-            .map(|&(weight, _)| f64::from(weight))
-            .sum();
+        let total: f64 = candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
         let mut left = self.random.f64() * total;
         for &(weight, token) in candidates.iter() {
             left -= f64::from(weight);
@@ -163,10 +141,7 @@ fn likelier(a: &(f32, TokenId), b: &(f32, TokenId)) -> std::cmp::Ordering {
 
 /// Keeps the smallest set of the heaviest candidates that has a share `top_p` of the weight.
 fn keep_top_p(candidates: &mut Vec<(f32, TokenId)>, top_p: f32) {
-    let total: f64 = candidates
-        .iter()
-        .map(|&(weight, _)| f64::from(weight))
-        .sum();
+    let total: f64 = candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
     let enough = total * f64::from(top_p);
     let (mut sorted, mut sum) = (0, 0.0);
     let mut next = FIRST_SORTED;
@@ -198,14 +173,8 @@ fn largest(logits: &[f32]) -> Option<TokenId> {
             *lane = if logit > *lane { logit } else { *lane };
         }
     }
-    let largest = lanes
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    logits
-        .iter()
-        .position(|&logit| logit == largest)
-        .map(|index| index as TokenId)
+    let largest = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    logits.iter().position(|&logit| logit == largest).map(|index| index as TokenId)
 }
 
 #[cfg(test)]

@@ -27,11 +27,7 @@ pub(super) struct Counters {
 impl Counters {
     pub(super) fn new(total_blocks: usize) -> Self {
         let total_blocks = total_blocks as u32;
-        Self {
-            running: AtomicU32::new(0),
-            used_blocks: AtomicU32::new(0),
-            total_blocks,
-        }
+        Self { running: AtomicU32::new(0), used_blocks: AtomicU32::new(0), total_blocks }
     }
 
     /// Returns the load, given how many requests wait.
@@ -107,21 +103,12 @@ impl Scheduler {
 
     /// Takes out the sequences that ended, whose reader left or whose time is up.
     fn leave(&mut self) {
-        let has_deadlines = self
-            .running
-            .iter()
-            .any(|sequence| sequence.deadline.is_some());
+        let has_deadlines = self.running.iter().any(|sequence| sequence.deadline.is_some());
         let now = has_deadlines.then(Instant::now);
         for sequence in &mut self.running {
-            if sequence
-                .deadline
-                .zip(now)
-                .is_some_and(|(deadline, now)| deadline <= now)
-            {
+            if sequence.deadline.zip(now).is_some_and(|(deadline, now)| deadline <= now) {
                 let text = "the deadline passed while generating";
-                sequence
-                    .output
-                    .fail(Error::new(ErrorKind::DeadlineExceeded, text));
+                sequence.output.fail(Error::new(ErrorKind::DeadlineExceeded, text));
                 sequence.is_over = true;
             }
         }
@@ -152,15 +139,9 @@ impl Scheduler {
 
     fn start(&mut self, job: Job) {
         let now = Instant::now();
-        if job
-            .context
-            .deadline()
-            .is_some_and(|deadline| deadline <= now)
-        {
+        if job.context.deadline().is_some_and(|deadline| deadline <= now) {
             let text = "the deadline passed while the request waited";
-            return job
-                .output
-                .fail(Error::new(ErrorKind::DeadlineExceeded, text));
+            return job.output.fail(Error::new(ErrorKind::DeadlineExceeded, text));
         }
         let queue_time = now - job.accepted;
         for index in 0..job.request.choices.get() {
@@ -171,9 +152,7 @@ impl Scheduler {
                 }
                 // `admit` counted the blocks; without them the request could only fail.
                 None => {
-                    return job
-                        .output
-                        .fail(Error::internal("KV blocks were miscounted"));
+                    return job.output.fail(Error::internal("KV blocks were miscounted"));
                 }
             }
         }
@@ -181,30 +160,18 @@ impl Scheduler {
 
     fn publish(&self) {
         let used = self.pool.total() - self.pool.free();
-        self.counters
-            .running
-            .store(self.running.len() as u32, Ordering::Relaxed);
-        self.counters
-            .used_blocks
-            .store(used as u32, Ordering::Relaxed);
+        self.counters.running.store(self.running.len() as u32, Ordering::Relaxed);
+        self.counters.used_blocks.store(used as u32, Ordering::Relaxed);
     }
 
     /// Computes one forward pass and hands out what it gave.
     fn step(&mut self) {
         let mut budget = self.limits.batch_tokens.min(self.config.batch_tokens);
         for sequence in &mut self.running {
-            sequence.planned = if sequence.is_decoding() {
-                budget.min(1)
-            } else {
-                0
-            };
+            sequence.planned = if sequence.is_decoding() { budget.min(1) } else { 0 };
             budget -= sequence.planned;
         }
-        for sequence in self
-            .running
-            .iter_mut()
-            .filter(|sequence| !sequence.is_decoding())
-        {
+        for sequence in self.running.iter_mut().filter(|sequence| !sequence.is_decoding()) {
             sequence.planned = sequence.prompt_left().min(budget);
             budget -= sequence.planned;
         }
@@ -213,11 +180,7 @@ impl Scheduler {
         match self.runner.forward(&batch) {
             Ok(logits) => {
                 let mut rows = logits.rows();
-                for sequence in self
-                    .running
-                    .iter_mut()
-                    .filter(|sequence| sequence.planned > 0)
-                {
+                for sequence in self.running.iter_mut().filter(|sequence| sequence.planned > 0) {
                     if !sequence.advance() {
                         continue;
                     }
@@ -238,8 +201,7 @@ impl Scheduler {
     /// Moves the sequences that got no place in this step to the front of the next one.
     fn rotate(&mut self) {
         if self.running.iter().any(|sequence| sequence.planned == 0) {
-            self.running
-                .sort_by_key(|sequence| sequence.planned > 0 && sequence.is_decoding());
+            self.running.sort_by_key(|sequence| sequence.planned > 0 && sequence.is_decoding());
         }
     }
 }

@@ -83,12 +83,7 @@ impl Sequence {
                 (&self.prompt[start..end], end == self.prompt.len())
             }
         };
-        Entry {
-            tokens,
-            start,
-            blocks: &self.blocks,
-            wants_logits,
-        }
+        Entry { tokens, start, blocks: &self.blocks, wants_logits }
     }
 
     /// Counts the tokens of a forward pass; returns whether logits were asked for.
@@ -99,11 +94,7 @@ impl Sequence {
 
     /// Draws the next token and hands it out.
     pub(super) fn take(&mut self, logits: &[f32], eos_tokens: &[TokenId], scratch: &mut Scratch) {
-        let eos = if self.stop.ignore_eos {
-            &[]
-        } else {
-            eos_tokens
-        };
+        let eos = if self.stop.ignore_eos { &[] } else { eos_tokens };
         let ends =
             |token: TokenId| eos.contains(&token) || self.stop.stop_token_ids.contains(&token);
         let is_early = self.drawn < self.stop.min_tokens;
@@ -116,16 +107,15 @@ impl Sequence {
         };
         self.drawn += 1;
         self.last = [token];
-        if ends(token) {
-            return self.finish(FinishReason::Stop);
-        }
-        let details = self
-            .logprobs
-            .map(|top| logprobs(logits, token, top as usize));
-        self.output.push(self.index, token, details);
-        if self.drawn >= self.max_tokens {
-            self.finish(FinishReason::Length);
-        }
+        let (told, end) = if ends(token) {
+            (None, Some(FinishReason::Stop))
+        } else {
+            let details = self.logprobs.map(|top| logprobs(logits, token, top as usize));
+            let is_full = self.drawn >= self.max_tokens;
+            (Some((token, details)), is_full.then_some(FinishReason::Length))
+        };
+        self.is_over = end.is_some();
+        self.output.push(self.index, told, end.map(|reason| (reason, self.usage())));
     }
 
     /// Ends the whole request with a fault of ours.
@@ -134,13 +124,11 @@ impl Sequence {
         self.is_over = true;
     }
 
-    fn finish(&mut self, reason: FinishReason) {
-        let usage = Usage {
+    fn usage(&self) -> Usage {
+        Usage {
             prompt_tokens: self.prompt.len() as u32,
             completion_tokens: self.drawn,
             queue_time: self.queue_time,
-        };
-        self.output.finish(self.index, reason, usage);
-        self.is_over = true;
+        }
     }
 }

@@ -41,11 +41,7 @@ struct State {
 impl Waiting {
     /// Makes an empty queue.
     pub(super) fn new(capacity: usize) -> Arc<Self> {
-        Arc::new(Self {
-            state: Mutex::default(),
-            arrival: Condvar::new(),
-            capacity,
-        })
+        Arc::new(Self { state: Mutex::default(), arrival: Condvar::new(), capacity })
     }
 
     /// Adds a job.
@@ -59,20 +55,14 @@ impl Waiting {
         if state.jobs.len() >= self.capacity {
             return Err(Error::new(
                 ErrorKind::Overloaded,
-                format!(
-                    "Exceeds maximum queue size of {} waiting requests",
-                    self.capacity
-                ),
+                format!("Exceeds maximum queue size of {} waiting requests", self.capacity),
             ));
         }
         state.accepted += 1;
         let key = (rank(job.context.priority()), state.accepted);
         state.jobs.insert(key, job);
         self.arrival.notify_one();
-        Ok(Ticket {
-            queue: self.clone(),
-            key,
-        })
+        Ok(Ticket { queue: self.clone(), key })
     }
 
     /// Takes the first job if `fits` says so.
@@ -86,10 +76,7 @@ impl Waiting {
     pub(super) fn wait(&self) -> bool {
         let mut state = self.lock();
         while state.jobs.is_empty() && state.closed.is_none() {
-            state = self
-                .arrival
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.arrival.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.closed.is_none()
     }

@@ -45,22 +45,13 @@ fn open(bytes: &[u8]) -> Result<Gguf, Error> {
 #[test]
 fn a_file_gives_back_what_is_in_it() {
     let gguf = open(&small_file()).unwrap();
-    assert_eq!(
-        gguf.optional_string("general.architecture").unwrap(),
-        Some("llama")
-    );
+    assert_eq!(gguf.optional_string("general.architecture").unwrap(), Some("llama"));
     assert_eq!(gguf.number("llama.block_count").unwrap(), 7);
     let letters = ["a", "b"].map(|letter| Value::String(letter.into()));
     assert_eq!(gguf.get("tokens"), Some(&Value::Array(letters.to_vec())));
     let tensor = gguf.tensor("weight").unwrap();
-    assert_eq!(
-        (tensor.dims, tensor.weight_type),
-        (vec![2], WeightType::F32)
-    );
-    assert_eq!(
-        tensor.data,
-        [1f32.to_le_bytes(), 2f32.to_le_bytes()].concat()
-    );
+    assert_eq!((tensor.dims, tensor.weight_type), (vec![2], WeightType::F32));
+    assert_eq!(tensor.data, [1f32.to_le_bytes(), 2f32.to_le_bytes()].concat());
 }
 
 #[test]
@@ -70,18 +61,8 @@ fn refusals_name_the_field() {
     assert!(missing.contains("`llama.nothing` is missing"), "{missing}");
     let kind = gguf.number("general.architecture").unwrap_err().to_string();
     assert!(kind.contains("expected a whole number"), "{kind}");
-    assert!(
-        gguf.tensor("x")
-            .unwrap_err()
-            .to_string()
-            .contains("tensor `x`: is missing")
-    );
-    assert!(
-        open(b"PK\x03\x04____")
-            .unwrap_err()
-            .to_string()
-            .contains("does not begin")
-    );
+    assert!(gguf.tensor("x").unwrap_err().to_string().contains("tensor `x`: is missing"));
+    assert!(open(b"PK\x03\x04____").unwrap_err().to_string().contains("does not begin"));
 }
 
 #[test]
@@ -100,19 +81,14 @@ fn flipped_bytes_never_panic_or_allocate_much() {
     let mut refused = 0;
     for position in 0..file.len() {
         for _ in 0..8 {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let mut broken = file.clone();
             broken[position] = (state >> 33) as u8;
             let parsed = Header::parse(&broken[..], broken.len() as u64);
             refused += usize::from(parsed.is_err());
         }
     }
-    assert!(
-        refused > 100,
-        "the flips have to break something: {refused}"
-    );
+    assert!(refused > 100, "the flips have to break something: {refused}");
     let mut huge = file;
     huge[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(open(&huge).is_err());

@@ -42,10 +42,6 @@ impl Engine<InferRequest> for AddSub {
             let differences = pairs().map(|(a, b)| a.wrapping_sub(*b));
             tensors.push(Tensor::from_values("OUTPUT1", shape.clone(), differences));
         }
-        Ok(once(InferOutput {
-            tensors,
-            is_last: true,
-            ..InferOutput::default()
-        }))
+        Ok(once(InferOutput { tensors, is_last: true, ..InferOutput::default() }))
     }
 }

@@ -44,14 +44,7 @@ impl Engine<InferRequest> for Identity {
             tokio::time::sleep(self.delay).await;
         }
         let input = input(&request, "INPUT0")?;
-        let output = Tensor {
-            name: "OUTPUT0".into(),
-            ..input.clone()
-        };
-        Ok(once(InferOutput {
-            tensors: vec![output],
-            is_last: true,
-            ..InferOutput::default()
-        }))
+        let output = Tensor { name: "OUTPUT0".into(), ..input.clone() };
+        Ok(once(InferOutput { tensors: vec![output], is_last: true, ..InferOutput::default() }))
     }
 }

@@ -27,10 +27,7 @@ impl RepeatInt32 {
             TensorSpec::new("OUT", Datatype::Int32, [1]),
             TensorSpec::new("IDX", Datatype::Uint32, [1]),
         ];
-        ModelConfig {
-            decoupled: true,
-            ..ModelConfig::new(name, 0, inputs, outputs)
-        }
+        ModelConfig { decoupled: true, ..ModelConfig::new(name, 0, inputs, outputs) }
     }
 }
 
@@ -53,28 +50,19 @@ impl Engine<InferRequest> for RepeatInt32 {
         }
         let end = Instant::now() + Duration::from_millis(wait.into());
         let steps = values.into_iter().zip(delays).zip(0u32..);
-        Ok(Box::pin(stream::unfold(
-            (steps, request),
-            move |(mut steps, request)| async move {
-                let Some(((value, delay), index)) = steps.next() else {
-                    tokio::time::sleep_until(end).await;
-                    return None;
-                };
-                if delay > 0 {
-                    tokio::time::sleep(Duration::from_millis(delay.into())).await;
-                }
-                let out = Tensor::from_values("OUT", vec![1], [value]);
-                let idx = Tensor::from_values("IDX", vec![1], [index]);
-                let tensors = [out, idx]
-                    .into_iter()
-                    .filter(|t| request.wants(&t.name))
-                    .collect();
-                let output = InferOutput {
-                    tensors,
-                    ..InferOutput::default()
-                };
-                Some((Ok(output), (steps, request)))
-            },
-        )))
+        Ok(Box::pin(stream::unfold((steps, request), move |(mut steps, request)| async move {
+            let Some(((value, delay), index)) = steps.next() else {
+                tokio::time::sleep_until(end).await;
+                return None;
+            };
+            if delay > 0 {
+                tokio::time::sleep(Duration::from_millis(delay.into())).await;
+            }
+            let out = Tensor::from_values("OUT", vec![1], [value]);
+            let idx = Tensor::from_values("IDX", vec![1], [index]);
+            let tensors = [out, idx].into_iter().filter(|t| request.wants(&t.name)).collect();
+            let output = InferOutput { tensors, ..InferOutput::default() };
+            Some((Ok(output), (steps, request)))
+        })))
     }
 }

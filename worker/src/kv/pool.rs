@@ -12,10 +12,7 @@ pub struct BlockPool {
 impl BlockPool {
     /// Makes a pool of `total` free blocks.
     pub fn new(total: usize) -> Self {
-        Self {
-            free: (0..total as BlockId).rev().collect(),
-            total,
-        }
+        Self { free: (0..total as BlockId).rev().collect(), total }
     }
 
     /// Takes blocks out of the pool; none if there are too few.
@@ -27,10 +24,7 @@ impl BlockPool {
     /// Puts back what [`take`](BlockPool::take) gave.
     pub fn give_back(&mut self, blocks: Vec<BlockId>) {
         self.free.extend(blocks);
-        debug_assert!(
-            self.free.len() <= self.total,
-            "a block was given back twice"
-        );
+        debug_assert!(self.free.len() <= self.total, "a block was given back twice");
     }
 
     /// Returns how many blocks are free.

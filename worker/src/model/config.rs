@@ -39,10 +39,7 @@ impl Hyperparameters {
     ///
     /// Errors: an unknown architecture, a missing field, or sizes that do not fit together.
     pub fn read(file: &Gguf) -> Result<Self, Error> {
-        let architecture = file
-            .optional_string("general.architecture")?
-            .unwrap_or("")
-            .to_owned();
+        let architecture = file.optional_string("general.architecture")?.unwrap_or("").to_owned();
         if !KNOWN_ARCHITECTURES.contains(&architecture.as_str()) {
             return Err(Error::Model(format!(
                 "architecture `{architecture}` is not known; known are: {}",
@@ -63,9 +60,7 @@ impl Hyperparameters {
             context_length: size("context_length")?,
             kv_heads: optional("attention.head_count_kv", heads)?,
             head_dim: optional("attention.key_length", hidden / heads)?,
-            rope_base: file
-                .optional_float(&key("rope.freq_base"))?
-                .unwrap_or(10_000.0) as f32,
+            rope_base: file.optional_float(&key("rope.freq_base"))?.unwrap_or(10_000.0) as f32,
             norm_epsilon: file
                 .optional_float(&key("attention.layer_norm_rms_epsilon"))?
                 .unwrap_or(1e-5) as f32,
@@ -81,19 +76,11 @@ impl Hyperparameters {
         let rotated =
             file.optional_number(&format!("{}.rope.dimension_count", self.architecture))?;
         let scaling = format!("{}.rope.scaling.type", self.architecture);
-        let scaling = file
-            .optional_string(&scaling)?
-            .filter(|kind| *kind != "none");
+        let scaling = file.optional_string(&scaling)?.filter(|kind| *kind != "none");
         let problem = if !self.heads.is_multiple_of(self.kv_heads) {
-            format!(
-                "{} query heads do not share {} KV heads",
-                self.heads, self.kv_heads
-            )
+            format!("{} query heads do not share {} KV heads", self.heads, self.kv_heads)
         } else if !self.head_dim.is_multiple_of(2) {
-            format!(
-                "heads of {} dimensions cannot be rotated in pairs",
-                self.head_dim
-            )
+            format!("heads of {} dimensions cannot be rotated in pairs", self.head_dim)
         } else if rotated.is_some_and(|dims| dims != self.head_dim as u64) {
             format!("rotation of a part of a head ({rotated:?} dimensions) is not known")
         } else if let Some(kind) = scaling {
@@ -101,10 +88,7 @@ impl Hyperparameters {
         } else if file.has_tensor("rope_freqs.weight") {
             "rotary frequency factors (`rope_freqs.weight`) are not known".to_owned()
         } else if !(self.rope_base > 0.0 && self.norm_epsilon >= 0.0) {
-            format!(
-                "rope base {} or norm epsilon {}",
-                self.rope_base, self.norm_epsilon
-            )
+            format!("rope base {} or norm epsilon {}", self.rope_base, self.norm_epsilon)
         } else {
             return Ok(());
         };
@@ -125,8 +109,6 @@ impl Hyperparameters {
 fn within(key: &str, value: u64) -> Result<usize, Error> {
     match value {
         1..=MAX_SIZE => Ok(value as usize),
-        _ => Err(Error::Model(format!(
-            "`{key}`: expected 1 to {MAX_SIZE}, got {value}"
-        ))),
+        _ => Err(Error::Model(format!("`{key}`: expected 1 to {MAX_SIZE}, got {value}"))),
     }
 }

@@ -66,25 +66,14 @@ impl Llama {
         let embedding = linear(file, "token_embd.weight", sizes.hidden, None)?;
         let vocabulary = embedding.rows();
         let head = match file.has_tensor("output.weight") {
-            true => Some(linear(
-                file,
-                "output.weight",
-                sizes.hidden,
-                Some(vocabulary),
-            )?),
+            true => Some(linear(file, "output.weight", sizes.hidden, Some(vocabulary))?),
             false => None,
         };
         let layers = (0..sizes.layers)
             .map(|index| LayerWeights::read(file, &sizes, index))
             .collect::<Result<_, _>>()?;
         let norm = vector(file, "output_norm.weight", sizes.hidden)?;
-        Ok(Self {
-            sizes,
-            embedding,
-            layers,
-            norm,
-            head,
-        })
+        Ok(Self { sizes, embedding, layers, norm, head })
     }
 
     /// Returns the number of tokens in the vocabulary.
@@ -111,13 +100,7 @@ impl Llama {
         buffers.normed.resize(wanted.len() * hidden, 0.0);
         for (row, &token) in buffers.normed.chunks_exact_mut(hidden).zip(wanted) {
             let residual = &buffers.residual[token * hidden..][..hidden];
-            rms_norm(
-                compute.isa,
-                residual,
-                &self.norm,
-                self.sizes.norm_epsilon,
-                row,
-            );
+            rms_norm(compute.isa, residual, &self.norm, self.sizes.norm_epsilon, row);
         }
         logits.resize(wanted.len() * self.vocabulary(), 0.0);
         if !wanted.is_empty() {
@@ -151,12 +134,7 @@ impl Llama {
         self.normalize(compute, &layer.attention_norm, buffers);
         let linear = &layer.query_key_value;
         buffers.qkv.resize(tokens.len() * linear.rows(), 0.0);
-        linear.apply(
-            compute,
-            &buffers.normed,
-            &mut buffers.activations,
-            &mut buffers.qkv,
-        );
+        linear.apply(compute, &buffers.normed, &mut buffers.activations, &mut buffers.qkv);
         let rows = buffers.qkv.chunks_exact_mut(linear.rows());
         let turns = buffers.rotations.chunks_exact(sizes.head_dim / 2);
         for ((token, row), turns) in tokens.iter().zip(rows).zip(turns) {
@@ -166,36 +144,22 @@ impl Llama {
             let place = token.position % BLOCK_TOKENS;
             cache.write(index, block, place, (&heads[sizes.query_width()..], values));
         }
-        buffers
-            .attended
-            .resize(tokens.len() * sizes.query_width(), 0.0);
+        buffers.attended.resize(tokens.len() * sizes.query_width(), 0.0);
         let group = sizes.query_width() / sizes.kv_heads;
         let outputs = buffers.attended.chunks_exact_mut(group).enumerate();
         let (qkv, kv) = (&buffers.qkv, cache.layer(index));
-        compute
-            .pool
-            .each(outputs, Scratch::default, |scratch, (item, out)| {
-                let (row, head) = (item / sizes.kv_heads, item % sizes.kv_heads);
-                let token = &tokens[row];
-                let queries = &qkv[row * linear.rows() + head * group..][..group];
-                let tokens = token.position + 1;
-                let span = Span {
-                    layer: kv,
-                    head,
-                    blocks: token.blocks,
-                    tokens,
-                };
-                attend(compute.isa, queries, span, scratch, out);
-            });
+        compute.pool.each(outputs, Scratch::default, |scratch, (item, out)| {
+            let (row, head) = (item / sizes.kv_heads, item % sizes.kv_heads);
+            let token = &tokens[row];
+            let queries = &qkv[row * linear.rows() + head * group..][..group];
+            let tokens = token.position + 1;
+            let span = Span { layer: kv, head, blocks: token.blocks, tokens };
+            attend(compute.isa, queries, span, scratch, out);
+        });
         let linear = &layer.attention_output;
         buffers.projected.resize(tokens.len() * linear.rows(), 0.0);
         let projected = &mut buffers.projected;
-        linear.apply(
-            compute,
-            &buffers.attended,
-            &mut buffers.activations,
-            projected,
-        );
+        linear.apply(compute, &buffers.attended, &mut buffers.activations, projected);
         add(compute.isa, &mut buffers.residual, &buffers.projected);
     }
 
@@ -206,20 +170,12 @@ impl Llama {
         buffers.gate.resize(tokens * width, 0.0);
         buffers.up.resize(tokens * width, 0.0);
         let activations = &mut buffers.activations;
-        layer
-            .gate
-            .apply(compute, &buffers.normed, activations, &mut buffers.gate);
-        layer
-            .up
-            .apply(compute, &buffers.normed, activations, &mut buffers.up);
+        layer.gate.apply(compute, &buffers.normed, activations, &mut buffers.gate);
+        layer.up.apply(compute, &buffers.normed, activations, &mut buffers.up);
         let rows = buffers.gate.chunks_mut(width).zip(buffers.up.chunks(width));
-        compute
-            .pool
-            .each(rows, || (), |(), (gate, up)| swiglu(compute.isa, gate, up));
+        compute.pool.each(rows, || (), |(), (gate, up)| swiglu(compute.isa, gate, up));
         buffers.projected.resize(tokens * self.sizes.hidden, 0.0);
-        layer
-            .down
-            .apply(compute, &buffers.gate, activations, &mut buffers.projected);
+        layer.down.apply(compute, &buffers.gate, activations, &mut buffers.projected);
         add(compute.isa, &mut buffers.residual, &buffers.projected);
     }
 
@@ -275,9 +231,7 @@ fn matrix(
     }
     let rows = rows.map_or("any".to_owned(), |rows| rows.to_string());
     let got = stored.dims;
-    Err(Error::Model(format!(
-        "tensor `{name}`: expected [{columns}, {rows}], got {got:?}"
-    )))
+    Err(Error::Model(format!("tensor `{name}`: expected [{columns}, {rows}], got {got:?}")))
 }
 
 fn linear(file: &Gguf, name: &str, columns: usize, rows: Option<usize>) -> Result<Linear, Error> {
@@ -289,15 +243,7 @@ fn vector(file: &Gguf, name: &str, length: usize) -> Result<Vec<f32>, Error> {
     let stored = file.tensor(name)?;
     if stored.dims != [length] || stored.weight_type != WeightType::F32 {
         let got = (stored.weight_type, stored.dims);
-        return Err(Error::Model(format!(
-            "tensor `{name}`: expected F32 [{length}], got {got:?}"
-        )));
+        return Err(Error::Model(format!("tensor `{name}`: expected F32 [{length}], got {got:?}")));
     }
-    Ok(stored
-        .data
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect())
+    Ok(stored.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }

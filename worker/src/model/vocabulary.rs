@@ -11,18 +11,15 @@ use crate::gguf::{Gguf, Value};
 pub fn vocabulary(file: &Gguf) -> Result<Vocabulary, Error> {
     let tokens = strings(file, "tokenizer.ggml.tokens")?;
     if tokens.is_empty() {
-        return Err(Error::Model(
-            "`tokenizer.ggml.tokens` is missing or empty".into(),
-        ));
+        return Err(Error::Model("`tokenizer.ggml.tokens` is missing or empty".into()));
     }
     let text = |key: &str| Ok::<_, Error>(file.optional_string(key)?.map(str::to_owned));
     let id = |key: &str| match file.optional_number(key)? {
         None => Ok(None),
         Some(id) if id < tokens.len() as u64 => Ok(Some(id as TokenId)),
-        Some(id) => Err(Error::Model(format!(
-            "`{key}`: {id} is not one of {} tokens",
-            tokens.len()
-        ))),
+        Some(id) => {
+            Err(Error::Model(format!("`{key}`: {id} is not one of {} tokens", tokens.len())))
+        }
     };
     Ok(Vocabulary {
         model: text("tokenizer.ggml.model")?.unwrap_or_default(),
@@ -31,10 +28,7 @@ pub fn vocabulary(file: &Gguf) -> Result<Vocabulary, Error> {
         merges: strings(file, "tokenizer.ggml.merges")?,
         bos: id("tokenizer.ggml.bos_token_id")?,
         eos: id("tokenizer.ggml.eos_token_id")?,
-        add_bos: matches!(
-            file.get("tokenizer.ggml.add_bos_token"),
-            Some(Value::Bool(true))
-        ),
+        add_bos: matches!(file.get("tokenizer.ggml.add_bos_token"), Some(Value::Bool(true))),
         chat_template: text("tokenizer.chat_template")?,
         tokens,
     })
@@ -65,9 +59,7 @@ fn kinds(file: &Gguf, tokens: usize) -> Result<Vec<TokenKind>, Error> {
     };
     if values.len() != tokens {
         let got = values.len();
-        return Err(Error::Model(format!(
-            "`{key}`: expected {tokens} elements, got {got}"
-        )));
+        return Err(Error::Model(format!("`{key}`: expected {tokens} elements, got {got}")));
     }
     let kind = |value: &Value| match value {
         Value::Signed(1) | Value::Unsigned(1) => Ok(TokenKind::Normal),
@@ -76,9 +68,7 @@ fn kinds(file: &Gguf, tokens: usize) -> Result<Vec<TokenKind>, Error> {
         Value::Signed(4) | Value::Unsigned(4) => Ok(TokenKind::UserDefined),
         Value::Signed(5) | Value::Unsigned(5) => Ok(TokenKind::Unused),
         Value::Signed(6) | Value::Unsigned(6) => Ok(TokenKind::Byte),
-        other => Err(Error::Model(format!(
-            "`{key}`: {other:?} is not a kind of token"
-        ))),
+        other => Err(Error::Model(format!("`{key}`: {other:?} is not a kind of token"))),
     };
     values.iter().map(kind).collect()
 }

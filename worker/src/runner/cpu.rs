@@ -69,10 +69,7 @@ impl CpuRunner {
                 vocabulary.tokens.len()
             )));
         }
-        let context_length = options
-            .context_length
-            .unwrap_or(usize::MAX)
-            .min(sizes.context_length);
+        let context_length = options.context_length.unwrap_or(usize::MAX).min(sizes.context_length);
         let cache = cache(&sizes, context_length, options.kv_cache_bytes)?;
         let limits = Limits {
             vocabulary: model.vocabulary(),
@@ -84,10 +81,7 @@ impl CpuRunner {
         let pool = Pool::start(options.threads)
             .map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))?;
         let card = ModelCard {
-            name: file
-                .optional_string("general.name")?
-                .unwrap_or("model")
-                .to_owned(),
+            name: file.optional_string("general.name")?.unwrap_or("model").to_owned(),
             architecture: sizes.architecture,
             context_length: limits.context_length as u32,
             block_size: BLOCK_TOKENS as u32,
@@ -101,11 +95,7 @@ impl CpuRunner {
             buffers: Buffers::default(),
             logits: Vec::new(),
         };
-        Ok(Loaded {
-            runner,
-            card,
-            vocabulary,
-        })
+        Ok(Loaded { runner, card, vocabulary })
     }
 }
 
@@ -126,12 +116,7 @@ fn cache(sizes: &Hyperparameters, context: usize, bytes: usize) -> Result<Geomet
     let whole = context.div_ceil(BLOCK_TOKENS);
     if geometry.blocks < whole {
         let (tokens, blocks) = (geometry.blocks * BLOCK_TOKENS, geometry.blocks);
-        tracing::warn!(
-            tokens,
-            blocks,
-            context,
-            "the KV cache is smaller than one whole context"
-        );
+        tracing::warn!(tokens, blocks, context, "the KV cache is smaller than one whole context");
     }
     Ok(geometry)
 }
@@ -139,9 +124,7 @@ fn cache(sizes: &Hyperparameters, context: usize, bytes: usize) -> Result<Geomet
 /// Returns the tokens that end a continuation: the end of the text and the end of a turn.
 fn eos_tokens(file: &Gguf, vocabulary: &Vocabulary) -> Result<Vec<u32>, Error> {
     let turn = file.optional_number("tokenizer.ggml.eot_token_id")?;
-    let turn = turn
-        .filter(|&id| id < vocabulary.tokens.len() as u64)
-        .map(|id| id as u32);
+    let turn = turn.filter(|&id| id < vocabulary.tokens.len() as u64).map(|id| id as u32);
     let mut tokens: Vec<u32> = vocabulary.eos.into_iter().chain(turn).collect();
     tokens.dedup();
     Ok(tokens)
@@ -158,22 +141,14 @@ impl Runner for CpuRunner {
         for entry in batch {
             for (offset, &token) in entry.tokens.iter().enumerate() {
                 let position = entry.start + offset;
-                tokens.push(Position {
-                    token,
-                    position,
-                    blocks: entry.blocks,
-                });
+                tokens.push(Position { token, position, blocks: entry.blocks });
             }
             if entry.wants_logits {
                 wanted.push(tokens.len() - 1);
             }
         }
         let memory = (&mut self.buffers, &mut self.logits);
-        self.model
-            .forward(&self.compute, &tokens, &wanted, &mut self.cache, memory);
-        Ok(Logits {
-            values: &self.logits,
-            vocabulary: self.limits.vocabulary,
-        })
+        self.model.forward(&self.compute, &tokens, &wanted, &mut self.cache, memory);
+        Ok(Logits { values: &self.logits, vocabulary: self.limits.vocabulary })
     }
 }

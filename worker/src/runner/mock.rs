@@ -43,12 +43,7 @@ pub struct MockConfig {
 
 impl Default for MockConfig {
     fn default() -> Self {
-        Self {
-            pace: Duration::ZERO,
-            context_length: 8192,
-            blocks: 65_536,
-            batch_tokens: 512,
-        }
+        Self { pace: Duration::ZERO, context_length: 8192, blocks: 65_536, batch_tokens: 512 }
     }
 }
 
@@ -67,13 +62,7 @@ impl MockRunner {
     /// Makes the runner.
     pub fn new(config: MockConfig) -> Self {
         let vocabulary = BYTES + CONTROL.len() + WORDS.len();
-        Self {
-            config,
-            vocabulary,
-            next_start: None,
-            logits: Vec::new(),
-            marked: Vec::new(),
-        }
+        Self { config, vocabulary, next_start: None, logits: Vec::new(), marked: Vec::new() }
     }
 
     /// Waits until the next forward pass may begin.
@@ -109,8 +98,7 @@ impl Runner for MockRunner {
         for entry in batch.iter().filter(|entry| entry.wants_logits) {
             let last = entry.tokens.last().copied().unwrap_or(0) as usize;
             let position = entry.start + entry.tokens.len();
-            self.marked
-                .push(first_word + (last * 7 + position) % WORDS.len());
+            self.marked.push(first_word + (last * 7 + position) % WORDS.len());
         }
         let size = self.marked.len() * self.vocabulary;
         if self.logits.len() < size {
@@ -119,10 +107,7 @@ impl Runner for MockRunner {
         for (row, marked) in self.marked.iter().enumerate() {
             self.logits[row * self.vocabulary + marked] = 1.0;
         }
-        Ok(Logits {
-            values: &self.logits[..size],
-            vocabulary: self.vocabulary,
-        })
+        Ok(Logits { values: &self.logits[..size], vocabulary: self.vocabulary })
     }
 }
 
@@ -141,9 +126,7 @@ pub fn card(name: &str, config: &MockConfig) -> ModelCard {
 pub fn vocabulary() -> Vocabulary {
     let bytes = (0..=u8::MAX).map(|byte| byte_spelling(byte).to_string());
     let control = CONTROL.iter().map(|token| (*token).to_owned());
-    let words = WORDS
-        .iter()
-        .map(|word| format!("{}{word}", byte_spelling(b' ')));
+    let words = WORDS.iter().map(|word| format!("{}{word}", byte_spelling(b' ')));
     let kind = |index: usize| match index.checked_sub(BYTES) {
         Some(index) if index < CONTROL.len() => TokenKind::Control,
         _ => TokenKind::Normal,
@@ -181,10 +164,7 @@ mod tests {
     fn every_byte_has_its_own_letter() {
         let letters: std::collections::BTreeSet<char> = (0..=255).map(byte_spelling).collect();
         assert_eq!(letters.len(), 256);
-        assert_eq!(
-            (byte_spelling(b' '), byte_spelling(b'\n')),
-            ('\u{120}', '\u{10A}')
-        );
+        assert_eq!((byte_spelling(b' '), byte_spelling(b'\n')), ('\u{120}', '\u{10A}'));
         assert_eq!((byte_spelling(b'a'), byte_spelling(0xAD)), ('a', '\u{143}'));
     }
 

@@ -7,21 +7,14 @@ use super::*;
 use crate::cpu::activations::BLOCK;
 use crate::gguf::WeightType;
 
-const TYPES: [WeightType; 5] = [
-    WeightType::F32,
-    WeightType::F16,
-    WeightType::Q4_0,
-    WeightType::Q4_1,
-    WeightType::Q8_0,
-];
+const TYPES: [WeightType; 5] =
+    [WeightType::F32, WeightType::F16, WeightType::Q4_0, WeightType::Q4_1, WeightType::Q8_0];
 
 /// Numbers that look random and are the same everywhere.
 fn noise(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
     move || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         state >> 33
     }
 }
@@ -35,10 +28,7 @@ fn matrix(kind: WeightType, rows: usize, columns: usize) -> (StoredTensor, Vec<f
         let minimum = f16::from_f32((next() % 100) as f32 / -50.0);
         let bytes: Vec<u8> = (0..BLOCK).map(|_| next() as u8).collect();
         let (s, m) = (f64::from(scale), f64::from(minimum));
-        let nibbles = bytes[..16]
-            .iter()
-            .map(|b| b & 15)
-            .chain(bytes[..16].iter().map(|b| b >> 4));
+        let nibbles = bytes[..16].iter().map(|b| b & 15).chain(bytes[..16].iter().map(|b| b >> 4));
         match kind {
             WeightType::F32 | WeightType::F16 => {
                 for byte in &bytes {
@@ -68,21 +58,12 @@ fn matrix(kind: WeightType, rows: usize, columns: usize) -> (StoredTensor, Vec<f
             }
         }
     }
-    (
-        StoredTensor {
-            dims: vec![columns, rows],
-            weight_type: kind,
-            data,
-        },
-        numbers,
-    )
+    (StoredTensor { dims: vec![columns, rows], weight_type: kind, data }, numbers)
 }
 
 fn floats(count: usize) -> Vec<f32> {
     let mut next = noise(7);
-    (0..count)
-        .map(|_| next() as f32 / (1u64 << 30) as f32 - 1.0)
-        .collect()
+    (0..count).map(|_| next() as f32 / (1u64 << 30) as f32 - 1.0).collect()
 }
 
 /// The activations as the kernel sees them: floats, or what quantisation makes of them.
@@ -92,9 +73,7 @@ fn seen(kind: WeightType, isa: Isa, x: &[f32], columns: usize) -> Vec<f64> {
     }
     let mut scratch = Activations::default();
     let rows = x.len() / columns;
-    scratch
-        .parts(rows, columns, rows)
-        .for_each(|mut part| part.fill(isa, x));
+    scratch.parts(rows, columns, rows).for_each(|mut part| part.fill(isa, x));
     let view = scratch.view();
     let number = |(i, &v): (usize, &i8)| f64::from(v) * f64::from(view.scales[i / BLOCK]);
     view.values.iter().enumerate().map(number).collect()
@@ -109,10 +88,7 @@ fn products_match_a_float64_reference() {
         let linear = Linear::new(&[("w".into(), stored)]).unwrap();
         for isa in Isa::available() {
             let seen = seen(kind, isa, &x, columns);
-            let compute = Compute {
-                pool: Pool::start(2).unwrap(),
-                isa,
-            };
+            let compute = Compute { pool: Pool::start(2).unwrap(), isa };
             let mut out = vec![0.0; tokens * rows];
             linear.apply(&compute, &x, &mut Activations::default(), &mut out);
             for (at, got) in out.iter().enumerate() {
@@ -122,19 +98,12 @@ fn products_match_a_float64_reference() {
                 let (exact, size) =
                     terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + f64::abs(t)));
                 let error = (f64::from(*got) - exact).abs();
-                assert!(
-                    error <= size * 1e-6 + 1e-6,
-                    "{kind:?} {isa:?}: {got} is not {exact}"
-                );
+                assert!(error <= size * 1e-6 + 1e-6, "{kind:?} {isa:?}: {got} is not {exact}");
             }
             let mut row = vec![0.0; columns];
             linear.unpack_row(rows - 1, &mut row);
             let exact = &weights[(rows - 1) * columns..];
-            assert!(
-                row.iter()
-                    .zip(exact)
-                    .all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5)
-            );
+            assert!(row.iter().zip(exact).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
         }
     }
 }
@@ -152,10 +121,7 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
         let linear = Linear::new(parts).unwrap();
         for isa in Isa::available() {
             let run = |threads: usize, tokens: Range<usize>| {
-                let compute = Compute {
-                    pool: Pool::start(threads).unwrap(),
-                    isa,
-                };
+                let compute = Compute { pool: Pool::start(threads).unwrap(), isa };
                 let x = &x[tokens.start * columns..tokens.end * columns];
                 let mut out = vec![0.0; tokens.len() * linear.rows()];
                 linear.apply(&compute, x, &mut Activations::default(), &mut out);
@@ -164,10 +130,7 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
             let whole = run(1, 0..40);
             for (threads, tokens) in [(2, 0..40), (3, 0..17), (1, 5..6), (2, 39..40), (2, 3..7)] {
                 let expected = &whole[tokens.start * linear.rows()..tokens.end * linear.rows()];
-                assert!(
-                    run(threads, tokens.clone()) == expected,
-                    "{isa:?} {threads} {tokens:?}"
-                );
+                assert!(run(threads, tokens.clone()) == expected, "{isa:?} {threads} {tokens:?}");
             }
         }
     }
@@ -175,30 +138,14 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
 
 #[test]
 fn matrices_of_other_shapes_are_refused() {
-    let odd = StoredTensor {
-        dims: vec![33, 2],
-        weight_type: WeightType::F32,
-        data: vec![0; 264],
-    };
-    let flat = StoredTensor {
-        dims: vec![64],
-        weight_type: WeightType::F32,
-        data: vec![0; 256],
-    };
-    for (tensor, fragment) in [
-        (odd, "not rows of blocks of 32"),
-        (flat, "expected 2 dimensions"),
-    ] {
-        let error = Linear::new(&[("w".into(), tensor)])
-            .unwrap_err()
-            .to_string();
+    let odd = StoredTensor { dims: vec![33, 2], weight_type: WeightType::F32, data: vec![0; 264] };
+    let flat = StoredTensor { dims: vec![64], weight_type: WeightType::F32, data: vec![0; 256] };
+    for (tensor, fragment) in [(odd, "not rows of blocks of 32"), (flat, "expected 2 dimensions")] {
+        let error = Linear::new(&[("w".into(), tensor)]).unwrap_err().to_string();
         assert!(error.contains(fragment) && error.contains("`w`"), "{error}");
     }
     let narrow = ("a".to_owned(), matrix(WeightType::Q8_0, 4, 32).0);
     let wide = ("b".to_owned(), matrix(WeightType::Q8_0, 4, 64).0);
     let error = Linear::new(&[narrow, wide]).unwrap_err().to_string();
-    assert!(
-        error.contains("tensor `b`: expected rows of 32, got 64"),
-        "{error}"
-    );
+    assert!(error.contains("tensor `b`: expected rows of 32, got 64"), "{error}");
 }

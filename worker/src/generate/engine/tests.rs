@@ -20,10 +20,7 @@ fn quick() -> GenerateEngine {
 }
 
 fn slow() -> MockConfig {
-    MockConfig {
-        pace: Duration::from_millis(5),
-        ..MockConfig::default()
-    }
+    MockConfig { pace: Duration::from_millis(5), ..MockConfig::default() }
 }
 
 fn request(prompt: usize, max_tokens: u32) -> GenerateRequest {
@@ -62,12 +59,7 @@ async fn refusal(engine: &GenerateEngine, request: GenerateRequest) -> Error {
 async fn settles(engine: &GenerateEngine) {
     for _ in 0..1000 {
         let load = engine.load();
-        if (
-            load.used_blocks,
-            load.running_sequences,
-            load.waiting_requests,
-        ) == (0, 0, 0)
-        {
+        if (load.used_blocks, load.running_sequences, load.waiting_requests) == (0, 0, 0) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -81,9 +73,7 @@ async fn a_request_gets_its_tokens_and_its_usage() {
     let mut request = request(20, 7);
     request.logprobs = Some(2);
     let outputs = collect(call(&engine, request).await).await.unwrap();
-    let [output] = &outputs[..] else {
-        panic!("{outputs:?}")
-    };
+    let [output] = &outputs[..] else { panic!("{outputs:?}") };
     assert_eq!((output.tokens.len(), output.logprobs.len()), (7, 7));
     assert_eq!(output.logprobs[0].top.len(), 2);
     assert_eq!(output.finish, Some(FinishReason::Length));
@@ -100,10 +90,7 @@ async fn continuations_are_told_apart_and_share_the_answer() {
     request.sampling.temperature = 1.0;
     request.sampling.seed = Some(1);
     let outputs = collect(call(&engine, request.clone()).await).await.unwrap();
-    assert_eq!(
-        outputs.iter().map(|o| o.index).collect::<Vec<_>>(),
-        [0, 1, 2, 3]
-    );
+    assert_eq!(outputs.iter().map(|o| o.index).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert!(outputs.iter().all(|output| output.tokens.len() == 5));
     assert_ne!(outputs[0].tokens, outputs[1].tokens);
     let again = collect(call(&engine, request).await).await.unwrap();
@@ -112,25 +99,16 @@ async fn continuations_are_told_apart_and_share_the_answer() {
 
 #[tokio::test]
 async fn a_request_gets_the_same_tokens_alone_and_in_a_crowd() {
-    let chunked = SchedulerConfig {
-        batch_tokens: 48,
-        ..SchedulerConfig::default()
-    };
+    let chunked = SchedulerConfig { batch_tokens: 48, ..SchedulerConfig::default() };
     let engine = engine(MockConfig::default(), chunked);
-    let alone: Vec<_> = collect(call(&engine, request(100, 30)).await)
-        .await
-        .unwrap();
+    let alone: Vec<_> = collect(call(&engine, request(100, 30)).await).await.unwrap();
     let mut crowd = Vec::new();
     for prompt in 1..60 {
         crowd.push(call(&engine, request(prompt, 30)).await);
     }
     let among = call(&engine, request(100, 30)).await;
     let others = futures_util::future::join_all(crowd.into_iter().map(collect)).await;
-    assert!(
-        others
-            .iter()
-            .all(|outputs| outputs.as_ref().unwrap()[0].tokens.len() == 30)
-    );
+    assert!(others.iter().all(|outputs| outputs.as_ref().unwrap()[0].tokens.len() == 30));
     assert_eq!(collect(among).await.unwrap()[0].tokens, alone[0].tokens);
     settles(&engine).await;
 }
@@ -141,19 +119,13 @@ async fn a_slow_reader_gets_coalesced_outputs() {
     let mut stream = call(&engine, request(1, 500)).await;
     settles(&engine).await;
     let output = stream.next().await.unwrap().unwrap();
-    assert_eq!(
-        (output.tokens.len(), output.finish),
-        (500, Some(FinishReason::Length))
-    );
+    assert_eq!((output.tokens.len(), output.finish), (500, Some(FinishReason::Length)));
     assert!(stream.next().await.is_none());
 }
 
 #[tokio::test]
 async fn dropping_the_stream_frees_everything_within_a_step() {
-    let config = SchedulerConfig {
-        max_running_sequences: 1,
-        ..SchedulerConfig::default()
-    };
+    let config = SchedulerConfig { max_running_sequences: 1, ..SchedulerConfig::default() };
     let engine = engine(slow(), config);
     let mut running = call(&engine, request(1, 5000)).await;
     running.next().await.unwrap().unwrap();
@@ -183,10 +155,7 @@ async fn a_full_queue_refuses_and_urgent_requests_overtake() {
     }
     let error = refusal(&engine, request(1, 2)).await;
     assert_eq!(error.kind(), ErrorKind::Overloaded);
-    assert!(
-        error.message().contains("Exceeds maximum queue size"),
-        "{error}"
-    );
+    assert!(error.message().contains("Exceeds maximum queue size"), "{error}");
     let order = std::sync::Mutex::new(Vec::new());
     let finished = waiting.into_iter().map(|(priority, stream)| {
         let order = &order;
@@ -204,11 +173,7 @@ async fn a_full_queue_refuses_and_urgent_requests_overtake() {
 
 #[tokio::test]
 async fn requests_that_can_never_run_are_refused_with_the_numbers() {
-    let mock = MockConfig {
-        context_length: 100,
-        blocks: 4,
-        ..MockConfig::default()
-    };
+    let mock = MockConfig { context_length: 100, blocks: 4, ..MockConfig::default() };
     let engine = engine(mock, SchedulerConfig::default());
     let mut many = request(1, 1);
     many.choices = NonZeroU32::new(65).unwrap();
@@ -217,10 +182,7 @@ async fn requests_that_can_never_run_are_refused_with_the_numbers() {
     let table = [
         (request(0, 1), "the prompt has no tokens"),
         (request(1, 0), "`max_tokens`: expected at least 1"),
-        (
-            request(100, 1),
-            "the prompt has 100 tokens, the model's context of 100",
-        ),
+        (request(100, 1), "the prompt has 100 tokens, the model's context of 100"),
         (request(60, 30), "need 6 KV blocks, there are 4"),
         (many, "`n`: expected at most 64 continuations, got 65"),
         (strange, "token 1000000 is not one of"),
@@ -228,10 +190,7 @@ async fn requests_that_can_never_run_are_refused_with_the_numbers() {
     for (request, fragment) in table {
         let error = refusal(&engine, request).await;
         assert_eq!(error.kind(), ErrorKind::InvalidRequest);
-        assert!(
-            error.message().contains(fragment),
-            "expected `{fragment}` in `{error}`"
-        );
+        assert!(error.message().contains(fragment), "expected `{fragment}` in `{error}`");
     }
     let outputs = collect(call(&engine, request(50, 14)).await).await.unwrap();
     assert_eq!(outputs[0].tokens.len(), 14);
@@ -239,14 +198,9 @@ async fn requests_that_can_never_run_are_refused_with_the_numbers() {
 
 #[tokio::test]
 async fn the_context_ends_a_request_that_asks_for_more() {
-    let mock = MockConfig {
-        context_length: 32,
-        ..MockConfig::default()
-    };
+    let mock = MockConfig { context_length: 32, ..MockConfig::default() };
     let engine = engine(mock, SchedulerConfig::default());
-    let outputs = collect(call(&engine, request(30, 1000)).await)
-        .await
-        .unwrap();
+    let outputs = collect(call(&engine, request(30, 1000)).await).await.unwrap();
     assert_eq!(outputs[0].tokens.len(), 2);
     assert_eq!(outputs[0].finish, Some(FinishReason::Length));
 }
@@ -267,20 +221,13 @@ async fn stop_tokens_end_a_request_and_minimum_tokens_hold_them_back() {
     let engine = quick();
     let free = collect(call(&engine, request(1, 10)).await).await.unwrap();
     let fourth = free[0].tokens[3];
-    let first = free[0]
-        .tokens
-        .iter()
-        .position(|&token| token == fourth)
-        .unwrap();
+    let first = free[0].tokens.iter().position(|&token| token == fourth).unwrap();
     let mut stopped = request(1, 10);
     stopped.stop.stop_token_ids = vec![fourth];
     let outputs = collect(call(&engine, stopped.clone()).await).await.unwrap();
     assert_eq!(outputs[0].tokens, free[0].tokens[..first]);
     assert_eq!(outputs[0].finish, Some(FinishReason::Stop));
-    assert_eq!(
-        outputs[0].usage.unwrap().completion_tokens as usize,
-        first + 1
-    );
+    assert_eq!(outputs[0].usage.unwrap().completion_tokens as usize, first + 1);
     stopped.stop.min_tokens = 10;
     let outputs = collect(call(&engine, stopped).await).await.unwrap();
     assert_eq!(outputs[0].tokens.len(), 10);
@@ -316,26 +263,17 @@ impl Runner for Broken {
         match (self.passes == 2, self.panics) {
             (true, true) => panic!("as the test wants"),
             (true, false) => Err(crate::Error::Device("lost".into())),
-            (false, _) => Ok(Logits {
-                values: &self.logits,
-                vocabulary,
-            }),
+            (false, _) => Ok(Logits { values: &self.logits, vocabulary }),
         }
     }
 }
 
 #[tokio::test]
 async fn a_failed_pass_fails_its_requests_and_no_others() {
-    let runner = Broken {
-        passes: 0,
-        panics: false,
-        logits: Vec::new(),
-    };
+    let runner = Broken { passes: 0, panics: false, logits: Vec::new() };
     let engine =
         GenerateEngine::start(Box::new(runner), vec![], SchedulerConfig::default()).unwrap();
-    let error = collect(call(&engine, request(1, 9)).await)
-        .await
-        .unwrap_err();
+    let error = collect(call(&engine, request(1, 9)).await).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Internal);
     let outputs = collect(call(&engine, request(1, 9)).await).await.unwrap();
     assert_eq!(outputs[0].tokens.len(), 9);
@@ -344,20 +282,11 @@ async fn a_failed_pass_fails_its_requests_and_no_others() {
 
 #[tokio::test]
 async fn a_panic_hangs_nobody_and_is_told() {
-    let runner = Broken {
-        passes: 0,
-        panics: true,
-        logits: Vec::new(),
-    };
+    let runner = Broken { passes: 0, panics: true, logits: Vec::new() };
     let engine =
         GenerateEngine::start(Box::new(runner), vec![], SchedulerConfig::default()).unwrap();
-    let error = collect(call(&engine, request(1, 9)).await)
-        .await
-        .unwrap_err();
+    let error = collect(call(&engine, request(1, 9)).await).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Internal);
     assert!(!engine.is_healthy());
-    assert_eq!(
-        refusal(&engine, request(1, 9)).await.kind(),
-        ErrorKind::Internal
-    );
+    assert_eq!(refusal(&engine, request(1, 9)).await.kind(), ErrorKind::Internal);
 }

@@ -5,17 +5,11 @@ use super::*;
 fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<TokenId> {
     let mut sampler = Sampler::new(sampling, &[], 0);
     let mut scratch = Scratch::default();
-    (0..count)
-        .map(|_| sampler.draw(logits, &[], &mut scratch).unwrap())
-        .collect()
+    (0..count).map(|_| sampler.draw(logits, &[], &mut scratch).unwrap()).collect()
 }
 
 fn warm(change: impl FnOnce(&mut Sampling)) -> Sampling {
-    let mut sampling = Sampling {
-        temperature: 1.0,
-        seed: Some(7),
-        ..Sampling::default()
-    };
+    let mut sampling = Sampling { temperature: 1.0, seed: Some(7), ..Sampling::default() };
     change(&mut sampling);
     sampling
 }
@@ -26,10 +20,7 @@ fn temperature_zero_and_top_k_one_are_greedy() {
     logits[501] = 3.0;
     assert_eq!(draws(&Sampling::default(), &logits, 3), [501; 3]);
     assert_eq!(draws(&warm(|s| s.top_k = 1), &logits, 3), [501; 3]);
-    assert_eq!(
-        draws(&warm(|s| s.temperature = 1e-3), &logits, 50),
-        [501; 50]
-    );
+    assert_eq!(draws(&warm(|s| s.temperature = 1e-3), &logits, 50), [501; 50]);
 }
 
 #[test]
@@ -42,10 +33,7 @@ fn frequencies_follow_the_softmax() {
             let expected = (logit / temperature).exp() / total;
             let count = tokens.iter().filter(|&&t| t as usize == token).count();
             let got = count as f32 / 40_000.0;
-            assert!(
-                (got - expected).abs() < 0.01,
-                "{temperature}: {got} is not {expected}"
-            );
+            assert!((got - expected).abs() < 0.01, "{temperature}: {got} is not {expected}");
         }
     }
 }
@@ -130,9 +118,7 @@ fn a_seed_repeats_and_indices_differ() {
         let sampling = warm(|s| s.seed = Some(seed));
         let mut sampler = Sampler::new(&sampling, &[], index);
         let mut scratch = Scratch::default();
-        (0..20)
-            .map(|_| sampler.draw(&logits, &[], &mut scratch).unwrap())
-            .collect::<Vec<_>>()
+        (0..20).map(|_| sampler.draw(&logits, &[], &mut scratch).unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(run(1, 0), run(1, 0));
     assert_ne!(run(1, 0), run(1, 1));
@@ -143,9 +129,6 @@ fn a_seed_repeats_and_indices_differ() {
 fn logits_that_are_no_numbers_give_no_token() {
     for sampling in [Sampling::default(), warm(|_| ())] {
         let mut sampler = Sampler::new(&sampling, &[], 0);
-        assert_eq!(
-            sampler.draw(&[f32::NAN; 40], &[], &mut Scratch::default()),
-            None
-        );
+        assert_eq!(sampler.draw(&[f32::NAN; 40], &[], &mut Scratch::default()), None);
     }
 }

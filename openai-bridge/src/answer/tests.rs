@@ -1,0 +1,212 @@
+//! What a client gets for given tokens.
+
+use engine::{InferRequest, ModelCard, RequestedOutput, TokenKind, Vocabulary};
+use proptest::prelude::*;
+use tensor::Parameter;
+
+use super::*;
+use crate::TextBridge;
+
+/// A bridge whose token ids are bytes; 256 ends a text.
+fn bridge() -> TextBridge {
+    let printable = |b: &u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let spelling = |byte: u8| match printable(&byte) {
+        true => char::from(byte),
+        false => {
+            let rank = (0..byte).filter(|b| !printable(b)).count() as u32;
+            char::from_u32(0x100 + rank).unwrap()
+        }
+    };
+    let mut tokens: Vec<String> = (0..=255).map(|byte| spelling(byte).to_string()).collect();
+    tokens.push("<|end|>".into());
+    let mut kinds = vec![TokenKind::Normal; 256];
+    kinds.push(TokenKind::Control);
+    let vocabulary = Vocabulary { model: "gpt2".into(), tokens, kinds, ..Vocabulary::default() };
+    let card = ModelCard {
+        name: "m".into(),
+        architecture: "mock".into(),
+        context_length: 100,
+        block_size: 16,
+        eos_tokens: vec![256],
+    };
+    TextBridge::new(&card, &vocabulary).unwrap()
+}
+
+fn answer(prompts: &[&str], parameters: &[(&str, Parameter)], outputs: &[&str]) -> Answer {
+    let request = InferRequest {
+        inputs: vec![Tensor::from_elements("text_input", vec![prompts.len() as i64], prompts)],
+        parameters: parameters.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
+        outputs: outputs
+            .iter()
+            .map(|name| RequestedOutput { name: (*name).into(), ..Default::default() })
+            .collect(),
+        is_unary: false,
+    };
+    let bridge = bridge();
+    let completion = bridge.parse(&request).unwrap();
+    let tokens = prompts.iter().map(|prompt| prompt.len() as u32).collect();
+    bridge.answer(completion, tokens)
+}
+
+fn tokens(index: u32, text: &[u8]) -> GenerateOutput {
+    let tokens = text.iter().map(|&byte| byte.into()).collect();
+    GenerateOutput { index, tokens, ..GenerateOutput::default() }
+}
+
+fn end(index: u32, text: &[u8], reason: FinishReason, completion_tokens: u32) -> GenerateOutput {
+    let usage = Usage { completion_tokens, ..Usage::default() };
+    GenerateOutput { finish: Some(reason), usage: Some(usage), ..tokens(index, text) }
+}
+
+fn elements(output: &InferOutput, name: &str) -> Vec<String> {
+    let tensor = output.tensors.iter().find(|tensor| tensor.name == name).expect(name);
+    let elements = tensor.elements().unwrap();
+    elements.map(|element| String::from_utf8(element.unwrap().into()).unwrap()).collect()
+}
+
+const STREAM: (&str, Parameter) = ("stream", Parameter::Bool(true));
+
+#[test]
+fn a_stream_has_one_response_a_token_and_the_last_one_says_why() {
+    let mut answer = answer(&["q"], &[STREAM], &[]);
+    assert!(answer.next().is_none());
+    answer.push(0, tokens(0, b"ab"));
+    let first = answer.next().unwrap();
+    assert_eq!(elements(&first, "text_output"), ["a"]);
+    assert_eq!((elements(&first, "finish_reason"), first.is_last), (vec![String::new()], false));
+    assert_eq!(elements(&answer.next().unwrap(), "text_output"), ["b"]);
+    assert!(answer.next().is_none());
+    answer.push(0, end(0, b"c", FinishReason::Length, 3));
+    let last = answer.next().unwrap();
+    assert_eq!((elements(&last, "text_output"), last.is_last), (vec!["c".to_owned()], true));
+    assert_eq!(elements(&last, "finish_reason"), ["length"]);
+    assert!(answer.next().is_none() && answer.is_done());
+}
+
+#[test]
+fn a_folded_answer_has_the_prompt_in_front_unless_excluded() {
+    for (excluded, text) in [(false, "q: ab"), (true, "ab")] {
+        let setting = ("exclude_input_in_output", Parameter::Bool(excluded));
+        let mut answer = answer(&["q: "], &[setting], &[]);
+        answer.push(0, tokens(0, b"a"));
+        assert!(answer.next().is_none());
+        answer.push(0, end(0, b"b", FinishReason::Stop, 3));
+        let only = answer.next().unwrap();
+        assert_eq!((elements(&only, "text_output"), only.is_last), (vec![text.to_owned()], true));
+        assert_eq!(elements(&only, "finish_reason"), ["stop"]);
+    }
+}
+
+#[test]
+fn a_stop_text_ends_the_answer_and_frees_its_prompt() {
+    let stop = ("stop", Parameter::String("END".into()));
+    let mut answer = answer(&["q"], &[STREAM, stop], &[]);
+    answer.push(0, tokens(0, b"aEN"));
+    assert_eq!(elements(&answer.next().unwrap(), "text_output"), ["a"]);
+    assert!(answer.next().is_none());
+    answer.push(0, tokens(0, b"Dzzz"));
+    let last = answer.next().unwrap();
+    assert_eq!((elements(&last, "text_output"), last.is_last), (vec![String::new()], true));
+    assert_eq!(elements(&last, "finish_reason"), ["stop"]);
+    assert_eq!(answer.stopped().collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn text_that_only_began_a_stop_is_given_at_the_end() {
+    let stop = ("stop", Parameter::String("END".into()));
+    let mut answer = answer(&["q"], &[STREAM, stop], &[]);
+    answer.push(0, end(0, b"aEN", FinishReason::Length, 3));
+    let texts: Vec<String> =
+        std::iter::from_fn(|| answer.next()).flat_map(|o| elements(&o, "text_output")).collect();
+    assert_eq!(texts.concat(), "aEN");
+}
+
+#[test]
+fn minimum_tokens_come_before_stop_texts() {
+    let parameters = [("stop", Parameter::String("b".into())), ("min_tokens", Parameter::Int64(2))];
+    let mut answer = answer(&["q"], &parameters, &["text_output"]);
+    answer.push(0, tokens(0, b"abab"));
+    assert_eq!(elements(&answer.next().unwrap(), "text_output"), ["qaba"]);
+}
+
+#[test]
+fn rows_and_choices_are_elements_in_order() {
+    let mut answer = answer(&["x", "y"], &[("n", Parameter::Int64(2)), STREAM], &[]);
+    answer.push(1, tokens(1, b"d"));
+    answer.push(0, tokens(0, b"a"));
+    assert_eq!(elements(&answer.next().unwrap(), "text_output"), ["a", "", "", "d"]);
+    for (row, index) in [(0, 0), (0, 1), (1, 0)] {
+        answer.push(row, end(index, b"", FinishReason::Length, 1));
+    }
+    let reasons = elements(&answer.next().unwrap(), "finish_reason");
+    assert_eq!(reasons, ["length", "length", "length", ""]);
+    assert_eq!(answer.stopped().collect::<Vec<_>>(), [0]);
+    answer.push(1, end(1, b"", FinishReason::Stop, 1));
+    let last = answer.next().unwrap();
+    assert_eq!(elements(&last, "finish_reason"), ["length", "length", "length", "stop"]);
+    assert!(last.is_last);
+}
+
+#[test]
+fn counts_and_logprobs_come_when_asked_for() {
+    let flags = ["num_input_tokens", "num_output_tokens", "logprobs", "cumulative_logprob"];
+    let flags: Vec<String> = flags.iter().map(|name| format!("return_{name}")).collect();
+    let parameters: Vec<_> =
+        flags.iter().map(|name| (name.as_str(), Parameter::Bool(true))).collect();
+    let mut answer = answer(&["four"], &parameters, &[]);
+    let mut output = end(0, b"ab", FinishReason::Stop, 3);
+    output.logprobs = vec![
+        TokenLogprobs { logprob: -0.5, rank: 1, top: vec![(97, -0.5)] },
+        TokenLogprobs { logprob: -1.5, rank: 2, top: vec![(120, -0.25)] },
+    ];
+    answer.push(0, output);
+    let only = answer.next().unwrap();
+    let find = |name: &str| only.tensors.iter().find(|tensor| tensor.name == name).unwrap();
+    let count = |name: &str| find(name).values::<u32>().unwrap().collect::<Vec<_>>();
+    assert_eq!((count("num_input_tokens"), count("num_output_tokens")), (vec![4], vec![3]));
+    let sum: Vec<f32> = find("cumulative_logprob").values().unwrap().collect();
+    assert_eq!(sum, [-2.0]);
+    let list: Json = serde_json::from_str(&elements(&only, "logprobs")[0]).unwrap();
+    assert_eq!(list[0], json!({"97": {"logprob": -0.5, "rank": 1, "decoded_token": "a"}}));
+    assert_eq!(list[1]["98"]["rank"], 2);
+    assert_eq!(list[1]["120"]["decoded_token"], "x");
+}
+
+#[test]
+fn names_of_outputs_choose_them_and_none_is_vllms_word() {
+    let says_none = ("return_finish_reason", Parameter::Bool(true));
+    let mut with_word = answer(&["q"], &[STREAM, says_none], &[]);
+    with_word.push(0, tokens(0, b"a"));
+    assert_eq!(elements(&with_word.next().unwrap(), "finish_reason"), ["None"]);
+    let without = ("return_finish_reason", Parameter::Bool(false));
+    let mut quiet = answer(&["q"], &[STREAM, without], &[]);
+    quiet.push(0, tokens(0, b"a"));
+    assert_eq!(quiet.next().unwrap().tensors.len(), 1);
+    let mut named = answer(&["q"], &[STREAM], &["num_output_tokens"]);
+    named.push(0, tokens(0, b"a"));
+    assert_eq!(named.next().unwrap().tensors[0].name, "num_output_tokens");
+}
+
+proptest! {
+    #[test]
+    fn the_text_does_not_depend_on_how_tokens_arrive(
+        text in "[aé€]{0,12}", cut in 0usize..30, stream: bool,
+    ) {
+        let parameters = [
+            ("stream", Parameter::Bool(stream)),
+            ("exclude_input_in_output", Parameter::Bool(true)),
+        ];
+        let mut answer = answer(&["q"], &parameters, &[]);
+        let bytes = text.as_bytes();
+        let (left, right) = bytes.split_at(cut.min(bytes.len()));
+        let mut got = String::new();
+        for output in [tokens(0, left), end(0, right, FinishReason::Length, 1)] {
+            answer.push(0, output);
+            while let Some(output) = answer.next() {
+                got += &elements(&output, "text_output")[0];
+            }
+        }
+        prop_assert_eq!(got, text);
+        prop_assert!(answer.is_done());
+    }
+}

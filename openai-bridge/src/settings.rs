@@ -1,0 +1,335 @@
+//! The settings of a request, from wherever they came: tensors, `sampling_parameters`, parameters.
+//!
+//! A tensor wins over `sampling_parameters`, which wins over a request parameter. A known name
+//! with a value of the wrong type or out of range is an error that names it and its source. An
+//! unknown key of `sampling_parameters` is an error; unknown request parameters are ignored, as
+//! Triton hands them to backends that may not know them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use engine::{Error, InferRequest, Result, TokenId};
+use serde_json::Value as Json;
+use tensor::{Datatype, Parameter, Tensor};
+
+use crate::profile::{self, Field, Kind};
+
+/// One value, before it is known to be right.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    Bool(bool),
+    Integer(i128),
+    Real(f64),
+    Text(String),
+    Other(&'static str),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool(value) => value.fmt(f),
+            Self::Integer(value) => value.fmt(f),
+            Self::Real(value) => value.fmt(f),
+            Self::Text(value) => {
+                let cut: String = value.chars().take(40).collect();
+                write!(f, "{cut:?}")
+            }
+            Self::Other(kind) => f.write_str(kind),
+        }
+    }
+}
+
+/// Where a value came from, as messages tell it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Source {
+    Parameter,
+    Json,
+    Input,
+}
+
+impl Source {
+    fn spell(self, name: &str) -> String {
+        match self {
+            Self::Input => format!("input `{name}`"),
+            Self::Json => format!("`sampling_parameters`: key `{name}`"),
+            Self::Parameter => format!("parameter `{name}`"),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Setting {
+    field: &'static Field,
+    source: Source,
+    /// One for all rows, one a row, or the elements of a list.
+    values: Vec<Value>,
+}
+
+/// The settings of a request, by meaning.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    by_meaning: BTreeMap<&'static str, Setting>,
+}
+
+impl Settings {
+    /// Collects the settings of a request.
+    pub(crate) fn collect(request: &InferRequest) -> Result<Self> {
+        let mut settings = Self::default();
+        let mut json = None;
+        for (name, parameter) in &request.parameters {
+            let Some(field) = profile::find(name) else {
+                continue;
+            };
+            match (field.kind, parameter) {
+                (Kind::Prompt, _) => {}
+                (Kind::Json, Parameter::String(text)) => json = Some(text.clone()),
+                _ => settings.add(field, Source::Parameter, vec![scalar(parameter)])?,
+            }
+        }
+        let mut tensors = Vec::new();
+        for input in &request.inputs {
+            match profile::find(&input.name) {
+                Some(Field { kind: Kind::Json, .. }) => json = texts(input)?.pop(),
+                Some(Field { kind: Kind::Prompt, .. }) | None => {}
+                Some(field) => tensors.push((field, elements(input)?)),
+            }
+        }
+        if let Some(text) = json {
+            settings.add_json(&text)?;
+        }
+        for (field, values) in tensors {
+            settings.add(field, Source::Input, values)?;
+        }
+        Ok(settings)
+    }
+
+    fn add_json(&mut self, text: &str) -> Result<()> {
+        let wrong = |why: String| Error::invalid(format!("`sampling_parameters`: {why}"));
+        let parsed: Json = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let Json::Object(object) = parsed else {
+            return Err(wrong("expected a JSON object".into()));
+        };
+        for (key, value) in object {
+            let is_setting = |field: &&Field| !matches!(field.kind, Kind::Prompt | Kind::Json);
+            let field = profile::find(&key).filter(is_setting);
+            let field = field.ok_or_else(|| wrong(format!("key `{key}` is not known")))?;
+            let values = match value {
+                // vLLM writes unset settings as null.
+                Json::Null => continue,
+                Json::Array(values) => values.iter().map(json_scalar).collect(),
+                value => vec![json_scalar(&value)],
+            };
+            self.add(field, Source::Json, values)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a setting after the sources that it wins over.
+    fn add(&mut self, field: &'static Field, source: Source, values: Vec<Value>) -> Result<()> {
+        let setting = Setting { field, source, values };
+        if let Some(other) = self.by_meaning.get(field.meaning)
+            && other.source == source
+            && other.values != setting.values
+        {
+            return Err(Error::invalid(format!(
+                "{} and {} mean the same and differ",
+                source.spell(other.field.name),
+                source.spell(field.name)
+            )));
+        }
+        self.by_meaning.insert(field.meaning, setting);
+        Ok(())
+    }
+
+    /// Checks that every setting fits the number of rows and its declared kind.
+    pub(crate) fn check(&self, rows: usize) -> Result<()> {
+        for setting in self.by_meaning.values() {
+            let is_list = matches!(setting.field.kind, Kind::Texts | Kind::Tokens);
+            let count = setting.values.len();
+            if !is_list && count != 1 && count != rows {
+                let expected = match rows {
+                    1 => "1 element".to_owned(),
+                    _ => format!("1 element or one for each of the {rows} prompts"),
+                };
+                return Err(setting.wrong(&expected, &format!("{count}")));
+            }
+            for value in &setting.values {
+                setting.check(value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, meaning: &str, row: usize) -> Option<&Value> {
+        let values = &self.by_meaning.get(meaning)?.values;
+        values.get(row).or(values.first())
+    }
+
+    /// Returns a flag.
+    pub(crate) fn flag(&self, meaning: &str) -> Option<bool> {
+        self.get(meaning, 0).and_then(as_bool)
+    }
+
+    /// Returns a whole number of a row, inside its declared range.
+    pub(crate) fn integer(&self, meaning: &str, row: usize) -> Option<i128> {
+        self.get(meaning, row).and_then(as_integer)
+    }
+
+    /// Returns a number of a row, inside its declared range.
+    pub(crate) fn real(&self, meaning: &str, row: usize) -> Option<f32> {
+        self.get(meaning, row).and_then(as_real).map(|value| value as f32)
+    }
+
+    /// Returns a list of texts.
+    pub(crate) fn texts(&self, meaning: &str) -> Vec<String> {
+        let setting = self.by_meaning.get(meaning);
+        let values = setting.map_or(&[][..], |setting| &setting.values);
+        values
+            .iter()
+            .filter_map(|value| match value {
+                Value::Text(text) => Some(text.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Returns a list of token ids.
+    pub(crate) fn tokens(&self, meaning: &str) -> Vec<TokenId> {
+        let setting = self.by_meaning.get(meaning);
+        let values = setting.map_or(&[][..], |setting| &setting.values);
+        values.iter().filter_map(as_integer).map(|id| id as TokenId).collect()
+    }
+
+    /// Returns how messages call a setting.
+    pub(crate) fn spell(&self, meaning: &str) -> String {
+        match self.by_meaning.get(meaning) {
+            Some(setting) => setting.source.spell(setting.field.name),
+            None => format!("`{meaning}`"),
+        }
+    }
+}
+
+impl Setting {
+    fn check(&self, value: &Value) -> Result<()> {
+        let (is_right, expected) = match self.field.kind {
+            Kind::Flag => (as_bool(value).is_some(), "a bool".to_owned()),
+            Kind::Integer { least, most } => (
+                as_integer(value).is_some_and(|value| (least..=most).contains(&value)),
+                format!("a whole number from {least} to {most}"),
+            ),
+            Kind::Real { range } => (
+                as_real(value).is_some_and(|value| range.contains(value)),
+                match range.is_least_open {
+                    true => format!("a number above {} and up to {}", range.least, range.most),
+                    false => format!("a number from {} to {}", range.least, range.most),
+                },
+            ),
+            Kind::Texts | Kind::Json | Kind::Prompt => {
+                (matches!(value, Value::Text(_)), "a text".to_owned())
+            }
+            Kind::Tokens => (
+                as_integer(value).is_some_and(|id| (0..=i128::from(u32::MAX)).contains(&id)),
+                "a token id".to_owned(),
+            ),
+        };
+        if is_right { Ok(()) } else { Err(self.wrong(&expected, &value.to_string())) }
+    }
+
+    fn wrong(&self, expected: &str, got: &str) -> Error {
+        let name = self.source.spell(self.field.name);
+        Error::invalid(format!("{name}: expected {expected}, got {got}"))
+    }
+}
+
+fn as_bool(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(value) => Some(*value),
+        Value::Text(text) => text.to_ascii_lowercase().parse().ok(),
+        _ => None,
+    }
+}
+
+/// Numbers may be given as text: Triton's vLLM backend reads them so.
+fn as_integer(value: &Value) -> Option<i128> {
+    match value {
+        Value::Integer(value) => Some(*value),
+        Value::Real(value) if value.fract() == 0.0 && value.abs() < 1e18 => Some(*value as i128),
+        Value::Text(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+fn as_real(value: &Value) -> Option<f64> {
+    let real = match value {
+        Value::Integer(value) => *value as f64,
+        Value::Real(value) => *value,
+        Value::Text(text) => text.trim().parse().ok()?,
+        _ => return None,
+    };
+    real.is_finite().then_some(real)
+}
+
+fn scalar(parameter: &Parameter) -> Value {
+    match parameter {
+        Parameter::Bool(value) => Value::Bool(*value),
+        Parameter::Int64(value) => Value::Integer((*value).into()),
+        Parameter::Uint64(value) => Value::Integer((*value).into()),
+        Parameter::Double(value) => Value::Real(*value),
+        Parameter::String(value) => Value::Text(value.clone()),
+    }
+}
+
+fn json_scalar(value: &Json) -> Value {
+    match value {
+        Json::Null => Value::Other("null"),
+        Json::Bool(value) => Value::Bool(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(value), _, _) => Value::Integer(value.into()),
+            (_, Some(value), _) => Value::Integer(value.into()),
+            (_, _, Some(value)) => Value::Real(value),
+            _ => Value::Other("a number out of range"),
+        },
+        Json::String(text) => Value::Text(text.clone()),
+        Json::Array(_) => Value::Other("an array"),
+        Json::Object(_) => Value::Other("an object"),
+    }
+}
+
+fn elements(input: &Tensor) -> Result<Vec<Value>> {
+    let unexpected = || Error::internal(format!("input `{}` was not validated", input.name));
+    match input.datatype {
+        Datatype::Bytes => Ok(texts(input)?.into_iter().map(Value::Text).collect()),
+        Datatype::Bool => Ok(input.values().ok_or_else(unexpected)?.map(Value::Bool).collect()),
+        Datatype::Int32 => {
+            let values = input.values::<i32>().ok_or_else(unexpected)?;
+            Ok(values.map(|value| Value::Integer(value.into())).collect())
+        }
+        Datatype::Uint64 => {
+            let values = input.values::<u64>().ok_or_else(unexpected)?;
+            Ok(values.map(|value| Value::Integer(value.into())).collect())
+        }
+        Datatype::Fp32 => {
+            let values = input.values::<f32>().ok_or_else(unexpected)?;
+            Ok(values.map(|value| Value::Real(value.into())).collect())
+        }
+        _ => Err(unexpected()),
+    }
+}
+
+/// Returns the texts of a BYTES input.
+///
+/// Errors: an element is not UTF-8.
+pub(crate) fn texts(input: &Tensor) -> Result<Vec<String>> {
+    let elements = input.elements().into_iter().flatten();
+    elements
+        .enumerate()
+        .map(|(index, element)| {
+            let element = element.map_err(|error| {
+                Error::internal(format!("input `{}` was not validated: {error:?}", input.name))
+            })?;
+            String::from_utf8(element.into()).map_err(|_| {
+                Error::invalid(format!("input `{}`: element {index} is not UTF-8", input.name))
+            })
+        })
+        .collect()
+}
