@@ -1,2 +1,40 @@
-//! The `stator` binary.
-fn main() {}
+//! The `stator` binary: arguments, configuration, logs, runtime, then the role until its end.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use server::config::{Config, threads};
+use server::{args, serve, telemetry};
+
+fn main() -> ExitCode {
+    let (args, matches) = match args::parse() {
+        Ok(parsed) => parsed,
+        Err(error) => error.exit(),
+    };
+    if args.process.dump_config {
+        return match std::io::stdout().write_all(args::dump(&matches).as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    match start(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "stator: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &args::ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
+    let config = Config::from_args(args)?;
+    telemetry::start(&args.process.log_level, args.process.log_format)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads(args.process.runtime_threads))
+        .thread_name("stator-io")
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve::run(config))?;
+    runtime.shutdown_background();
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! The operator's door: metrics.
+
+mod metrics;
+
+pub(crate) use metrics::{Exporter, serve};

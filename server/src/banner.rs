@@ -1,0 +1,56 @@
+//! What the server prints when it is ready: calls that can be pasted into another shell.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use crate::models::{Models, State};
+
+/// Returns the calls for the first model of each kind.
+pub(crate) fn text(address: SocketAddr, models: &Models) -> String {
+    let host = match address.ip().is_unspecified() {
+        true => format!("localhost:{}", address.port()),
+        false => address.to_string(),
+    };
+    let ready: Vec<_> = models
+        .list()
+        .into_iter()
+        .filter_map(|(_, state)| match state {
+            State::Ready(model) => Some(model),
+            State::Loading => None,
+        })
+        .collect();
+    let names: Vec<&str> = ready.iter().map(|model| &*model.name).collect();
+    let mut out = format!("\nStator serves KServe v2 over gRPC at {host}\n");
+    let _ = writeln!(out, "models: {}\n", names.join(", "));
+    if let Some(model) = ready.iter().find(|model| model.text.is_some()) {
+        out.push_str(&text_calls(&host, &model.name));
+    }
+    let _ = writeln!(out, "Every call is listed by: grpcurl -plaintext {host} list");
+    out
+}
+
+fn text_calls(host: &str, model: &str) -> String {
+    format!(
+        r#"Try it with grpcurl, streamed (the outputs are base64 after a length of four bytes):
+
+  grpcurl -plaintext -d '{{"model_name": "{model}",
+    "inputs": [{{"name": "text_input", "datatype": "BYTES", "shape": [1],
+                "contents": {{"bytes_contents": ["'$(printf "The capital of France is" | base64)'"]}}}},
+               {{"name": "streaming", "datatype": "BOOL", "shape": [1],
+                "contents": {{"bool_contents": [true]}}}}],
+    "parameters": {{"max_tokens": {{"int64_param": 16}}}}}}' \
+    {host} inference.GRPCInferenceService/ModelStreamInfer
+
+or with Python (pip install 'tritonclient[grpc]'):
+
+  import json, numpy as np, tritonclient.grpc as triton
+  client = triton.InferenceServerClient("{host}")
+  chat = triton.InferInput("messages", [1], "BYTES")
+  question = [{{"role": "user", "content": "What is the capital of France?"}}]
+  chat.set_data_from_numpy(np.array([json.dumps(question)], dtype=object))
+  answer = client.infer("{model}", [chat], parameters={{"max_tokens": 32, "temperature": 0.0}})
+  print(answer.as_numpy("text_output")[0].decode())
+
+"#
+    )
+}

@@ -1,0 +1,200 @@
+//! The validated configuration: what every other file of this room is given.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::args::{EngineArgs, GrpcArgs, ServeArgs, cache_dir};
+use crate::source::{Builtin, Source};
+
+/// A configuration that cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+/// Everything a server is started with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The text models, with where they come from.
+    pub models: Vec<Source>,
+    /// The built-in models.
+    pub builtins: Vec<Builtin>,
+    /// Where downloaded models lie.
+    pub model_dir: PathBuf,
+    /// The hub that ids are fetched from; none: the hub library's own choice.
+    pub hub_url: Option<String>,
+    /// The gRPC door.
+    pub grpc: GrpcConfig,
+    /// The embedded engine.
+    pub engine: EngineConfig,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// What requests under way get to finish at shutdown.
+    pub shutdown_grace: Duration,
+}
+
+/// The gRPC door: transport and limits.
+#[derive(Clone, Debug)]
+pub struct GrpcConfig {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// HTTP/2 connection window, bytes.
+    pub connection_window: u32,
+    /// HTTP/2 stream window, bytes.
+    pub stream_window: u32,
+    /// Whether the windows follow the measured bandwidth-delay product.
+    pub is_window_adaptive: bool,
+    /// Largest frame accepted, bytes.
+    pub max_frame: u32,
+    /// Largest request, bytes.
+    pub max_receive: usize,
+    /// Largest response, bytes.
+    pub max_send: usize,
+    /// Open calls on one connection.
+    pub max_concurrent_streams: u32,
+    /// Requests in flight on one ModelStreamInfer stream.
+    pub max_stream_requests: usize,
+    /// Open connections.
+    pub max_connections: usize,
+    /// Silence after which the server pings.
+    pub keepalive_interval: Option<Duration>,
+    /// How long a ping may go unanswered.
+    pub keepalive_timeout: Duration,
+    /// Age at which a connection is asked to end.
+    pub max_connection_age: Option<Duration>,
+    /// TCP_NODELAY.
+    pub has_nodelay: bool,
+    /// Encoding of responses.
+    pub response_compression: Compression,
+    /// The name in ServerMetadata.
+    pub server_name: String,
+}
+
+/// The embedded engine's limits.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Compute threads of each text model.
+    pub threads: usize,
+    /// Most tokens of one sequence; none: the model's own.
+    pub context_length: Option<usize>,
+    /// Bytes of each model's KV cache.
+    pub kv_cache_bytes: usize,
+    /// Tokens of one forward pass.
+    pub batch_tokens: usize,
+    /// Sequences in the running batch.
+    pub max_running_sequences: usize,
+    /// Requests waiting for a place in the batch.
+    pub max_waiting_requests: usize,
+}
+
+/// How responses are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip
+    Gzip,
+    /// deflate (zlib)
+    Deflate,
+    /// zstd
+    Zstd,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// Checks the arguments and makes the configuration.
+    ///
+    /// Errors: [`Invalid`], naming the flag.
+    pub fn from_args(args: &ServeArgs) -> Result<Self, Invalid> {
+        let model_dir = match (&args.model_dir, cache_dir()) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(cache)) => cache.join("stator").join("models"),
+            (None, None) => return Err(Invalid("--model-dir: no cache folder is known".into())),
+        };
+        let mut models: Vec<Source> =
+            args.models.iter().map(|text| Source::parse(text)).collect::<Result<_, _>>()?;
+        let builtins: Vec<Builtin> =
+            args.builtin.iter().map(|text| Builtin::parse(text)).collect::<Result<_, _>>()?;
+        if models.is_empty() && builtins.is_empty() && !args.no_default_model {
+            models.push(Source::default_model(&model_dir));
+        }
+        let process = &args.process;
+        let metrics = (!process.no_metrics)
+            .then(|| resolve("--metrics-host", &process.metrics_host, process.metrics_port))
+            .transpose()?;
+        Ok(Self {
+            models,
+            builtins,
+            model_dir,
+            hub_url: args.hub_url.clone(),
+            grpc: GrpcConfig::from_args(&args.grpc)?,
+            engine: EngineConfig::from_args(&args.engine),
+            metrics,
+            shutdown_grace: Duration::from_millis(process.shutdown_grace_ms),
+        })
+    }
+}
+
+impl GrpcConfig {
+    fn from_args(args: &GrpcArgs) -> Result<Self, Invalid> {
+        let optional = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
+        Ok(Self {
+            address: resolve("--grpc-host", &args.grpc_host, args.grpc_port)?,
+            connection_window: args.grpc_connection_window_bytes,
+            stream_window: args.grpc_stream_window_bytes,
+            is_window_adaptive: args.grpc_adaptive_window,
+            max_frame: args.grpc_max_frame_bytes,
+            max_receive: args.grpc_max_receive_message_bytes as usize,
+            max_send: args.grpc_max_send_message_bytes as usize,
+            max_concurrent_streams: args.grpc_max_concurrent_streams,
+            max_stream_requests: args.grpc_max_stream_requests as usize,
+            max_connections: args.grpc_max_connections as usize,
+            keepalive_interval: optional(args.grpc_keepalive_interval_ms),
+            keepalive_timeout: Duration::from_millis(args.grpc_keepalive_timeout_ms),
+            max_connection_age: optional(args.grpc_max_connection_age_ms),
+            has_nodelay: args.grpc_tcp_nodelay,
+            response_compression: args.grpc_response_compression,
+            server_name: args.server_name.clone(),
+        })
+    }
+}
+
+impl EngineConfig {
+    fn from_args(args: &EngineArgs) -> Self {
+        Self {
+            threads: threads(args.threads),
+            context_length: args.context_length.map(|tokens| tokens as usize),
+            kv_cache_bytes: args.kv_cache_mib as usize * (1 << 20),
+            batch_tokens: args.batch_tokens as usize,
+            max_running_sequences: args.max_running_sequences as usize,
+            max_waiting_requests: args.max_waiting_requests as usize,
+        }
+    }
+}
+
+/// Returns the number of threads asked for, where 0 means one a core.
+pub fn threads(asked: u32) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n as usize,
+    }
+}
+
+fn resolve(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Invalid> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    (host, port)
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut addresses| addresses.next())
+        .ok_or_else(|| Invalid(format!("{flag}: `{host}` is not an address of this machine")))
+}

@@ -1,0 +1,192 @@
+//! The gRPC listener: connections, HTTP/2 settings, and which service a call is for.
+//!
+//! The HTTP/2 server is hyper's own rather than tonic's, so that `grpc-timeout` is answered by us
+//! with DEADLINE_EXCEEDED and the number of connections has a bound.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::Tasks;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tonic::body::Body;
+use tonic::codec::CompressionEncoding;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tower::Service as _;
+
+use super::service::KserveService;
+use crate::config::{Compression, GrpcConfig};
+use crate::metrics::Metrics;
+use crate::status;
+
+/// Largest header list of a call, in bytes; gRPC's own default is half of it.
+const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
+
+/// Waits after a failed accept, which mostly means that file descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// The services behind the port.
+#[derive(Clone)]
+pub(crate) struct Door {
+    inference: GrpcInferenceServiceServer<KserveService>,
+    others: Routes,
+}
+
+impl Door {
+    /// Makes the door; `others` are health and reflection.
+    pub(crate) fn new(service: KserveService, others: Routes, config: &GrpcConfig) -> Self {
+        let mut inference = GrpcInferenceServiceServer::new(service)
+            .max_decoding_message_size(config.max_receive)
+            .max_encoding_message_size(config.max_send)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .accept_compressed(CompressionEncoding::Zstd);
+        inference = match config.response_compression {
+            Compression::None => inference,
+            Compression::Gzip => inference.send_compressed(CompressionEncoding::Gzip),
+            Compression::Deflate => inference.send_compressed(CompressionEncoding::Deflate),
+            Compression::Zstd => inference.send_compressed(CompressionEncoding::Zstd),
+        };
+        Self { inference, others: others.prepare() }
+    }
+}
+
+impl Service<Request<Incoming>> for Door {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let is_inference = request.uri().path().starts_with("/inference.GRPCInferenceService/");
+        if is_inference {
+            let answer = self.inference.clone().call(request);
+            Box::pin(async move { answer.await.map(with_triton_size_code) })
+        } else {
+            Box::pin(self.others.clone().call(request))
+        }
+    }
+}
+
+/// Rewrites the answer to a message over the size limit; see [`status::oversized`].
+fn with_triton_size_code(mut response: Response<Body>) -> Response<Body> {
+    if response.headers().get("grpc-status").is_none_or(|code| code != "11") {
+        return response;
+    }
+    match Status::from_header_map(response.headers()) {
+        Some(found) if found.code() == Code::OutOfRange => {
+            let headers = response.headers_mut();
+            // A status whose text cannot stand in a header leaves the old one: still an error.
+            let _ = status::oversized(found).add_header(headers);
+            response
+        }
+        _ => response,
+    }
+}
+
+/// Accepts connections until `accepting` is cancelled; each is a task of `work` and gets to
+/// finish its calls.
+pub(crate) async fn listen(
+    listener: TcpListener,
+    door: Door,
+    config: GrpcConfig,
+    metrics: Arc<Metrics>,
+    (accepting, work): (Tasks, Tasks),
+) {
+    let permits = Arc::new(Semaphore::new(config.max_connections));
+    let connection = Connection { door, config, metrics, accepting };
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let connection = connection.clone();
+                work.spawn("grpc connection", async move {
+                    tracing::debug!(%peer, "connection opened");
+                    connection.serve(stream).await;
+                    tracing::debug!(%peer, "connection closed");
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Connection {
+    door: Door,
+    config: GrpcConfig,
+    metrics: Arc<Metrics>,
+    accepting: Tasks,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream) {
+        if let Err(error) = stream.set_nodelay(self.config.has_nodelay) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        self.metrics.connections.inc();
+        let is_over = self.accepting.cancelled();
+        let age = self.config.max_connection_age;
+        let served = http2(&self.config).serve_connection(TokioIo::new(stream), self.door);
+        let mut served = pin!(served);
+        let mut end: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+            tokio::select! {
+                () = is_over => {}
+                () = sleep_if(age) => {}
+            }
+        });
+        let result = tokio::select! {
+            result = served.as_mut() => result,
+            () = end.as_mut() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        };
+        self.metrics.connections.dec();
+        if let Err(error) = result {
+            tracing::debug!(%error, "connection failed");
+        }
+    }
+}
+
+async fn sleep_if(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Pings of clients are answered and never counted against them, so any keepalive setting of a
+/// client works.
+fn http2(config: &GrpcConfig) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_connection_window_size(config.connection_window)
+        .initial_stream_window_size(config.stream_window)
+        .max_frame_size(config.max_frame)
+        .max_concurrent_streams(config.max_concurrent_streams)
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .keep_alive_interval(config.keepalive_interval)
+        .keep_alive_timeout(config.keepalive_timeout);
+    if config.is_window_adaptive {
+        builder.adaptive_window(true);
+    }
+    builder
+}

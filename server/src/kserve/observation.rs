@@ -1,0 +1,113 @@
+//! Counts one request from arrival to end, whichever way it ends.
+//!
+//! Dropped before its end, it counts as CANCELLED: the client went away.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{Error, ErrorKind};
+use tonic::Code;
+
+use crate::metrics::{Metrics, RequestLabels, RpcLabels};
+use crate::models::Model;
+use crate::statistics::Timing;
+use crate::status;
+
+/// One request under observation.
+pub(crate) struct Observation {
+    metrics: Arc<Metrics>,
+    rpc: &'static str,
+    model: Option<Arc<Model>>,
+    started: Instant,
+    batch: u64,
+    input: Duration,
+    output: Duration,
+    queue: Duration,
+    is_over: bool,
+}
+
+impl Observation {
+    /// Begins to observe a request of an RPC.
+    pub(crate) fn begin(metrics: Arc<Metrics>, rpc: &'static str) -> Self {
+        Self {
+            metrics,
+            rpc,
+            model: None,
+            started: Instant::now(),
+            batch: 1,
+            input: Duration::ZERO,
+            output: Duration::ZERO,
+            queue: Duration::ZERO,
+            is_over: false,
+        }
+    }
+
+    /// Says which model it is for, once its inputs are decoded and checked.
+    pub(crate) fn accepted(&mut self, model: Arc<Model>, batch: u64) {
+        self.input = self.started.elapsed();
+        self.batch = batch;
+        self.metrics.in_flight.get_or_create(&self.rpc_labels(&model)).inc();
+        self.model = Some(model);
+    }
+
+    /// Says which model a request that failed its checks was for.
+    pub(crate) fn refused(&mut self, model: Option<Arc<Model>>, error: &Error) {
+        let label = model.as_ref().map_or_else(|| "".into(), |model| model.name.clone());
+        self.count(label, status::code(error.kind()));
+        if let Some(model) = model {
+            model.statistics.failed(self.started.elapsed());
+        }
+        self.is_over = true;
+    }
+
+    /// Adds time spent on encoding a response.
+    pub(crate) fn encoded(&mut self, time: Duration) {
+        self.output += time;
+    }
+
+    /// Notes the time in the engine's queue.
+    pub(crate) fn queued(&mut self, time: Duration) {
+        self.queue = self.queue.max(time);
+    }
+
+    /// Ends the observation of an accepted request.
+    pub(crate) fn end(&mut self, result: Result<(), &Error>) {
+        self.finish(result.map_or_else(|error| status::code(error.kind()), |()| Code::Ok));
+    }
+
+    fn finish(&mut self, code: Code) {
+        self.is_over = true;
+        let total = self.started.elapsed();
+        let Some(model) = self.model.take() else {
+            return self.count("".into(), code);
+        };
+        let labels = self.rpc_labels(&model);
+        self.metrics.in_flight.get_or_create(&labels).dec();
+        self.metrics.duration.get_or_create(&labels).observe(total.as_secs_f64());
+        if code == Code::Ok {
+            let timing =
+                Timing { total, input: self.input, queue: self.queue, output: self.output };
+            model.statistics.succeeded(timing, self.batch);
+        } else {
+            model.statistics.failed(total);
+        }
+        self.count(model.name.clone(), code);
+    }
+
+    fn count(&self, model: Arc<str>, code: Code) {
+        let labels = RequestLabels { rpc: self.rpc, model, code: status::code_name(code) };
+        self.metrics.requests.get_or_create(&labels).inc();
+    }
+
+    fn rpc_labels(&self, model: &Model) -> RpcLabels {
+        RpcLabels { rpc: self.rpc, model: model.name.clone() }
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.finish(status::code(ErrorKind::Cancelled));
+        }
+    }
+}

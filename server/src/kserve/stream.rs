@@ -1,0 +1,327 @@
+//! ModelStreamInfer: many requests in flight on one stream.
+//!
+//! Two lanes, as in Triton: responses of decoupled models go out as they are ready, those of
+//! other models in the order of their requests. A bad request is answered in-band with its id and
+//! the stream lives on. At most a configured number of requests is in flight; the next ones wait
+//! in the connection.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Poller, Poll, ready};
+use std::time::Instant;
+
+use engine::{Error, ErrorKind, InferOutput, InferRequest, OutputStream};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesOrdered, SelectAll, StreamFuture};
+use futures_util::{Stream, StreamExt};
+use proto::Reply;
+use proto::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
+use tonic::{Status, Streaming};
+
+use super::infer::Call;
+use super::observation::Observation;
+use super::service::Shared;
+use crate::models::VERSION;
+use crate::status;
+
+type Item = Reply<ModelStreamInferResponse>;
+
+/// One stream of requests and responses.
+pub(crate) struct Session {
+    inbound: Streaming<ModelInferRequest>,
+    is_inbound_open: bool,
+    shared: Arc<Shared>,
+    options: StreamOptions,
+    draining: BoxFuture<'static, ()>,
+    expiry: Option<Pin<Box<tokio::time::Sleep>>>,
+    as_ready: SelectAll<Flight>,
+    in_order: FuturesOrdered<StreamFuture<Flight>>,
+    refusals: VecDeque<Item>,
+    is_over: bool,
+}
+
+/// What the client said when it opened the stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StreamOptions {
+    /// When the client stops waiting.
+    pub deadline: Option<Instant>,
+    /// The first execution error ends the stream with its status (`triton_grpc_error`).
+    pub has_true_errors: bool,
+}
+
+impl Session {
+    /// Begins to serve a stream.
+    pub(crate) fn new(
+        inbound: Streaming<ModelInferRequest>,
+        shared: Arc<Shared>,
+        options: StreamOptions,
+    ) -> Self {
+        Self {
+            inbound,
+            is_inbound_open: true,
+            draining: Box::pin(shared.accepting.cancelled()),
+            shared,
+            expiry: options.deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
+            options,
+            as_ready: SelectAll::new(),
+            in_order: FuturesOrdered::new(),
+            refusals: VecDeque::new(),
+            is_over: false,
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.as_ready.len() + self.in_order.len() + self.refusals.len()
+    }
+
+    /// Takes requests from the client while there is room for them.
+    fn accept(&mut self, cx: &mut Poller<'_>) -> Result<(), Status> {
+        while self.is_inbound_open && self.in_flight() < self.shared.max_stream_requests {
+            match self.inbound.poll_next_unpin(cx) {
+                Poll::Pending => break,
+                Poll::Ready(None) => self.is_inbound_open = false,
+                Poll::Ready(Some(Err(status))) => return Err(status::oversized(status)),
+                Poll::Ready(Some(Ok(request))) => self.begin(request),
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, request: ModelInferRequest) {
+        let mut observation = self.shared.observe("ModelStreamInfer");
+        let name = request.model_name.clone();
+        let prepared = self.shared.admit().map_err(|error| {
+            let id = request.id.clone();
+            Box::new(super::infer::Refusal { model: None, id, error })
+        });
+        let deadline = self.options.deadline;
+        let call =
+            prepared.and_then(|()| Call::prepare(&self.shared.models, request, deadline, false));
+        match call {
+            Ok(call) => {
+                observation.accepted(call.model.clone(), call.batch);
+                let is_decoupled = call.model.config.decoupled;
+                let flight = Flight::start(call, observation);
+                match is_decoupled {
+                    true => self.as_ready.push(flight),
+                    false => self.in_order.push_back(flight.into_future()),
+                }
+            }
+            Err(refusal) => {
+                observation.refused(refusal.model.clone(), &refusal.error);
+                let is_ordered = refusal.model.is_some_and(|model| !model.config.decoupled);
+                let reply = failure(&name, &refusal.id, &refusal.error);
+                match is_ordered {
+                    true => self.in_order.push_back(Flight::refused(reply).into_future()),
+                    false => self.refusals.push_back(reply),
+                }
+            }
+        }
+    }
+
+    /// Returns the next event of the requests in flight; none when there are no requests.
+    fn poll_flights(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Event>> {
+        if let Some(reply) = self.refusals.pop_front() {
+            return Poll::Ready(Some(Event::Reply(reply)));
+        }
+        let is_idle = self.as_ready.is_empty() && self.in_order.is_empty();
+        if let Poll::Ready(Some(event)) = self.as_ready.poll_next_unpin(cx) {
+            return Poll::Ready(Some(event));
+        }
+        if let Poll::Ready(Some((Some(event), _))) = self.in_order.poll_next_unpin(cx) {
+            return Poll::Ready(Some(event));
+        }
+        let has_ended = !is_idle && self.as_ready.is_empty() && self.in_order.is_empty();
+        if is_idle || has_ended { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    fn step(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Result<Item, Status>>> {
+        if let Some(expiry) = &mut self.expiry
+            && expiry.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(Status::deadline_exceeded("Deadline Exceeded"))));
+        }
+        loop {
+            if let Err(status) = self.accept(cx) {
+                return Poll::Ready(Some(Err(status)));
+            }
+            match self.poll_flights(cx) {
+                Poll::Ready(Some(Event::Reply(reply))) => return Poll::Ready(Some(Ok(reply))),
+                Poll::Ready(Some(Event::Failed { name, id, error })) => {
+                    let item = match self.options.has_true_errors {
+                        true => Err(status::grpc(&error)),
+                        false => Ok(failure(&name, &id, &error)),
+                    };
+                    return Poll::Ready(Some(item));
+                }
+                Poll::Ready(None) if self.in_flight() > 0 => {}
+                Poll::Ready(None) if !self.is_inbound_open => return Poll::Ready(None),
+                Poll::Ready(None) => {
+                    ready!(self.draining.as_mut().poll(cx));
+                    let error = self.shared.admit().err();
+                    return Poll::Ready(error.map(|error| Err(status::grpc(&error))));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl Stream for Session {
+    type Item = Result<Item, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let item = self.step(cx);
+        if matches!(item, Poll::Ready(None | Some(Err(_)))) {
+            self.is_over = true;
+            self.as_ready.clear();
+            self.in_order = FuturesOrdered::new();
+        }
+        item
+    }
+}
+
+/// What a request in flight gives.
+enum Event {
+    /// A response.
+    Reply(Item),
+    /// The engine failed it, and nothing follows.
+    Failed { name: Arc<str>, id: String, error: Error },
+}
+
+/// One request in flight: starting, running, or over.
+struct Flight {
+    state: State,
+    active: Option<Active>,
+}
+
+enum State {
+    Refused(Item),
+    Starting(BoxFuture<'static, engine::Result<OutputStream<InferRequest>>>),
+    Running(OutputStream<InferRequest>),
+    Over,
+}
+
+/// What is known of a request that an engine works on.
+struct Active {
+    name: Arc<str>,
+    id: String,
+    is_decoupled: bool,
+    wants_empty_final: bool,
+    observation: Observation,
+}
+
+impl Flight {
+    fn start(call: Call, observation: Observation) -> Self {
+        let active = Active {
+            name: call.model.name.clone(),
+            id: call.id.clone(),
+            is_decoupled: call.model.config.decoupled,
+            wants_empty_final: call.wants_empty_final,
+            observation,
+        };
+        let (model, request, context) = call.into_parts();
+        let state = State::Starting(Box::pin(Call::start(model, request, context)));
+        Self { state, active: Some(active) }
+    }
+
+    fn refused(reply: Item) -> Self {
+        Self { state: State::Refused(reply), active: None }
+    }
+
+    /// Ends the request and makes the event for its end.
+    fn end(&mut self, result: Result<Option<Item>, Error>) -> Option<Event> {
+        self.state = State::Over;
+        let mut active = self.active.take()?;
+        active.observation.end(result.as_ref().map(|_| ()));
+        match result {
+            Ok(reply) => reply.map(Event::Reply),
+            Err(error) => Some(Event::Failed { name: active.name, id: active.id, error }),
+        }
+    }
+
+    /// Makes the event for what the engine's stream gave.
+    fn advance(&mut self, item: Option<engine::Result<InferOutput>>) -> Option<Event> {
+        let active = self.active.as_mut()?;
+        match item {
+            Some(Err(error)) => self.end(Err(error)),
+            Some(Ok(output)) => {
+                let is_last = output.is_last || !active.is_decoupled;
+                let reply = active.encode(output, is_last);
+                match is_last {
+                    true => self.end(Ok(Some(reply))),
+                    false => Some(Event::Reply(reply)),
+                }
+            }
+            None if !active.is_decoupled => {
+                let text = "the model ended without a response";
+                self.end(Err(Error::new(ErrorKind::Internal, text)))
+            }
+            None => {
+                let last = active.wants_empty_final;
+                let reply = last.then(|| active.encode(InferOutput::default(), true));
+                self.end(Ok(reply))
+            }
+        }
+    }
+}
+
+impl Active {
+    fn encode(&mut self, output: InferOutput, is_last: bool) -> Item {
+        let started = Instant::now();
+        self.observation.queued(output.queue_time);
+        let head = tensor::wire::ResponseHead {
+            model_name: &self.name,
+            model_version: VERSION,
+            id: &self.id,
+            parameters: &output.parameters,
+        };
+        let bytes = tensor::wire::encode_stream_response(&head, &output.tensors, is_last);
+        self.observation.encoded(started.elapsed());
+        Reply::Encoded(bytes)
+    }
+}
+
+impl Stream for Flight {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Event>> {
+        loop {
+            match &mut self.state {
+                State::Over => return Poll::Ready(None),
+                State::Refused(_) => {
+                    let State::Refused(reply) = std::mem::replace(&mut self.state, State::Over)
+                    else {
+                        return Poll::Ready(None);
+                    };
+                    return Poll::Ready(Some(Event::Reply(reply)));
+                }
+                State::Starting(call) => match ready!(call.as_mut().poll(cx)) {
+                    Ok(stream) => self.state = State::Running(stream),
+                    Err(error) => return Poll::Ready(self.end(Err(error))),
+                },
+                State::Running(stream) => {
+                    let item = ready!(stream.as_mut().poll_next(cx));
+                    return Poll::Ready(self.advance(item));
+                }
+            }
+        }
+    }
+}
+
+/// Makes the in-band answer to a request that failed.
+fn failure(model_name: &str, id: &str, error: &Error) -> Item {
+    Reply::Message(ModelStreamInferResponse {
+        error_message: error.message().to_owned(),
+        infer_response: Some(ModelInferResponse {
+            model_name: model_name.to_owned(),
+            id: id.to_owned(),
+            ..ModelInferResponse::default()
+        }),
+    })
+}

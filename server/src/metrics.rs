@@ -1,0 +1,118 @@
+//! The server's Prometheus metrics: declared here, served by `admin/metrics.rs`.
+//!
+//! Units are seconds, bytes and counts; names end in their unit. Label values are bounded: a
+//! model that is not served has no label of its own, so clients cannot make series.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Labels of a finished request.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct RequestLabels {
+    pub rpc: &'static str,
+    pub model: Arc<str>,
+    pub code: &'static str,
+}
+
+/// Labels of a request under way.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct RpcLabels {
+    pub rpc: &'static str,
+    pub model: Arc<str>,
+}
+
+/// Labels of a model.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ModelLabels {
+    pub model: Arc<str>,
+}
+
+/// Upper bounds of a latency histogram, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Latency(&'static [f64]);
+
+impl MetricConstructor<Histogram> for Latency {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(self.0.iter().copied())
+    }
+}
+
+/// From the tens of microseconds of a small tensor to the minutes of a long text.
+const DURATION: Latency = Latency(&[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+]);
+
+/// From a mock engine's microseconds to a slow model's seconds.
+const TOKEN: Latency = Latency(&[
+    0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+]);
+
+/// All metrics of a server.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub requests: Family<RequestLabels, Counter>,
+    pub in_flight: Family<RpcLabels, Gauge>,
+    pub duration: Family<RpcLabels, Histogram, Latency>,
+    pub first_token: Family<ModelLabels, Histogram, Latency>,
+    pub inter_token: Family<ModelLabels, Histogram, Latency>,
+    pub prompt_tokens: Family<ModelLabels, Counter>,
+    pub generated_tokens: Family<ModelLabels, Counter>,
+    pub queue_depth: Family<ModelLabels, Gauge>,
+    pub running: Family<ModelLabels, Gauge>,
+    pub kv_blocks_used: Family<ModelLabels, Gauge>,
+    pub kv_blocks: Family<ModelLabels, Gauge>,
+    pub connections: Gauge,
+    pub uptime: Gauge<f64, AtomicU64>,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them under `stator_`.
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            in_flight: Family::default(),
+            duration: Family::new_with_constructor(DURATION),
+            first_token: Family::new_with_constructor(TOKEN),
+            inter_token: Family::new_with_constructor(TOKEN),
+            prompt_tokens: Family::default(),
+            generated_tokens: Family::default(),
+            queue_depth: Family::default(),
+            running: Family::default(),
+            kv_blocks_used: Family::default(),
+            kv_blocks: Family::default(),
+            connections: Gauge::default(),
+            uptime: Gauge::default(),
+        };
+        metrics.register(registry.sub_registry_with_prefix("stator"));
+        metrics
+    }
+
+    fn register(&self, r: &mut Registry) {
+        let requests = "Finished requests by RPC, model and gRPC code; CANCELLED is the client's";
+        r.register("requests", requests, self.requests.clone());
+        r.register("requests_in_flight", "Requests under way", self.in_flight.clone());
+        let duration = "Seconds from a request's arrival to its last response";
+        r.register("request_duration_seconds", duration, self.duration.clone());
+        let first = "Seconds from a text request's start to its first token";
+        r.register("time_to_first_token_seconds", first, self.first_token.clone());
+        let inter = "Seconds between a continuation's tokens; coalesced tokens share their time";
+        r.register("inter_token_seconds", inter, self.inter_token.clone());
+        r.register("prompt_tokens", "Tokens of accepted prompts", self.prompt_tokens.clone());
+        r.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());
+        let queue = "Text requests accepted and not yet scheduled";
+        r.register("queue_depth_requests", queue, self.queue_depth.clone());
+        r.register("running_sequences", "Sequences in the batch", self.running.clone());
+        r.register("kv_blocks_used", "KV cache blocks in use", self.kv_blocks_used.clone());
+        r.register("kv_blocks", "KV cache blocks there are", self.kv_blocks.clone());
+        r.register("grpc_connections", "Open gRPC connections", self.connections.clone());
+        r.register("uptime_seconds", "Seconds since the start", self.uptime.clone());
+    }
+}

@@ -1,0 +1,7 @@
+//! The decorators around an engine, one a file, and the order in which they are stacked.
+
+mod deadline;
+mod observe;
+
+pub(crate) use deadline::Deadline;
+pub(crate) use observe::{Observe, TokenMetrics};

@@ -1,0 +1,87 @@
+//! Measures generation: time to first token, time between tokens, tokens.
+//!
+//! It stands innermost, right above the engine, so that it sees tokens as the engine gives them.
+
+use std::pin::Pin;
+use std::task::{Context as Poller, Poll, ready};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use engine::{Context, Engine, GenerateOutput, GenerateRequest, OutputStream, Result};
+use futures_util::Stream;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+
+/// The metrics of one model's tokens.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenMetrics {
+    pub first_token: Histogram,
+    pub inter_token: Histogram,
+    pub prompt_tokens: Counter,
+    pub generated_tokens: Counter,
+}
+
+/// A generating engine whose tokens are measured.
+#[derive(Debug)]
+pub(crate) struct Observe<E> {
+    pub engine: E,
+    pub metrics: TokenMetrics,
+}
+
+#[async_trait]
+impl<E: Engine<GenerateRequest>> Engine<GenerateRequest> for Observe<E> {
+    async fn call(
+        &self,
+        request: GenerateRequest,
+        context: Context,
+    ) -> Result<OutputStream<GenerateRequest>> {
+        let started = Instant::now();
+        let prompt_tokens = request.tokens.len() as u64;
+        let stream = self.engine.call(request, context).await?;
+        self.metrics.prompt_tokens.inc_by(prompt_tokens);
+        Ok(Box::pin(Observed {
+            stream,
+            metrics: self.metrics.clone(),
+            last: started,
+            has_token: false,
+        }))
+    }
+}
+
+struct Observed {
+    stream: OutputStream<GenerateRequest>,
+    metrics: TokenMetrics,
+    last: Instant,
+    has_token: bool,
+}
+
+impl Observed {
+    fn record(&mut self, output: &GenerateOutput) {
+        let tokens = output.tokens.len();
+        if tokens == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let seconds = now.duration_since(self.last).as_secs_f64();
+        if self.has_token {
+            self.metrics.inter_token.observe(seconds / tokens as f64);
+        } else {
+            self.metrics.first_token.observe(seconds);
+        }
+        self.metrics.generated_tokens.inc_by(tokens as u64);
+        self.has_token = true;
+        self.last = now;
+    }
+}
+
+impl Stream for Observed {
+    type Item = Result<GenerateOutput>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Self::Item>> {
+        let item = ready!(self.stream.as_mut().poll_next(cx));
+        if let Some(Ok(output)) = &item {
+            self.record(output);
+        }
+        Poll::Ready(item)
+    }
+}

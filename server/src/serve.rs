@@ -1,0 +1,188 @@
+//! The one-process role: listeners, models and their engines, wired and ended in order.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::Tasks;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+
+use crate::admin::{self, Exporter};
+use crate::config::Config;
+use crate::kserve::{Door, Health, KserveService, Shared, listen};
+use crate::load::{self, LoadError};
+use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::{banner, shutdown};
+
+/// Why a server could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A port could not be opened.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A model could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A part of the server could not be put together.
+    #[error("cannot start: {0}")]
+    Start(String),
+}
+
+/// A server whose listeners are open.
+pub struct Server {
+    config: Config,
+    models: Arc<Models>,
+    metrics: Arc<Metrics>,
+    health: Health,
+    /// What accepts requests, what works on them, and what tells of it; they end in this order.
+    tasks: (Tasks, Tasks, Tasks),
+    grpc_address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+}
+
+impl Server {
+    /// Opens the listeners: live at once, ready after [`load`](Self::load).
+    pub async fn open(config: Config) -> Result<Self, ServeError> {
+        let started = Instant::now();
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
+        let models = Arc::new(Models::default());
+        let (accepting, work, admin) = (Tasks::new(), Tasks::new(), Tasks::new());
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let health = Health::new(reporter).await;
+        let names = config.models.iter().map(|source| &source.name);
+        for name in names.chain(config.builtins.iter().map(|builtin| &builtin.name)) {
+            models.announce(name);
+            health.set_model(name, false).await;
+        }
+
+        let shared = Arc::new(Shared {
+            models: models.clone(),
+            metrics: metrics.clone(),
+            accepting: accepting.clone(),
+            max_stream_requests: config.grpc.max_stream_requests,
+            server_name: config.grpc.server_name.clone(),
+        });
+        let others = with_reflection(Routes::new(health_service))?;
+        let door = Door::new(KserveService::new(shared), others, &config.grpc);
+        let listener = bind(config.grpc.address).await?;
+        let grpc_address = address(&listener, config.grpc.address)?;
+        let groups = (accepting.clone(), work.clone());
+        let accept = listen(listener, door, config.grpc.clone(), metrics.clone(), groups);
+        accepting.spawn("grpc listener", accept);
+
+        let mut metrics_address = None;
+        if let Some(wanted) = config.metrics {
+            let listener = bind(wanted).await?;
+            metrics_address = Some(address(&listener, wanted)?);
+            let exporter =
+                Exporter { registry, metrics: metrics.clone(), models: models.clone(), started };
+            admin.spawn("metrics listener", admin::serve(listener, Arc::new(exporter)));
+        }
+        let tasks = (accepting, work, admin);
+        Ok(Self { config, models, metrics, health, tasks, grpc_address, metrics_address })
+    }
+
+    /// Loads the models one after the other; each can be called as soon as it is loaded.
+    pub async fn load(&self) -> Result<(), ServeError> {
+        for builtin in self.config.builtins.clone() {
+            let (config, metrics) = (self.config.engine.clone(), self.metrics.clone());
+            self.add(move || load::builtin(&builtin, &config, &metrics)).await?;
+        }
+        for source in self.config.models.clone() {
+            let (config, metrics) = (self.config.clone(), self.metrics.clone());
+            self.add(move || load::text(&source, &config, &metrics)).await?;
+        }
+        self.health.set_server(true).await;
+        Ok(())
+    }
+
+    async fn add<F>(&self, make: F) -> Result<(), ServeError>
+    where
+        F: FnOnce() -> Result<Arc<crate::models::Model>, LoadError> + Send + 'static,
+    {
+        let model = tokio::task::spawn_blocking(make)
+            .await
+            .map_err(|error| ServeError::Start(format!("a loader failed: {error}")))??;
+        let name = model.name.clone();
+        self.models.insert(model);
+        self.health.set_model(&name, true).await;
+        Ok(())
+    }
+
+    /// Returns where gRPC is served.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc_address
+    }
+
+    /// Returns where metrics are served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
+    /// Ends the server: not ready, drain, cancel. Returns whether all requests finished in time.
+    pub async fn shut_down(self) -> bool {
+        self.health.set_server(false).await;
+        for (name, _) in self.models.list() {
+            self.health.set_model(&name, false).await;
+        }
+        let (accepting, work, admin) = &self.tasks;
+        let is_finished = shutdown::drain(accepting, work, self.config.shutdown_grace).await;
+        admin.cancel();
+        is_finished
+    }
+}
+
+/// Serves until a signal comes.
+pub async fn run(config: Config) -> Result<(), ServeError> {
+    let server = Server::open(config).await?;
+    tokio::select! {
+        loaded = server.load() => loaded?,
+        () = shutdown::signalled() => return Ok(()),
+    }
+    let mut out = std::io::stdout();
+    let _ = out.write_all(banner::text(server.grpc_address, &server.models).as_bytes());
+    let _ = out.flush();
+    tracing::info!(
+        grpc = %server.grpc_address,
+        metrics = server.metrics_address.map(tracing::field::display),
+        "ready"
+    );
+    shutdown::signalled().await;
+    tracing::info!("shutting down: requests under way may finish");
+    match server.shut_down().await {
+        true => tracing::info!("shut down"),
+        false => tracing::warn!("shut down; requests that took too long were cancelled"),
+    }
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+}
+
+fn address(listener: &TcpListener, wanted: SocketAddr) -> Result<SocketAddr, ServeError> {
+    listener.local_addr().map_err(|source| ServeError::Listen { address: wanted, source })
+}
+
+/// Adds reflection v1 and v1alpha, by which grpcurl works without a proto file.
+fn with_reflection(routes: Routes) -> Result<Routes, ServeError> {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error: tonic_reflection::server::Error| ServeError::Start(error.to_string());
+    let v1 = builder().build_v1().map_err(failed)?;
+    let v1alpha = builder().build_v1alpha().map_err(failed)?;
+    Ok(routes.add_service(v1).add_service(v1alpha))
+}

@@ -1,0 +1,97 @@
+//! Error kinds as gRPC statuses: the one file that knows client-facing status codes.
+//!
+//! The codes are Triton's (its table of internal codes to gRPC); where Triton has no case of its
+//! own, the closest canonical gRPC code is taken.
+
+use engine::{Error, ErrorKind};
+use tonic::{Code, Status};
+
+/// Returns the gRPC status for a failed request.
+pub(crate) fn grpc(error: &Error) -> Status {
+    Status::new(code(error.kind()), error.message())
+}
+
+/// Returns the gRPC code of a kind of error.
+pub(crate) fn code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::InvalidRequest => Code::InvalidArgument,
+        ErrorKind::Unauthenticated => Code::Unauthenticated,
+        ErrorKind::PermissionDenied => Code::PermissionDenied,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::AlreadyExists => Code::AlreadyExists,
+        // Triton answers a full queue with UNAVAILABLE, which its clients retry.
+        ErrorKind::Overloaded | ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
+        ErrorKind::Cancelled => Code::Cancelled,
+        ErrorKind::Unimplemented => Code::Unimplemented,
+        ErrorKind::Internal => Code::Internal,
+    }
+}
+
+/// Returns the name of a code as metrics and logs show it, such as `INVALID_ARGUMENT`.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// Gives a message over the size limit the code that gRPC C++, and so Triton, answers:
+/// RESOURCE_EXHAUSTED, where tonic says OUT_OF_RANGE. Other statuses pass unchanged.
+pub(crate) fn oversized(status: Status) -> Status {
+    if status.code() != Code::OutOfRange {
+        return status;
+    }
+    Status::resource_exhausted(format!(
+        "{}; the server's limits are --grpc-max-receive-message-bytes and \
+         --grpc-max-send-message-bytes",
+        status.message().trim_start_matches("Error, ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_the_code_that_triton_clients_expect() {
+        let table = [
+            (ErrorKind::InvalidRequest, "INVALID_ARGUMENT"),
+            (ErrorKind::Unauthenticated, "UNAUTHENTICATED"),
+            (ErrorKind::PermissionDenied, "PERMISSION_DENIED"),
+            (ErrorKind::NotFound, "NOT_FOUND"),
+            (ErrorKind::AlreadyExists, "ALREADY_EXISTS"),
+            (ErrorKind::Overloaded, "UNAVAILABLE"),
+            (ErrorKind::Unavailable, "UNAVAILABLE"),
+            (ErrorKind::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+            (ErrorKind::Cancelled, "CANCELLED"),
+            (ErrorKind::Unimplemented, "UNIMPLEMENTED"),
+            (ErrorKind::Internal, "INTERNAL"),
+        ];
+        for (kind, expected) in table {
+            assert_eq!(code_name(code(kind)), expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn only_an_oversized_message_changes_its_code() {
+        let status = Status::out_of_range("Error, decoded message length too large: found 9 bytes");
+        assert_eq!(oversized(status).code(), Code::ResourceExhausted);
+        assert_eq!(oversized(Status::internal("x")).code(), Code::Internal);
+    }
+}
