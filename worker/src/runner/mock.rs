@@ -25,6 +25,9 @@ const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message
     + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
+/// The logit of the next token, where all others are 0: far enough for any usual temperature.
+const CERTAIN: f32 = 20.0;
+
 /// Byte tokens, one for each byte.
 const BYTES: usize = 256;
 
@@ -105,7 +108,7 @@ impl Runner for MockRunner {
             self.logits.resize(size, 0.0);
         }
         for (row, marked) in self.marked.iter().enumerate() {
-            self.logits[row * self.vocabulary + marked] = 1.0;
+            self.logits[row * self.vocabulary + marked] = CERTAIN;
         }
         Ok(Logits { values: &self.logits[..size], vocabulary: self.vocabulary })
     }
@@ -182,7 +185,7 @@ mod tests {
             let rows: Vec<_> = logits.rows().collect();
             assert_eq!(rows.len(), 2);
             for row in rows {
-                assert_eq!(row.iter().sum::<f32>(), 1.0);
+                assert_eq!(row.iter().sum::<f32>(), CERTAIN);
             }
         }
     }

@@ -1,0 +1,120 @@
+"""Starts real servers on free ports and gives the tests real clients."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+
+import grpc
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2_grpc
+
+ROOT = pathlib.Path(__file__).parents[2]
+BINARY = pathlib.Path(os.environ.get("STATOR_BINARY", ROOT / "target/debug/stator"))
+START_SECONDS = 60
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+NUMERIC = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+           "FP16", "BF16", "FP32", "FP64"]
+DATATYPES = NUMERIC + ["BYTES"]
+BUILTINS = [
+    "identity",
+    *(f"identity_{name.lower()}=identity,datatype={name}" for name in DATATYPES),
+    "batched=identity,dims=16,max_batch_size=8",
+    "slow=identity,delay_ms=700",
+    "simple=add_sub",
+    "repeat_int32",
+    "mock=mock,pace_ms=10",
+    "mock_fast=mock",
+]
+
+
+class Server:
+    """A running `stator serve`."""
+
+    def __init__(self, *arguments, environment=None):
+        command = [str(BINARY), "serve", "--log-format", "json", "--grpc-host", "127.0.0.1",
+                   "--metrics-host", "127.0.0.1", "--grpc-port", "0", "--metrics-port", "0",
+                   *arguments]
+        self.log = []
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        text=True, env={**os.environ, **(environment or {})})
+        self.ready = threading.Event()
+        self.address = self.metrics = None
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        self.ready.wait(START_SECONDS)
+        if not self.address:
+            self.process.kill()
+            raise RuntimeError("the server did not start:\n" + "".join(self.log))
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+            with contextlib.suppress(json.JSONDecodeError):
+                event = json.loads(line)
+                if event.get("message") == "ready":
+                    self.address, self.metrics = event["grpc"], event.get("metrics")
+                    self.ready.set()
+        self.ready.set()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def is_running(self):
+        return self.process.poll() is None
+
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def running(*arguments, **options):
+    """Runs a server for the length of a block."""
+    server = Server(*arguments, **options)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The server that most tests share: every built-in and the real text model `smollm`."""
+    model = os.environ.get("STATOR_TEST_MODEL")
+    assert model, "STATOR_TEST_MODEL is not set: run the tests by ./test"
+    arguments = [f"smollm={model}"]
+    for spec in BUILTINS:
+        arguments += ["--builtin", spec]
+    with running(*arguments) as server:
+        yield server
+        assert server.is_running(), "the server died under the tests:\n" + "".join(server.log[-50:])
+
+
+@pytest.fixture(scope="session")
+def channel(server):
+    """A plain gRPC channel."""
+    with grpc.insecure_channel(server.address, options=UNLIMITED) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="session")
+def stub(channel):
+    """The generated stub of Triton's own proto, for what tritonclient cannot send."""
+    return service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+@pytest.fixture
+def client(server):
+    """An unmodified Triton client."""
+    with triton.InferenceServerClient(server.address) as client:
+        yield client
