@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use server::config::{Config, threads};
 use server::{args, serve, telemetry};
 
+/// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let (args, matches) = match args::parse() {
         Ok(parsed) => parsed,

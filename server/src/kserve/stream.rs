@@ -36,8 +36,9 @@ pub(crate) struct Session {
     options: StreamOptions,
     draining: BoxFuture<'static, ()>,
     expiry: Option<Pin<Box<tokio::time::Sleep>>>,
-    as_ready: SelectAll<Flight>,
-    in_order: FuturesOrdered<StreamFuture<Flight>>,
+    /// Boxed, because the lanes move their streams for every item.
+    as_ready: SelectAll<Box<Flight>>,
+    in_order: FuturesOrdered<StreamFuture<Box<Flight>>>,
     refusals: VecDeque<Item>,
     is_over: bool,
 }
@@ -217,7 +218,7 @@ struct Active {
 }
 
 impl Flight {
-    fn start(call: Call, observation: Observation) -> Self {
+    fn start(call: Call, observation: Observation) -> Box<Self> {
         let active = Active {
             name: call.model.name.clone(),
             id: call.id.clone(),
@@ -227,11 +228,11 @@ impl Flight {
         };
         let (model, request, context) = call.into_parts();
         let state = State::Starting(Box::pin(Call::start(model, request, context)));
-        Self { state, active: Some(active) }
+        Box::new(Self { state, active: Some(active) })
     }
 
-    fn refused(reply: Item) -> Self {
-        Self { state: State::Refused(reply), active: None }
+    fn refused(reply: Item) -> Box<Self> {
+        Box::new(Self { state: State::Refused(reply), active: None })
     }
 
     /// Ends the request and makes the event for its end.

@@ -15,13 +15,16 @@ pub(super) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 
 /// Returns `e^x` to within some 2 units in the last place; underflows to 0 below -87.
 #[inline(always)]
-pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Cephes' expf: x = n ln 2 + r, with ln 2 in two parts so that r is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const POLYNOMIAL: [f32; 5] = [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the lowest bits.
+    const ROUNDING: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
-    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let rounded = multiply_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUNDING);
+    let n = rounded - ROUNDING;
     let r = multiply_add::<FMA>(n, -LN2_HIGH, clamped);
     let r = multiply_add::<FMA>(n, -LN2_LOW, r);
     let mut p = 1.987_569_1e-4;
@@ -29,7 +32,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
         p = multiply_add::<FMA>(p, r, coefficient);
     }
     let p = multiply_add::<FMA>(p * r, r, r + 1.0);
-    p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    p * f32::from_bits((rounded.to_bits() << 23).wrapping_add(1f32.to_bits()))
 }
 
 dispatched! {
@@ -76,6 +79,41 @@ fn add_body<const FMA: bool>(sum: &mut [f32], other: &[f32]) {
     for (sum, other) in sum.iter_mut().zip(other) {
         *sum += other;
     }
+}
+
+/// The logit distance, after temperature, from which on a token weighs nothing.
+const NEGLIGIBLE: f32 = -80.0;
+
+dispatched! {
+    /// Turns logits into softmax weights of which the largest is 1: `e^((logit - top) * inverse)`.
+    pub fn weigh(logits: &mut [f32], top: f32, inverse: f32) = weigh_body
+}
+
+#[inline(always)]
+fn weigh_body<const FMA: bool>(logits: &mut [f32], top: f32, inverse: f32) {
+    for logit in logits {
+        let distance = (*logit - top) * inverse;
+        // Also minus infinity, which `exp` would not take to 0, and what is not a number.
+        let weight = exp::<FMA>(distance);
+        *logit = if distance >= NEGLIGIBLE { weight } else { 0.0 };
+    }
+}
+
+dispatched! {
+    /// Writes the largest number of a row to `out`; minus infinity if there is none.
+    pub fn maximum(row: &[f32], out: &mut f32) = maximum_body
+}
+
+#[inline(always)]
+fn maximum_body<const FMA: bool>(row: &[f32], out: &mut f32) {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    *out = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
 }
 
 /// The rotation of each pair of dimensions at one position: cosine and sine.

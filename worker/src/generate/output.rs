@@ -1,7 +1,8 @@
 //! The buffer between the scheduler's thread and the reader of one request.
 //!
 //! Tokens of one continuation that nobody has read yet become one output, so the buffer is
-//! bounded by the request's own token limit. Dropping the reader is seen by the scheduler before
+//! bounded by the request's own token limit. The end of a continuation wakes the reader at once,
+//! tokens when the scheduler says so: see [`Output::wake`]. Dropping the reader is seen by the scheduler before
 //! its next step.
 
 use std::collections::VecDeque;
@@ -39,51 +40,57 @@ impl Output {
         Arc::new(Self { state: Mutex::new(state), is_dropped: AtomicBool::new(false) })
     }
 
-    /// Adds a token to a continuation, ends it, or both at once.
+    /// Adds a token to a continuation, ends it, or both at once. An end wakes the reader.
     pub(super) fn push(
         &self,
         index: u32,
         token: Option<(TokenId, Option<TokenLogprobs>)>,
         end: Option<(FinishReason, Usage)>,
     ) {
-        self.change(|state| {
-            let output = state.entry(index);
-            if let Some((token, logprobs)) = token {
-                output.tokens.push(token);
-                output.logprobs.extend(logprobs);
-            }
-            if let Some((reason, usage)) = end {
-                output.finish = Some(reason);
-                output.usage = Some(usage);
-                state.open = state.open.saturating_sub(1);
-            }
-        });
+        let is_end = end.is_some();
+        let mut state = self.lock();
+        let output = state.entry(index);
+        if let Some((token, logprobs)) = token {
+            output.tokens.push(token);
+            output.logprobs.extend(logprobs);
+        }
+        if let Some((reason, usage)) = end {
+            output.finish = Some(reason);
+            output.usage = Some(usage);
+            state.open = state.open.saturating_sub(1);
+        }
+        drop(state);
+        if is_end {
+            self.wake();
+        }
     }
 
     /// Ends the request with an error, after what is already there.
     pub(super) fn fail(&self, error: Error) {
-        self.change(|state| {
-            if state.open > 0 {
-                state.open = 0;
-                state.error.get_or_insert(error);
-            }
-        });
+        let mut state = self.lock();
+        if state.open > 0 {
+            state.open = 0;
+            state.error.get_or_insert(error);
+        }
+        drop(state);
+        self.wake();
+    }
+
+    /// Wakes the reader, if it waits and there is something for it.
+    pub(super) fn wake(&self) {
+        let waker = {
+            let mut state = self.lock();
+            let has_news = !state.pending.is_empty() || state.open == 0;
+            if has_news { state.waker.take() } else { None }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Returns whether nobody will read any more.
     pub(super) fn is_dropped(&self) -> bool {
         self.is_dropped.load(Ordering::Relaxed)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let waker = {
-            let mut state = self.lock();
-            change(&mut state);
-            state.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

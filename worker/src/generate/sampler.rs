@@ -6,16 +6,29 @@ use std::collections::HashMap;
 
 use engine::{Sampling, TokenId};
 
-use crate::cpu::vector::exp;
+use crate::cpu::Isa;
+use crate::cpu::vector::{maximum, weigh};
 
 /// Candidates that are sorted first when looking for the top-p set; most sets are smaller.
 const FIRST_SORTED: usize = 64;
 
+/// Weights that are summed at once when all tokens are candidates.
+const SUMMED: usize = 64;
+
 /// Memory that draws of all sequences share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Scratch {
+    isa: Isa,
     logits: Vec<f32>,
+    sums: Vec<f32>,
     candidates: Vec<(f32, TokenId)>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        let (logits, sums, candidates) = Default::default();
+        Self { isa: Isa::best(), logits, sums, candidates }
+    }
 }
 
 /// The state of one continuation's draws.
@@ -60,7 +73,7 @@ impl Sampler {
         let is_plain = self.seen.is_none() && barred.iter().all(|tokens| tokens.is_empty());
         let is_greedy = self.sampling.temperature == 0.0 || self.sampling.top_k == 1;
         let token = if is_plain && is_greedy {
-            largest(logits)?
+            largest(scratch.isa, logits)?
         } else {
             scratch.logits.clear();
             scratch.logits.extend_from_slice(logits);
@@ -71,7 +84,7 @@ impl Sampler {
                 }
             }
             match is_greedy {
-                true => largest(&scratch.logits)?,
+                true => largest(scratch.isa, &scratch.logits)?,
                 false => self.choose(scratch)?,
             }
         };
@@ -100,21 +113,23 @@ impl Sampler {
 
     /// Draws from the softmax of what min-p, top-k and top-p leave.
     fn choose(&mut self, scratch: &mut Scratch) -> Option<TokenId> {
-        let Scratch { logits, candidates } = scratch;
-        let top = logits[largest(logits)? as usize];
-        let inverse = 1.0 / self.sampling.temperature;
-        logits.iter_mut().for_each(|logit| *logit = weight((*logit - top) * inverse));
-        let least = self.sampling.min_p;
+        let Scratch { isa, logits, sums, candidates } = scratch;
+        let top = logits[largest(*isa, logits)? as usize];
+        weigh(*isa, logits, top, 1.0 / self.sampling.temperature);
+        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
+        if top_k == 0 && top_p >= 1.0 && min_p <= 0.0 {
+            return self.choose_among_all(logits, sums);
+        }
         candidates.clear();
         let weighted = logits.iter().zip(0..).filter(|&(&weight, _)| weight > 0.0);
-        candidates.extend(weighted.filter(|&(&w, _)| w >= least).map(|(&w, token)| (w, token)));
-        let top_k = self.sampling.top_k as usize;
+        candidates.extend(weighted.filter(|&(&w, _)| w >= min_p).map(|(&w, token)| (w, token)));
+        let top_k = top_k as usize;
         if top_k > 0 && top_k < candidates.len() {
             candidates.select_nth_unstable_by(top_k - 1, likelier);
             candidates.truncate(top_k);
         }
-        if self.sampling.top_p < 1.0 {
-            keep_top_p(candidates, self.sampling.top_p);
+        if top_p < 1.0 {
+            keep_top_p(candidates, top_p);
         }
         let total: f64 = candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
         let mut left = self.random.f64() * total;
@@ -126,12 +141,30 @@ impl Sampler {
         }
         candidates.last().map(|&(_, token)| token)
     }
-}
 
-/// Returns `e^x` for what is left of the largest logit; a barred token weighs nothing.
-#[inline(always)]
-fn weight(x: f32) -> f32 {
-    if x < -80.0 { 0.0 } else { exp::<false>(x) }
+    /// Draws from all weights: first which 64, then which of them.
+    fn choose_among_all(&mut self, weights: &[f32], sums: &mut Vec<f32>) -> Option<TokenId> {
+        sums.clear();
+        sums.extend(weights.chunks(SUMMED).map(|chunk| chunk.iter().sum::<f32>()));
+        let total: f64 = sums.iter().map(|&sum| f64::from(sum)).sum();
+        let mut left = self.random.f64() * total;
+        let mut last = None;
+        for (index, (chunk, &sum)) in weights.chunks(SUMMED).zip(sums.iter()).enumerate() {
+            if left >= f64::from(sum) {
+                left -= f64::from(sum);
+                continue;
+            }
+            for (offset, &weight) in chunk.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+                last = Some((index * SUMMED + offset) as TokenId);
+                left -= f64::from(weight);
+                if left < 0.0 {
+                    return last;
+                }
+            }
+        }
+        // Rounding can leave a rest behind the last token that has a weight.
+        last.or_else(|| weights.iter().rposition(|&w| w > 0.0).map(|token| token as TokenId))
+    }
 }
 
 /// Orders candidates: heavier first, then lower ids, so that the order is total.
@@ -164,17 +197,14 @@ fn keep_top_p(candidates: &mut Vec<(f32, TokenId)>, top_p: f32) {
 }
 
 /// Returns the first of the largest logits; none if no logit is a number.
-fn largest(logits: &[f32]) -> Option<TokenId> {
-    // Sixteen lanes vectorise where a plain fold would wait for each comparison.
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (chunks, rest) = logits.as_chunks::<16>();
-    for chunk in chunks {
-        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
-            *lane = if logit > *lane { logit } else { *lane };
-        }
-    }
-    let largest = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    logits.iter().position(|&logit| logit == largest).map(|index| index as TokenId)
+fn largest(isa: Isa, logits: &[f32]) -> Option<TokenId> {
+    let mut top = f32::NEG_INFINITY;
+    maximum(isa, logits, &mut top);
+    // A chunk is looked at as a whole, which vectorises; the search inside it is short.
+    let has_top = |chunk: &[f32]| chunk.iter().fold(false, |found, &logit| found | (logit == top));
+    let chunk = logits.chunks(SUMMED).position(has_top)? * SUMMED;
+    let offset = logits[chunk..].iter().position(|&logit| logit == top)?;
+    Some((chunk + offset) as TokenId)
 }
 
 #[cfg(test)]

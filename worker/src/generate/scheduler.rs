@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::{Error, ErrorKind, TokenId, WorkerLoad};
 
@@ -15,6 +15,11 @@ use super::sequence::Sequence;
 use super::waiting::{Job, Waiting};
 use crate::kv::BlockPool;
 use crate::runner::{Entry, Limits, Runner};
+
+/// The least time between two rounds of waking readers. A model's step takes longer, so its
+/// tokens are handed out at once; without a model a step takes microseconds, and waking readers
+/// for each token would cost more than the tokens.
+const WAKE_INTERVAL: Duration = Duration::from_micros(500);
 
 /// What others may know of the scheduler.
 #[derive(Debug)]
@@ -52,6 +57,7 @@ pub(super) struct Scheduler {
     pool: BlockPool,
     running: Vec<Sequence>,
     scratch: Scratch,
+    last_wake: Option<Instant>,
 }
 
 impl Scheduler {
@@ -73,6 +79,7 @@ impl Scheduler {
             counters,
             running: Vec::new(),
             scratch: Scratch::default(),
+            last_wake: None,
         }
     }
 
@@ -89,6 +96,15 @@ impl Scheduler {
                 continue;
             }
             self.step();
+            self.wake_readers();
+        }
+    }
+
+    fn wake_readers(&mut self) {
+        let now = Instant::now();
+        if self.last_wake.is_none_or(|last| now - last >= WAKE_INTERVAL) {
+            self.running.iter().for_each(|sequence| sequence.output.wake());
+            self.last_wake = Some(now);
         }
     }
 
