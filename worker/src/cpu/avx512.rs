@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::activations::{BLOCK, View};
+use super::activations::{BASE, BLOCK, View};
 use super::packed::{Layout, ROWS};
 
 /// How far ahead weights are fetched, in bytes; past the end of a group lies the next one.
@@ -43,11 +43,20 @@ fn rows<const M: usize>(
     let x = View {
         columns: x.columns,
         values: &x.values[first * x.columns..][..M * x.columns],
+        low: match x.low.is_empty() {
+            true => &[],
+            false => &x.low[first * x.columns..][..M * x.columns],
+        },
         scales: &x.scales[first * blocks..][..M * blocks],
         sums: &x.sums[first * blocks..][..M * blocks],
     };
     assert_eq!(group.len(), blocks * layout.tile_bytes());
-    let sums = if layout == Layout::Q4 { q4::<M>(group, x) } else { q8::<M>(group, x) };
+    let sums = match (layout == Layout::Q4, x.low.is_empty()) {
+        (true, true) => q4::<M, false>(group, x),
+        (true, false) => q4::<M, true>(group, x),
+        (false, true) => q8::<M, false>(group, x),
+        (false, false) => q8::<M, true>(group, x),
+    };
     for (out, sum) in out.iter_mut().zip(sums) {
         // SAFETY: `out` is 16 floats, which is what the store writes.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
@@ -73,6 +82,13 @@ fn load(tile: &[u8], at: usize) -> __m512i {
     unsafe { _mm512_loadu_si512(tile.as_ptr().add(at).cast()) }
 }
 
+/// Returns the products with wide numbers from those with their digits.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn join(high: __m512i, low: __m512i) -> __m512i {
+    _mm512_add_epi32(_mm512_mullo_epi32(high, _mm512_set1_epi32(BASE)), low)
+}
+
 /// Returns 16 halves as floats.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -94,7 +110,7 @@ fn prefetch(tile: &[u8]) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4<const M: usize>(group: &[u8], x: View<'_>) -> [__m512; M] {
+fn q4<const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M] {
     let blocks = x.columns / BLOCK;
     let nibble = _mm512_set1_epi8(15);
     let mut sums = [_mm512_setzero_ps(); M];
@@ -110,12 +126,16 @@ fn q4<const M: usize>(group: &[u8], x: View<'_>) -> [__m512; M] {
         }
         for (m, sum) in sums.iter_mut().enumerate() {
             let at = m * x.columns + b * BLOCK;
-            let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-            for k in 0..4 {
-                even = _mm512_dpbusd_epi32(even, low[k], broadcast(x.values, at + 4 * k));
-                odd = _mm512_dpbusd_epi32(odd, high[k], broadcast(x.values, at + 16 + 4 * k));
-            }
-            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+            let dot = |values: &[i8]| {
+                let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+                for k in 0..4 {
+                    even = _mm512_dpbusd_epi32(even, low[k], broadcast(values, at + 4 * k));
+                    odd = _mm512_dpbusd_epi32(odd, high[k], broadcast(values, at + 16 + 4 * k));
+                }
+                _mm512_add_epi32(even, odd)
+            };
+            let dot = if WIDE { join(dot(x.values), dot(x.low)) } else { dot(x.values) };
+            let dot = _mm512_cvtepi32_ps(dot);
             let offset = _mm512_mul_ps(minimum, _mm512_set1_ps(x.sums[m * blocks + b]));
             let product = _mm512_fmadd_ps(scale, dot, offset);
             *sum = _mm512_fmadd_ps(_mm512_set1_ps(x.scales[m * blocks + b]), product, *sum);
@@ -126,7 +146,7 @@ fn q4<const M: usize>(group: &[u8], x: View<'_>) -> [__m512; M] {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q8<const M: usize>(group: &[u8], x: View<'_>) -> [__m512; M] {
+fn q8<const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M] {
     let blocks = x.columns / BLOCK;
     let mut sums = [_mm512_setzero_ps(); M];
     for (b, tile) in group.chunks_exact(Layout::Q8.tile_bytes()).enumerate() {
@@ -138,15 +158,19 @@ fn q8<const M: usize>(group: &[u8], x: View<'_>) -> [__m512; M] {
         }
         for (m, sum) in sums.iter_mut().enumerate() {
             let at = m * x.columns + b * BLOCK;
+            let dot = |values: &[i8]| {
+                let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+                for k in 0..4 {
+                    let (left, right) = (at + 8 * k, at + 8 * k + 4);
+                    even = _mm512_dpbusd_epi32(even, weights[2 * k], broadcast(values, left));
+                    odd = _mm512_dpbusd_epi32(odd, weights[2 * k + 1], broadcast(values, right));
+                }
+                _mm512_add_epi32(even, odd)
+            };
+            let dot = if WIDE { join(dot(x.values), dot(x.low)) } else { dot(x.values) };
             // The weights are stored 128 too large.
-            let excess = -128 * x.sums[m * blocks + b] as i32;
-            let (mut even, mut odd) = (_mm512_set1_epi32(excess), _mm512_setzero_si512());
-            for k in 0..4 {
-                let (left, right) = (at + 8 * k, at + 8 * k + 4);
-                even = _mm512_dpbusd_epi32(even, weights[2 * k], broadcast(x.values, left));
-                odd = _mm512_dpbusd_epi32(odd, weights[2 * k + 1], broadcast(x.values, right));
-            }
-            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+            let excess = _mm512_set1_epi32(-128 * x.sums[m * blocks + b] as i32);
+            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot, excess));
             let scale = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[m * blocks + b]));
             *sum = _mm512_fmadd_ps(scale, dot, *sum);
         }

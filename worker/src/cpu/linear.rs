@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::activations::{Activations, RowsMut, View};
+use super::activations::{Activations, Precision, RowsMut, View};
 use super::isa::{Kind, dispatched};
 use super::packed::{Layout, Packed, ROWS};
 use super::pool::Pool;
@@ -34,6 +34,7 @@ pub struct Linear {
     parts: Vec<Packed>,
     rows: usize,
     columns: usize,
+    precision: Precision,
 }
 
 impl Linear {
@@ -54,7 +55,14 @@ impl Linear {
             }
         }
         let rows = parts.iter().map(|part| part.rows).sum();
-        Ok(Self { parts, rows, columns })
+        Ok(Self { parts, rows, columns, precision: Precision::Narrow })
+    }
+
+    /// Chooses how exactly activations meet quantised weights.
+    #[must_use]
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
     }
 
     /// Returns the length of an output row.
@@ -85,7 +93,7 @@ impl Linear {
         if self.parts.iter().any(|part| part.layout != Layout::F32) {
             let per_part = tokens.div_ceil(compute.pool.threads()).max(1);
             let rows = x.chunks(per_part * self.columns);
-            let parts = scratch.parts(tokens, self.columns, per_part).zip(rows);
+            let parts = scratch.parts((tokens, self.columns), self.precision, per_part).zip(rows);
             let parts: Vec<_> = parts.collect();
             let fill = |(): &mut (), (mut part, rows): (RowsMut<'_>, &[f32])| {
                 part.fill(compute.isa, rows);

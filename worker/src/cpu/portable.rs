@@ -1,6 +1,6 @@
 //! The tile kernels in plain Rust: the meaning of the faster ones, and what other processors run.
 
-use super::activations::{BLOCK, View};
+use super::activations::{BASE, BLOCK, View};
 use super::packed::{Layout, ROWS, read_f16};
 
 /// Multiplies a group of 16 rows with some rows of quantised activations.
@@ -14,33 +14,48 @@ pub(super) fn quantized(
     let blocks = x.columns / BLOCK;
     for (row, out) in out.iter_mut().enumerate() {
         let row = first + row;
-        let values = &x.values[row * x.columns..][..x.columns];
         *out = [0.0; ROWS];
         for (b, tile) in group.chunks_exact(layout.tile_bytes()).enumerate() {
-            let values = &values[b * BLOCK..][..BLOCK];
+            let mut values = [0i32; BLOCK];
+            for (k, value) in values.iter_mut().enumerate() {
+                let at = row * x.columns + b * BLOCK + k;
+                let digit = i32::from(x.values[at]);
+                *value = x.low.get(at).map_or(digit, |&low| digit * BASE + i32::from(low));
+            }
             let (scale, sum) = (x.scales[row * blocks + b], x.sums[row * blocks + b]);
-            for (lane, out) in out.iter_mut().enumerate() {
-                *out += scale * product(layout, tile, lane, values, sum);
+            let products = products(layout, tile, &values, sum);
+            for (out, product) in out.iter_mut().zip(products) {
+                *out += scale * product;
             }
         }
     }
 }
 
-/// Returns the product of 32 columns of a row, without the scale of the activations.
-fn product(layout: Layout, tile: &[u8], lane: usize, values: &[i8], sum: f32) -> f32 {
-    let mut dot = 0i32;
-    if layout == Layout::Q4 {
-        for k in 0..BLOCK / 2 {
-            let byte = tile[4 * ROWS + k / 4 * 64 + lane * 4 + k % 4];
-            dot += i32::from(byte & 15) * i32::from(values[k]);
-            dot += i32::from(byte >> 4) * i32::from(values[k + BLOCK / 2]);
+/// Returns the products of 32 columns of 16 rows, without the scale of the activations.
+fn products(layout: Layout, tile: &[u8], values: &[i32; BLOCK], sum: f32) -> [f32; ROWS] {
+    let mut dots = [0i32; ROWS];
+    let (scales, bytes) = match layout {
+        Layout::Q4 => tile.split_at(4 * ROWS),
+        Layout::Q8 | Layout::F32 => tile.split_at(2 * ROWS),
+    };
+    // Four columns of all rows lie together, row after row.
+    for (k, columns) in bytes.chunks_exact(4 * ROWS).enumerate() {
+        for (dot, bytes) in dots.iter_mut().zip(columns.as_chunks::<4>().0) {
+            for (j, &byte) in bytes.iter().enumerate() {
+                *dot += match layout {
+                    Layout::Q4 => {
+                        let (low, high) = (4 * k + j, 4 * k + j + BLOCK / 2);
+                        i32::from(byte & 15) * values[low] + i32::from(byte >> 4) * values[high]
+                    }
+                    Layout::Q8 | Layout::F32 => i32::from((byte ^ 0x80) as i8) * values[4 * k + j],
+                };
+            }
         }
-        read_f16(tile, lane) * dot as f32 + read_f16(tile, ROWS + lane) * sum
-    } else {
-        for (k, value) in values.iter().enumerate() {
-            let byte = tile[2 * ROWS + k / 4 * 64 + lane * 4 + k % 4];
-            dot += i32::from((byte ^ 0x80) as i8) * i32::from(*value);
-        }
-        read_f16(tile, lane) * dot as f32
     }
+    let mut products = [0.0; ROWS];
+    for (lane, (product, dot)) in products.iter_mut().zip(dots).enumerate() {
+        let minimum = if layout == Layout::Q4 { read_f16(scales, ROWS + lane) * sum } else { 0.0 };
+        *product = read_f16(scales, lane) * dot as f32 + minimum;
+    }
+    products
 }

@@ -4,7 +4,7 @@ use engine::TokenId;
 
 use super::Hyperparameters;
 use crate::Error;
-use crate::cpu::activations::Activations;
+use crate::cpu::activations::{Activations, Precision};
 use crate::cpu::attention::{BLOCK_TOKENS, Cache, Scratch, Span, attend};
 use crate::cpu::linear::{Compute, Linear};
 use crate::cpu::vector::{Rotation, add, rms_norm, rotate, rotations, swiglu};
@@ -203,12 +203,14 @@ impl LayerWeights {
             .collect::<Result<Vec<_>, Error>>()?;
         Ok(Self {
             attention_norm: vector(file, &name("attn_norm"), hidden)?,
-            query_key_value: Linear::new(&parts)?,
+            // Errors of these two are what most of the logits' error comes from.
+            query_key_value: Linear::new(&parts)?.with_precision(Precision::Wide),
             attention_output: linear(file, &name("attn_output"), query, Some(hidden))?,
             feed_forward_norm: vector(file, &name("ffn_norm"), hidden)?,
             gate: linear(file, &name("ffn_gate"), hidden, Some(wide))?,
             up: linear(file, &name("ffn_up"), hidden, Some(wide))?,
-            down: linear(file, &name("ffn_down"), wide, Some(hidden))?,
+            down: linear(file, &name("ffn_down"), wide, Some(hidden))?
+                .with_precision(Precision::Wide),
         })
     }
 }

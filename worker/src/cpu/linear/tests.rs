@@ -4,7 +4,7 @@
 use half::f16;
 
 use super::*;
-use crate::cpu::activations::BLOCK;
+use crate::cpu::activations::{BASE, BLOCK};
 use crate::gguf::WeightType;
 
 const TYPES: [WeightType; 5] =
@@ -67,15 +67,24 @@ fn floats(count: usize) -> Vec<f32> {
 }
 
 /// The activations as the kernel sees them: floats, or what quantisation makes of them.
-fn seen(kind: WeightType, isa: Isa, x: &[f32], columns: usize) -> Vec<f64> {
+fn seen(
+    (kind, precision): (WeightType, Precision),
+    isa: Isa,
+    x: &[f32],
+    columns: usize,
+) -> Vec<f64> {
     if matches!(kind, WeightType::F32 | WeightType::F16) {
         return x.iter().map(|&value| f64::from(value)).collect();
     }
     let mut scratch = Activations::default();
     let rows = x.len() / columns;
-    scratch.parts(rows, columns, rows).for_each(|mut part| part.fill(isa, x));
+    scratch.parts((rows, columns), precision, rows).for_each(|mut part| part.fill(isa, x));
     let view = scratch.view();
-    let number = |(i, &v): (usize, &i8)| f64::from(v) * f64::from(view.scales[i / BLOCK]);
+    let number = |(i, &high): (usize, &i8)| {
+        let digit = i32::from(high);
+        let number = view.low.get(i).map_or(digit, |&low| digit * BASE + i32::from(low));
+        f64::from(number) * f64::from(view.scales[i / BLOCK])
+    };
     view.values.iter().enumerate().map(number).collect()
 }
 
@@ -83,11 +92,13 @@ fn seen(kind: WeightType, isa: Isa, x: &[f32], columns: usize) -> Vec<f64> {
 fn products_match_a_float64_reference() {
     let (rows, columns, tokens) = (35, 96, 19);
     let x = floats(tokens * columns);
-    for kind in TYPES {
+    for (kind, precision) in
+        TYPES.into_iter().flat_map(|t| [(t, Precision::Narrow), (t, Precision::Wide)])
+    {
         let (stored, weights) = matrix(kind, rows, columns);
-        let linear = Linear::new(&[("w".into(), stored)]).unwrap();
+        let linear = Linear::new(&[("w".into(), stored)]).unwrap().with_precision(precision);
         for isa in Isa::available() {
-            let seen = seen(kind, isa, &x, columns);
+            let seen = seen((kind, precision), isa, &x, columns);
             let compute = Compute { pool: Pool::start(2).unwrap(), isa };
             let mut out = vec![0.0; tokens * rows];
             linear.apply(&compute, &x, &mut Activations::default(), &mut out);
@@ -117,8 +128,13 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
         ("a".to_owned(), matrix(WeightType::Q8_0, 20, columns).0),
         ("b".to_owned(), matrix(WeightType::F16, 33, columns).0),
     ];
-    for parts in [&stored[..], &mixed[..]] {
-        let linear = Linear::new(parts).unwrap();
+    for (parts, precision) in [
+        (&stored[..], Precision::Narrow),
+        (&stored[..], Precision::Wide),
+        (&mixed[..], Precision::Narrow),
+        (&mixed[..], Precision::Wide),
+    ] {
+        let linear = Linear::new(parts).unwrap().with_precision(precision);
         for isa in Isa::available() {
             let run = |threads: usize, tokens: Range<usize>| {
                 let compute = Compute { pool: Pool::start(threads).unwrap(), isa };

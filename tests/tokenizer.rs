@@ -1,0 +1,32 @@
+//! The real model's tokenizer, read from its GGUF file, against ids of the reference tokenizer.
+//!
+//! The golden file was made by `openai-bridge/tests/golden/make_ids.py`.
+
+use std::path::PathBuf;
+
+use openai_bridge::Tokenizer;
+use worker::gguf::Gguf;
+
+#[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
+fn model() -> PathBuf {
+    let path = std::env::var("STATOR_TEST_MODEL");
+    path.expect("STATOR_TEST_MODEL is not set: run the tests by ./test").into()
+}
+
+#[test]
+fn ids_are_those_of_the_reference() {
+    let file = Gguf::open(&model()).unwrap();
+    let tokenizer = Tokenizer::new(&worker::model::vocabulary(&file).unwrap()).unwrap();
+    let golden = include_str!("../openai-bridge/tests/golden/smollm2_ids.json");
+    let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+    let cases = golden.as_array().unwrap();
+    assert!(cases.len() >= 30, "the golden file has only {} texts", cases.len());
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let expected: Vec<u64> =
+            case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+        let ids: Vec<u64> =
+            tokenizer.encode(text, false).unwrap().into_iter().map(u64::from).collect();
+        assert_eq!(ids, expected, "{text:?}");
+    }
+}

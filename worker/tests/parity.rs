@@ -1,0 +1,185 @@
+//! The real model: logits against an f32 forward pass over the dequantised weights, and the
+//! promise that a sequence's bits do not depend on its batch, its chunks or the threads.
+//!
+//! The golden files were made by `tests/golden/make_golden.py`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use worker::cpu::Isa;
+use worker::runner::cpu::{CpuOptions, CpuRunner};
+use worker::runner::{Entry, Runner};
+
+/// Mean Kullback-Leibler divergence, in nats, that quantised activations may cost.
+const MAX_KL: f64 = 0.006;
+/// Mean root-mean-square error of the logits.
+const MAX_RMS: f64 = 0.25;
+
+#[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
+fn model() -> PathBuf {
+    let path = std::env::var("STATOR_TEST_MODEL");
+    path.expect("STATOR_TEST_MODEL is not set: run the tests by ./test").into()
+}
+
+fn golden(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)
+}
+
+fn runner(threads: usize, isa: Isa) -> CpuRunner {
+    let options = CpuOptions {
+        threads,
+        context_length: Some(1024),
+        kv_cache_bytes: 256 << 20,
+        batch_tokens: 1024,
+    };
+    CpuRunner::load_with(&model(), &options, isa).unwrap().runner
+}
+
+struct Prompt {
+    tokens: Vec<u32>,
+    logits: Vec<f64>,
+}
+
+fn prompts(vocabulary: usize) -> Vec<Prompt> {
+    let text = std::fs::read_to_string(golden("prompts.json")).unwrap();
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let bytes = std::fs::read(golden("logits.f16")).unwrap();
+    let rows = bytes.chunks_exact(2 * vocabulary);
+    let prompts: Vec<Prompt> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(rows)
+        .map(|(prompt, row)| {
+            let tokens = prompt["tokens"].as_array().unwrap().iter();
+            let logits = row.chunks_exact(2).map(|h| f16::from_le_bytes([h[0], h[1]]).into());
+            Prompt {
+                tokens: tokens.map(|token| token.as_u64().unwrap() as u32).collect(),
+                logits: logits.collect(),
+            }
+        })
+        .collect();
+    assert_eq!((prompts.len(), bytes.len()), (8, 8 * 2 * vocabulary));
+    prompts
+}
+
+fn log_softmax(logits: &[f64]) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|logit| (logit - top).exp()).sum();
+    logits.iter().map(|logit| logit - top - sum.ln()).collect()
+}
+
+/// Returns the two best tokens, the better one first.
+fn best(logits: &[f64]) -> (usize, usize) {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    (order[0], order[1])
+}
+
+#[test]
+fn logits_match_the_f32_forward_pass() {
+    for isa in Isa::available() {
+        let mut runner = runner(2, isa);
+        let vocabulary = runner.limits().vocabulary;
+        let (mut kl, mut rms) = (0.0, 0.0);
+        let prompts = prompts(vocabulary);
+        for prompt in &prompts {
+            let blocks: Vec<u32> = (0..64).collect();
+            let tokens = &prompt.tokens;
+            let entry = Entry { tokens, start: 0, blocks: &blocks, wants_logits: true };
+            let logits = runner.forward(&[entry]).unwrap();
+            let ours: Vec<f64> = logits.values.iter().map(|&logit| logit.into()).collect();
+            let exact = &prompt.logits;
+            let (p, q) = (log_softmax(exact), log_softmax(&ours));
+            kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            let errors = || ours.iter().zip(exact).map(|(a, b)| a - b);
+            rms += (errors().map(|e| e * e).sum::<f64>() / vocabulary as f64).sqrt();
+            let (first, second) = best(exact);
+            let largest = errors().map(f64::abs).fold(0.0, f64::max);
+            if exact[first] - exact[second] > 2.0 * largest {
+                assert_eq!(best(&ours).0, first, "{isa:?}: prompt of {}", tokens.len());
+            }
+        }
+        let count = prompts.len() as f64;
+        println!("{isa:?}: mean KL {:.4}, mean RMS error {:.3}", kl / count, rms / count);
+        assert!(kl / count < MAX_KL, "{isa:?}: mean KL {}", kl / count);
+        assert!(rms / count < MAX_RMS, "{isa:?}: mean RMS error {}", rms / count);
+    }
+}
+
+/// A sequence of a ragged batch: some prompt, scattered blocks.
+struct Sequence {
+    tokens: Vec<u32>,
+    blocks: Vec<u32>,
+}
+
+fn sequences() -> Vec<Sequence> {
+    (0..6u32)
+        .map(|s| Sequence {
+            tokens: (0..5 + s * 23).map(|p| (p * 37 + s * 101) % 40_000 + 20).collect(),
+            blocks: (0..12).map(|b| (b * 6 + s) * 5 % 72).collect(),
+        })
+        .collect()
+}
+
+/// Runs one sequence alone: the whole prompt, then its first tokens again as if drawn.
+fn alone(runner: &mut CpuRunner, sequence: &Sequence, steps: usize) -> Vec<Vec<f32>> {
+    let mut rows = Vec::new();
+    for step in 0..=steps {
+        let (tokens, start) = match step {
+            0 => (&sequence.tokens[..], 0),
+            _ => (&sequence.tokens[step - 1..step], sequence.tokens.len() + step - 1),
+        };
+        let blocks = &sequence.blocks;
+        let entry = Entry { tokens, start, blocks, wants_logits: true };
+        rows.push(runner.forward(&[entry]).unwrap().values.to_vec());
+    }
+    rows
+}
+
+#[test]
+fn a_batch_gives_bit_for_bit_what_each_sequence_gives_alone() {
+    const STEPS: usize = 3;
+    let sequences = sequences();
+    for isa in Isa::available() {
+        let mut one = runner(1, isa);
+        let solo: Vec<_> = sequences.iter().map(|s| alone(&mut one, s, STEPS)).collect();
+        let mut two = runner(2, isa);
+        // The longest prompt comes in three chunks, the last one beside all other prompts.
+        let longest = &sequences[5];
+        for (start, end) in [(0, 17), (17, 60)] {
+            let tokens = &longest.tokens[start..end];
+            let blocks = &longest.blocks;
+            two.forward(&[Entry { tokens, start, blocks, wants_logits: false }]).unwrap();
+        }
+        let entries: Vec<Entry<'_>> = sequences
+            .iter()
+            .enumerate()
+            .map(|(index, s)| {
+                let start = if index == 5 { 60 } else { 0 };
+                Entry { tokens: &s.tokens[start..], start, blocks: &s.blocks, wants_logits: true }
+            })
+            .collect();
+        check(&mut two, &entries, &solo, 0);
+        for step in 1..=STEPS {
+            let entries: Vec<Entry<'_>> = sequences
+                .iter()
+                .map(|s| Entry {
+                    tokens: &s.tokens[step - 1..step],
+                    start: s.tokens.len() + step - 1,
+                    blocks: &s.blocks,
+                    wants_logits: true,
+                })
+                .collect();
+            check(&mut two, &entries, &solo, step);
+        }
+    }
+}
+
+fn check(runner: &mut CpuRunner, entries: &[Entry<'_>], solo: &[Vec<Vec<f32>>], step: usize) {
+    let logits = runner.forward(entries).unwrap();
+    for (index, row) in logits.rows().enumerate() {
+        assert!(row == solo[index][step], "sequence {index} differs in step {step}");
+    }
+}
