@@ -2,11 +2,12 @@
 //!
 //! Everything that can be known to be wrong is found here, before any engine sees the request.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Context, Error, ErrorKind, InferRequest, OutputStream, RequestedOutput, Result};
-use proto::inference::ModelInferRequest;
+use proto::inference::{InferParameter, ModelInferRequest};
 use tensor::{Parameter, Parameters};
 use tonic::metadata::MetadataMap;
 
@@ -76,9 +77,13 @@ impl Call {
     ) -> Result<(InferRequest, Options)> {
         let mut parameters = tensor::parameters::decode(std::mem::take(&mut wire.parameters))?;
         let options = Options::take(&mut parameters)?;
+        for input in &wire.inputs {
+            offered("input", &input.name, &input.parameters)?;
+        }
         let outputs = std::mem::take(&mut wire.outputs)
             .into_iter()
             .map(|output| {
+                offered("output", &output.name, &output.parameters)?;
                 let parameters = tensor::parameters::decode(output.parameters)?;
                 Ok(RequestedOutput { name: output.name, parameters })
             })
@@ -104,6 +109,21 @@ impl Call {
     /// Returns what `start` takes.
     pub(crate) fn into_parts(self) -> (Arc<Model>, InferRequest, Context) {
         (self.model, self.request, self.context)
+    }
+}
+
+/// Refuses what a tensor's parameters ask for and this server does not offer.
+fn offered(what: &str, name: &str, parameters: &HashMap<String, InferParameter>) -> Result<()> {
+    let unknown = [
+        ("shared_memory_region", "has no shared memory; send tensors in the request"),
+        ("classification", "does not classify outputs; ask for the output itself"),
+    ];
+    match unknown.into_iter().find(|(key, _)| parameters.contains_key(*key)) {
+        None => Ok(()),
+        Some((key, why)) => Err(Error::new(
+            ErrorKind::Unimplemented,
+            format!("{what} '{name}': parameter '{key}': this server {why}"),
+        )),
     }
 }
 

@@ -1,0 +1,122 @@
+"""A thousand hostile requests and connections; the server refuses them and serves on."""
+
+import os
+import random
+import socket
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from wire import floats, ints, request, strings, tensor, text_request
+
+SEED = 20_26
+METHOD = "/inference.GRPCInferenceService/{}"
+
+
+def mutants(random):
+    """Yields broken encodings of good requests for ever."""
+    good = [
+        request("identity", [tensor("INPUT0", "FP32", [2])], [floats(1, 2)], id="x"),
+        request("simple", [tensor("INPUT0", "INT32", [1, 16]), tensor("INPUT1", "INT32", [1, 16])],
+                [ints(*range(16)), ints(*range(16))], outputs=["OUTPUT0"]),
+        request("identity_bytes", [tensor("INPUT0", "BYTES", [2])], [strings("a", "bc")]),
+        request("simple", [tensor("INPUT0", "INT32", [1, 16], int_contents=range(16))]),
+        text_request("mock_fast", "hello", max_tokens=2, n=2, stop="x"),
+    ]
+    encoded = [made.SerializeToString() for made in good]
+    while True:
+        data = bytearray(random.choice(encoded))
+        for _ in range(random.randint(1, 8)):
+            position = random.randrange(len(data))
+            match random.randrange(4):
+                case 0:
+                    data[position] = random.randrange(256)
+                case 1:
+                    del data[position:position + random.randint(1, 9)]
+                case 2:
+                    data[position:position] = random.randbytes(random.randint(1, 9))
+                case 3:
+                    data += data[position:position + 40]
+            data = data or bytearray(b"\0")
+        yield bytes(data)
+
+
+def wicked():
+    """Returns well-formed requests that mean harm."""
+    huge, least = 2**63 - 1, -(2**63)
+    one = floats(1)
+    shapes = [[huge], [huge, huge], [least], [-1], [0] * 500, [1] * 500, [2**32, 2**32], [0, huge]]
+    requests = [request("identity", [tensor("INPUT0", "FP32", shape)], [one]) for shape in shapes]
+    requests += [request("simple", [tensor("INPUT0", "INT32", shape),
+                                    tensor("INPUT1", "INT32", shape)], [one, one])
+                 for shape in shapes]
+    lengths = [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7fabc", b"\x01\0\0", b"\0" * 4000]
+    requests += [request("identity_bytes", [tensor("INPUT0", "BYTES", [1])], [raw])
+                 for raw in lengths]
+    requests += [request("identity", [tensor(f"X{i}", "FP32", [1]) for i in range(2000)])]
+    requests += [request(name, [tensor("INPUT0", "FP32", [1])], [one], version=version)
+                 for name in ("../identity", "", "\0", "x" * 100_000, "identity")
+                 for version in ("-1", "9" * 400, "1/..", "\0")]
+    deep = "[" * 100_000
+    requests += [request("mock_fast", [tensor(name, "BYTES", [1])], [strings(deep)])
+                 for name in ("messages", "sampling_parameters")]
+    requests += [text_request("mock_fast", "x", **{key: value})
+                 for key in ("max_tokens", "n", "seed", "top_k", "temperature", "logprobs")
+                 for value in (huge, least, 1e308, "x" * 10_000, float("nan"), float("inf"))]
+    return requests
+
+
+def rss_mib(pid):
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def test_a_thousand_hostile_requests_leave_the_server_serving(server, channel, stub):
+    before = rss_mib(server.pid)
+    seen = {}
+    raw = channel.unary_unary(METHOD.format("ModelInfer"))
+    broken = mutants(random.Random(SEED))
+    for data in (next(broken) for _ in range(1000)):
+        seen[code_of(raw, data)] = seen.get(code_of(raw, data), 0) + 1
+    for made in wicked():
+        code = code_of(stub.ModelInfer, made)
+        seen[code] = seen.get(code, 0) + 1
+    expected = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND,
+                grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED}
+    assert set(seen) <= expected, seen
+    assert seen[grpc.StatusCode.INVALID_ARGUMENT] > 100, seen
+    made = request("identity", [tensor("INPUT0", "FP32", [1])], [floats(5)])
+    assert stub.ModelInfer(made).raw_output_contents[0] == floats(5)
+    assert server.is_running() and rss_mib(server.pid) < before + 200
+
+
+def code_of(call, argument):
+    try:
+        call(argument, timeout=20)
+        return grpc.StatusCode.OK
+    except grpc.RpcError as error:
+        return error.code()
+
+
+def test_hostile_streams_end_or_answer_in_band(server, channel, stub):
+    raw = channel.stream_stream(METHOD.format("ModelStreamInfer"))
+    broken = mutants(random.Random(SEED + 1))
+    for _ in range(50):
+        responses = raw(iter([next(broken) for _ in range(5)]), timeout=20)
+        try:
+            list(responses)
+        except grpc.RpcError as error:
+            assert error.code() in (grpc.StatusCode.INTERNAL,), error
+    assert stub.ServerLive(pb.ServerLiveRequest()).live
+
+
+def test_garbage_on_the_socket_harms_nobody(server, stub):
+    host, port = server.address.rsplit(":", 1)
+    noise = random.Random(SEED + 2)
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for index in range(100):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            start = preface if index % 2 else b""
+            connection.sendall(start + noise.randbytes(noise.randrange(200)))
+    assert stub.ServerLive(pb.ServerLiveRequest()).live
+    assert server.is_running()
