@@ -26,9 +26,9 @@ def mutants(random):
     encoded = [made.SerializeToString() for made in good]
     while True:
         data = bytearray(random.choice(encoded))
-        for _ in range(random.randint(1, 8)):
+        for _ in range(random.randint(1, 2)):
             position = random.randrange(len(data))
-            match random.randrange(4):
+            match random.choice((0, 0, 0, 0, 1, 2, 3)):
                 case 0:
                     data[position] = random.randrange(256)
                 case 1:
@@ -77,7 +77,8 @@ def test_a_thousand_hostile_requests_leave_the_server_serving(server, channel, s
     raw = channel.unary_unary(METHOD.format("ModelInfer"))
     broken = mutants(random.Random(SEED))
     for data in (next(broken) for _ in range(1000)):
-        seen[code_of(raw, data)] = seen.get(code_of(raw, data), 0) + 1
+        code = code_of(raw, data)
+        seen[code] = seen.get(code, 0) + 1
     for made in wicked():
         code = code_of(stub.ModelInfer, made)
         seen[code] = seen.get(code, 0) + 1

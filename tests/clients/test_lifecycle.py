@@ -57,7 +57,7 @@ def test_flags_beat_variables_beat_the_file(tmp_path):
     (["--no-such-flag"], "--no-such-flag"),
 ], ids=lambda value: value[0] if isinstance(value, list) else None)
 def test_what_cannot_be_served_stops_the_start(arguments, fragment):
-    ended = stator("serve", "--grpc-port", "0", "--metrics-port", "0", *arguments)
+    ended = stator("serve", *arguments, STATOR_GRPC_PORT="0", STATOR_METRICS_PORT="0")
     assert ended.returncode != 0 and fragment in ended.stderr, ended.stderr
 
 

@@ -64,3 +64,49 @@ fn the_dump_is_a_file_that_gives_the_same_configuration() {
 fn the_command_is_sound() {
     Cli::command().debug_assert();
 }
+
+/// Returns the reference of all settings in Markdown, from what the command says of itself.
+fn reference() -> String {
+    let command = Cli::command();
+    let serve = command.find_subcommand("serve").unwrap();
+    let mut out = String::from(INTRODUCTION);
+    for heading in ["Models", "gRPC", "Engine", "Process"] {
+        let head = "| flag | variable | default | |\n|---|---|---|---|\n";
+        out += &format!("\n## {heading}\n\n{head}");
+        for arg in serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading)) {
+            let Some(flag) = arg.get_long() else { continue };
+            let variable = arg.get_env().map(|name| format!("`{}`", name.to_string_lossy()));
+            let defaults: Vec<_> =
+                arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+            let default = match defaults.is_empty() {
+                true => String::new(),
+                false => format!("`{}`", defaults.join(",")),
+            };
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let help = help.replace('\n', " ");
+            let variable = variable.unwrap_or_default();
+            out += &format!("| `--{flag}` | {variable} | {default} | {help} |\n");
+        }
+    }
+    out
+}
+
+const INTRODUCTION: &str = "\
+# Configuration
+
+`stator serve [MODEL …]`: a MODEL is a GGUF file, `NAME=FILE`, or a Hugging Face id such as `OWNER/REPOSITORY` or
+`OWNER/REPOSITORY:FILE.gguf` (also with `NAME=`); the variable is `STATOR_MODELS`, separated by commas.
+
+A flag beats its variable, which beats the reference's names `DYN_GRPC_INITIAL_CONNECTION_WINDOW_SIZE` and
+`DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE`, which beat the TOML file of `--config`, which beats the default. In the file a setting is
+called as its flag, without dashes in front: `grpc-port = 9001`. `--dump-config` prints the configuration in force with the origin of
+each value, as such a file. A value that cannot be used stops the start. Of RPCs and tensors: [protocol.md](protocol.md).
+";
+
+#[test]
+fn the_reference_is_what_the_command_says() {
+    let reference = reference();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+    let written = std::fs::read_to_string(file).unwrap_or_default();
+    assert!(written == reference, "docs/configuration.md should read:\n\n{reference}");
+}

@@ -1,0 +1,70 @@
+#![no_main]
+//! ModelInfer as bytes: decoding, validation against several models, and the text bridge.
+//!
+//! Whatever comes in is refused or becomes a request; what became one keeps what validation
+//! promises.
+
+use std::sync::LazyLock;
+
+use engine::InferRequest;
+use libfuzzer_sys::fuzz_target;
+use openai_bridge::TextBridge;
+use prost::Message;
+use proto::inference::ModelInferRequest;
+use tensor::{Datatype, ModelConfig, Tensor, parameters, request, shape};
+use worker::infer::{AddSub, Identity, RepeatInt32};
+use worker::runner::mock::{self, MockConfig};
+
+static MODELS: LazyLock<Vec<ModelConfig>> = LazyLock::new(|| {
+    let mut models = vec![AddSub::config("add_sub"), RepeatInt32::config("repeat_int32")];
+    for datatype in Datatype::ALL {
+        models.push(Identity::config("any", datatype, vec![-1], 0));
+        models.push(Identity::config("batched", datatype, vec![-1, 2], 4));
+    }
+    models
+});
+
+static BRIDGE: LazyLock<TextBridge> = LazyLock::new(|| {
+    let card = mock::card("mock", &MockConfig::default());
+    TextBridge::new(&card, &mock::vocabulary()).expect("the mock's own tables are sound")
+});
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(wire) = ModelInferRequest::decode(data) else { return };
+    let outputs: Vec<String> = wire.outputs.iter().map(|output| output.name.clone()).collect();
+    for model in MODELS.iter() {
+        let Ok(inputs) = request::decode_inputs(model, wire.clone()) else { continue };
+        if model.validate(&inputs, outputs.iter().map(String::as_str)).is_ok() {
+            inputs.iter().for_each(check);
+        }
+    }
+    text(wire);
+});
+
+/// A validated tensor has as many elements as its shape says.
+fn check(tensor: &Tensor) {
+    let count = shape::element_count(&tensor.shape).expect("validated shapes can be counted");
+    match tensor.datatype.size_bytes() {
+        Some(size) => assert_eq!(tensor.data.len(), count * size),
+        None => {
+            let elements: Result<Vec<_>, _> = tensor.elements().expect("BYTES").collect();
+            assert_eq!(elements.expect("validated elements decode").len(), count);
+        }
+    }
+}
+
+fn text(mut wire: ModelInferRequest) {
+    let config = BRIDGE.config();
+    let Ok(parameters) = parameters::decode(std::mem::take(&mut wire.parameters)) else { return };
+    let Ok(mut inputs) = request::decode_inputs(&config, wire) else { return };
+    BRIDGE.normalize(&mut inputs);
+    if config.validate(&inputs, []).is_err() {
+        return;
+    }
+    let request = InferRequest { inputs, parameters, ..InferRequest::default() };
+    if let Ok(completion) = BRIDGE.parse(&request)
+        && let Ok(requests) = BRIDGE.encode(&completion)
+    {
+        assert!(requests.iter().all(|request| request.stop.max_tokens > 0));
+    }
+}
