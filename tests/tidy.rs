@@ -152,16 +152,18 @@ fn unsafe_code_is_where_the_plan_has_it_and_says_why() {
 fn status_codes_and_the_environment_have_one_home_each() {
     let homes = [
         ("Code::", "server/src/status.rs"),
+        ("Status::", "server/src/status.rs"),
         ("env::var", "server/src/args.rs"),
         ("env::args", "server/src/args.rs"),
     ];
-    let listener = "server/src/kserve/listen.rs";
+    // Counting a call as fine, reading a status that a library wrote, and HTTP are no choices.
+    let harmless = ["StatusCode::", "Code::Ok", "Code::OutOfRange", "Status::from_header_map"];
     for path in sources().iter().filter(|path| path.contains("/src/")) {
         let text = read(path);
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let mut code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+        harmless.iter().for_each(|word| code = code.replace(word, ""));
         for (word, home) in homes {
-            // The listener only looks at a code that the library below it wrote.
-            let is_home = path == home || word == "Code::" && path == listener;
+            let is_home = path == home;
             assert!(
                 is_home || !code.contains(word),
                 "{path} holds `{word}`, which lives in {home}"

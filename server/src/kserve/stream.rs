@@ -142,7 +142,8 @@ impl Session {
         if let Some(expiry) = &mut self.expiry
             && expiry.as_mut().poll(cx).is_ready()
         {
-            return Poll::Ready(Some(Err(Status::deadline_exceeded("Deadline Exceeded"))));
+            let error = Error::new(ErrorKind::DeadlineExceeded, "Deadline Exceeded");
+            return Poll::Ready(Some(Err(status::grpc(&error))));
         }
         loop {
             if let Err(status) = self.accept(cx) {
