@@ -157,7 +157,13 @@ fn status_codes_and_the_environment_have_one_home_each() {
         ("env::args", "server/src/args.rs"),
     ];
     // Counting a call as fine, reading a status that a library wrote, and HTTP are no choices.
-    let harmless = ["StatusCode::", "Code::Ok", "Code::OutOfRange", "Status::from_header_map"];
+    let harmless = [
+        "StatusCode::",
+        "ServingStatus::",
+        "Code::Ok",
+        "Code::OutOfRange",
+        "Status::from_header_map",
+    ];
     for path in sources().iter().filter(|path| path.contains("/src/")) {
         let text = read(path);
         let mut code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
