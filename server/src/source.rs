@@ -109,7 +109,7 @@ pub struct Builtin {
 pub enum BuiltinKind {
     /// Gives its input back.
     Identity { datatype: Datatype, dims: Vec<i64>, max_batch_size: u32, delay: Duration },
-    /// Adds and subtracts two INT32[16], Triton's "simple".
+    /// Adds and subtracts two tensors of 16 INT32: Triton's "simple".
     AddSub,
     /// Gives each element of its input back as a response of its own, Triton's "repeat_int32".
     RepeatInt32,
