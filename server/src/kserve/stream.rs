@@ -40,6 +40,7 @@ pub(crate) struct Session {
     as_ready: SelectAll<Box<Flight>>,
     in_order: FuturesOrdered<StreamFuture<Box<Flight>>>,
     refusals: VecDeque<Item>,
+    is_ordered_turn: bool,
     is_over: bool,
 }
 
@@ -69,6 +70,7 @@ impl Session {
             as_ready: SelectAll::new(),
             in_order: FuturesOrdered::new(),
             refusals: VecDeque::new(),
+            is_ordered_turn: false,
             is_over: false,
         }
     }
@@ -127,15 +129,32 @@ impl Session {
         if let Some(reply) = self.refusals.pop_front() {
             return Poll::Ready(Some(Event::Reply(reply)));
         }
-        let is_idle = self.as_ready.is_empty() && self.in_order.is_empty();
-        if let Poll::Ready(Some(event)) = self.as_ready.poll_next_unpin(cx) {
-            return Poll::Ready(Some(event));
+        // The lanes take turns, so that a model that always has an answer ready starves nobody.
+        self.is_ordered_turn = !self.is_ordered_turn;
+        for is_ordered in [self.is_ordered_turn, !self.is_ordered_turn] {
+            let event = match is_ordered {
+                true => self.poll_in_order(cx),
+                false => self.as_ready.poll_next_unpin(cx),
+            };
+            if let Poll::Ready(Some(event)) = event {
+                return Poll::Ready(Some(event));
+            }
         }
-        if let Poll::Ready(Some((Some(event), _))) = self.in_order.poll_next_unpin(cx) {
-            return Poll::Ready(Some(event));
+        match self.as_ready.is_empty() && self.in_order.is_empty() {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
         }
-        let has_ended = !is_idle && self.as_ready.is_empty() && self.in_order.is_empty();
-        if is_idle || has_ended { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    fn poll_in_order(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Event>> {
+        loop {
+            match ready!(self.in_order.poll_next_unpin(cx)) {
+                Some((Some(event), _)) => return Poll::Ready(Some(event)),
+                // A request that ended without a word: the next one has its turn.
+                Some((None, _)) => {}
+                None => return Poll::Ready(None),
+            }
+        }
     }
 
     fn step(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Result<Item, Status>>> {
