@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{Request, Sampling, StopConditions, Usage};
 
@@ -60,6 +61,8 @@ pub struct GenerateOutput {
     pub finish: Option<FinishReason>,
     /// Set in the last output of this continuation.
     pub usage: Option<Usage>,
+    /// From the request's acceptance to its first place in a batch.
+    pub queue_time: Duration,
 }
 
 /// The natural-log probabilities at one step, after temperature-free softmax of the logits.

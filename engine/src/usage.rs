@@ -1,7 +1,5 @@
 //! What a request cost and how busy a worker is.
 
-use std::time::Duration;
-
 /// The tokens of one continuation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -9,8 +7,6 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Tokens drawn, the end-of-sequence token included.
     pub completion_tokens: u32,
-    /// From the request's acceptance to its first place in a batch.
-    pub queue_time: Duration,
 }
 
 /// A snapshot of a worker's load.

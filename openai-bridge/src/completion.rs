@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use engine::{Error, InferRequest, Result, Sampling, StopConditions};
+use engine::{Error, InferRequest, Result, Sampling, StopConditions, TokenId};
 
 use crate::profile;
 use crate::settings::{Settings, texts};
@@ -13,7 +13,7 @@ pub const DEFAULT_MAX_TOKENS: u32 = 256;
 /// Most continuations of one request: prompts times `n`.
 const MAX_CONTINUATIONS: usize = 256;
 
-/// Most stop texts of one request.
+/// Most stop texts, and most stop tokens, of one request.
 const MAX_STOPS: usize = 64;
 
 /// Longest stop text, in bytes.
@@ -160,7 +160,7 @@ impl Row {
         let stop = StopConditions {
             max_tokens,
             min_tokens,
-            stop_token_ids: settings.tokens("stop_token_ids"),
+            stop_token_ids: stop_tokens(settings)?,
             ignore_eos: settings.flag("ignore_eos").unwrap_or(false),
         };
         Ok(Self { sampling, stop })
@@ -210,6 +210,17 @@ fn choices(settings: &Settings, rows: usize) -> Result<NonZeroU32> {
         )));
     }
     Ok(NonZeroU32::new(choices).unwrap_or(NonZeroU32::MIN))
+}
+
+fn stop_tokens(settings: &Settings) -> Result<Vec<TokenId>> {
+    let tokens = settings.tokens("stop_token_ids");
+    match tokens.len() {
+        0..=MAX_STOPS => Ok(tokens),
+        got => {
+            let name = settings.spell("stop_token_ids");
+            Err(Error::invalid(format!("{name}: expected at most {MAX_STOPS} tokens, got {got}")))
+        }
+    }
 }
 
 fn stops(settings: &Settings) -> Result<Vec<String>> {

@@ -91,7 +91,7 @@ pub(crate) const FIELDS: [Field; 35] = [
     field("top_p", Datatype::Fp32, Kind::Real { range: Range::above(0.0, 1.0) }),
     field("top_k", Datatype::Int32, Kind::Integer { least: -1, most: i32::MAX as i128 }),
     field("min_p", Datatype::Fp32, Kind::Real { range: Range::closed(0.0, 1.0) }),
-    field("repetition_penalty", Datatype::Fp32, Kind::Real { range: Range::above(0.0, 10.0) }),
+    field("repetition_penalty", Datatype::Fp32, Kind::Real { range: Range::closed(0.01, 10.0) }),
     field("presence_penalty", Datatype::Fp32, PENALTY),
     field("frequency_penalty", Datatype::Fp32, PENALTY),
     field("length_penalty", Datatype::Fp32, Kind::Real { range: Range::closed(1.0, 1.0) }),

@@ -130,6 +130,13 @@ impl Config {
         let metrics = (!process.no_metrics)
             .then(|| resolve("--metrics-host", &process.metrics_host, process.metrics_port))
             .transpose()?;
+        let engine = &args.engine;
+        if engine.batch_tokens < engine.max_running_sequences {
+            return Err(Invalid(format!(
+                "--batch-tokens: expected at least --max-running-sequences, which is {}, got {}",
+                engine.max_running_sequences, engine.batch_tokens
+            )));
+        }
         Ok(Self {
             models,
             builtins,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{Api, ApiBuilder};
-use hf_hub::{Repo, RepoType};
+use hf_hub::{Cache, Repo, RepoType};
 
 /// A file that could not be fetched; the text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,9 @@ pub(crate) fn fetch(
     let failed = |what: &str, error: hf_hub::api::sync::ApiError| {
         HubError(format!("{what} of `{repository}` from the hub failed: {error}"))
     };
+    if let Some(path) = cached(repository, file, model_dir) {
+        return Ok(path);
+    }
     let api = api(model_dir, hub_url).map_err(|error| failed("set-up", error))?;
     let repo = api.repo(Repo::new(repository.to_owned(), RepoType::Model));
     let file = match file {
@@ -33,6 +36,25 @@ pub(crate) fn fetch(
     };
     tracing::info!(repository, file, "fetching the model");
     repo.get(&file).map_err(|error| failed(&format!("download of `{file}`"), error))
+}
+
+/// Returns the file that was fetched before: the named one, or the only one there is. A hub is not
+/// asked for what is already here, so a restart needs no network.
+fn cached(repository: &str, file: Option<&str>, model_dir: &Path) -> Option<PathBuf> {
+    let cache = Cache::new(model_dir.join("hub"));
+    let repo = Repo::new(repository.to_owned(), RepoType::Model);
+    if let Some(file) = file {
+        return cache.repo(repo).get(file);
+    }
+    let folder = model_dir.join("hub").join(repo.folder_name()).join("snapshots");
+    let snapshots = std::fs::read_dir(folder).ok()?.flatten();
+    let files =
+        snapshots.flat_map(|snapshot| std::fs::read_dir(snapshot.path()).into_iter().flatten());
+    let mut models = files
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    models.next().filter(|_| models.next().is_none())
 }
 
 fn api(model_dir: &Path, hub_url: Option<&str>) -> Result<Api, hf_hub::api::sync::ApiError> {

@@ -104,12 +104,16 @@ fn generating(
     let observed: Arc<dyn Engine<GenerateRequest>> =
         Arc::new(Observe { engine: Shared(generate.clone()), metrics: tokens });
     let bridge = Arc::new(bridge);
-    let engine = Deadline(TextEngine { bridge: bridge.clone(), engine: observed });
+    let engine = Deadline(TextEngine::new(bridge.clone(), observed));
     Ok(Arc::new(Model {
         name: labels.model,
         config: bridge.config(),
         engine: Arc::new(engine),
         text: Some(bridge),
+        health: Some(Box::new({
+            let generate = generate.clone();
+            move || generate.is_healthy()
+        })),
         load: Some(Box::new(move || generate.load())),
         statistics: Default::default(),
     }))
@@ -164,6 +168,7 @@ fn inferring(config: ModelConfig, engine: impl Engine<InferRequest>) -> Arc<Mode
         engine: Arc::new(Deadline(engine)),
         text: None,
         load: None,
+        health: None,
         statistics: Default::default(),
     })
 }

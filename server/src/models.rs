@@ -25,6 +25,8 @@ pub(crate) struct Model {
     pub text: Option<Arc<TextBridge>>,
     /// Reads the load of a text model's engine.
     pub load: Option<Box<dyn Fn() -> WorkerLoad + Send + Sync>>,
+    /// Says whether a text model's engine still takes requests.
+    pub health: Option<Box<dyn Fn() -> bool + Send + Sync>>,
     /// Its counters.
     pub statistics: Statistics,
 }
@@ -36,6 +38,11 @@ impl fmt::Debug for Model {
 }
 
 impl Model {
+    /// Returns whether a request would be taken now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.health.as_ref().is_none_or(|is_healthy| is_healthy())
+    }
+
     /// Returns whether one unary call can hold the whole answer. A text model's answer folds into
     /// one response; another decoupled model's does not.
     pub(crate) fn is_foldable(&self) -> bool {
@@ -102,7 +109,7 @@ impl Models {
     /// Returns whether every model is callable.
     pub(crate) fn are_ready(&self) -> bool {
         let guard = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        guard.values().all(|state| matches!(state, State::Ready(_)))
+        guard.values().all(|state| matches!(state, State::Ready(model) if model.is_ready()))
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, State>> {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -73,7 +74,7 @@ impl Server {
             server_name: config.grpc.server_name.clone(),
         });
         let others = with_reflection(Routes::new(health_service))?;
-        let door = Door::new(KserveService::new(shared), others, &config.grpc);
+        let door = Door::new(KserveService::new(shared), others, &config.grpc, accepting.clone());
         let listener = bind(config.grpc.address).await?;
         let grpc_address = address(&listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
@@ -103,6 +104,8 @@ impl Server {
             self.add(move || load::text(&source, &config, &metrics)).await?;
         }
         self.health.set_server(true).await;
+        let (models, health) = (self.models.clone(), self.health.clone());
+        self.tasks.0.spawn("health", async move { health.follow(&models).await });
         Ok(())
     }
 
@@ -129,6 +132,18 @@ impl Server {
         self.metrics_address
     }
 
+    /// Prints how to call the server, and logs that it is ready.
+    fn announce(&self) {
+        let mut out = std::io::stdout();
+        let _ = out.write_all(banner::text(self.grpc_address, &self.models).as_bytes());
+        let _ = out.flush();
+        tracing::info!(
+            grpc = %self.grpc_address,
+            metrics = self.metrics_address.map(tracing::field::display),
+            "ready"
+        );
+    }
+
     /// Ends the server: not ready, drain, cancel. Returns whether all requests finished in time.
     pub async fn shut_down(self) -> bool {
         self.health.set_server(false).await;
@@ -145,19 +160,16 @@ impl Server {
 /// Serves until a signal comes.
 pub async fn run(config: Config) -> Result<(), ServeError> {
     let server = Server::open(config).await?;
-    tokio::select! {
-        loaded = server.load() => loaded?,
-        () = shutdown::signalled() => return Ok(()),
+    // One future from the start to the end, so that no signal falls between two of them.
+    let mut signalled = pin!(shutdown::signalled());
+    let is_loaded = tokio::select! {
+        loaded = server.load() => loaded.map(|()| true)?,
+        () = signalled.as_mut() => false,
+    };
+    if is_loaded {
+        server.announce();
+        signalled.await;
     }
-    let mut out = std::io::stdout();
-    let _ = out.write_all(banner::text(server.grpc_address, &server.models).as_bytes());
-    let _ = out.flush();
-    tracing::info!(
-        grpc = %server.grpc_address,
-        metrics = server.metrics_address.map(tracing::field::display),
-        "ready"
-    );
-    shutdown::signalled().await;
     tracing::info!("shutting down: requests under way may finish");
     match server.shut_down().await {
         true => tracing::info!("shut down"),

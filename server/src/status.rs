@@ -6,9 +6,21 @@
 use engine::{Error, ErrorKind};
 use tonic::{Code, Status};
 
+/// The longest text of a status. Percent-encoding may make nine bytes of a character.
+const MAX_TEXT_CHARACTERS: usize = 600;
+
 /// Returns the gRPC status for a failed request.
 pub(crate) fn grpc(error: &Error) -> Status {
-    Status::new(code(error.kind()), error.message())
+    Status::new(code(error.kind()), cut(error.message()))
+}
+
+/// Cuts a text that repeats too much of the client's own: it travels in a header, and gRPC
+/// clients refuse headers of more than some kilobytes.
+pub(crate) fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_TEXT_CHARACTERS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
 }
 
 /// Returns the gRPC code of a kind of error.

@@ -14,15 +14,28 @@ use engine::{
 };
 use futures_util::Stream;
 use openai_bridge::{Answer, TextBridge};
+use tokio::sync::Semaphore;
 
 /// A prompt of this many bytes is tokenised off the async runtime, since it takes longer than
 /// other streams should wait.
 const LONG_PROMPT_BYTES: usize = 4096;
 
+/// Threads that tokenise long prompts of one model.
+const MAX_TOKENIZERS: usize = 4;
+
 /// An engine over text tensors around an engine over tokens.
 pub(crate) struct TextEngine {
-    pub bridge: Arc<TextBridge>,
-    pub engine: Arc<dyn Engine<GenerateRequest>>,
+    bridge: Arc<TextBridge>,
+    engine: Arc<dyn Engine<GenerateRequest>>,
+    /// Long prompts that are tokenised at once; the others wait, and leave if nobody waits for them.
+    tokenizers: Semaphore,
+}
+
+impl TextEngine {
+    /// Makes the engine.
+    pub(crate) fn new(bridge: Arc<TextBridge>, engine: Arc<dyn Engine<GenerateRequest>>) -> Self {
+        Self { bridge, engine, tokenizers: Semaphore::new(MAX_TOKENIZERS) }
+    }
 }
 
 #[async_trait]
@@ -37,6 +50,7 @@ impl Engine<InferRequest> for TextEngine {
         let (requests, answer) = if size < LONG_PROMPT_BYTES {
             encode(&bridge, &request)?
         } else {
+            let _permit = self.tokenizers.acquire().await;
             tokio::task::spawn_blocking(move || encode(&bridge, &request))
                 .await
                 .map_err(|error| Error::internal("the tokenizer failed").with_source(error))??
@@ -84,9 +98,7 @@ impl TextStream {
                 }
                 Poll::Ready(Some(output)) => {
                     let output = output?;
-                    if let Some(usage) = &output.usage {
-                        self.queue_time = self.queue_time.max(usage.queue_time);
-                    }
+                    self.queue_time = self.queue_time.max(output.queue_time);
                     self.answer.push(index, output);
                     has_news = true;
                 }

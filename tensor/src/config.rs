@@ -6,6 +6,9 @@ use std::borrow::Cow;
 
 use crate::{Datatype, Error, Malformed, Result, Tensor, shape};
 
+/// The most names that a message lists.
+const MAX_NAMES_SHOWN: usize = 64;
+
 /// A declared input or output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSpec {
@@ -144,8 +147,9 @@ impl ModelConfig {
 
     fn wrong_count(&self, got: &[&str], required: usize, missing: &[&str]) -> Error {
         let quoted = |names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
-            format!("[{}]", names.join(","))
+            let shown = names.iter().take(MAX_NAMES_SHOWN).map(|name| format!("'{name}'"));
+            let more = (names.len() > MAX_NAMES_SHOWN).then(|| "…".to_owned());
+            format!("[{}]", shown.chain(more).collect::<Vec<_>>().join(","))
         };
         let expected = match self.inputs.len() {
             all if all == required => format!("expected {all} inputs"),

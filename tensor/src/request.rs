@@ -1,12 +1,16 @@
 //! From a wire request to tensors: raw or typed, payloads shared with the receive buffer.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use proto::inference::ModelInferRequest;
 use proto::inference::model_infer_request::InferInputTensor;
 
 use crate::{Datatype, Error, ModelConfig, Result, Tensor, contents};
+
+/// Up to so many inputs are compared with each other; more are hashed.
+const FEW: usize = 16;
 
 /// Reads the inputs of a request. What they have to look like is checked afterwards, by
 /// [`ModelConfig::validate`].
@@ -37,10 +41,8 @@ use crate::{Datatype, Error, ModelConfig, Result, Tensor, contents};
 /// ```
 pub fn decode_inputs(config: &ModelConfig, request: ModelInferRequest) -> Result<Vec<Tensor>> {
     let ModelInferRequest { inputs, raw_input_contents, .. } = request;
-    for (index, input) in inputs.iter().enumerate() {
-        if inputs[..index].iter().any(|earlier| earlier.name == input.name) {
-            return Err(Error::new(format!("input '{}' already exists in request", input.name)));
-        }
+    if let Some(name) = duplicate(&inputs) {
+        return Err(Error::new(format!("input '{name}' already exists in request")));
     }
     if let Some(unknown) = inputs.iter().find(|input| Datatype::parse(&input.datatype).is_none()) {
         let names: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
@@ -58,6 +60,22 @@ pub fn decode_inputs(config: &ModelConfig, request: ModelInferRequest) -> Result
             Ok(Tensor { name: Cow::Owned(input.name), datatype, shape: input.shape, data })
         })
         .collect()
+}
+
+/// Returns a name that stands twice.
+fn duplicate(inputs: &[InferInputTensor]) -> Option<&str> {
+    if inputs.len() <= FEW {
+        let mut rest = inputs;
+        while let [first, others @ ..] = rest {
+            if others.iter().any(|other| other.name == first.name) {
+                return Some(&first.name);
+            }
+            rest = others;
+        }
+        return None;
+    }
+    let mut seen = HashSet::with_capacity(inputs.len());
+    inputs.iter().map(|input| input.name.as_str()).find(|name| !seen.insert(*name))
 }
 
 fn data(

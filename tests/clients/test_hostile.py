@@ -89,6 +89,7 @@ def test_a_thousand_hostile_requests_leave_the_server_serving(server, channel, s
     made = request("identity", [tensor("INPUT0", "FP32", [1])], [floats(5)])
     assert stub.ModelInfer(made).raw_output_contents[0] == floats(5)
     assert server.is_running() and rss_mib(server.pid) < before + 200
+    assert not any("panicked" in line for line in server.log)
 
 
 def code_of(call, argument):

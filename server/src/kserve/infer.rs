@@ -63,8 +63,7 @@ impl Call {
                 Ok(Self { model, id, batch, wants_empty_final, request, context })
             }
             Err(error) => {
-                let shown = if id.is_empty() { "<id_unknown>" } else { &id };
-                let error = error.with_prefix(&format!("[request id: {shown}] "));
+                let error = with_id(&id, error);
                 Err(refuse(Some(model), error))
             }
         }
@@ -103,13 +102,28 @@ impl Call {
         request: InferRequest,
         context: Context,
     ) -> Result<OutputStream<InferRequest>> {
-        model.engine.call(request, context).await
+        let id = context.clone();
+        model.engine.call(request, context).await.map_err(|error| match error.kind() {
+            ErrorKind::InvalidRequest => with_id(id.id(), error),
+            _ => error,
+        })
+    }
+
+    /// Returns when the client stops waiting.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.context.deadline()
     }
 
     /// Returns what `start` takes.
     pub(crate) fn into_parts(self) -> (Arc<Model>, InferRequest, Context) {
         (self.model, self.request, self.context)
     }
+}
+
+/// Puts the request's id before a message about its content, as Triton does.
+fn with_id(id: &str, error: Error) -> Error {
+    let shown = if id.is_empty() { "<id_unknown>" } else { id };
+    error.with_prefix(&format!("[request id: {shown}] "))
 }
 
 /// Refuses what a tensor's parameters ask for and this server does not offer.

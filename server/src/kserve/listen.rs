@@ -25,6 +25,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service as _;
 
+use super::ending::Ending;
 use super::service::KserveService;
 use crate::config::{Compression, GrpcConfig};
 use crate::metrics::Metrics;
@@ -32,6 +33,9 @@ use crate::status;
 
 /// Largest header list of a call, in bytes; gRPC's own default is half of it.
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
+
+/// How long a new connection may be silent.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Waits after a failed accept, which mostly means that file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
@@ -41,11 +45,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) struct Door {
     inference: GrpcInferenceServiceServer<KserveService>,
     others: Routes,
+    accepting: Tasks,
 }
 
 impl Door {
-    /// Makes the door; `others` are health and reflection.
-    pub(crate) fn new(service: KserveService, others: Routes, config: &GrpcConfig) -> Self {
+    /// Makes the door; `others` are health and reflection, which end when `accepting` does.
+    pub(crate) fn new(
+        service: KserveService,
+        others: Routes,
+        config: &GrpcConfig,
+        accepting: Tasks,
+    ) -> Self {
         let mut inference = GrpcInferenceServiceServer::new(service)
             .max_decoding_message_size(config.max_receive)
             .max_encoding_message_size(config.max_send)
@@ -58,7 +68,7 @@ impl Door {
             Compression::Deflate => inference.send_compressed(CompressionEncoding::Deflate),
             Compression::Zstd => inference.send_compressed(CompressionEncoding::Zstd),
         };
-        Self { inference, others: others.prepare() }
+        Self { inference, others: others.prepare(), accepting }
     }
 }
 
@@ -73,7 +83,11 @@ impl Service<Request<Incoming>> for Door {
             let answer = self.inference.clone().call(request);
             Box::pin(async move { answer.await.map(with_triton_size_code) })
         } else {
-            Box::pin(self.others.clone().call(request))
+            let answer = self.others.clone().call(request);
+            let end = Box::pin(self.accepting.cancelled());
+            Box::pin(async move {
+                answer.await.map(|answer| answer.map(|body| Body::new(Ending::new(body, end))))
+            })
         }
     }
 }
@@ -140,6 +154,9 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(self.config.has_nodelay) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
+        if !self.has_begun(&stream).await {
+            return;
+        }
         self.metrics.connections.inc();
         let is_over = self.accepting.cancelled();
         let age = self.config.max_connection_age;
@@ -161,6 +178,17 @@ impl Connection {
         self.metrics.connections.dec();
         if let Err(error) = result {
             tracing::debug!(%error, "connection failed");
+        }
+    }
+}
+
+impl Connection {
+    /// Waits for a connection's first byte; a silent one holds no place for long.
+    async fn has_begun(&self, stream: &TcpStream) -> bool {
+        tokio::select! {
+            readable = stream.readable() => readable.is_ok(),
+            () = tokio::time::sleep(FIRST_BYTE_TIMEOUT) => false,
+            () = self.accepting.cancelled() => false,
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) fn model_ready(
     request: &ModelReadyRequest,
 ) -> Result<ModelReadyResponse> {
     match shared.models.get(&request.name, &request.version) {
-        Ok(_) => Ok(ModelReadyResponse { ready: shared.admit().is_ok() }),
+        Ok(model) => Ok(ModelReadyResponse { ready: model.is_ready() && shared.admit().is_ok() }),
         Err(error) if error.kind() == ErrorKind::InvalidRequest => Err(error),
         Err(_) => Ok(ModelReadyResponse { ready: false }),
     }
@@ -82,8 +82,9 @@ pub(super) fn index(
     }
     let entry = |(name, state)| {
         let state = match state {
-            State::Ready(_) => "READY",
-            State::Loading if request.ready => return None,
+            State::Ready(model) if model.is_ready() => "READY",
+            _ if request.ready => return None,
+            State::Ready(_) => "UNAVAILABLE",
             State::Loading => "LOADING",
         };
         Some(repository_index_response::ModelIndex {

@@ -1,5 +1,6 @@
 //! The KServe v2 gRPC door: listen, translate, call, translate back.
 
+mod ending;
 mod health;
 mod infer;
 mod listen;

@@ -20,6 +20,7 @@ pub(crate) struct Observation {
     model: Option<Arc<Model>>,
     started: Instant,
     batch: u64,
+    deadline: Option<Instant>,
     input: Duration,
     output: Duration,
     queue: Duration,
@@ -35,6 +36,7 @@ impl Observation {
             model: None,
             started: Instant::now(),
             batch: 1,
+            deadline: None,
             input: Duration::ZERO,
             output: Duration::ZERO,
             queue: Duration::ZERO,
@@ -43,7 +45,8 @@ impl Observation {
     }
 
     /// Says which model it is for, once its inputs are decoded and checked.
-    pub(crate) fn accepted(&mut self, model: Arc<Model>, batch: u64) {
+    pub(crate) fn accepted(&mut self, model: Arc<Model>, batch: u64, deadline: Option<Instant>) {
+        self.deadline = deadline;
         self.input = self.started.elapsed();
         self.batch = batch;
         self.metrics.in_flight.get_or_create(&self.rpc_labels(&model)).inc();
@@ -107,7 +110,10 @@ impl Observation {
 impl Drop for Observation {
     fn drop(&mut self) {
         if !self.is_over {
-            self.finish(status::code(ErrorKind::Cancelled));
+            // Nobody waits any more: the client left, or its time was over.
+            let is_late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+            let kind = if is_late { ErrorKind::DeadlineExceeded } else { ErrorKind::Cancelled };
+            self.finish(status::code(kind));
         }
     }
 }

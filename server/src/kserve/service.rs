@@ -183,7 +183,7 @@ impl GrpcInferenceService for KserveService {
         };
         match call {
             Ok(call) => {
-                observation.accepted(call.model.clone(), call.batch);
+                observation.accepted(call.model.clone(), call.batch, call.deadline());
                 let result = self.infer(call, &mut observation).await;
                 observation.end(result.as_ref().map(|_| ()));
                 result.map(Response::new).map_err(|error| status::grpc(&error))

@@ -75,13 +75,15 @@ impl Session {
         }
     }
 
-    fn in_flight(&self) -> usize {
-        self.as_ready.len() + self.in_order.len() + self.refusals.len()
+    /// Returns whether no further request is accepted for now.
+    fn is_full(&self) -> bool {
+        let in_flight = self.as_ready.len() + self.in_order.len() + self.refusals.len();
+        in_flight >= self.shared.max_stream_requests
     }
 
     /// Takes requests from the client while there is room for them.
     fn accept(&mut self, cx: &mut Poller<'_>) -> Result<(), Status> {
-        while self.is_inbound_open && self.in_flight() < self.shared.max_stream_requests {
+        while self.is_inbound_open && !self.is_full() {
             match self.inbound.poll_next_unpin(cx) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.is_inbound_open = false,
@@ -104,7 +106,7 @@ impl Session {
             prepared.and_then(|()| Call::prepare(&self.shared.models, request, deadline, false));
         match call {
             Ok(call) => {
-                observation.accepted(call.model.clone(), call.batch);
+                observation.accepted(call.model.clone(), call.batch, call.deadline());
                 let is_decoupled = call.model.config.decoupled;
                 let flight = Flight::start(call, observation);
                 match is_decoupled {
@@ -168,7 +170,14 @@ impl Session {
             if let Err(status) = self.accept(cx) {
                 return Poll::Ready(Some(Err(status)));
             }
-            match self.poll_flights(cx) {
+            let was_full = self.is_full();
+            let polled = self.poll_flights(cx);
+            let has_room_again = was_full && !self.is_full() && self.is_inbound_open;
+            if !matches!(polled, Poll::Ready(Some(_))) && has_room_again {
+                // Requests that ended made room, and nobody has asked for the next ones yet.
+                continue;
+            }
+            match polled {
                 Poll::Ready(Some(Event::Reply(reply))) => return Poll::Ready(Some(Ok(reply))),
                 Poll::Ready(Some(Event::Failed { name, id, error })) => {
                     let item = match self.options.has_true_errors {
@@ -177,7 +186,6 @@ impl Session {
                     };
                     return Poll::Ready(Some(item));
                 }
-                Poll::Ready(None) if self.in_flight() > 0 => {}
                 Poll::Ready(None) if !self.is_inbound_open => return Poll::Ready(None),
                 Poll::Ready(None) => {
                     ready!(self.draining.as_mut().poll(cx));
@@ -338,7 +346,7 @@ impl Stream for Flight {
 /// Makes the in-band answer to a request that failed.
 fn failure(model_name: &str, id: &str, error: &Error) -> Item {
     Reply::Message(ModelStreamInferResponse {
-        error_message: error.message().to_owned(),
+        error_message: status::cut(error.message()),
         infer_response: Some(ModelInferResponse {
             model_name: model_name.to_owned(),
             id: id.to_owned(),

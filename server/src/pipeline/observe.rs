@@ -37,13 +37,14 @@ impl<E: Engine<GenerateRequest>> Engine<GenerateRequest> for Observe<E> {
     ) -> Result<OutputStream<GenerateRequest>> {
         let started = Instant::now();
         let prompt_tokens = request.tokens.len() as u64;
+        let choices = request.choices.get() as usize;
         let stream = self.engine.call(request, context).await?;
         self.metrics.prompt_tokens.inc_by(prompt_tokens);
         Ok(Box::pin(Observed {
             stream,
             metrics: self.metrics.clone(),
-            last: started,
-            has_token: false,
+            started,
+            last: vec![None; choices],
         }))
     }
 }
@@ -51,8 +52,9 @@ impl<E: Engine<GenerateRequest>> Engine<GenerateRequest> for Observe<E> {
 struct Observed {
     stream: OutputStream<GenerateRequest>,
     metrics: TokenMetrics,
-    last: Instant,
-    has_token: bool,
+    started: Instant,
+    /// When each continuation last had tokens.
+    last: Vec<Option<Instant>>,
 }
 
 impl Observed {
@@ -62,15 +64,18 @@ impl Observed {
             return;
         }
         let now = Instant::now();
-        let seconds = now.duration_since(self.last).as_secs_f64();
-        if self.has_token {
-            self.metrics.inter_token.observe(seconds / tokens as f64);
-        } else {
-            self.metrics.first_token.observe(seconds);
+        let is_first = self.last.iter().all(Option::is_none);
+        if is_first {
+            self.metrics.first_token.observe((now - self.started).as_secs_f64());
+        }
+        if let Some(last) = self.last.get_mut(output.index as usize) {
+            if let Some(last) = *last {
+                let seconds = (now - last).as_secs_f64();
+                self.metrics.inter_token.observe(seconds / tokens as f64);
+            }
+            *last = Some(now);
         }
         self.metrics.generated_tokens.inc_by(tokens as u64);
-        self.has_token = true;
-        self.last = now;
     }
 }
 

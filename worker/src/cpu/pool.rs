@@ -87,8 +87,12 @@ impl Pool {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(job)
         });
         self.shared.running.store(self.workers.len(), Ordering::Relaxed);
-        *lock(&self.shared.job) = Some(lent);
-        self.shared.epoch.fetch_add(1, Ordering::Release);
+        {
+            // Under the lock, so that no thread that just looked goes to sleep afterwards.
+            let mut job = lock(&self.shared.job);
+            *job = Some(lent);
+            self.shared.epoch.fetch_add(1, Ordering::Release);
+        }
         self.shared.wake.notify_all();
         let own = catch_unwind(AssertUnwindSafe(|| job(0)));
         wait_until(|| self.shared.running.load(Ordering::Acquire) == 0);

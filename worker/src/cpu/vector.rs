@@ -13,7 +13,7 @@ pub(super) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Returns `e^x` to within some 2 units in the last place; underflows to 0 below -87.
+/// Returns `e^x` to within some 2 units in the last place; below -87 it stays at `e^-87`.
 #[inline(always)]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Cephes' expf: x = n ln 2 + r, with ln 2 in two parts so that r is exact.

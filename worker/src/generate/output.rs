@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use engine::{Error, FinishReason, GenerateOutput, TokenId, TokenLogprobs, Usage};
 use futures_util::Stream;
@@ -30,6 +31,7 @@ struct State {
     /// Continuations that have not ended.
     open: u32,
     error: Option<Error>,
+    queue_time: Duration,
     waker: Option<Waker>,
 }
 
@@ -63,6 +65,11 @@ impl Output {
         if is_end {
             self.wake();
         }
+    }
+
+    /// Notes how long the request waited for its place in the batch.
+    pub(super) fn admitted(&self, queue_time: Duration) {
+        self.lock().queue_time = queue_time;
     }
 
     /// Ends the request with an error, after what is already there.
@@ -129,7 +136,8 @@ impl Stream for Reader {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut state = self.output.lock();
-        if let Some(output) = state.pending.pop_front() {
+        if let Some(mut output) = state.pending.pop_front() {
+            output.queue_time = state.queue_time;
             return Poll::Ready(Some(Ok(output)));
         }
         if let Some(error) = state.error.take() {

@@ -15,6 +15,9 @@ const FIRST_SORTED: usize = 64;
 /// Weights that are summed at once when all tokens are candidates.
 const SUMMED: usize = 64;
 
+/// Below this temperature a draw is greedy: the inverse would overflow, and nothing else is left.
+const COLDEST: f32 = 1e-5;
+
 /// Memory that draws of all sequences share.
 #[derive(Debug)]
 pub(super) struct Scratch {
@@ -71,7 +74,7 @@ impl Sampler {
         scratch: &mut Scratch,
     ) -> Option<TokenId> {
         let is_plain = self.seen.is_none() && barred.iter().all(|tokens| tokens.is_empty());
-        let is_greedy = self.sampling.temperature == 0.0 || self.sampling.top_k == 1;
+        let is_greedy = self.sampling.temperature < COLDEST || self.sampling.top_k == 1;
         let token = if is_plain && is_greedy {
             largest(scratch.isa, logits)?
         } else {

@@ -159,11 +159,11 @@ impl Scheduler {
             let text = "the deadline passed while the request waited";
             return job.output.fail(Error::new(ErrorKind::DeadlineExceeded, text));
         }
-        let queue_time = now - job.accepted;
+        job.output.admitted(now - job.accepted);
         for index in 0..job.request.choices.get() {
             match self.pool.take(job.blocks) {
                 Some(blocks) => {
-                    let sequence = Sequence::new(&job, index, blocks, queue_time, &self.limits);
+                    let sequence = Sequence::new(&job, index, blocks, &self.limits);
                     self.running.push(sequence);
                 }
                 // `admit` counted the blocks; without them the request could only fail.

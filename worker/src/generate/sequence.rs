@@ -1,7 +1,7 @@
 //! One continuation: its prompt, its blocks, what is computed and what was drawn.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::{Error, FinishReason, StopConditions, TokenId, Usage};
 
@@ -31,17 +31,10 @@ pub(super) struct Sequence {
     stop: StopConditions,
     sampler: Sampler,
     logprobs: Option<u32>,
-    queue_time: Duration,
 }
 
 impl Sequence {
-    pub(super) fn new(
-        job: &Job,
-        index: u32,
-        blocks: Vec<BlockId>,
-        queue_time: Duration,
-        limits: &Limits,
-    ) -> Self {
+    pub(super) fn new(job: &Job, index: u32, blocks: Vec<BlockId>, limits: &Limits) -> Self {
         let request = &job.request;
         let room = (limits.context_length - request.tokens.len()) as u32;
         Self {
@@ -59,7 +52,6 @@ impl Sequence {
             stop: request.stop.clone(),
             sampler: Sampler::new(&request.sampling, &request.tokens, index),
             logprobs: request.logprobs,
-            queue_time,
         }
     }
 
@@ -125,10 +117,6 @@ impl Sequence {
     }
 
     fn usage(&self) -> Usage {
-        Usage {
-            prompt_tokens: self.prompt.len() as u32,
-            completion_tokens: self.drawn,
-            queue_time: self.queue_time,
-        }
+        Usage { prompt_tokens: self.prompt.len() as u32, completion_tokens: self.drawn }
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct Job {
     pub accepted: Instant,
 }
 
-/// Orders jobs: the default priority 0 comes first, then lower numbers; see [`rank`].
+/// Orders jobs: explicit priorities first, the lower the sooner, then the default; see [`rank`].
 type Key = (u64, u64);
 
 /// The queue.
