@@ -163,16 +163,7 @@ impl Answer {
         let choices = self.completion.choices.get() as usize;
         let mut tensors = Vec::with_capacity(2);
         if wanted.text {
-            let prompts = match &self.completion.prompts {
-                Prompts::Texts(texts) if self.completion.has_prompt_in_output => &texts[..],
-                _ => &[],
-            };
-            let text = |(index, continuation): (usize, &Continuation)| {
-                let prompt = prompts.get(index / choices).map_or("", String::as_str);
-                [prompt, &continuation.news.text].concat()
-            };
-            let texts = self.continuations.iter().enumerate().map(text);
-            tensors.push(Tensor::from_elements(profile::TEXT_OUTPUT, shape(), texts));
+            tensors.push(self.texts(shape()));
         }
         if wanted.finish_reason {
             tensors.push(self.finish_reasons(shape()));
@@ -202,6 +193,22 @@ impl Answer {
             continuation.news.has_ended = false;
         }
         InferOutput { tensors, is_last: self.is_done, ..InferOutput::default() }
+    }
+
+    fn texts(&self, shape: Vec<i64>) -> Tensor {
+        let continuations = &self.continuations;
+        match &self.completion.prompts {
+            Prompts::Texts(prompts) if self.completion.has_prompt_in_output => {
+                let choices = self.completion.choices.get() as usize;
+                let prompts = prompts.iter().flat_map(|text| std::iter::repeat_n(text, choices));
+                let texts = prompts.zip(continuations).map(|(p, c)| [p, &*c.news.text].concat());
+                Tensor::from_elements(profile::TEXT_OUTPUT, shape, texts)
+            }
+            _ => {
+                let texts = continuations.iter().map(|continuation| &continuation.news.text);
+                Tensor::from_elements(profile::TEXT_OUTPUT, shape, texts)
+            }
+        }
     }
 
     fn finish_reasons(&self, shape: Vec<i64>) -> Tensor {

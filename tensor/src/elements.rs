@@ -73,7 +73,11 @@ where
     for element in elements {
         let element = element.as_ref();
         let length = u32::try_from(element.len()).unwrap_or(u32::MAX);
-        data.reserve(LENGTH_BYTES + element.len());
+        // Exact for the first element, which mostly is the only one.
+        match data.is_empty() {
+            true => data.reserve_exact(LENGTH_BYTES + element.len()),
+            false => data.reserve(LENGTH_BYTES + element.len()),
+        }
         data.put_u32_le(length);
         data.extend_from_slice(&element[..length as usize]);
     }
