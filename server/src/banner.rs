@@ -33,23 +33,23 @@ fn text_calls(host: &str, model: &str) -> String {
     format!(
         r#"Try it with grpcurl, streamed (the outputs are base64 after a length of four bytes):
 
-  grpcurl -plaintext -d '{{"model_name": "{model}",
-    "inputs": [{{"name": "text_input", "datatype": "BYTES", "shape": [1],
-                "contents": {{"bytes_contents": ["'$(printf "The capital of France is" | base64)'"]}}}},
-               {{"name": "streaming", "datatype": "BOOL", "shape": [1],
-                "contents": {{"bool_contents": [true]}}}}],
-    "parameters": {{"max_tokens": {{"int64_param": 16}}}}}}' \
-    {host} inference.GRPCInferenceService/ModelStreamInfer
+grpcurl -plaintext -d '{{"model_name": "{model}",
+  "inputs": [{{"name": "text_input", "datatype": "BYTES", "shape": [1],
+              "contents": {{"bytes_contents": ["'$(printf "The capital of France is" | base64)'"]}}}},
+             {{"name": "streaming", "datatype": "BOOL", "shape": [1],
+              "contents": {{"bool_contents": [true]}}}}],
+  "parameters": {{"max_tokens": {{"int64_param": 16}}}}}}' \
+  {host} inference.GRPCInferenceService/ModelStreamInfer
 
 or with Python (pip install 'tritonclient[grpc]'):
 
-  import json, numpy as np, tritonclient.grpc as triton
-  client = triton.InferenceServerClient("{host}")
-  chat = triton.InferInput("messages", [1], "BYTES")
-  question = [{{"role": "user", "content": "What is the capital of France?"}}]
-  chat.set_data_from_numpy(np.array([json.dumps(question)], dtype=object))
-  answer = client.infer("{model}", [chat], parameters={{"max_tokens": 32, "temperature": 0.0}})
-  print(answer.as_numpy("text_output")[0].decode())
+import json, numpy as np, tritonclient.grpc as triton
+client = triton.InferenceServerClient("{host}")
+chat = triton.InferInput("messages", [1], "BYTES")
+question = [{{"role": "user", "content": "What is the capital of France?"}}]
+chat.set_data_from_numpy(np.array([json.dumps(question)], dtype=object))
+answer = client.infer("{model}", [chat], parameters={{"max_tokens": 32, "temperature": 0.0}})
+print(answer.as_numpy("text_output")[0].decode())
 
 "#
     )

@@ -37,6 +37,20 @@ pub enum Value {
     Array(Vec<Value>),
 }
 
+impl Value {
+    /// Returns what messages call it; a value itself may be a whole vocabulary.
+    fn kind(&self) -> String {
+        match self {
+            Self::Unsigned(value) => value.to_string(),
+            Self::Signed(value) => value.to_string(),
+            Self::Float(value) => value.to_string(),
+            Self::Bool(value) => value.to_string(),
+            Self::String(_) => "a string".to_owned(),
+            Self::Array(values) => format!("an array of {}", values.len()),
+        }
+    }
+}
+
 /// How a tensor's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightType {
@@ -142,7 +156,7 @@ impl Gguf {
             Some(Value::Unsigned(value)) => Ok(Some(*value)),
             Some(Value::Signed(value)) if *value >= 0 => Ok(Some(*value as u64)),
             Some(other) => {
-                Err(Error::Model(format!("`{key}`: expected a whole number, got {other:?}")))
+                Err(Error::Model(format!("`{key}`: expected a whole number, got {}", other.kind())))
             }
         }
     }
@@ -153,7 +167,7 @@ impl Gguf {
             None => Ok(None),
             Some(Value::Float(value)) if value.is_finite() => Ok(Some(*value)),
             Some(other) => {
-                Err(Error::Model(format!("`{key}`: expected a finite float, got {other:?}")))
+                Err(Error::Model(format!("`{key}`: expected a finite float, got {}", other.kind())))
             }
         }
     }
@@ -233,7 +247,10 @@ impl Header {
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
             Some(Value::Unsigned(value)) if value.is_power_of_two() && *value <= 1 << 20 => *value,
-            Some(other) => return Err(format!("`general.alignment`: got {other:?}")),
+            Some(other) => {
+                let kind = other.kind();
+                return Err(format!("`general.alignment`: expected a power of 2, got {kind}"));
+            }
         };
         let data_start = (size - reader.left).next_multiple_of(alignment);
         Ok(Self { metadata, directory, data_start })

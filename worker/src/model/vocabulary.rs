@@ -68,7 +68,7 @@ fn kinds(file: &Gguf, tokens: usize) -> Result<Vec<TokenKind>, Error> {
         Value::Signed(4) | Value::Unsigned(4) => Ok(TokenKind::UserDefined),
         Value::Signed(5) | Value::Unsigned(5) => Ok(TokenKind::Unused),
         Value::Signed(6) | Value::Unsigned(6) => Ok(TokenKind::Byte),
-        other => Err(Error::Model(format!("`{key}`: {other:?} is not a kind of token"))),
+        _ => Err(Error::Model(format!("`{key}`: expected kinds from 1 to 6"))),
     };
     values.iter().map(kind).collect()
 }
