@@ -25,7 +25,10 @@ pub(crate) fn text(address: SocketAddr, models: &Models) -> String {
     if let Some(model) = ready.iter().find(|model| model.text.is_some()) {
         out.push_str(&text_calls(&host, &model.name));
     }
-    let _ = writeln!(out, "Every call is listed by: grpcurl -plaintext {host} list");
+    let _ = writeln!(
+        out,
+        "Every call is listed by: grpcurl -plaintext {host} list inference.GRPCInferenceService"
+    );
     out
 }
 
@@ -35,10 +38,10 @@ fn text_calls(host: &str, model: &str) -> String {
 
 grpcurl -plaintext -d '{{"model_name": "{model}",
   "inputs": [{{"name": "text_input", "datatype": "BYTES", "shape": [1],
-              "contents": {{"bytes_contents": ["'$(printf "The capital of France is" | base64)'"]}}}},
+              "contents": {{"bytes_contents": ["'$(printf %s "The capital of France is" | base64 | tr -d '\n')'"]}}}},
              {{"name": "streaming", "datatype": "BOOL", "shape": [1],
               "contents": {{"bool_contents": [true]}}}}],
-  "parameters": {{"max_tokens": {{"int64_param": 16}}}}}}' \
+  "parameters": {{"max_tokens": {{"int64_param": 16}}, "temperature": {{"double_param": 0}}}}}}' \
   {host} inference.GRPCInferenceService/ModelStreamInfer
 
 or with Python (pip install 'tritonclient[grpc]'):

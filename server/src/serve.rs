@@ -23,8 +23,10 @@ use crate::{banner, shutdown};
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// A port could not be opened.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address} ({flag}): {source}")]
     Listen {
+        /// The flag that changes the port.
+        flag: &'static str,
         /// Where.
         address: SocketAddr,
         /// Why.
@@ -75,7 +77,7 @@ impl Server {
         });
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(KserveService::new(shared), others, &config.grpc, accepting.clone());
-        let listener = bind(config.grpc.address).await?;
+        let listener = bind("--grpc-port", config.grpc.address).await?;
         let grpc_address = address(&listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
         let accept = listen(listener, door, config.grpc.clone(), metrics.clone(), groups);
@@ -83,7 +85,7 @@ impl Server {
 
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
-            let listener = bind(wanted).await?;
+            let listener = bind("--metrics-port", wanted).await?;
             metrics_address = Some(address(&listener, wanted)?);
             let exporter =
                 Exporter { registry, metrics: metrics.clone(), models: models.clone(), started };
@@ -178,12 +180,16 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     Ok(())
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { flag, address, source })
 }
 
 fn address(listener: &TcpListener, wanted: SocketAddr) -> Result<SocketAddr, ServeError> {
-    listener.local_addr().map_err(|source| ServeError::Listen { address: wanted, source })
+    listener.local_addr().map_err(|source| ServeError::Listen {
+        flag: "--grpc-port",
+        address: wanted,
+        source,
+    })
 }
 
 /// Adds reflection v1 and v1alpha, by which grpcurl works without a proto file.

@@ -37,8 +37,12 @@ impl Source {
             Some((name, rest)) => (Some(name), rest),
             None => (None, text),
         };
-        let place = place(rest)
-            .ok_or_else(|| Invalid(format!("model `{text}`: no such file, and no hub id")))?;
+        let place = place(rest).ok_or_else(|| {
+            Invalid(format!(
+                "model `{text}`: no such file, and no hub id of the form \
+                     OWNER/REPOSITORY[:FILE.gguf]"
+            ))
+        })?;
         let name = match name {
             Some(name) => name.to_owned(),
             None => place.natural_name(),

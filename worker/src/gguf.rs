@@ -134,7 +134,12 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let unreadable = |source| Error::Read { path: path.to_owned(), source };
         let file = File::open(path).map_err(unreadable)?;
-        let size = file.metadata().map_err(unreadable)?.len();
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() {
+            let path = path.display();
+            return Err(Error::Model(format!("`{path}` is no file; expected a GGUF file")));
+        }
+        let size = metadata.len();
         let header = Header::parse(BufReader::new(&file), size).map_err(Error::Model)?;
         Ok(Self { path: path.to_owned(), file, size, header })
     }
