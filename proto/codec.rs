@@ -1,15 +1,17 @@
-//! The codec of the two inference methods: answers may come encoded already.
+//! The codec of the two inference methods: requests are envelopes, answers may come encoded.
 //!
-//! A hand-written encoder knows the few fields of an answer and beats the general one; the
-//! payload segments it hands over are copied once, into the frame buffer.
+//! A hand-written encoder knows the few fields of an answer and beats the general one. Through
+//! this codec payload segments are copied once, into the frame buffer; a server that writes its
+//! frames itself hands them on as they are.
 
 use std::marker::PhantomData;
 
-use bytes::{BufMut, Bytes};
+use bytes::{Buf, BufMut};
 use prost::Message;
 use tonic::Status;
-use tonic::codec::{Codec, EncodeBuf, Encoder};
-use tonic_prost::ProstDecoder;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use crate::{Envelope, Payload};
 
 /// A response as it goes to the wire.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,67 +19,57 @@ pub enum Reply<M> {
     /// A message, still to be encoded.
     Message(M),
     /// The encoding of such a message.
-    Encoded(Encoded),
+    Encoded(Payload),
 }
 
-/// An encoded message: its bytes are `head` and then each segment of `tail`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Encoded {
-    /// The whole of a small message, or what comes before the first large payload.
-    pub head: Bytes,
-    /// Large payloads, shared, and what lies between them.
-    pub tail: Vec<Bytes>,
-}
-
-impl Encoded {
-    /// Returns the length of the message in bytes.
-    pub fn len(&self) -> usize {
-        self.head.len() + self.tail.iter().map(Bytes::len).sum::<usize>()
-    }
-
-    /// Returns whether the message has no bytes, as one with only default fields.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Returns the message in one piece.
-    pub fn to_bytes(&self) -> Bytes {
-        if self.tail.is_empty() {
-            return self.head.clone();
+impl<M: Message> Reply<M> {
+    /// Returns the encoded message.
+    pub fn into_payload(self) -> Payload {
+        match self {
+            Self::Encoded(payload) => payload,
+            Self::Message(message) => message.encode_to_vec().into(),
         }
-        let mut whole = Vec::with_capacity(self.len());
-        whole.extend_from_slice(&self.head);
-        self.tail.iter().for_each(|segment| whole.extend_from_slice(segment));
-        whole.into()
     }
 }
 
-/// Decodes requests `U` and encodes answers `Reply<M>`.
+/// Decodes envelopes and encodes answers `Reply<M>`.
 #[derive(Clone, Debug)]
-pub(crate) struct ReplyCodec<T, U>(PhantomData<(T, U)>);
+pub(crate) struct InferCodec<T, U>(PhantomData<(T, U)>);
 
-impl<T, U> Default for ReplyCodec<T, U> {
+impl<T, U> Default for InferCodec<T, U> {
     fn default() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<M, U> Codec for ReplyCodec<Reply<M>, U>
+impl<M> Codec for InferCodec<Reply<M>, Envelope>
 where
     M: Message + Send + 'static,
-    U: Message + Default + Send + 'static,
 {
     type Encode = Reply<M>;
-    type Decode = U;
+    type Decode = Envelope;
     type Encoder = ReplyEncoder<M>;
-    type Decoder = ProstDecoder<U>;
+    type Decoder = EnvelopeDecoder;
 
     fn encoder(&mut self) -> Self::Encoder {
         ReplyEncoder(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::default()
+        EnvelopeDecoder
+    }
+}
+
+pub(crate) struct EnvelopeDecoder;
+
+impl Decoder for EnvelopeDecoder {
+    type Item = Envelope;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Envelope>, Status> {
+        let message = buffer.copy_to_bytes(buffer.remaining());
+        let envelope = Envelope::decode(Payload::from(message));
+        envelope.map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
 
@@ -94,8 +86,7 @@ impl<M: Message> Encoder for ReplyEncoder<M> {
             }),
             Reply::Encoded(encoded) => {
                 buffer.reserve(encoded.len());
-                buffer.put_slice(&encoded.head);
-                encoded.tail.iter().for_each(|segment| buffer.put_slice(segment));
+                encoded.segments().for_each(|segment| buffer.put_slice(segment));
                 Ok(())
             }
         }

@@ -1,11 +1,16 @@
 //! The bytes Stator promises: the KServe v2 and Triton gRPC contract.
 //!
-//! Everything here but [`Reply`] is generated from `proto/*.proto`. `bytes` fields are
-//! [`Bytes`](bytes::Bytes) that share the buffer they were decoded from.
+//! Messages and services are generated from `proto/*.proto`. `bytes` fields are
+//! [`Bytes`](bytes::Bytes) that share the buffer they were decoded from; the tensors of a
+//! request come as [`Payload`]s, which may even lie in several buffers.
 
 mod codec;
+mod envelope;
+mod payload;
 
-pub use codec::{Encoded, Reply};
+pub use codec::Reply;
+pub use envelope::Envelope;
+pub use payload::Payload;
 
 /// The messages, the client and the server of package `inference`.
 pub mod inference {

@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(wire) = ModelInferRequest::decode(data) else { return };
     let outputs: Vec<String> = wire.outputs.iter().map(|output| output.name.clone()).collect();
     for model in MODELS.iter() {
-        let Ok(inputs) = request::decode_inputs(model, wire.clone()) else { continue };
+        let Ok(inputs) = request::decode_inputs(model, wire.clone().into()) else { continue };
         if model.validate(&inputs, outputs.iter().map(String::as_str)).is_ok() {
             inputs.iter().for_each(check);
         }
@@ -56,7 +56,7 @@ fn check(tensor: &Tensor) {
 fn text(mut wire: ModelInferRequest) {
     let config = BRIDGE.config();
     let Ok(parameters) = parameters::decode(std::mem::take(&mut wire.parameters)) else { return };
-    let Ok(mut inputs) = request::decode_inputs(&config, wire) else { return };
+    let Ok(mut inputs) = request::decode_inputs(&config, wire.into()) else { return };
     BRIDGE.normalize(&mut inputs);
     if config.validate(&inputs, []).is_err() {
         return;

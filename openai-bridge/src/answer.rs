@@ -217,12 +217,9 @@ impl Answer {
         let name = profile::FINISH_REASON;
         match &self.continuations[..] {
             // Nearly every response is this one, and its bytes are always the same.
-            [one] if word(one).is_empty() => Tensor {
-                name: name.into(),
-                datatype: Datatype::Bytes,
-                shape,
-                data: Bytes::from_static(&[0; 4]),
-            },
+            [one] if word(one).is_empty() => {
+                Tensor::new(name, Datatype::Bytes, shape, Bytes::from_static(&[0; 4]))
+            }
             all => Tensor::from_elements(name, shape, all.iter().map(word)),
         }
     }

@@ -5,6 +5,7 @@ pub mod args;
 mod banner;
 pub mod config;
 mod hub;
+mod inference;
 mod kserve;
 mod load;
 mod metrics;

@@ -76,6 +76,46 @@ pub(crate) fn oversized(status: Status) -> Status {
     ))
 }
 
+/// Returns the status of a call that went well.
+pub(crate) fn fine() -> Status {
+    Status::new(Code::Ok, "")
+}
+
+/// Returns the status for a message over the limit of its direction.
+pub(crate) fn too_large(length: usize, limit: usize) -> Status {
+    oversized(Status::out_of_range(format!(
+        "message length too large: found {length} bytes, the limit is: {limit} bytes"
+    )))
+}
+
+/// Returns the status for a message that is no protobuf of its type.
+pub(crate) fn undecodable(error: impl std::fmt::Display) -> Status {
+    Status::internal(format!("failed to decode Protobuf message: {error}"))
+}
+
+/// Returns the status for a compressed message of a call that names no compression.
+pub(crate) fn compression_flag(flag: u8) -> Status {
+    match flag {
+        1 => Status::internal("a message is compressed, and `grpc-encoding` names no compression"),
+        flag => Status::internal(format!("a message begins with {flag}, expected 0 or 1")),
+    }
+}
+
+/// Returns the status of a call whose connection failed.
+pub(crate) fn broken(error: impl std::fmt::Display) -> Status {
+    Status::cancelled(format!("the request could not be read: {error}"))
+}
+
+/// Returns the status for a body that ends inside a message.
+pub(crate) fn cut_off() -> Status {
+    Status::internal("the request ends inside a message")
+}
+
+/// Returns the status for a unary call without a message.
+pub(crate) fn without_message() -> Status {
+    Status::internal("Missing request message.")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,8 @@
 //! Typed tensors and their KServe encodings, checked against a model's configuration.
 //!
 //! Data is little-endian, row-major and without padding, as the KServe v2 binary form has it;
-//! BYTES elements carry a `u32` length each. Payloads are shared, never copied.
+//! BYTES elements carry a `u32` length each. Payloads are shared, never copied, and may lie in
+//! several segments.
 
 #![deny(missing_docs)]
 
@@ -22,6 +23,7 @@ pub use datatype::Datatype;
 pub use elements::{Elements, Malformed, encode_elements};
 pub use error::Error;
 pub use parameters::{Parameter, Parameters};
+pub use proto::Payload;
 pub use tensor::{Element, Tensor};
 
 /// The result of anything in this room.

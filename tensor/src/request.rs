@@ -3,22 +3,39 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use bytes::Bytes;
+use proto::Payload;
 use proto::inference::ModelInferRequest;
 use proto::inference::model_infer_request::InferInputTensor;
 
-use crate::{Datatype, Error, ModelConfig, Result, Tensor, contents};
+use crate::{Datatype, Error, ModelConfig, Result, Tensor, contents, parameters};
 
 /// Up to so many inputs are compared with each other; more are hashed.
 const FEW: usize = 16;
 
+/// The inputs of a request before they are tensors.
+#[derive(Clone, Debug, Default)]
+pub struct WireInputs {
+    /// Names, datatypes, shapes, parameters, and typed contents.
+    pub inputs: Vec<InferInputTensor>,
+    /// The raw data: the k-th belongs to the k-th input that has no region.
+    pub payloads: Vec<Payload>,
+    /// By input, the data that lies in a shared memory region; empty when no input has one.
+    pub lent: Vec<Option<Payload>>,
+}
+
+impl From<ModelInferRequest> for WireInputs {
+    fn from(request: ModelInferRequest) -> Self {
+        let payloads = request.raw_input_contents.into_iter().map(Payload::from).collect();
+        Self { inputs: request.inputs, payloads, lent: Vec::new() }
+    }
+}
+
 /// Reads the inputs of a request. What they have to look like is checked afterwards, by
 /// [`ModelConfig::validate`].
 ///
-/// `raw_input_contents[k]` belongs to the k-th input; entries beyond the inputs are ignored, as
-/// Triton does. Errors, with Triton's fragments: an input given twice, typed and raw contents
-/// together, typed contents that do not belong to the datatype, an input without data, an unknown
-/// datatype.
+/// Raw entries beyond the inputs are ignored, as Triton does. Errors, with Triton's fragments: an
+/// input given twice, typed and raw contents together, typed contents that do not belong to the
+/// datatype, an input without data, an unknown datatype.
 ///
 /// ```
 /// use proto::inference::{ModelInferRequest, model_infer_request::InferInputTensor};
@@ -36,11 +53,11 @@ const FEW: usize = 16;
 ///     raw_input_contents: vec![vec![1, 0, 0, 0, 2, 0, 0, 0].into()],
 ///     ..Default::default()
 /// };
-/// let inputs = decode_inputs(&config, request).unwrap();
+/// let inputs = decode_inputs(&config, request.into()).unwrap();
 /// assert_eq!(inputs[0].values::<i32>().unwrap().collect::<Vec<_>>(), [1, 2]);
 /// ```
-pub fn decode_inputs(config: &ModelConfig, request: ModelInferRequest) -> Result<Vec<Tensor>> {
-    let ModelInferRequest { inputs, raw_input_contents, .. } = request;
+pub fn decode_inputs(config: &ModelConfig, wire: WireInputs) -> Result<Vec<Tensor>> {
+    let WireInputs { inputs, payloads, lent } = wire;
     if let Some(name) = duplicate(&inputs) {
         return Err(Error::new(format!("input '{name}' already exists in request")));
     }
@@ -49,15 +66,26 @@ pub fn decode_inputs(config: &ModelConfig, request: ModelInferRequest) -> Result
         config.check_input_names(&names)?;
         return Err(config.wrong_datatype(&unknown.name, "<invalid>"));
     }
-    let mut raw = raw_input_contents.into_iter();
-    let has_raw = raw.len() > 0;
+    let has_raw = !payloads.is_empty();
+    let mut raw = payloads.into_iter();
+    let mut lent = lent.into_iter();
     inputs
         .into_iter()
         .map(|input| {
-            let data = data(config, &input, &mut raw, has_raw)?;
             let datatype = Datatype::parse(&input.datatype)
                 .ok_or_else(|| config.wrong_datatype(&input.name, "<invalid>"))?;
-            Ok(Tensor { name: Cow::Owned(input.name), datatype, shape: input.shape, data })
+            let data = match lent.next().flatten() {
+                Some(data) => data,
+                None => data(config, &input, &mut raw, has_raw)?,
+            };
+            // Elements of any length are walked through more than once, so they lie together.
+            let data = match datatype {
+                Datatype::Bytes => data.to_bytes().into(),
+                _ => data,
+            };
+            let parameters = parameters::decode(input.parameters)?;
+            let name = Cow::Owned(input.name);
+            Ok(Tensor { name, datatype, shape: input.shape, data, parameters })
         })
         .collect()
 }
@@ -81,9 +109,9 @@ fn duplicate(inputs: &[InferInputTensor]) -> Option<&str> {
 fn data(
     config: &ModelConfig,
     input: &InferInputTensor,
-    raw: &mut impl Iterator<Item = Bytes>,
+    raw: &mut impl Iterator<Item = Payload>,
     has_raw: bool,
-) -> Result<Bytes> {
+) -> Result<Payload> {
     let (name, model) = (&input.name, &config.name);
     match &input.contents {
         Some(typed) if has_raw && !contents::is_empty(typed) => Err(Error::new(format!(
@@ -93,7 +121,7 @@ fn data(
         Some(typed) if !has_raw => {
             let datatype = Datatype::parse(&input.datatype)
                 .ok_or_else(|| config.wrong_datatype(name, "<invalid>"))?;
-            contents::decode(datatype, typed).map_err(|why| {
+            contents::decode(datatype, typed).map(Payload::from).map_err(|why| {
                 Error::new(format!(
                     "unexpected explicit tensor data for input tensor '{name}' \
                      for model '{model}': {why}"

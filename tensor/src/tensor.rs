@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
 use half::{bf16, f16};
+use proto::Payload;
 
-use crate::{Datatype, Elements, encode_elements};
+use crate::{Datatype, Elements, Parameters, encode_elements};
 
 /// A named tensor.
 ///
@@ -28,10 +28,23 @@ pub struct Tensor {
     /// The dimensions, outermost first.
     pub shape: Vec<i64>,
     /// The elements.
-    pub data: Bytes,
+    pub data: Payload,
+    /// What is said about the tensor, such as the shared memory region that holds its data.
+    pub parameters: Parameters,
 }
 
 impl Tensor {
+    /// Makes a tensor of encoded elements.
+    pub fn new(
+        name: impl Into<Cow<'static, str>>,
+        datatype: Datatype,
+        shape: Vec<i64>,
+        data: impl Into<Payload>,
+    ) -> Self {
+        let (name, data) = (name.into(), data.into());
+        Self { name, datatype, shape, data, parameters: Parameters::new() }
+    }
+
     /// Makes a tensor of numbers.
     pub fn from_values<T: Element>(
         name: impl Into<Cow<'static, str>>,
@@ -40,7 +53,7 @@ impl Tensor {
     ) -> Self {
         let mut data = Vec::new();
         values.into_iter().for_each(|value| value.append_to(&mut data));
-        Self { name: name.into(), datatype: T::DATATYPE, shape, data: data.into() }
+        Self::new(name, T::DATATYPE, shape, data)
     }
 
     /// Makes a BYTES tensor.
@@ -49,19 +62,21 @@ impl Tensor {
         shape: Vec<i64>,
         elements: impl IntoIterator<Item = E>,
     ) -> Self {
-        let data = encode_elements(elements);
-        Self { name: name.into(), datatype: Datatype::Bytes, shape, data }
+        Self::new(name, Datatype::Bytes, shape, encode_elements(elements))
     }
 
     /// Returns the numbers, or none if they are of another datatype.
     pub fn values<T: Element>(&self) -> Option<impl Iterator<Item = T>> {
         let size = size_of::<T>();
-        (self.datatype == T::DATATYPE).then(|| self.data.chunks_exact(size).map(T::read))
+        (self.datatype == T::DATATYPE).then(|| {
+            let data = self.data.to_bytes();
+            (0..data.len() / size).map(move |index| T::read(&data[index * size..][..size]))
+        })
     }
 
     /// Returns the BYTES elements, or none if the datatype is another.
     pub fn elements(&self) -> Option<Elements> {
-        (self.datatype == Datatype::Bytes).then(|| Elements::new(self.data.clone()))
+        (self.datatype == Datatype::Bytes).then(|| Elements::new(self.data.to_bytes()))
     }
 }
 

@@ -5,7 +5,7 @@
 //! payload is handed on as it is. Answers are always `raw_output_contents`, as Triton's are.
 
 use bytes::{BufMut, Bytes};
-use proto::Encoded;
+use proto::Payload;
 
 use crate::{Parameter, Parameters, Tensor};
 
@@ -30,7 +30,7 @@ const LARGE_BYTES: usize = 2048;
 const FINAL: &str = "triton_final_response";
 
 /// Encodes a `ModelInferResponse`.
-pub fn encode_response(head: &ResponseHead<'_>, tensors: &[Tensor]) -> Encoded {
+pub fn encode_response(head: &ResponseHead<'_>, tensors: &[Tensor]) -> Payload {
     let layout = Layout::measure(head, tensors, None);
     let mut writer = Writer::with_capacity(layout.small_bytes);
     write_response(&mut writer, head, tensors, None);
@@ -42,7 +42,7 @@ pub fn encode_stream_response(
     head: &ResponseHead<'_>,
     tensors: &[Tensor],
     is_last: bool,
-) -> Encoded {
+) -> Payload {
     let layout = Layout::measure(head, tensors, Some(is_last));
     let mut writer = Writer::with_capacity(layout.small_bytes + 16);
     writer.length_delimited(2, layout.total_bytes);
@@ -76,10 +76,15 @@ fn write_response(
             writer.length_delimited(3, shape_bytes(&tensor.shape));
             tensor.shape.iter().for_each(|&dim| writer.varint(dim as u64));
         }
+        for (key, value) in &tensor.parameters {
+            writer.length_delimited(4, entry_bytes(key, value));
+            writer.entry(key, value);
+        }
     }
     for tensor in tensors {
-        writer.length_delimited(6, tensor.data.len());
-        writer.payload(&tensor.data);
+        let length = tensor.data.len();
+        writer.length_delimited(6, length);
+        writer.payload(&tensor.data, length);
     }
 }
 
@@ -102,8 +107,9 @@ impl Layout {
         }
         let mut large = 0;
         for tensor in tensors {
-            bytes += field_bytes(output_bytes(tensor)) + field_bytes(tensor.data.len());
-            large += Some(tensor.data.len()).filter(|&n| n >= LARGE_BYTES).unwrap_or(0);
+            let length = tensor.data.len();
+            bytes += field_bytes(output_bytes(tensor)) + field_bytes(length);
+            large += Some(length).filter(|&n| n >= LARGE_BYTES).unwrap_or(0);
         }
         Self { total_bytes: bytes, small_bytes: bytes - large }
     }
@@ -133,7 +139,12 @@ fn output_bytes(tensor: &Tensor) -> usize {
         true => 0,
         false => field_bytes(shape_bytes(&tensor.shape)),
     };
-    string_bytes(&tensor.name) + string_bytes(tensor.datatype.name()) + shape
+    let parameters = tensor.parameters.iter();
+    let parameters = parameters.map(|(key, value)| field_bytes(entry_bytes(key, value)));
+    string_bytes(&tensor.name)
+        + string_bytes(tensor.datatype.name())
+        + shape
+        + parameters.sum::<usize>()
 }
 
 /// Returns the bytes of an `InferParameter`. A member of a oneof is written even when it is zero.
@@ -154,13 +165,12 @@ fn entry_bytes(key: &str, value: &Parameter) -> usize {
 /// Writes protobuf fields into the segments of a message.
 struct Writer {
     current: Vec<u8>,
-    head: Option<Bytes>,
-    tail: Vec<Bytes>,
+    done: Payload,
 }
 
 impl Writer {
     fn with_capacity(bytes: usize) -> Self {
-        Self { current: Vec::with_capacity(bytes), head: None, tail: Vec::new() }
+        Self { current: Vec::with_capacity(bytes), done: Payload::default() }
     }
 
     fn varint(&mut self, mut value: u64) {
@@ -208,29 +218,23 @@ impl Writer {
         }
     }
 
-    fn payload(&mut self, data: &Bytes) {
-        if data.len() < LARGE_BYTES {
-            self.current.extend_from_slice(data);
+    fn payload(&mut self, data: &Payload, length: usize) {
+        if length < LARGE_BYTES {
+            data.segments().for_each(|segment| self.current.extend_from_slice(segment));
             return;
         }
         self.cut();
-        self.tail.push(data.clone());
+        data.segments().for_each(|segment| self.done.push(segment.clone()));
     }
 
     /// Ends the segment being written.
     fn cut(&mut self) {
-        let segment = Bytes::from(std::mem::take(&mut self.current));
-        match self.head {
-            None => self.head = Some(segment),
-            Some(_) => self.tail.push(segment),
-        }
+        self.done.push(Bytes::from(std::mem::take(&mut self.current)));
     }
 
-    fn finish(mut self) -> Encoded {
-        if !self.current.is_empty() || self.head.is_none() {
-            self.cut();
-        }
-        Encoded { head: self.head.unwrap_or_default(), tail: self.tail }
+    fn finish(mut self) -> Payload {
+        self.cut();
+        self.done
     }
 }
 

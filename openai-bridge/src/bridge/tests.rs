@@ -157,8 +157,7 @@ fn wrong_settings_are_named() {
     let error = run(vec![one()], &[("top_k", Parameter::Bool(true))]).unwrap_err();
     assert!(error.to_string().contains("parameter `top_k`: expected"), "{error}");
     let data = bytes::Bytes::from_static(b"\x01\0\0\0\xFF");
-    let binary =
-        Tensor { name: "text_input".into(), datatype: Datatype::Bytes, shape: vec![1], data };
+    let binary = Tensor::new("text_input", Datatype::Bytes, vec![1], data);
     let error = run(vec![binary], &[]).unwrap_err();
     assert!(error.to_string().contains("input `text_input`: element 0 is not UTF-8"), "{error}");
 }

@@ -9,13 +9,16 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use engine::Tasks;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use proto::Reply;
 use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -26,6 +29,7 @@ use tonic::{Code, Status};
 use tower::Service as _;
 
 use super::ending::Ending;
+use super::frames::{Answers, Requests};
 use super::service::KserveService;
 use crate::config::{Compression, GrpcConfig};
 use crate::metrics::Metrics;
@@ -43,9 +47,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// The services behind the port.
 #[derive(Clone)]
 pub(crate) struct Door {
+    service: KserveService,
     inference: GrpcInferenceServiceServer<KserveService>,
     others: Routes,
     accepting: Tasks,
+    limits: Limits,
+}
+
+/// What the door needs to know of the configuration.
+#[derive(Clone, Copy)]
+struct Limits {
+    max_receive: usize,
+    max_send: usize,
+    compression: Compression,
 }
 
 impl Door {
@@ -56,7 +70,7 @@ impl Door {
         config: &GrpcConfig,
         accepting: Tasks,
     ) -> Self {
-        let mut inference = GrpcInferenceServiceServer::new(service)
+        let mut inference = GrpcInferenceServiceServer::new(service.clone())
             .max_decoding_message_size(config.max_receive)
             .max_encoding_message_size(config.max_send)
             .accept_compressed(CompressionEncoding::Gzip)
@@ -68,8 +82,70 @@ impl Door {
             Compression::Deflate => inference.send_compressed(CompressionEncoding::Deflate),
             Compression::Zstd => inference.send_compressed(CompressionEncoding::Zstd),
         };
-        Self { inference, others: others.prepare(), accepting }
+        let limits = Limits {
+            max_receive: config.max_receive,
+            max_send: config.max_send,
+            compression: config.response_compression,
+        };
+        Self { service, inference, others: others.prepare(), accepting, limits }
     }
+
+    /// Returns whether neither side of a call is compressed, so that tensors pass uncopied.
+    fn is_plain(&self, headers: &HeaderMap) -> bool {
+        let is_identity = headers.get("grpc-encoding").is_none_or(|name| name == "identity");
+        let accepted = headers.get("grpc-accept-encoding").and_then(|value| value.to_str().ok());
+        let wanted = self.limits.compression.name();
+        let is_compressing = wanted.is_some_and(|wanted| {
+            accepted.into_iter().flat_map(|all| all.split(',')).any(|name| name.trim() == wanted)
+        });
+        is_identity && !is_compressing
+    }
+}
+
+/// The answer to a plain ModelInfer call.
+async fn unary(
+    service: KserveService,
+    request: Request<Incoming>,
+    limits: Limits,
+) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let mut requests = Requests::new(body, limits.max_receive);
+    let envelope = requests.next().await.unwrap_or_else(|| Err(status::without_message()));
+    let reply = match envelope {
+        Ok(envelope) => service.unary(&parts.headers, envelope).await,
+        Err(error) => Err(error),
+    };
+    match reply {
+        Ok(reply) => {
+            let replies = stream::iter([Ok(reply.into_payload())]);
+            respond(Answers::new(replies, limits.max_send))
+        }
+        Err(error) => error.into_http(),
+    }
+}
+
+/// The answer to a plain ModelStreamInfer call.
+fn streaming(
+    service: &KserveService,
+    request: Request<Incoming>,
+    limits: Limits,
+) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let requests = Box::pin(Requests::new(body, limits.max_receive));
+    match service.session(&parts.headers, requests) {
+        Ok(session) => respond(Answers::new(session.map_ok(Reply::into_payload), limits.max_send)),
+        Err(error) => error.into_http(),
+    }
+}
+
+fn respond<B>(body: B) -> Response<Body>
+where
+    B: hyper::body::Body<Data = Bytes, Error = Status> + Send + 'static,
+{
+    let mut response = Response::new(Body::new(body));
+    let kind = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 impl Service<Request<Incoming>> for Door {
@@ -78,16 +154,27 @@ impl Service<Request<Incoming>> for Door {
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let is_inference = request.uri().path().starts_with("/inference.GRPCInferenceService/");
-        if is_inference {
-            let answer = self.inference.clone().call(request);
-            Box::pin(async move { answer.await.map(with_triton_size_code) })
-        } else {
-            let answer = self.others.clone().call(request);
-            let end = Box::pin(self.accepting.cancelled());
-            Box::pin(async move {
-                answer.await.map(|answer| answer.map(|body| Body::new(Ending::new(body, end))))
-            })
+        let method = request.uri().path().strip_prefix("/inference.GRPCInferenceService/");
+        match method {
+            Some("ModelInfer") if self.is_plain(request.headers()) => {
+                let answer = unary(self.service.clone(), request, self.limits);
+                Box::pin(async move { Ok(answer.await) })
+            }
+            Some("ModelStreamInfer") if self.is_plain(request.headers()) => {
+                let answer = streaming(&self.service, request, self.limits);
+                Box::pin(std::future::ready(Ok(answer)))
+            }
+            Some(_) => {
+                let answer = self.inference.clone().call(request);
+                Box::pin(async move { answer.await.map(with_triton_size_code) })
+            }
+            None => {
+                let answer = self.others.clone().call(request);
+                let end = Box::pin(self.accepting.cancelled());
+                Box::pin(async move {
+                    answer.await.map(|answer| answer.map(|body| Body::new(Ending::new(body, end))))
+                })
+            }
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The KServe v2 gRPC door: listen, translate, call, translate back.
 
 mod ending;
+mod frames;
 mod health;
-mod infer;
 mod listen;
 mod metadata;
-mod observation;
 mod service;
 mod stream;
+mod timeout;
 
 pub(crate) use health::Health;
 pub(crate) use listen::{Door, listen};

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Error, ErrorKind, InferOutput, Tasks};
-use futures_util::StreamExt;
-use proto::Reply;
+use futures_util::{StreamExt, TryStreamExt};
+use http::HeaderMap;
 use proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use proto::inference::*;
+use proto::{Envelope, Reply};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::infer::{Call, deadline};
 use super::metadata;
-use super::observation::Observation;
-use super::stream::{Session, StreamOptions};
+use super::stream::{Inbound, Session, StreamOptions};
+use super::timeout::deadline;
+use crate::inference::{Asked, Call, Observation};
 use crate::metrics::Metrics;
 use crate::models::{Models, VERSION};
 use crate::status;
@@ -73,6 +74,45 @@ impl KserveService {
     fn unimplemented<T>(&self, rpc: &'static str, what: &str) -> Result<Response<T>, Status> {
         let text = format!("{rpc} is not offered by this server: {what}");
         self.answer(rpc, Err(Error::new(ErrorKind::Unimplemented, text)))
+    }
+
+    /// Answers a ModelInfer call.
+    pub(super) async fn unary(
+        &self,
+        headers: &HeaderMap,
+        envelope: Envelope,
+    ) -> Result<Reply<ModelInferResponse>, Status> {
+        let mut observation = self.shared.observe("ModelInfer");
+        let deadline = self.shared.admit().and_then(|()| deadline(headers));
+        let call = match deadline {
+            Ok(deadline) => {
+                Call::prepare(&self.shared.models, Asked { envelope, deadline, is_unary: true })
+                    .map_err(|refusal| (refusal.model, refusal.error))
+            }
+            Err(error) => Err((None, error)),
+        };
+        match call {
+            Ok(call) => {
+                observation.accepted(call.model.clone(), call.batch, call.deadline());
+                let result = self.infer(call, &mut observation).await;
+                observation.end(result.as_ref().map(|_| ()));
+                result.map_err(|error| status::grpc(&error))
+            }
+            Err((model, error)) => {
+                observation.refused(model, &error);
+                Err(status::grpc(&error))
+            }
+        }
+    }
+
+    /// Begins a ModelStreamInfer call.
+    pub(super) fn session(&self, headers: &HeaderMap, inbound: Inbound) -> Result<Session, Status> {
+        self.shared.admit().map_err(|error| status::grpc(&error))?;
+        let options = StreamOptions {
+            deadline: deadline(headers).map_err(|error| status::grpc(&error))?,
+            has_true_errors: headers.get("triton_grpc_error").is_some_and(|v| v == "true"),
+        };
+        Ok(Session::new(inbound, self.shared.clone(), options))
     }
 
     async fn infer(
@@ -170,44 +210,21 @@ impl GrpcInferenceService for KserveService {
 
     async fn model_infer(
         &self,
-        request: Request<ModelInferRequest>,
+        request: Request<Envelope>,
     ) -> Result<Response<Reply<ModelInferResponse>>, Status> {
-        let mut observation = self.shared.observe("ModelInfer");
-        let deadline = self.shared.admit().and_then(|()| deadline(request.metadata()));
-        let call = match deadline {
-            Ok(deadline) => {
-                Call::prepare(&self.shared.models, request.into_inner(), deadline, true)
-                    .map_err(|refusal| (refusal.model, refusal.error))
-            }
-            Err(error) => Err((None, error)),
-        };
-        match call {
-            Ok(call) => {
-                observation.accepted(call.model.clone(), call.batch, call.deadline());
-                let result = self.infer(call, &mut observation).await;
-                observation.end(result.as_ref().map(|_| ()));
-                result.map(Response::new).map_err(|error| status::grpc(&error))
-            }
-            Err((model, error)) => {
-                observation.refused(model, &error);
-                Err(status::grpc(&error))
-            }
-        }
+        let (metadata, _, envelope) = request.into_parts();
+        self.unary(&metadata.into_headers(), envelope).await.map(Response::new)
     }
 
     type ModelStreamInferStream = Session;
 
     async fn model_stream_infer(
         &self,
-        request: Request<Streaming<ModelInferRequest>>,
+        request: Request<Streaming<Envelope>>,
     ) -> Result<Response<Session>, Status> {
-        self.shared.admit().map_err(|error| status::grpc(&error))?;
-        let metadata = request.metadata();
-        let options = StreamOptions {
-            deadline: deadline(metadata).map_err(|error| status::grpc(&error))?,
-            has_true_errors: metadata.get("triton_grpc_error").is_some_and(|v| v == "true"),
-        };
-        Ok(Response::new(Session::new(request.into_inner(), self.shared.clone(), options)))
+        let (metadata, _, inbound) = request.into_parts();
+        let inbound = Box::pin(inbound.map_err(status::oversized));
+        self.session(&metadata.into_headers(), inbound).map(Response::new)
     }
 
     async fn repository_model_load(

@@ -16,21 +16,23 @@ use engine::{Error, ErrorKind, InferOutput, InferRequest, OutputStream};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, SelectAll, StreamFuture};
 use futures_util::{Stream, StreamExt};
-use proto::Reply;
-use proto::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
-use tonic::{Status, Streaming};
+use proto::inference::{ModelInferResponse, ModelStreamInferResponse};
+use proto::{Envelope, Reply};
+use tonic::Status;
 
-use super::infer::Call;
-use super::observation::Observation;
 use super::service::Shared;
+use crate::inference::{Asked, Call, Observation, Refusal};
 use crate::models::VERSION;
 use crate::status;
 
 type Item = Reply<ModelStreamInferResponse>;
 
+/// The requests of a stream.
+pub(crate) type Inbound = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
+
 /// One stream of requests and responses.
 pub(crate) struct Session {
-    inbound: Streaming<ModelInferRequest>,
+    inbound: Inbound,
     is_inbound_open: bool,
     shared: Arc<Shared>,
     options: StreamOptions,
@@ -55,11 +57,7 @@ pub(crate) struct StreamOptions {
 
 impl Session {
     /// Begins to serve a stream.
-    pub(crate) fn new(
-        inbound: Streaming<ModelInferRequest>,
-        shared: Arc<Shared>,
-        options: StreamOptions,
-    ) -> Self {
+    pub(crate) fn new(inbound: Inbound, shared: Arc<Shared>, options: StreamOptions) -> Self {
         Self {
             inbound,
             is_inbound_open: true,
@@ -87,23 +85,22 @@ impl Session {
             match self.inbound.poll_next_unpin(cx) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.is_inbound_open = false,
-                Poll::Ready(Some(Err(status))) => return Err(status::oversized(status)),
+                Poll::Ready(Some(Err(status))) => return Err(status),
                 Poll::Ready(Some(Ok(request))) => self.begin(request),
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, request: ModelInferRequest) {
+    fn begin(&mut self, envelope: Envelope) {
         let mut observation = self.shared.observe("ModelStreamInfer");
-        let name = request.model_name.clone();
-        let prepared = self.shared.admit().map_err(|error| {
-            let id = request.id.clone();
-            Box::new(super::infer::Refusal { model: None, id, error })
+        let name = envelope.message.model_name.clone();
+        let admitted = self.shared.admit().map_err(|error| {
+            let id = envelope.message.id.clone();
+            Box::new(Refusal { model: None, id, error })
         });
-        let deadline = self.options.deadline;
-        let call =
-            prepared.and_then(|()| Call::prepare(&self.shared.models, request, deadline, false));
+        let asked = Asked { envelope, deadline: self.options.deadline, is_unary: false };
+        let call = admitted.and_then(|()| Call::prepare(&self.shared.models, asked));
         match call {
             Ok(call) => {
                 observation.accepted(call.model.clone(), call.batch, call.deadline());

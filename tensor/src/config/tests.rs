@@ -26,7 +26,7 @@ fn ints(name: &'static str, shape: &[i64], count: usize) -> Tensor {
 
 fn bytes(data: &[u8], shape: &[i64]) -> Tensor {
     let data = Bytes::copy_from_slice(data);
-    Tensor { name: "WORDS".into(), datatype: Datatype::Bytes, shape: shape.to_vec(), data }
+    Tensor::new("WORDS", Datatype::Bytes, shape.to_vec(), data)
 }
 
 fn check(config: &ModelConfig, inputs: &[Tensor], outputs: &[&str], fragments: &[&str]) {
@@ -144,8 +144,8 @@ fn wire(name: &str, datatype: &str, contents: Option<InferTensorContents>) -> In
 fn refusal(inputs: Vec<InferInputTensor>, raw: &[&'static [u8]]) -> String {
     let raw_input_contents = raw.iter().map(|data| Bytes::from_static(data)).collect();
     let request = ModelInferRequest { inputs, raw_input_contents, ..Default::default() };
-    match decode_inputs(&words(), request) {
-        Ok(inputs) => format!("accepted {:?}", inputs[0].data),
+    match decode_inputs(&words(), request.into()) {
+        Ok(inputs) => format!("accepted {:?}", inputs[0].data.to_bytes()),
         Err(error) => error.to_string(),
     }
 }

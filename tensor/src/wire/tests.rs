@@ -1,10 +1,15 @@
 //! The law: what is written reads back, through the general decoder, as what was meant; and a
 //! decoded request shares the buffer it came in.
 
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 use prost::Message;
+use proto::Envelope;
 use proto::inference::model_infer_response::InferOutputTensor;
-use proto::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
+use proto::inference::{
+    InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
+};
 
 use super::*;
 use crate::{Datatype, Elements, encode_elements, parameters};
@@ -16,11 +21,11 @@ fn tensors() -> impl Strategy<Value = Vec<Tensor>> {
         prop::collection::vec(any::<i64>(), 0..4),
         prop_oneof![0..40usize, LARGE_BYTES - 1..LARGE_BYTES + 300],
     );
-    let tensor = tensor.prop_map(|(name, datatype, shape, length)| Tensor {
-        name: name.into(),
-        datatype: Datatype::ALL[datatype],
-        shape,
-        data: (0..length).map(|i| i as u8).collect(),
+    let tensor = (tensor, values(), 1..5000usize);
+    let tensor = tensor.prop_map(|((name, datatype, shape, length), parameters, cut)| {
+        let data: Vec<u8> = (0..length).map(|i| i as u8).collect();
+        let data: Payload = data.chunks(cut).map(Bytes::copy_from_slice).collect();
+        Tensor { parameters, ..Tensor::new(name, Datatype::ALL[datatype], shape, data) }
     });
     prop::collection::vec(tensor, 0..5)
 }
@@ -41,22 +46,23 @@ fn meant(head: &ResponseHead<'_>, tensors: &[Tensor]) -> ModelInferResponse {
         model_name: head.model_name.into(),
         model_version: head.model_version.into(),
         id: head.id.into(),
-        parameters: head
-            .parameters
-            .iter()
-            .map(|(key, value)| (key.clone(), parameters::encode(value)))
-            .collect(),
+        parameters: encoded(head.parameters),
         outputs: tensors
             .iter()
             .map(|tensor| InferOutputTensor {
                 name: tensor.name.to_string(),
                 datatype: tensor.datatype.name().into(),
                 shape: tensor.shape.clone(),
+                parameters: encoded(&tensor.parameters),
                 ..Default::default()
             })
             .collect(),
-        raw_output_contents: tensors.iter().map(|tensor| tensor.data.clone()).collect(),
+        raw_output_contents: tensors.iter().map(|tensor| tensor.data.to_bytes()).collect(),
     }
+}
+
+fn encoded(parameters: &Parameters) -> HashMap<String, InferParameter> {
+    parameters.iter().map(|(key, value)| (key.clone(), parameters::encode(value))).collect()
 }
 
 proptest! {
@@ -82,6 +88,31 @@ proptest! {
     }
 
     #[test]
+    fn a_request_is_the_same_however_it_is_cut(
+        name in "[a-z]{0,9}", id in ".{0,20}", raw: Vec<Vec<u8>>, parameters in values(),
+        noise: Vec<u8>, cut in 1..40usize,
+    ) {
+        let request = ModelInferRequest {
+            model_name: name,
+            id,
+            parameters: encoded(&parameters),
+            raw_input_contents: raw.into_iter().map(Bytes::from).collect(),
+            ..Default::default()
+        };
+        let sound = request.encode_to_vec();
+        for bytes in [sound.clone(), [sound, noise.clone()].concat(), noise] {
+            let whole = ModelInferRequest::decode(&bytes[..]).map(Envelope::from);
+            let cut = Envelope::decode(bytes.chunks(cut).map(Bytes::copy_from_slice).collect());
+            prop_assert_eq!(whole.is_ok(), cut.is_ok());
+            if let (Ok(whole), Ok(cut)) = (whole, cut) {
+                // A map's bytes may name a key twice; messages compare by what they mean.
+                prop_assert_eq!(whole.message, cut.message);
+                prop_assert_eq!(whole.payloads, cut.payloads);
+            }
+        }
+    }
+
+    #[test]
     fn elements_survive_the_round_trip(elements: Vec<Vec<u8>>) {
         let decoded: Result<Vec<_>, _> = Elements::new(encode_elements(&elements)).collect();
         let decoded = decoded.map_err(|error| TestCaseError::fail(format!("{error:?}")))?;
@@ -99,12 +130,7 @@ proptest! {
 #[test]
 fn a_large_payload_is_shared_both_ways() {
     let payload = Bytes::from(vec![1u8; 1 << 20]);
-    let tensor = Tensor {
-        name: "OUT".into(),
-        datatype: Datatype::Uint8,
-        shape: vec![1 << 20],
-        data: payload.clone(),
-    };
+    let tensor = Tensor::new("OUT", Datatype::Uint8, vec![1 << 20], payload.clone());
     let head = ResponseHead {
         model_name: "m",
         model_version: "1",
@@ -112,11 +138,16 @@ fn a_large_payload_is_shared_both_ways() {
         parameters: &Parameters::new(),
     };
     let encoded = encode_response(&head, &[tensor]);
-    assert!(encoded.tail.iter().any(|segment| segment.as_ptr() == payload.as_ptr()));
+    assert!(encoded.segments().any(|segment| segment.as_ptr() == payload.as_ptr()));
 
     let request = ModelInferRequest { raw_input_contents: vec![payload], ..Default::default() };
     let buffer = Bytes::from(request.encode_to_vec());
-    let decoded = ModelInferRequest::decode(buffer.clone()).unwrap();
     let inside = buffer.as_ptr_range();
-    assert!(inside.contains(&decoded.raw_input_contents[0].as_ptr()));
+    for cut in [buffer.len(), 5000] {
+        let pieces = (0..buffer.len()).step_by(cut);
+        let pieces = pieces.map(|at| buffer.slice(at..buffer.len().min(at + cut)));
+        let decoded = Envelope::decode(pieces.collect()).unwrap();
+        let shared = |segment: &Bytes| inside.contains(&segment.as_ptr());
+        assert!(decoded.payloads[0].segments().all(shared), "cut at {cut}");
+    }
 }

@@ -44,7 +44,8 @@ impl Engine<InferRequest> for Identity {
             tokio::time::sleep(self.delay).await;
         }
         let input = input(&request, "INPUT0")?;
-        let output = Tensor { name: "OUTPUT0".into(), ..input.clone() };
+        let output =
+            Tensor::new("OUTPUT0", input.datatype, input.shape.clone(), input.data.clone());
         Ok(once(InferOutput { tensors: vec![output], is_last: true, ..InferOutput::default() }))
     }
 }

@@ -4,14 +4,24 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::{Context, Error, ErrorKind, InferRequest, OutputStream, RequestedOutput, Result};
-use proto::inference::{InferParameter, ModelInferRequest};
+use proto::Envelope;
+use proto::inference::InferParameter;
+use tensor::request::WireInputs;
 use tensor::{Parameter, Parameters};
-use tonic::metadata::MetadataMap;
 
 use crate::models::{Model, Models};
+
+/// A request as a door decoded it.
+pub(crate) struct Asked {
+    pub envelope: Envelope,
+    /// When the client stops waiting.
+    pub deadline: Option<Instant>,
+    /// The client takes exactly one response.
+    pub is_unary: bool,
+}
 
 /// A request that passed every check.
 pub(crate) struct Call {
@@ -32,13 +42,13 @@ pub(crate) struct Refusal {
 }
 
 impl Call {
-    /// Checks a wire request.
+    /// Checks a request.
     pub(crate) fn prepare(
         models: &Models,
-        wire: ModelInferRequest,
-        deadline: Option<Instant>,
-        is_unary: bool,
+        asked: Asked,
     ) -> std::result::Result<Self, Box<Refusal>> {
+        let Asked { envelope, deadline, is_unary } = asked;
+        let wire = &envelope.message;
         let id = wire.id.clone();
         let refuse = |model: Option<Arc<Model>>, error: Error| {
             Box::new(Refusal { model, id: id.clone(), error })
@@ -53,7 +63,7 @@ impl Call {
             );
             return Err(refuse(Some(model), error));
         }
-        match Self::decode(&model, wire, is_unary) {
+        match Self::decode(&model, envelope, is_unary) {
             Ok((request, options)) => {
                 let context = Context::new(id.as_str())
                     .with_deadline(deadline)
@@ -71,9 +81,10 @@ impl Call {
 
     fn decode(
         model: &Model,
-        mut wire: ModelInferRequest,
+        envelope: Envelope,
         is_unary: bool,
     ) -> Result<(InferRequest, Options)> {
+        let Envelope { message: mut wire, payloads } = envelope;
         let mut parameters = tensor::parameters::decode(std::mem::take(&mut wire.parameters))?;
         let options = Options::take(&mut parameters)?;
         for input in &wire.inputs {
@@ -87,7 +98,10 @@ impl Call {
                 Ok(RequestedOutput { name: output.name, parameters })
             })
             .collect::<Result<Vec<_>>>()?;
-        let mut inputs = tensor::request::decode_inputs(&model.config, wire)?;
+        let mut inputs = tensor::request::decode_inputs(
+            &model.config,
+            WireInputs { inputs: wire.inputs, payloads, lent: Vec::new() },
+        )?;
         if let Some(bridge) = &model.text {
             bridge.normalize(&mut inputs);
         }
@@ -217,59 +231,9 @@ fn batch_size(model: &Model, request: &InferRequest) -> u64 {
     }
 }
 
-/// Returns the moment at which the client stops waiting, from the `grpc-timeout` header.
-///
-/// Errors: a header that does not follow the gRPC protocol.
-pub(crate) fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>> {
-    let Some(value) = metadata.get("grpc-timeout") else {
-        return Ok(None);
-    };
-    let text = value.to_str().unwrap_or_default();
-    match parse_timeout(text) {
-        Some(timeout) => Ok(Instant::now().checked_add(timeout)),
-        None => Err(Error::invalid(format!("grpc-timeout: `{text}` is not a gRPC timeout"))),
-    }
-}
-
-/// Reads "at most 8 digits and a unit", as the gRPC protocol over HTTP/2 writes a timeout.
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let unit = text.chars().last()?;
-    let digits = &text[..text.len() - unit.len_utf8()];
-    let is_number = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
-    let value: u64 = digits.parse().ok().filter(|_| is_number)?;
-    match unit {
-        'H' => Some(Duration::from_secs(value * 3600)),
-        'M' => Some(Duration::from_secs(value * 60)),
-        'S' => Some(Duration::from_secs(value)),
-        'm' => Some(Duration::from_millis(value)),
-        'u' => Some(Duration::from_micros(value)),
-        'n' => Some(Duration::from_nanos(value)),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_timeout_is_digits_and_a_unit() {
-        let table = [
-            ("100m", Some(Duration::from_millis(100))),
-            ("1S", Some(Duration::from_secs(1))),
-            ("99999999n", Some(Duration::from_nanos(99_999_999))),
-            ("2H", Some(Duration::from_secs(7200))),
-            ("", None),
-            ("m", None),
-            ("5", None),
-            ("-1m", None),
-            ("123456789m", None),
-            ("1é", None),
-        ];
-        for (text, expected) in table {
-            assert_eq!(parse_timeout(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn reserved_parameters_are_taken_and_checked() {
