@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tensor::{Parameters, Tensor};
 
-use crate::Request;
+use crate::{Request, Sequence};
 
 /// A request over tensors, checked against the model's configuration before any engine sees it.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,8 @@ pub struct InferRequest {
     pub outputs: Vec<RequestedOutput>,
     /// The request's parameters, without those that the protocol reserves.
     pub parameters: Parameters,
+    /// The request's place in a sequence, if the client gave one.
+    pub sequence: Option<Sequence>,
     /// The caller takes exactly one response, so a request that asks for a stream is refused.
     pub is_unary: bool,
 }

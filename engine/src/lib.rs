@@ -13,6 +13,7 @@ mod generate;
 mod infer;
 mod model;
 mod sampling;
+mod sequence;
 mod tasks;
 pub mod testing;
 mod usage;
@@ -24,5 +25,6 @@ pub use generate::{FinishReason, GenerateOutput, GenerateRequest, TokenId, Token
 pub use infer::{InferOutput, InferRequest, RequestedOutput};
 pub use model::{ModelCard, TokenKind, Vocabulary};
 pub use sampling::{Sampling, StopConditions};
+pub use sequence::{Sequence, SequenceId, SequenceState};
 pub use tasks::Tasks;
 pub use usage::{Usage, WorkerLoad};

@@ -20,4 +20,6 @@ pub struct WorkerLoad {
     pub used_blocks: u32,
     /// KV blocks there are.
     pub total_blocks: u32,
+    /// Tokens that a block holds.
+    pub block_tokens: u32,
 }

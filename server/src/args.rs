@@ -10,6 +10,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Compression, LogFormat};
+use crate::repository::ControlMode;
+use crate::trace::TraceMode;
 
 /// Names of the reference's variables that mean one of ours.
 const ALIASES: [(&str, &str); 2] = [
@@ -46,10 +48,28 @@ pub struct ServeArgs {
     #[arg(long, env = "STATOR_NO_DEFAULT_MODEL", help_heading = "Models")]
     pub no_default_model: bool,
     /// Serve a built-in model: [NAME=]KIND[,KEY=VALUE]..., KIND one of identity (datatype, dims
-    /// as 2x-1, max_batch_size, delay_ms), add_sub, repeat_int32, mock (pace_ms, context_length)
+    /// as 2x-1, max_batch_size, delay_ms, echo_parameters), add_sub (datatype, dims,
+    /// max_batch_size), repeat_int32, square, sequence (delay_ms, idle_ms), mock (pace_ms,
+    /// context_length)
     #[arg(long, value_name = "SPEC", env = "STATOR_BUILTIN", value_delimiter = ';')]
     #[arg(help_heading = "Models")]
     pub builtin: Vec<String>,
+    /// Folder of model folders in Triton's layout: NAME/config.pbtxt, NAME/1/...; may be repeated
+    #[arg(long, value_name = "DIR", env = "STATOR_MODEL_REPOSITORY", value_delimiter = ',')]
+    #[arg(help_heading = "Models")]
+    pub model_repository: Vec<PathBuf>,
+    /// Who decides what is loaded later: nobody, changes of the repositories, or clients
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = ControlMode::None)]
+    #[arg(env = "STATOR_MODEL_CONTROL_MODE", help_heading = "Models")]
+    pub model_control_mode: ControlMode,
+    /// Model of a repository to load at the start in explicit mode, `*` for all; may be repeated
+    #[arg(long, value_name = "NAME", env = "STATOR_LOAD_MODEL", value_delimiter = ',')]
+    #[arg(help_heading = "Models")]
+    pub load_model: Vec<String>,
+    /// Seconds between two looks at the repositories in poll mode
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, env = "STATOR_REPOSITORY_POLL_SECS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=86_400), help_heading = "Models")]
+    pub repository_poll_secs: u32,
     /// Where downloaded models lie [default: the user's cache folder, stator/models]
     #[arg(long, value_name = "DIR", env = "STATOR_MODEL_DIR", help_heading = "Models")]
     pub model_dir: Option<PathBuf>,
@@ -57,11 +77,33 @@ pub struct ServeArgs {
     #[arg(long, value_name = "URL", env = "STATOR_HUB_URL", help_heading = "Models")]
     pub hub_url: Option<String>,
     #[command(flatten)]
+    pub shared_memory: SharedMemoryArgs,
+    #[command(flatten)]
     pub grpc: GrpcArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
+    pub trace: TraceArgs,
+    #[command(flatten)]
     pub process: ProcessArgs,
+}
+
+/// Memory that clients share.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Shared memory")]
+pub struct SharedMemoryArgs {
+    /// Let clients register shared memory regions: they can then read and write every POSIX shared
+    /// memory object that this process may
+    #[arg(long, env = "STATOR_ALLOW_CLIENT_SHM")]
+    pub allow_client_shm: bool,
+    /// What the keys of the objects have to begin with [default: anything]; may be repeated
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        env = "STATOR_CLIENT_SHM_KEY_PREFIX",
+        value_delimiter = ','
+    )]
+    pub client_shm_key_prefix: Vec<String>,
 }
 
 /// The gRPC door.
@@ -133,6 +175,15 @@ pub struct GrpcArgs {
     #[arg(long, value_name = "ENCODING", value_enum, default_value_t = Compression::None)]
     #[arg(env = "STATOR_GRPC_RESPONSE_COMPRESSION")]
     pub grpc_response_compression: Compression,
+    /// Regular expression of the headers whose values become string parameters of a request
+    #[arg(long, value_name = "REGEX", env = "STATOR_GRPC_HEADER_FORWARD_PATTERN")]
+    pub grpc_header_forward_pattern: Option<String>,
+    /// GROUP[,GROUP]...:KEY=VALUE: calls of these groups need the header triton-grpc-protocol-KEY
+    /// with this value. Groups: health, metadata, inference, shared-memory, model-config,
+    /// model-repository, statistics, trace, logging; may be repeated
+    #[arg(long, value_name = "RULE", env = "STATOR_GRPC_RESTRICTED_PROTOCOL")]
+    #[arg(value_delimiter = ';', hide_env_values = true)]
+    pub grpc_restricted_protocol: Vec<String>,
     /// The server's name in ServerMetadata; Triton's clients and tools look for `triton`
     #[arg(long, value_name = "NAME", default_value = "triton", env = "STATOR_SERVER_NAME")]
     pub server_name: String,
@@ -166,6 +217,38 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 1024, env = "STATOR_MAX_WAITING_REQUESTS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_waiting_requests: u32,
+}
+
+/// Traces of single requests; clients may change all but the file and the endpoint.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Traces")]
+pub struct TraceArgs {
+    /// What is traced: OFF, or TIMESTAMPS and TENSORS (tensors tell what clients sent)
+    #[arg(long, value_name = "LEVEL", default_value = "OFF", env = "STATOR_TRACE_LEVEL")]
+    #[arg(value_delimiter = ',', value_parser = ["OFF", "TIMESTAMPS", "TENSORS"])]
+    pub trace_level: Vec<String>,
+    /// One request of so many is traced
+    #[arg(long, value_name = "N", default_value_t = 1000, env = "STATOR_TRACE_RATE")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub trace_rate: u32,
+    /// So many requests are traced; -1: no limit
+    #[arg(long, value_name = "N", default_value_t = -1, env = "STATOR_TRACE_COUNT")]
+    #[arg(allow_negative_numbers = true)]
+    pub trace_count: i64,
+    /// A trace file is closed after so many traces and another begun; 0: never
+    #[arg(long, value_name = "N", default_value_t = 0, env = "STATOR_TRACE_LOG_FREQUENCY")]
+    pub trace_log_frequency: u32,
+    /// Where traces go: to a file as Triton writes it, or as spans over OTLP
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = TraceMode::Triton)]
+    #[arg(env = "STATOR_TRACE_MODE")]
+    pub trace_mode: TraceMode,
+    /// File of mode triton
+    #[arg(long, value_name = "FILE", env = "STATOR_TRACE_FILE")]
+    pub trace_file: Option<PathBuf>,
+    /// Collector of mode opentelemetry, OTLP over gRPC
+    #[arg(long, value_name = "URL", default_value = "http://localhost:4317")]
+    #[arg(env = "STATOR_TRACE_OTLP_ENDPOINT")]
+    pub trace_otlp_endpoint: String,
 }
 
 /// The process.

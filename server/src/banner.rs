@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use crate::models::{Models, State};
+use crate::models::Models;
 
 /// Returns the calls for the first model of each kind.
 pub(crate) fn text(address: SocketAddr, models: &Models) -> String {
@@ -11,14 +11,7 @@ pub(crate) fn text(address: SocketAddr, models: &Models) -> String {
         true => format!("localhost:{}", address.port()),
         false => address.to_string(),
     };
-    let ready: Vec<_> = models
-        .list()
-        .into_iter()
-        .filter_map(|(_, state)| match state {
-            State::Ready(model) => Some(model),
-            State::Loading => None,
-        })
-        .collect();
+    let ready = models.ready();
     let names: Vec<&str> = ready.iter().map(|model| &*model.name).collect();
     let mut out = format!("\nStator serves KServe v2 over gRPC at {host}\n");
     let _ = writeln!(out, "models: {}\n", names.join(", "));

@@ -4,8 +4,13 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::args::{EngineArgs, GrpcArgs, ServeArgs, cache_dir};
+use crate::args::{EngineArgs, GrpcArgs, ServeArgs, TraceArgs, cache_dir};
+use crate::forwarding::Forwarding;
+use crate::repository::{ControlMode, RepositoryConfig};
+use crate::restriction::Restrictions;
+use crate::shared_memory::SharedMemoryConfig;
 use crate::source::{Builtin, Source};
+use crate::trace::{TraceConfig, TraceMode};
 
 /// A configuration that cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +24,12 @@ pub struct Config {
     pub models: Vec<Source>,
     /// The built-in models.
     pub builtins: Vec<Builtin>,
+    /// The model repositories.
+    pub repository: RepositoryConfig,
+    /// What clients may share of their memory.
+    pub shared_memory: SharedMemoryConfig,
+    /// What is traced at the start.
+    pub trace: TraceConfig,
     /// Where downloaded models lie.
     pub model_dir: PathBuf,
     /// The hub that ids are fetched from; none: the hub library's own choice.
@@ -68,6 +79,10 @@ pub struct GrpcConfig {
     pub response_compression: Compression,
     /// The name in ServerMetadata.
     pub server_name: String,
+    /// Which headers become request parameters.
+    pub(crate) forwarding: Forwarding,
+    /// Which calls need a header with a secret.
+    pub restrictions: Restrictions,
 }
 
 /// The embedded engine's limits.
@@ -135,7 +150,9 @@ impl Config {
             args.models.iter().map(|text| Source::parse(text)).collect::<Result<_, _>>()?;
         let builtins: Vec<Builtin> =
             args.builtin.iter().map(|text| Builtin::parse(text)).collect::<Result<_, _>>()?;
-        if models.is_empty() && builtins.is_empty() && !args.no_default_model {
+        let repository = repository(args)?;
+        let is_bare = models.is_empty() && builtins.is_empty() && repository.roots.is_empty();
+        if is_bare && !args.no_default_model {
             models.push(Source::default_model(&model_dir));
         }
         let process = &args.process;
@@ -152,6 +169,12 @@ impl Config {
         Ok(Self {
             models,
             builtins,
+            repository,
+            trace: TraceConfig::from_args(&args.trace)?,
+            shared_memory: SharedMemoryConfig {
+                is_allowed: args.shared_memory.allow_client_shm,
+                key_prefixes: args.shared_memory.client_shm_key_prefix.clone(),
+            },
             model_dir,
             hub_url: args.hub_url.clone(),
             grpc: GrpcConfig::from_args(&args.grpc)?,
@@ -182,6 +205,15 @@ impl GrpcConfig {
             has_nodelay: args.grpc_tcp_nodelay,
             response_compression: args.grpc_response_compression,
             server_name: args.server_name.clone(),
+            forwarding: forwarding(
+                "--grpc-header-forward-pattern",
+                args.grpc_header_forward_pattern.as_deref(),
+            )?,
+            restrictions: Restrictions::parse(
+                "--grpc-restricted-protocol",
+                &args.grpc_restricted_protocol,
+                "triton-grpc-protocol-",
+            )?,
         })
     }
 }
@@ -197,6 +229,51 @@ impl EngineConfig {
             max_waiting_requests: args.max_waiting_requests as usize,
         }
     }
+}
+
+impl TraceConfig {
+    fn from_args(args: &TraceArgs) -> Result<Self, Invalid> {
+        let count = match args.trace_count {
+            -1 => None,
+            count => Some(u64::try_from(count).map_err(|_| {
+                Invalid(format!("--trace-count: expected -1 or at least 0, got {count}"))
+            })?),
+        };
+        let is_on = args.trace_level.iter().any(|level| level != "OFF");
+        if is_on && args.trace_mode == TraceMode::Triton && args.trace_file.is_none() {
+            return Err(Invalid("--trace-level: mode `triton` needs --trace-file".into()));
+        }
+        Ok(Self {
+            level: args.trace_level.clone(),
+            rate: args.trace_rate,
+            count,
+            log_frequency: args.trace_log_frequency,
+            mode: args.trace_mode,
+            file: args.trace_file.clone(),
+            otlp_endpoint: args.trace_otlp_endpoint.clone(),
+        })
+    }
+}
+
+fn forwarding(flag: &str, pattern: Option<&str>) -> Result<Forwarding, Invalid> {
+    Forwarding::new(pattern).map_err(|error| Invalid(format!("{flag}: {error}")))
+}
+
+fn repository(args: &ServeArgs) -> Result<RepositoryConfig, Invalid> {
+    let config = RepositoryConfig {
+        roots: args.model_repository.clone(),
+        mode: args.model_control_mode,
+        load_models: args.load_model.clone(),
+        poll_interval: Duration::from_secs(args.repository_poll_secs.into()),
+    };
+    if let Some(root) = config.missing_root() {
+        return Err(Invalid(format!("--model-repository: `{}` is not a folder", root.display())));
+    }
+    if config.mode != ControlMode::Explicit && !config.load_models.is_empty() {
+        let text = "--load-model: works only with --model-control-mode explicit";
+        return Err(Invalid(text.into()));
+    }
+    Ok(config)
 }
 
 /// Returns the number of threads asked for, where 0 means one a core.

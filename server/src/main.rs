@@ -32,13 +32,13 @@ fn main() -> ExitCode {
 
 fn start(args: &args::ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::from_args(args)?;
-    telemetry::start(&args.process.log_level, args.process.log_format)?;
+    let logging = telemetry::start(&args.process.log_level, args.process.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads(args.process.runtime_threads))
         .thread_name("stator-io")
         .enable_all()
         .build()?;
-    runtime.block_on(serve::run(config))?;
+    runtime.block_on(serve::run(config, logging))?;
     runtime.shutdown_background();
     Ok(())
 }

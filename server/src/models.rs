@@ -1,24 +1,35 @@
-//! The models that are served, by name: the one truth behind readiness, metadata and inference.
+//! The models that are served, by name and version: the one truth behind readiness, metadata and
+//! inference.
+//!
+//! A model that is replaced or unloaded serves the requests that hold it to their end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use engine::{Engine, Error, ErrorKind, InferRequest, Result, WorkerLoad};
 use openai_bridge::TextBridge;
+use proto::inference as wire;
 use tensor::ModelConfig;
+use tokio::sync::watch;
 
 use crate::statistics::Statistics;
 
-/// The version of every model: files carry none.
-pub(crate) const VERSION: &str = "1";
+/// The reason that the index shows for a model that was unloaded.
+const UNLOADED: &str = "unloaded";
 
-/// A model that can be called.
+/// A version of a model that can be called.
 pub(crate) struct Model {
     /// The name, shared with metric labels.
     pub name: Arc<str>,
+    /// The version, as clients write it.
+    pub version: Arc<str>,
     /// Its inputs and outputs.
     pub config: ModelConfig,
+    /// The configuration in force, as ModelConfig tells it.
+    pub declared: wire::ModelConfig,
+    /// The labels of the outputs that have a label file.
+    pub labels: HashMap<String, Vec<String>>,
     /// What answers its requests.
     pub engine: Arc<dyn Engine<InferRequest>>,
     /// The bridge of a text model.
@@ -29,6 +40,8 @@ pub(crate) struct Model {
     pub health: Option<Box<dyn Fn() -> bool + Send + Sync>>,
     /// Its counters.
     pub statistics: Statistics,
+    /// Files that live as long as the model, such as those sent with a load request.
+    pub files: Option<Arc<tempfile::TempDir>>,
 }
 
 impl fmt::Debug for Model {
@@ -50,30 +63,108 @@ impl Model {
     }
 }
 
-/// Where a model is in its life.
+/// Where a version of a model is in its life.
 #[derive(Clone, Debug)]
 pub(crate) enum State {
     /// Being read; not callable yet.
     Loading,
     /// Callable.
     Ready(Arc<Model>),
+    /// Taken away; requests that hold it run to their end.
+    Unloading(Weak<Model>),
+    /// Not callable, for this reason.
+    Unavailable(String),
+}
+
+impl State {
+    /// Returns the state as RepositoryIndex spells it, with its reason.
+    pub(crate) fn spell(&self) -> (&'static str, &str) {
+        match self {
+            Self::Loading => ("LOADING", ""),
+            Self::Ready(model) if model.is_ready() => ("READY", ""),
+            Self::Ready(_) => ("UNAVAILABLE", "its engine failed"),
+            Self::Unloading(model) if model.strong_count() > 0 => ("UNLOADING", ""),
+            Self::Unloading(_) => ("UNAVAILABLE", UNLOADED),
+            Self::Unavailable(reason) => ("UNAVAILABLE", reason),
+        }
+    }
+}
+
+/// The versions of one name.
+#[derive(Debug, Default)]
+struct Entry {
+    versions: BTreeMap<u64, State>,
+    /// The highest version that is callable.
+    latest: Option<Arc<Model>>,
+}
+
+impl Entry {
+    fn settle(&mut self) {
+        self.latest = self.versions.values().rev().find_map(|state| match state {
+            State::Ready(model) => Some(model.clone()),
+            _ => None,
+        });
+    }
 }
 
 /// The models of this server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Models {
-    by_name: RwLock<BTreeMap<String, State>>,
+    by_name: RwLock<BTreeMap<String, Entry>>,
+    changes: watch::Sender<()>,
+}
+
+impl Default for Models {
+    fn default() -> Self {
+        Self { by_name: RwLock::default(), changes: watch::Sender::new(()) }
+    }
 }
 
 impl Models {
-    /// Announces a model that is being loaded.
-    pub(crate) fn announce(&self, name: &str) {
-        self.write().insert(name.to_owned(), State::Loading);
+    /// Says that a version is being loaded. One that is callable stays so until it is replaced.
+    pub(crate) fn announce(&self, name: &str, version: u64) {
+        let mut guard = self.write();
+        let versions = &mut guard.entry(name.to_owned()).or_default().versions;
+        if !matches!(versions.get(&version), Some(State::Ready(_))) {
+            versions.insert(version, State::Loading);
+        }
+        drop(guard);
+        self.changes.send_replace(());
     }
 
-    /// Makes a loaded model callable.
-    pub(crate) fn insert(&self, model: Arc<Model>) {
-        self.write().insert(model.name.to_string(), State::Ready(model));
+    /// Makes these the callable versions of a name; others of the name are unloaded.
+    pub(crate) fn replace(&self, name: &str, models: Vec<(u64, Arc<Model>)>) {
+        let mut guard = self.write();
+        let entry = guard.entry(name.to_owned()).or_default();
+        let old = std::mem::take(&mut entry.versions);
+        for (version, state) in old {
+            let left = match state {
+                State::Ready(model) => State::Unloading(Arc::downgrade(&model)),
+                State::Loading => continue,
+                state => state,
+            };
+            entry.versions.insert(version, left);
+        }
+        entry.versions.extend(models.into_iter().map(|(v, model)| (v, State::Ready(model))));
+        entry.settle();
+        drop(guard);
+        self.changes.send_replace(());
+    }
+
+    /// Says that a version could not be loaded; one that is callable stays so.
+    pub(crate) fn fail(&self, name: &str, version: u64, reason: &str) {
+        let mut guard = self.write();
+        let versions = &mut guard.entry(name.to_owned()).or_default().versions;
+        if !matches!(versions.get(&version), Some(State::Ready(_))) {
+            versions.insert(version, State::Unavailable(reason.to_owned()));
+        }
+        drop(guard);
+        self.changes.send_replace(());
+    }
+
+    /// Takes every version of a name away.
+    pub(crate) fn unload(&self, name: &str) {
+        self.replace(name, Vec::new());
     }
 
     /// Returns the callable model of this name and version; an empty version means the latest.
@@ -81,38 +172,81 @@ impl Models {
     /// Errors: not found, invalid version, or unavailable while it loads; Triton's texts.
     pub(crate) fn get(&self, name: &str, version: &str) -> Result<Arc<Model>> {
         let number = parse_version(version)?;
-        let guard = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        let state = guard.get(name).ok_or_else(|| {
-            Error::not_found(format!("Request for unknown model: '{name}' is not found"))
-        })?;
-        if let Some(number) = number.filter(|number| *number != 1) {
-            let text = format!("Request for unknown model: '{name}' version {number} is not found");
-            return Err(Error::not_found(text));
-        }
-        match state {
-            State::Ready(model) => Ok(model.clone()),
-            State::Loading => {
-                let text = format!(
-                    "Request for unknown model: '{name}' version {VERSION} is not at ready state"
-                );
-                Err(Error::new(ErrorKind::Unavailable, text))
-            }
+        let guard = self.read();
+        let unknown = |why: String| format!("Request for unknown model: '{name}' {why}");
+        let entry = guard.get(name).ok_or_else(|| Error::not_found(unknown("is not found".into())));
+        let entry = entry?;
+        let loading = |number: u64| {
+            let text = unknown(format!("version {number} is not at ready state"));
+            Err(Error::new(ErrorKind::Unavailable, text))
+        };
+        let Some(number) = number else {
+            let is_loading = |(number, state): (&u64, &State)| {
+                matches!(state, State::Loading).then_some(*number)
+            };
+            return match (&entry.latest, entry.versions.iter().find_map(is_loading)) {
+                (Some(model), _) => Ok(model.clone()),
+                (None, Some(number)) => loading(number),
+                (None, None) => Err(Error::not_found(unknown("has no available versions".into()))),
+            };
+        };
+        match entry.versions.get(&number) {
+            Some(State::Ready(model)) => Ok(model.clone()),
+            Some(_) => loading(number),
+            None => Err(Error::not_found(unknown(format!("version {number} is not found")))),
         }
     }
 
-    /// Returns all models in the order of their names.
-    pub(crate) fn list(&self) -> Vec<(String, State)> {
-        let guard = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        guard.iter().map(|(name, state)| (name.clone(), state.clone())).collect()
+    /// Returns the callable versions of a name: the one given, or all.
+    ///
+    /// Errors: as [`get`](Self::get).
+    pub(crate) fn matching(&self, name: &str, version: &str) -> Result<Vec<Arc<Model>>> {
+        let one = self.get(name, version)?;
+        if !version.is_empty() {
+            return Ok(vec![one]);
+        }
+        Ok(self.ready().into_iter().filter(|model| *model.name == *name).collect())
     }
 
-    /// Returns whether every model is callable.
+    /// Returns all versions in the order of their names and numbers.
+    pub(crate) fn list(&self) -> Vec<(String, u64, State)> {
+        let all = |(name, entry): (&String, &Entry)| {
+            let versions = entry.versions.iter();
+            let named = versions.map(|(number, state)| (name.clone(), *number, state.clone()));
+            named.collect::<Vec<_>>()
+        };
+        self.read().iter().flat_map(all).collect()
+    }
+
+    /// Returns every callable model.
+    pub(crate) fn ready(&self) -> Vec<Arc<Model>> {
+        let ready = |(_, _, state)| match state {
+            State::Ready(model) => Some(model),
+            _ => None,
+        };
+        self.list().into_iter().filter_map(ready).collect()
+    }
+
+    /// Returns whether no model is loading and every engine takes requests.
     pub(crate) fn are_ready(&self) -> bool {
-        let guard = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        guard.values().all(|state| matches!(state, State::Ready(model) if model.is_ready()))
+        let is_fine = |state: &State| match state {
+            State::Loading => false,
+            State::Ready(model) => model.is_ready(),
+            State::Unloading(_) | State::Unavailable(_) => true,
+        };
+        self.read().values().all(|entry| entry.versions.values().all(is_fine))
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, State>> {
+    /// Returns a receiver that is told of every change.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Entry>> {
+        self.by_name.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
         self.by_name.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -157,12 +291,17 @@ mod tests {
     fn a_model_that_loads_is_known_and_not_ready() {
         let models = Models::default();
         assert!(models.are_ready(), "a server without models is ready");
-        models.announce("m");
+        models.announce("m", 1);
         assert!(!models.are_ready());
         let kind = |name, version| models.get(name, version).unwrap_err().kind();
         assert_eq!(kind("m", ""), ErrorKind::Unavailable);
+        assert_eq!(kind("m", "1"), ErrorKind::Unavailable);
         assert_eq!(kind("m", "7"), ErrorKind::NotFound);
         assert_eq!(kind("n", ""), ErrorKind::NotFound);
         assert_eq!(kind("m", "x"), ErrorKind::InvalidRequest);
+        models.fail("m", 1, "no file");
+        assert!(models.are_ready(), "a model that failed holds nobody up");
+        assert_eq!(kind("m", ""), ErrorKind::NotFound);
+        assert_eq!(models.list()[0].2.spell(), ("UNAVAILABLE", "no file"));
     }
 }

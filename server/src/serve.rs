@@ -12,11 +12,16 @@ use tokio::net::TcpListener;
 use tonic::service::Routes;
 
 use crate::admin::{self, Exporter};
+use crate::backend::Backends;
 use crate::config::Config;
-use crate::kserve::{Door, Health, KserveService, Shared, listen};
-use crate::load::{self, LoadError};
+use crate::kserve::{Door, Health, KserveService, listen};
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::repository::{ControlMode, Definition, Repository};
+use crate::shared::Shared;
+use crate::shared_memory::Regions;
+use crate::telemetry::Logging;
+use crate::trace::Traces;
 use crate::{banner, shutdown};
 
 /// Why a server could not start or go on.
@@ -33,8 +38,13 @@ pub enum ServeError {
         source: std::io::Error,
     },
     /// A model could not be loaded.
-    #[error(transparent)]
-    Load(#[from] LoadError),
+    #[error("model `{name}`: {why}")]
+    Load {
+        /// The model.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A part of the server could not be put together.
     #[error("cannot start: {0}")]
     Start(String),
@@ -44,7 +54,10 @@ pub enum ServeError {
 pub struct Server {
     config: Config,
     models: Arc<Models>,
-    metrics: Arc<Metrics>,
+    repository: Arc<Repository>,
+    /// The names to load at the start.
+    initial: Vec<String>,
+    traces: Arc<Traces>,
     health: Health,
     /// What accepts requests, what works on them, and what tells of it; they end in this order.
     tasks: (Tasks, Tasks, Tasks),
@@ -54,7 +67,7 @@ pub struct Server {
 
 impl Server {
     /// Opens the listeners: live at once, ready after [`load`](Self::load).
-    pub async fn open(config: Config) -> Result<Self, ServeError> {
+    pub async fn open(config: Config, logging: Logging) -> Result<Self, ServeError> {
         let started = Instant::now();
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
@@ -62,21 +75,41 @@ impl Server {
         let (accepting, work, admin) = (Tasks::new(), Tasks::new(), Tasks::new());
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(reporter).await;
-        let names = config.models.iter().map(|source| &source.name);
-        for name in names.chain(config.builtins.iter().map(|builtin| &builtin.name)) {
-            models.announce(name);
-            health.set_model(name, false).await;
-        }
+        let builtins = config.builtins.iter();
+        let given = builtins.map(Definition::of_builtin);
+        let given = given.chain(config.models.iter().map(Definition::of_source)).collect();
+        let backends = Backends {
+            engine: config.engine.clone(),
+            model_dir: config.model_dir.clone(),
+            hub_url: config.hub_url.clone(),
+            metrics: metrics.clone(),
+        };
+        let repository = config.repository.clone();
+        let repository = Repository::new(repository, given, models.clone(), backends)
+            .map_err(ServeError::Start)?;
+        let repository = Arc::new(repository);
+        let initial = repository.initial().map_err(ServeError::Start)?;
+        initial.iter().for_each(|name| models.announce(name, 1));
 
+        let traces = Arc::new(Traces::new(&config.trace).map_err(ServeError::Start)?);
         let shared = Arc::new(Shared {
             models: models.clone(),
+            repository: repository.clone(),
+            traces: traces.clone(),
+            logging,
+            regions: Arc::new(Regions::new(config.shared_memory.clone())),
             metrics: metrics.clone(),
             accepting: accepting.clone(),
             max_stream_requests: config.grpc.max_stream_requests,
             server_name: config.grpc.server_name.clone(),
         });
         let others = with_reflection(Routes::new(health_service))?;
-        let door = Door::new(KserveService::new(shared), others, &config.grpc, accepting.clone());
+        let door = Door::new(
+            KserveService::new(shared, config.grpc.forwarding.clone()),
+            others,
+            &config.grpc,
+            accepting.clone(),
+        );
         let listener = bind("--grpc-port", config.grpc.address).await?;
         let grpc_address = address(&listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
@@ -91,36 +124,32 @@ impl Server {
                 Exporter { registry, metrics: metrics.clone(), models: models.clone(), started };
             admin.spawn("metrics listener", admin::serve(listener, Arc::new(exporter)));
         }
+        let follow = (models.clone(), health.clone());
+        accepting.spawn("health", async move { follow.1.follow(&follow.0).await });
         let tasks = (accepting, work, admin);
-        Ok(Self { config, models, metrics, health, tasks, grpc_address, metrics_address })
+        Ok(Self {
+            config,
+            models,
+            repository,
+            initial,
+            traces,
+            health,
+            tasks,
+            grpc_address,
+            metrics_address,
+        })
     }
 
     /// Loads the models one after the other; each can be called as soon as it is loaded.
     pub async fn load(&self) -> Result<(), ServeError> {
-        for builtin in self.config.builtins.clone() {
-            let (config, metrics) = (self.config.engine.clone(), self.metrics.clone());
-            self.add(move || load::builtin(&builtin, &config, &metrics)).await?;
+        for name in self.initial.clone() {
+            let loaded = self.repository.load_declared(&name).await;
+            loaded.map_err(|why| ServeError::Load { name, why })?;
         }
-        for source in self.config.models.clone() {
-            let (config, metrics) = (self.config.clone(), self.metrics.clone());
-            self.add(move || load::text(&source, &config, &metrics)).await?;
+        if self.config.repository.mode == ControlMode::Poll {
+            let repository = self.repository.clone();
+            self.tasks.0.spawn("repository", async move { repository.poll().await });
         }
-        self.health.set_server(true).await;
-        let (models, health) = (self.models.clone(), self.health.clone());
-        self.tasks.0.spawn("health", async move { health.follow(&models).await });
-        Ok(())
-    }
-
-    async fn add<F>(&self, make: F) -> Result<(), ServeError>
-    where
-        F: FnOnce() -> Result<Arc<crate::models::Model>, LoadError> + Send + 'static,
-    {
-        let model = tokio::task::spawn_blocking(make)
-            .await
-            .map_err(|error| ServeError::Start(format!("a loader failed: {error}")))??;
-        let name = model.name.clone();
-        self.models.insert(model);
-        self.health.set_model(&name, true).await;
         Ok(())
     }
 
@@ -148,20 +177,19 @@ impl Server {
 
     /// Ends the server: not ready, drain, cancel. Returns whether all requests finished in time.
     pub async fn shut_down(self) -> bool {
-        self.health.set_server(false).await;
-        for (name, _) in self.models.list() {
-            self.health.set_model(&name, false).await;
-        }
+        self.health.close(&self.models).await;
         let (accepting, work, admin) = &self.tasks;
         let is_finished = shutdown::drain(accepting, work, self.config.shutdown_grace).await;
         admin.cancel();
+        let traces = self.traces.clone();
+        let _ = tokio::task::spawn_blocking(move || traces.flush()).await;
         is_finished
     }
 }
 
 /// Serves until a signal comes.
-pub async fn run(config: Config) -> Result<(), ServeError> {
-    let server = Server::open(config).await?;
+pub async fn run(config: Config, logging: Logging) -> Result<(), ServeError> {
+    let server = Server::open(config, logging).await?;
     // One future from the start to the end, so that no signal falls between two of them.
     let mut signalled = pin!(shutdown::signalled());
     let is_loaded = tokio::select! {

@@ -1,9 +1,10 @@
 //! What a model argument means: a file, a hub id, the default model, or a built-in.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use proto::inference as wire;
 use tensor::Datatype;
+use worker::infer::{AddSub, Identity};
 
 use crate::config::Invalid;
 
@@ -100,26 +101,27 @@ fn valid_name(name: &str, text: &str) -> Result<String, Invalid> {
 }
 
 /// A model that needs no file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Builtin {
     /// The name that clients use.
     pub name: String,
-    /// What it does.
-    pub kind: BuiltinKind,
+    /// Its configuration; the backend's defaults fill in what it leaves out.
+    pub(crate) declared: wire::ModelConfig,
 }
 
-/// The built-in models.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BuiltinKind {
-    /// Gives its input back.
-    Identity { datatype: Datatype, dims: Vec<i64>, max_batch_size: u32, delay: Duration },
-    /// Adds and subtracts two tensors of 16 INT32: Triton's "simple".
-    AddSub,
-    /// Gives each element of its input back as a response of its own, Triton's "repeat_int32".
-    RepeatInt32,
-    /// A text engine without a model: the real scheduler, tokens at a set pace.
-    Mock { pace: Duration, context_length: Option<u32> },
-}
+/// The kinds of built-in models, with their backends and settings.
+const KINDS: [(&str, &str, &[&str]); 6] = [
+    (
+        "identity",
+        "identity",
+        &["datatype", "dims", "max_batch_size", "delay_ms", "echo_parameters"],
+    ),
+    ("add_sub", "add_sub", &["datatype", "dims", "max_batch_size"]),
+    ("repeat_int32", "repeat", &[]),
+    ("square", "square", &[]),
+    ("sequence", "sequence", &["delay_ms", "idle_ms"]),
+    ("mock", "mock", &["pace_ms", "context_length"]),
+];
 
 impl Builtin {
     /// Reads `[NAME=]KIND[,KEY=VALUE]...`.
@@ -128,81 +130,95 @@ impl Builtin {
         let mut parts = text.split(',');
         let head = parts.next().unwrap_or_default();
         let (name, kind) = head.split_once('=').unwrap_or((head, head));
+        let name = valid_name(name, text)?;
         let mut settings = Vec::new();
         for part in parts {
             let pair = part.split_once('=');
             settings.push(pair.ok_or_else(|| invalid(format!("`{part}` is not KEY=VALUE")))?);
         }
-        let kind = match kind {
-            "identity" => identity(&settings),
-            "add_sub" => plain(BuiltinKind::AddSub, &settings),
-            "repeat_int32" => plain(BuiltinKind::RepeatInt32, &settings),
-            "mock" => mock(&settings),
-            other => Err(format!(
-                "no built-in is called `{other}`: there are identity, add_sub, repeat_int32, mock"
-            )),
+        let Some((_, backend, known)) = KINDS.iter().find(|(name, ..)| *name == kind) else {
+            let kinds = KINDS.map(|(name, ..)| name).join(", ");
+            return Err(invalid(format!("no built-in is called `{kind}`: there are {kinds}")));
         };
-        Ok(Self { name: valid_name(name, text)?, kind: kind.map_err(invalid)? })
+        if let Some((key, _)) = settings.iter().find(|(key, _)| !known.contains(key)) {
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(invalid(format!("no setting is called `{key}`: there are {known}")));
+        }
+        let declared = declare(&name, backend, &settings).map_err(invalid)?;
+        Ok(Self { name, declared })
     }
 }
-
-type Settings<'a> = [(&'a str, &'a str)];
 
 fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, String> {
     value.parse().map_err(|_| format!("`{key}`: `{value}` is not a number in range"))
 }
 
-fn unknown<T>(key: &str, known: &str) -> Result<T, String> {
-    Err(format!("no setting is called `{key}`: there are {known}"))
-}
-
-fn plain(kind: BuiltinKind, settings: &Settings<'_>) -> Result<BuiltinKind, String> {
-    match settings.first() {
-        None => Ok(kind),
-        Some((key, _)) => unknown(key, "none"),
-    }
-}
-
-fn identity(settings: &Settings<'_>) -> Result<BuiltinKind, String> {
-    let mut datatype = Datatype::Fp32;
-    let mut dims = vec![-1];
-    let mut max_batch_size = 0;
-    let mut delay = Duration::ZERO;
+/// Makes the configuration of a built-in model.
+fn declare(
+    name: &str,
+    backend: &str,
+    settings: &[(&str, &str)],
+) -> Result<wire::ModelConfig, String> {
+    let mut tensor = (None, None);
+    let mut declared = wire::ModelConfig {
+        name: name.to_owned(),
+        backend: backend.to_owned(),
+        ..Default::default()
+    };
     for &(key, value) in settings {
         match key {
             "datatype" => {
-                datatype = Datatype::parse(value)
+                let datatype = Datatype::parse(value)
                     .ok_or_else(|| format!("`datatype`: `{value}` is not a KServe datatype"))?;
+                tensor.0 = Some(datatype);
             }
             "dims" => {
-                dims = value.split('x').map(|dim| number(key, dim)).collect::<Result<_, _>>()?;
+                let dims = value.split('x').map(|dim| number::<i64>(key, dim));
+                let dims = dims.collect::<Result<Vec<_>, _>>()?;
                 if dims.iter().any(|dim| *dim < -1 || *dim == 0) {
                     return Err(format!("`dims`: `{value}` has a dimension that is not -1 or > 0"));
                 }
+                tensor.1 = Some(dims);
             }
-            "max_batch_size" => max_batch_size = number(key, value)?,
-            "delay_ms" => delay = Duration::from_millis(number(key, value)?),
-            _ => return unknown(key, "datatype, dims, max_batch_size, delay_ms"),
+            "max_batch_size" => declared.max_batch_size = i32::from(number::<u16>(key, value)?),
+            "idle_ms" => {
+                let microseconds = number::<u32>(key, value)?;
+                declared.scheduling_choice = Some(sequences(u64::from(microseconds) * 1000));
+            }
+            _ => {
+                let value = wire::ModelParameter { string_value: value.to_owned() };
+                declared.parameters.insert(key.to_owned(), value);
+            }
         }
     }
-    Ok(BuiltinKind::Identity { datatype, dims, max_batch_size, delay })
+    let (datatype, dims) = tensor;
+    let own = match backend {
+        "identity" => {
+            let (datatype, dims) = (datatype.unwrap_or(Datatype::Fp32), dims.unwrap_or(vec![-1]));
+            Some(Identity::config(name, datatype, dims, 0))
+        }
+        "add_sub" if datatype.is_some() || dims.is_some() || declared.max_batch_size > 0 => {
+            let mut own = AddSub::config(name);
+            for spec in own.inputs.iter_mut().chain(&mut own.outputs) {
+                spec.datatype = datatype.unwrap_or(spec.datatype);
+                spec.dims = dims.clone().unwrap_or(spec.dims.clone());
+            }
+            Some(own)
+        }
+        _ => None,
+    };
+    if let Some(own) = own.as_ref().map(tensor::metadata::config) {
+        (declared.input, declared.output) = (own.input, own.output);
+    }
+    Ok(declared)
 }
 
-fn mock(settings: &Settings<'_>) -> Result<BuiltinKind, String> {
-    let mut pace = Duration::ZERO;
-    let mut context_length = None;
-    for &(key, value) in settings {
-        match key {
-            "pace_ms" => {
-                let ms: f64 = number(key, value)?;
-                pace = Duration::try_from_secs_f64(ms / 1e3)
-                    .map_err(|_| format!("`pace_ms`: `{value}` is not a time"))?;
-            }
-            "context_length" => context_length = Some(number(key, value)?),
-            _ => return unknown(key, "pace_ms, context_length"),
-        }
-    }
-    Ok(BuiltinKind::Mock { pace, context_length })
+/// Makes the scheduling of a model of sequences that may be idle for so long.
+pub(crate) fn sequences(idle_microseconds: u64) -> wire::model_config::SchedulingChoice {
+    wire::model_config::SchedulingChoice::SequenceBatching(wire::ModelSequenceBatching {
+        max_sequence_idle_microseconds: idle_microseconds,
+        ..Default::default()
+    })
 }
 
 #[cfg(test)]
@@ -238,8 +254,8 @@ mod tests {
             ("identity,speed=9", "no setting is called `speed`"),
             ("identity,datatype=FP99", "`FP99` is not a KServe datatype"),
             ("identity,dims=4x0", "not -1 or > 0"),
-            ("mock,pace_ms=-1", "is not a time"),
-            ("add_sub,x=1", "no setting is called `x`: there are none"),
+            ("identity,max_batch_size=-1", "is not a number in range"),
+            ("repeat_int32,x=1", "no setting is called `x`: there are none"),
             ("mock,fast", "`fast` is not KEY=VALUE"),
         ];
         for (text, expected) in table {
@@ -247,12 +263,8 @@ mod tests {
             assert!(error.contains(expected), "{text}: {error}");
         }
         let slow = Builtin::parse("slow=identity,datatype=BYTES,dims=2x-1,delay_ms=5").unwrap();
-        let kind = BuiltinKind::Identity {
-            datatype: Datatype::Bytes,
-            dims: vec![2, -1],
-            max_batch_size: 0,
-            delay: Duration::from_millis(5),
-        };
-        assert_eq!(slow, Builtin { name: "slow".into(), kind });
+        assert_eq!((&*slow.name, &*slow.declared.backend), ("slow", "identity"));
+        assert_eq!(slow.declared.input[0].dims, [2, -1]);
+        assert_eq!(slow.declared.parameters["delay_ms"].string_value, "5");
     }
 }

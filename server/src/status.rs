@@ -76,6 +76,11 @@ pub(crate) fn oversized(status: Status) -> Status {
     ))
 }
 
+/// Returns the status for a call of a restricted group without the right header, as in Triton.
+pub(crate) fn restricted(header: &str) -> Status {
+    Status::unavailable(format!("This protocol is restricted, expecting header '{header}'"))
+}
+
 /// Returns the status of a call that went well.
 pub(crate) fn fine() -> Status {
     Status::new(Code::Ok, "")

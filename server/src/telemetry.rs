@@ -1,25 +1,231 @@
-//! Structured logs to standard error. No prompt, no tensor data and no secret is ever logged.
+//! Structured logs to standard error, and the switches that a client may turn while it runs. No
+//! prompt, no tensor data and no secret is ever logged.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt;
+use engine::{Error, ErrorKind, Result};
+use tracing::Level;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as log};
 
 use crate::config::{Invalid, LogFormat};
+
+/// The value of a log setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LogValue {
+    Bool(bool),
+    Number(u32),
+    Text(String),
+}
+
+/// The logging of the process, which may be changed at any time.
+#[derive(Clone, Debug)]
+pub struct Logging {
+    switches: Arc<Mutex<Switches>>,
+    has_short_time: Arc<AtomicBool>,
+    /// None in a process whose logging is somebody else's, such as a test.
+    filter: Option<Handle<EnvFilter, Registry>>,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Switches {
+    error: bool,
+    warning: bool,
+    info: bool,
+    /// 1 logs what helps to find a fault, 2 and more everything.
+    verbose: u32,
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        let switches = Switches { error: true, warning: true, info: true, verbose: 0 };
+        let switches = Arc::new(Mutex::new(switches));
+        Self { switches, has_short_time: Arc::default(), filter: None }
+    }
+}
 
 /// Starts logging for the process.
 ///
 /// Errors: directives that do not parse, or logging that was started before.
-pub fn start(level: &str, format: LogFormat) -> Result<(), Invalid> {
+pub fn start(level: &str, format: LogFormat) -> std::result::Result<Logging, Invalid> {
     let filter: EnvFilter =
         level.parse().map_err(|error| Invalid(format!("--log-level `{level}`: {error}")))?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let result = match format {
+    let logging = Logging::default();
+    let highest = filter.max_level_hint().and_then(|hint| hint.into_level());
+    logging.set(Switches {
+        error: highest.is_some(),
+        warning: highest >= Some(Level::WARN),
+        info: highest >= Some(Level::INFO),
+        verbose: match highest {
+            Some(Level::TRACE) => 2,
+            Some(Level::DEBUG) => 1,
+            _ => 0,
+        },
+    });
+    let (filter, handle) = reload::Layer::new(filter);
+    let time = Clock(logging.has_short_time.clone());
+    let builder = log::layer().with_writer(std::io::stderr).with_timer(time);
+    let layer = match format {
         LogFormat::Text => {
             let is_terminal = std::io::stderr().is_terminal();
-            builder.with_target(false).with_ansi(is_terminal).try_init()
+            builder.with_target(false).with_ansi(is_terminal).boxed()
         }
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).boxed(),
     };
-    result.map_err(|error| Invalid(format!("cannot start logging: {error}")))
+    let started = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+    started.map_err(|error| Invalid(format!("cannot start logging: {error}")))?;
+    Ok(Logging { filter: Some(handle), ..logging })
+}
+
+impl Logging {
+    fn switches(&self) -> Switches {
+        *self.switches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, switches: Switches) {
+        *self.switches.lock().unwrap_or_else(PoisonError::into_inner) = switches;
+    }
+
+    /// Returns the settings in force, by Triton's names.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, LogValue)> {
+        let Switches { error, warning, info, verbose } = self.switches();
+        let format = if self.has_short_time.load(Relaxed) { "ISO8601" } else { "default" };
+        vec![
+            ("log_file", LogValue::Text(String::new())),
+            ("log_info", LogValue::Bool(info)),
+            ("log_warning", LogValue::Bool(warning)),
+            ("log_error", LogValue::Bool(error)),
+            ("log_verbose_level", LogValue::Number(verbose)),
+            ("log_format", LogValue::Text(format.to_owned())),
+        ]
+    }
+
+    /// Changes settings at once; none of a request with an error is changed.
+    ///
+    /// Errors: an unknown setting, a value of a wrong type, the file, which cannot be set.
+    pub(crate) fn change(&self, changes: HashMap<String, Option<LogValue>>) -> Result<()> {
+        let mut switches = self.switches();
+        let mut has_short_time = self.has_short_time.load(Relaxed);
+        let is_changed = !changes.is_empty();
+        for (key, value) in changes {
+            let wrong = |expected: &str| {
+                Error::invalid(format!("invalid value for '{key}', expected {expected}"))
+            };
+            match (key.as_str(), value) {
+                ("log_info", Some(LogValue::Bool(value))) => switches.info = value,
+                ("log_warning", Some(LogValue::Bool(value))) => switches.warning = value,
+                ("log_error", Some(LogValue::Bool(value))) => switches.error = value,
+                ("log_info" | "log_warning" | "log_error", _) => return Err(wrong("a bool")),
+                ("log_verbose_level", Some(LogValue::Number(value))) => switches.verbose = value,
+                ("log_verbose_level", _) => return Err(wrong("a number of at least 0")),
+                ("log_format", Some(LogValue::Text(value))) => match value.as_str() {
+                    "default" => has_short_time = false,
+                    "ISO8601" => has_short_time = true,
+                    _ => return Err(wrong("'default' or 'ISO8601'")),
+                },
+                ("log_format", _) => return Err(wrong("'default' or 'ISO8601'")),
+                ("log_file", _) => {
+                    return Err(Error::new(
+                        ErrorKind::Unimplemented,
+                        "log file location can not be updated through network protocol",
+                    ));
+                }
+                _ => {
+                    let shown: String = key.chars().take(100).collect();
+                    return Err(Error::invalid(format!("unknown log setting '{shown}'")));
+                }
+            }
+        }
+        self.has_short_time.store(has_short_time, Relaxed);
+        self.set(switches);
+        match &self.filter {
+            Some(filter) if is_changed => filter
+                .reload(switches.filter())
+                .map_err(|error| Error::internal("the log cannot be changed").with_source(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Switches {
+    /// Returns the filter that lets through what is switched on. Levels include the ones above
+    /// them, so a level that is off below one that is on is on as well.
+    fn filter(self) -> EnvFilter {
+        let level = match self {
+            Self { verbose: 2.., .. } => "trace",
+            Self { verbose: 1, .. } => "debug",
+            Self { info: true, .. } => "info",
+            Self { warning: true, .. } => "warn",
+            Self { error: true, .. } => "error",
+            _ => "off",
+        };
+        // Libraries' own details would drown ours.
+        EnvFilter::new(match level {
+            "trace" | "debug" => format!("info,server={level},worker={level},engine={level}"),
+            level => level.to_owned(),
+        })
+    }
+}
+
+/// The time of a log line: with microseconds, or in whole seconds (`ISO8601`).
+struct Clock(Arc<AtomicBool>);
+
+impl FormatTime for Clock {
+    fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
+        if !self.0.load(Relaxed) {
+            return SystemTime.format_time(w);
+        }
+        let mut text = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut text))?;
+        let seconds = text.split('.').next().unwrap_or_default();
+        write!(w, "{seconds}Z")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(logging: &Logging, key: &str, value: LogValue) -> Result<()> {
+        logging.change(HashMap::from([(key.to_owned(), Some(value))]))
+    }
+
+    #[test]
+    fn settings_change_or_say_why_not() {
+        let logging = Logging::default();
+        change(&logging, "log_verbose_level", LogValue::Number(1)).unwrap();
+        change(&logging, "log_format", LogValue::Text("ISO8601".into())).unwrap();
+        assert!(logging.settings().contains(&("log_verbose_level", LogValue::Number(1))));
+        assert!(logging.settings().contains(&("log_format", LogValue::Text("ISO8601".into()))));
+        let table = [
+            ("log_info", LogValue::Number(1), ErrorKind::InvalidRequest),
+            ("log_verbose_level", LogValue::Bool(true), ErrorKind::InvalidRequest),
+            ("log_format", LogValue::Text("loud".into()), ErrorKind::InvalidRequest),
+            ("log_colour", LogValue::Bool(true), ErrorKind::InvalidRequest),
+            ("log_file", LogValue::Text("/tmp/x".into()), ErrorKind::Unimplemented),
+        ];
+        for (key, value, kind) in table {
+            assert_eq!(change(&logging, key, value).unwrap_err().kind(), kind, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_filter_follows_the_switches() {
+        let all = Switches { error: true, warning: true, info: true, verbose: 0 };
+        let level = |switches: Switches| switches.filter().to_string();
+        assert_eq!(level(all), "info");
+        assert_eq!(level(Switches { info: false, ..all }), "warn");
+        assert_eq!(level(Switches { verbose: 1, ..all }).contains("server=debug"), true);
+        let none = Switches { error: false, warning: false, info: false, verbose: 0 };
+        assert_eq!(level(none), "off");
+    }
 }

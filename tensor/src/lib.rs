@@ -6,6 +6,7 @@
 
 #![deny(missing_docs)]
 
+pub mod classification;
 mod config;
 mod contents;
 mod datatype;

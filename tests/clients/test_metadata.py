@@ -20,8 +20,11 @@ def test_server_metadata_names_only_what_works(client):
     metadata = client.get_server_metadata()
     assert metadata.name == "triton"
     assert metadata.version
-    assert "statistics" in metadata.extensions
-    assert "system_shared_memory" not in metadata.extensions
+    assert sorted(metadata.extensions) == sorted([
+        "classification", "sequence", "model_repository", "model_repository(unload_dependents)",
+        "schedule_policy", "model_configuration", "system_shared_memory", "cuda_shared_memory",
+        "binary_tensor_data", "parameters", "statistics", "trace", "logging",
+    ])
 
 
 @pytest.mark.parametrize("name, version, ready", [
@@ -113,20 +116,3 @@ def test_statistics_of_all_models_and_of_an_unknown_one(stub):
     assert {"identity", "smollm"} <= {model.name for model in every.model_stats}
     call = lambda: stub.ModelStatistics(pb.ModelStatisticsRequest(name="nope"))
     refused(call, INVALID, "requested model 'nope' is not available")
-
-
-@pytest.mark.parametrize("method, message", [
-    ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="m")),
-    ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="m")),
-    ("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest()),
-    ("SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest(name="r", key="/k")),
-    ("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest()),
-    ("CudaSharedMemoryStatus", pb.CudaSharedMemoryStatusRequest()),
-    ("CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest(name="r")),
-    ("CudaSharedMemoryUnregister", pb.CudaSharedMemoryUnregisterRequest()),
-    ("TraceSetting", pb.TraceSettingRequest()),
-    ("LogSettings", pb.LogSettingsRequest()),
-])
-def test_what_is_not_offered_says_so_in_a_sentence(stub, method, message):
-    details = refused(lambda: getattr(stub, method)(message), grpc.StatusCode.UNIMPLEMENTED)
-    assert method in details and len(details.split()) > 6

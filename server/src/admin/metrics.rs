@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 use crate::metrics::{Metrics, ModelLabels};
-use crate::models::{Models, State as ModelState};
+use crate::models::Models;
 
 /// What a scrape reads.
 pub(crate) struct Exporter {
@@ -29,10 +29,7 @@ impl Exporter {
     /// Reads the gauges that are known only by asking.
     fn refresh(&self) {
         self.metrics.uptime.set(self.started.elapsed().as_secs_f64());
-        for (_, state) in self.models.list() {
-            let ModelState::Ready(model) = state else {
-                continue;
-            };
+        for model in self.models.ready() {
             let Some(load) = &model.load else { continue };
             let load = load();
             let labels = ModelLabels { model: model.name.clone() };

@@ -70,7 +70,7 @@ fn reference() -> String {
     let command = Cli::command();
     let serve = command.find_subcommand("serve").unwrap();
     let mut out = String::from(INTRODUCTION);
-    for heading in ["Models", "gRPC", "Engine", "Process"] {
+    for heading in ["Models", "Shared memory", "gRPC", "HTTP", "Engine", "Traces", "Process"] {
         let head = "| flag | variable | default | |\n|---|---|---|---|\n";
         out += &format!("\n## {heading}\n\n{head}");
         for arg in serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading)) {

@@ -2,23 +2,30 @@
 //!
 //! Everything that can be known to be wrong is found here, before any engine sees the request.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Context, Error, ErrorKind, InferRequest, OutputStream, RequestedOutput, Result};
 use proto::Envelope;
-use proto::inference::InferParameter;
+use proto::inference::model_infer_request::InferInputTensor;
 use tensor::request::WireInputs;
-use tensor::{Parameter, Parameters};
+use tensor::{Parameters, Payload, Tensor, parameters};
 
-use crate::models::{Model, Models};
+use super::options::Options;
+use super::outputs::Outputs;
+use crate::models::Model;
+use crate::shared::Shared;
+use crate::shared_memory::{Place, Regions};
 
 /// A request as a door decoded it.
 pub(crate) struct Asked {
     pub envelope: Envelope,
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
+    /// Parameters that the client sent as headers; the request's own come first.
+    pub forwarded: Parameters,
+    /// The `traceparent` header, the caller's span.
+    pub parent: Option<String>,
     /// The client takes exactly one response.
     pub is_unary: bool,
 }
@@ -30,6 +37,10 @@ pub(crate) struct Call {
     pub batch: u64,
     /// The client wants an empty last response of a decoupled model.
     pub wants_empty_final: bool,
+    /// What the client wants done with the outputs.
+    pub outputs: Outputs,
+    /// The caller's span.
+    pub parent: Option<String>,
     request: InferRequest,
     context: Context,
 }
@@ -44,70 +55,40 @@ pub(crate) struct Refusal {
 impl Call {
     /// Checks a request.
     pub(crate) fn prepare(
-        models: &Models,
+        shared: &Shared,
         asked: Asked,
     ) -> std::result::Result<Self, Box<Refusal>> {
-        let Asked { envelope, deadline, is_unary } = asked;
-        let wire = &envelope.message;
+        let (deadline, parent) = (asked.deadline, asked.parent.clone());
+        let wire = &asked.envelope.message;
         let id = wire.id.clone();
         let refuse = |model: Option<Arc<Model>>, error: Error| {
             Box::new(Refusal { model, id: id.clone(), error })
         };
-        let model = models
+        let model = shared
+            .models
             .get(&wire.model_name, &wire.model_version)
             .map_err(|error| refuse(None, error))?;
-        if is_unary && !model.is_foldable() {
+        if asked.is_unary && !model.is_foldable() {
             let error = Error::new(
                 ErrorKind::Unimplemented,
                 "ModelInfer RPC doesn't support models with decoupled transaction policy",
             );
             return Err(refuse(Some(model), error));
         }
-        match Self::decode(&model, envelope, is_unary) {
-            Ok((request, options)) => {
+        match decode(&model, asked, &shared.regions) {
+            Ok(Decoded { request, options, outputs }) => {
                 let context = Context::new(id.as_str())
                     .with_deadline(deadline)
                     .with_priority(options.priority);
                 let batch = batch_size(&model, &request);
                 let wants_empty_final = options.wants_empty_final;
-                Ok(Self { model, id, batch, wants_empty_final, request, context })
+                Ok(Self { model, id, batch, wants_empty_final, outputs, parent, request, context })
             }
             Err(error) => {
                 let error = with_id(&id, error);
                 Err(refuse(Some(model), error))
             }
         }
-    }
-
-    fn decode(
-        model: &Model,
-        envelope: Envelope,
-        is_unary: bool,
-    ) -> Result<(InferRequest, Options)> {
-        let Envelope { message: mut wire, payloads } = envelope;
-        let mut parameters = tensor::parameters::decode(std::mem::take(&mut wire.parameters))?;
-        let options = Options::take(&mut parameters)?;
-        for input in &wire.inputs {
-            offered("input", &input.name, &input.parameters)?;
-        }
-        let outputs = std::mem::take(&mut wire.outputs)
-            .into_iter()
-            .map(|output| {
-                offered("output", &output.name, &output.parameters)?;
-                let parameters = tensor::parameters::decode(output.parameters)?;
-                Ok(RequestedOutput { name: output.name, parameters })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let mut inputs = tensor::request::decode_inputs(
-            &model.config,
-            WireInputs { inputs: wire.inputs, payloads, lent: Vec::new() },
-        )?;
-        if let Some(bridge) = &model.text {
-            bridge.normalize(&mut inputs);
-        }
-        let names = outputs.iter().map(|output| output.name.as_str());
-        model.config.validate(&inputs, names)?;
-        Ok((InferRequest { inputs, outputs, parameters, is_unary }, options))
     }
 
     /// Starts the request at its engine.
@@ -123,6 +104,11 @@ impl Call {
         })
     }
 
+    /// Returns the checked inputs.
+    pub(crate) fn inputs(&self) -> &[Tensor] {
+        &self.request.inputs
+    }
+
     /// Returns when the client stops waiting.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.context.deadline()
@@ -134,90 +120,65 @@ impl Call {
     }
 }
 
+/// A request taken apart.
+struct Decoded {
+    request: InferRequest,
+    options: Options,
+    outputs: Outputs,
+}
+
+fn decode(model: &Model, asked: Asked, regions: &Arc<Regions>) -> Result<Decoded> {
+    let Asked { envelope, forwarded, is_unary, .. } = asked;
+    let Envelope { message: mut wire, payloads } = envelope;
+    let mut parameters = parameters::decode(std::mem::take(&mut wire.parameters))?;
+    let options = Options::take(&mut parameters)?;
+    for (key, value) in forwarded {
+        parameters.entry(key).or_insert(value);
+    }
+    let requested = std::mem::take(&mut wire.outputs)
+        .into_iter()
+        .map(|output| {
+            let parameters = parameters::decode(output.parameters)?;
+            Ok(RequestedOutput { name: output.name, parameters })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let outputs = Outputs::read(&model.config, &requested, regions)?;
+    let lent = lent(&wire.inputs, regions)?;
+    let wire = WireInputs { inputs: wire.inputs, payloads, lent };
+    let mut inputs = tensor::request::decode_inputs(&model.config, wire)?;
+    if let Some(bridge) = &model.text {
+        bridge.normalize(&mut inputs);
+    }
+    let names = requested.iter().map(|output| output.name.as_str());
+    model.config.validate(&inputs, names)?;
+    let sequence = options.sequence.clone();
+    let request = InferRequest { inputs, outputs: requested, parameters, sequence, is_unary };
+    Ok(Decoded { request, options, outputs })
+}
+
+/// Returns the data of the inputs that lie in shared memory, by input; empty when none does.
+fn lent(inputs: &[InferInputTensor], regions: &Regions) -> Result<Vec<Option<Payload>>> {
+    if inputs.iter().all(|input| input.parameters.is_empty()) {
+        return Ok(Vec::new());
+    }
+    let load = |input: &InferInputTensor| {
+        let parameters = parameters::decode(input.parameters.clone())?;
+        let place = Place::read("input", &input.name, &parameters)?;
+        if place.is_some() && input.contents.is_some() {
+            return Err(Error::invalid(format!(
+                "input '{}' has contents and lies in shared memory",
+                input.name
+            )));
+        }
+        place.map(|place| regions.load(&place)).transpose()
+    };
+    inputs.iter().map(load).collect()
+}
+
 /// Puts the request's id before a message about its content, as Triton does.
 fn with_id(id: &str, error: Error) -> Error {
     let shown = if id.is_empty() { "<id_unknown>" } else { id };
     error.with_prefix(&format!("[request id: {shown}] "))
-}
-
-/// Refuses what a tensor's parameters ask for and this server does not offer.
-fn offered(what: &str, name: &str, parameters: &HashMap<String, InferParameter>) -> Result<()> {
-    let unknown = [
-        ("shared_memory_region", "has no shared memory; send tensors in the request"),
-        ("classification", "does not classify outputs; ask for the output itself"),
-    ];
-    match unknown.into_iter().find(|(key, _)| parameters.contains_key(*key)) {
-        None => Ok(()),
-        Some((key, why)) => Err(Error::new(
-            ErrorKind::Unimplemented,
-            format!("{what} '{name}': parameter '{key}': this server {why}"),
-        )),
-    }
-}
-
-/// The request parameters that the protocol reserves.
-#[derive(Clone, Copy, Debug, Default)]
-struct Options {
-    priority: u64,
-    wants_empty_final: bool,
-}
-
-impl Options {
-    /// Takes the reserved parameters out of a request's.
-    fn take(parameters: &mut Parameters) -> Result<Self> {
-        let mut options = Self::default();
-        if let Some(value) = parameters.remove("triton_enable_empty_final_response") {
-            options.wants_empty_final = boolean("triton_enable_empty_final_response", &value)?;
-        }
-        if let Some(value) = parameters.remove("priority") {
-            options.priority = unsigned("priority", &value)?;
-        }
-        // The queue timeout binds only models with a queue policy that allows it, and no model
-        // has one; sequences bind only sequence models. Both are checked, then dropped.
-        if let Some(value) = parameters.remove("timeout") {
-            unsigned("timeout", &value)?;
-        }
-        if let Some(value) = parameters.remove("sequence_id")
-            && !matches!(value, Parameter::String(_))
-        {
-            unsigned("sequence_id", &value)?;
-        }
-        for key in ["sequence_start", "sequence_end"] {
-            if let Some(value) = parameters.remove(key) {
-                boolean(key, &value)?;
-            }
-        }
-        match parameters.keys().find(|key| key.starts_with("triton_")) {
-            None => Ok(options),
-            Some(key) => Err(Error::invalid(format!(
-                "parameter keys starting with 'triton_' are reserved for Triton usage \
-                 and should not be specified, got '{key}'"
-            ))),
-        }
-    }
-}
-
-fn boolean(key: &str, value: &Parameter) -> Result<bool> {
-    match value {
-        Parameter::Bool(value) => Ok(*value),
-        _ => Err(Error::invalid(format!(
-            "invalid value type for '{key}' parameter, expected bool_param."
-        ))),
-    }
-}
-
-fn unsigned(key: &str, value: &Parameter) -> Result<u64> {
-    let number = match value {
-        Parameter::Uint64(value) => Some(*value),
-        Parameter::Int64(value) => u64::try_from(*value).ok(),
-        _ => None,
-    };
-    number.ok_or_else(|| {
-        Error::invalid(format!(
-            "invalid value type for '{key}' parameter, \
-             expected int64_param or uint64_param, not negative."
-        ))
-    })
 }
 
 /// Returns the number of batch elements, which is what `inference_count` counts.
@@ -228,36 +189,5 @@ fn batch_size(model: &Model, request: &InferRequest) -> u64 {
     match rows {
         Some(rows) if is_batched => rows.max(1) as u64,
         _ => 1,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reserved_parameters_are_taken_and_checked() {
-        let mut parameters = Parameters::from([
-            ("priority".to_owned(), Parameter::Uint64(3)),
-            ("timeout".to_owned(), Parameter::Int64(1000)),
-            ("sequence_id".to_owned(), Parameter::String("s".into())),
-            ("triton_enable_empty_final_response".to_owned(), Parameter::Bool(true)),
-            ("mine".to_owned(), Parameter::Double(0.5)),
-        ]);
-        let options = Options::take(&mut parameters).unwrap();
-        assert_eq!((options.priority, options.wants_empty_final), (3, true));
-        assert_eq!(parameters.keys().collect::<Vec<_>>(), ["mine"]);
-
-        let table = [
-            ("priority", Parameter::String("high".into()), "invalid value type for 'priority'"),
-            ("timeout", Parameter::Int64(-1), "invalid value type for 'timeout'"),
-            ("sequence_start", Parameter::Int64(1), "invalid value type for 'sequence_start'"),
-            ("triton_mine", Parameter::Bool(true), "starting with 'triton_' are reserved"),
-        ];
-        for (key, value, expected) in table {
-            let mut parameters = Parameters::from([(key.to_owned(), value)]);
-            let error = Options::take(&mut parameters).unwrap_err();
-            assert!(error.message().contains(expected), "{key}: {error}");
-        }
     }
 }

@@ -2,6 +2,9 @@
 
 mod call;
 mod observation;
+mod options;
+mod outputs;
 
 pub(crate) use call::{Asked, Call, Refusal};
 pub(crate) use observation::Observation;
+pub(crate) use outputs::Outputs;

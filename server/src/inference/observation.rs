@@ -6,16 +6,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Error, ErrorKind};
+use tensor::Tensor;
 use tonic::Code;
 
+use super::Call;
 use crate::metrics::{Metrics, RequestLabels, RpcLabels};
 use crate::models::Model;
 use crate::statistics::Timing;
 use crate::status;
+use crate::trace::{Steps, Trace, Traces};
 
 /// One request under observation.
 pub(crate) struct Observation {
     metrics: Arc<Metrics>,
+    traces: Arc<Traces>,
+    trace: Option<Box<Trace>>,
     rpc: &'static str,
     model: Option<Arc<Model>>,
     started: Instant,
@@ -29,9 +34,11 @@ pub(crate) struct Observation {
 
 impl Observation {
     /// Begins to observe a request of an RPC.
-    pub(crate) fn begin(metrics: Arc<Metrics>, rpc: &'static str) -> Self {
+    pub(crate) fn begin(metrics: Arc<Metrics>, traces: Arc<Traces>, rpc: &'static str) -> Self {
         Self {
             metrics,
+            traces,
+            trace: None,
             rpc,
             model: None,
             started: Instant::now(),
@@ -44,11 +51,19 @@ impl Observation {
         }
     }
 
-    /// Says which model it is for, once its inputs are decoded and checked.
-    pub(crate) fn accepted(&mut self, model: Arc<Model>, batch: u64, deadline: Option<Instant>) {
-        self.deadline = deadline;
+    /// Says what was accepted, once its inputs are decoded and checked.
+    pub(crate) fn accepted(&mut self, call: &Call) {
+        let model = call.model.clone();
+        self.deadline = call.deadline();
         self.input = self.started.elapsed();
-        self.batch = batch;
+        self.batch = call.batch;
+        let parent = call.parent.as_deref();
+        let trace = self.traces.begin(&model.name, &model.version, &call.id, parent);
+        self.trace = trace.map(|mut trace| {
+            trace.started -= self.input;
+            trace.show("TENSOR_QUEUE_INPUT", call.inputs());
+            Box::new(trace)
+        });
         self.metrics.in_flight.get_or_create(&self.rpc_labels(&model)).inc();
         self.model = Some(model);
     }
@@ -61,6 +76,13 @@ impl Observation {
             model.statistics.failed(self.started.elapsed());
         }
         self.is_over = true;
+    }
+
+    /// Shows a response's tensors to the trace, if there is one.
+    pub(crate) fn show(&mut self, tensors: &[Tensor]) {
+        if let Some(trace) = &mut self.trace {
+            trace.show("TENSOR_BACKEND_OUTPUT", tensors);
+        }
     }
 
     /// Adds time spent on encoding a response.
@@ -84,6 +106,11 @@ impl Observation {
         let Some(model) = self.model.take() else {
             return self.count("".into(), code);
         };
+        if let Some(trace) = self.trace.take() {
+            let (input, queue, output) = (self.input, self.queue, self.output);
+            let steps = Steps { input, queue, output, total, is_ok: code == Code::Ok };
+            self.traces.end(*trace, steps);
+        }
         let labels = self.rpc_labels(&model);
         self.metrics.in_flight.get_or_create(&labels).dec();
         self.metrics.duration.get_or_create(&labels).observe(total.as_secs_f64());

@@ -1,5 +1,8 @@
 //! `grpc.health.v1`: one status for the server, one for the service, one for each model.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tonic_health::ServingStatus;
@@ -17,42 +20,54 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(crate) struct Health {
     reporter: HealthReporter,
+    /// Set when the server shuts down: nothing is served from then on.
+    is_over: Arc<AtomicBool>,
 }
 
 impl Health {
     /// Makes the teller around the health service's reporter; nothing is served yet.
     pub(crate) async fn new(reporter: HealthReporter) -> Self {
-        let health = Self { reporter };
+        let health = Self { reporter, is_over: Arc::default() };
         health.set("", false).await;
         health.set(SERVICE, false).await;
         health
     }
 
-    /// Says whether a model can be called.
-    pub(crate) async fn set_model(&self, name: &str, is_serving: bool) {
-        self.set(name, is_serving).await;
-    }
-
     /// Says whether the server and its service can be called.
-    pub(crate) async fn set_server(&self, is_serving: bool) {
+    async fn set_server(&self, is_serving: bool) {
         self.set("", is_serving).await;
         self.set(SERVICE, is_serving).await;
     }
 
-    /// Tells of models whose engine fails, for as long as the server accepts requests.
+    /// Tells of models that come, go or fail, until the future is dropped.
     pub(crate) async fn follow(&self, models: &Models) {
+        let mut changes = models.changes();
         loop {
-            tokio::time::sleep(FOLLOW_INTERVAL).await;
-            for (name, state) in models.list() {
-                if matches!(state, State::Ready(model) if !model.is_ready()) {
-                    self.set_model(&name, false).await;
-                    self.set_server(false).await;
-                }
+            let mut serving = BTreeMap::<String, bool>::new();
+            for (name, _, state) in models.list() {
+                let is_serving = matches!(state, State::Ready(model) if model.is_ready());
+                *serving.entry(name).or_default() |= is_serving;
             }
+            for (name, is_serving) in serving {
+                self.set(&name, is_serving).await;
+            }
+            self.set_server(models.are_ready()).await;
+            // Changes are told at once; an engine that fails is seen at the next look.
+            let _ = tokio::time::timeout(FOLLOW_INTERVAL, changes.changed()).await;
+        }
+    }
+
+    /// Says that nothing is served any more.
+    pub(crate) async fn close(&self, models: &Models) {
+        self.is_over.store(true, Relaxed);
+        self.set_server(false).await;
+        for (name, ..) in models.list() {
+            self.set(&name, false).await;
         }
     }
 
     async fn set(&self, name: &str, is_serving: bool) {
+        let is_serving = is_serving && !self.is_over.load(Relaxed);
         let status = if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         self.reporter.set_service_status(name, status).await;
     }

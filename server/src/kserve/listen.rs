@@ -33,7 +33,8 @@ use super::frames::{Answers, Requests};
 use super::service::KserveService;
 use crate::config::{Compression, GrpcConfig};
 use crate::metrics::Metrics;
-use crate::status;
+use crate::restriction::{self, Restrictions};
+use crate::{orca, status};
 
 /// Largest header list of a call, in bytes; gRPC's own default is half of it.
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
@@ -52,6 +53,7 @@ pub(crate) struct Door {
     others: Routes,
     accepting: Tasks,
     limits: Limits,
+    restrictions: Arc<Restrictions>,
 }
 
 /// What the door needs to know of the configuration.
@@ -87,7 +89,8 @@ impl Door {
             max_send: config.max_send,
             compression: config.response_compression,
         };
-        Self { service, inference, others: others.prepare(), accepting, limits }
+        let restrictions = Arc::new(config.restrictions.clone());
+        Self { service, inference, others: others.prepare(), accepting, limits, restrictions }
     }
 
     /// Returns whether neither side of a call is compressed, so that tensors pass uncopied.
@@ -118,7 +121,9 @@ async fn unary(
     match reply {
         Ok(reply) => {
             let replies = stream::iter([Ok(reply.into_payload())]);
-            respond(Answers::new(replies, limits.max_send))
+            let mut response = respond(Answers::new(replies, limits.max_send));
+            orca::add(&parts.headers, &service.shared().models, response.headers_mut());
+            response
         }
         Err(error) => error.into_http(),
     }
@@ -154,7 +159,14 @@ impl Service<Request<Incoming>> for Door {
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let method = request.uri().path().strip_prefix("/inference.GRPCInferenceService/");
+        let path = request.uri().path();
+        let group = restriction::group_of_rpc(path);
+        let lacking = group.and_then(|group| self.restrictions.lacking(group, request.headers()));
+        if let Some(header) = lacking {
+            let refusal = status::restricted(header).into_http();
+            return Box::pin(std::future::ready(Ok(refusal)));
+        }
+        let method = path.strip_prefix("/inference.GRPCInferenceService/");
         match method {
             Some("ModelInfer") if self.is_plain(request.headers()) => {
                 let answer = unary(self.service.clone(), request, self.limits);

@@ -4,11 +4,10 @@ mod ending;
 mod frames;
 mod health;
 mod listen;
-mod metadata;
 mod service;
 mod stream;
 mod timeout;
 
 pub(crate) use health::Health;
 pub(crate) use listen::{Door, listen};
-pub(crate) use service::{KserveService, Shared};
+pub(crate) use service::KserveService;

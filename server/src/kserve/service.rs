@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Error, ErrorKind, InferOutput, Tasks};
+use engine::{Error, InferOutput};
 use futures_util::{StreamExt, TryStreamExt};
 use http::HeaderMap;
 use proto::inference::grpc_inference_service_server::GrpcInferenceService;
@@ -11,52 +11,29 @@ use proto::inference::*;
 use proto::{Envelope, Reply};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::metadata;
 use super::stream::{Inbound, Session, StreamOptions};
 use super::timeout::deadline;
+use crate::forwarding::Forwarding;
 use crate::inference::{Asked, Call, Observation};
-use crate::metrics::Metrics;
-use crate::models::{Models, VERSION};
-use crate::status;
-
-/// What every call of the door shares.
-pub(crate) struct Shared {
-    pub models: Arc<Models>,
-    pub metrics: Arc<Metrics>,
-    /// Cancelled when the server stops accepting requests.
-    pub accepting: Tasks,
-    pub max_stream_requests: usize,
-    pub server_name: String,
-}
-
-impl Shared {
-    /// Begins to observe a request.
-    pub(crate) fn observe(&self, rpc: &'static str) -> Observation {
-        Observation::begin(self.metrics.clone(), rpc)
-    }
-
-    /// Refuses new requests while the server shuts down.
-    pub(crate) fn admit(&self) -> engine::Result<()> {
-        match self.accepting.is_cancelled() {
-            false => Ok(()),
-            true => Err(Error::new(
-                ErrorKind::Unavailable,
-                "GRPC server is shutting down and has stopped accepting new requests.",
-            )),
-        }
-    }
-}
+use crate::shared::Shared;
+use crate::{catalog, control, status};
 
 /// The KServe v2 service with Triton's extensions.
 #[derive(Clone)]
 pub(crate) struct KserveService {
     shared: Arc<Shared>,
+    forwarding: Forwarding,
 }
 
 impl KserveService {
     /// Makes the service.
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(crate) fn new(shared: Arc<Shared>, forwarding: Forwarding) -> Self {
+        Self { shared, forwarding }
+    }
+
+    /// Returns what the calls share.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Answers a metadata-like call and counts it.
@@ -70,12 +47,6 @@ impl KserveService {
         answer.map(Response::new).map_err(|error| status::grpc(&error))
     }
 
-    /// Answers a call that is known and not offered yet.
-    fn unimplemented<T>(&self, rpc: &'static str, what: &str) -> Result<Response<T>, Status> {
-        let text = format!("{rpc} is not offered by this server: {what}");
-        self.answer(rpc, Err(Error::new(ErrorKind::Unimplemented, text)))
-    }
-
     /// Answers a ModelInfer call.
     pub(super) async fn unary(
         &self,
@@ -86,14 +57,16 @@ impl KserveService {
         let deadline = self.shared.admit().and_then(|()| deadline(headers));
         let call = match deadline {
             Ok(deadline) => {
-                Call::prepare(&self.shared.models, Asked { envelope, deadline, is_unary: true })
-                    .map_err(|refusal| (refusal.model, refusal.error))
+                let forwarded = self.forwarding.parameters(headers);
+                let parent = parent(headers);
+                let asked = Asked { envelope, deadline, forwarded, parent, is_unary: true };
+                Call::prepare(&self.shared, asked).map_err(|refusal| (refusal.model, refusal.error))
             }
             Err(error) => Err((None, error)),
         };
         match call {
             Ok(call) => {
-                observation.accepted(call.model.clone(), call.batch, call.deadline());
+                observation.accepted(&call);
                 let result = self.infer(call, &mut observation).await;
                 observation.end(result.as_ref().map(|_| ()));
                 result.map_err(|error| status::grpc(&error))
@@ -110,6 +83,8 @@ impl KserveService {
         self.shared.admit().map_err(|error| status::grpc(&error))?;
         let options = StreamOptions {
             deadline: deadline(headers).map_err(|error| status::grpc(&error))?,
+            parent: parent(headers),
+            forwarded: self.forwarding.parameters(headers),
             has_true_errors: headers.get("triton_grpc_error").is_some_and(|v| v == "true"),
         };
         Ok(Session::new(inbound, self.shared.clone(), options))
@@ -117,21 +92,23 @@ impl KserveService {
 
     async fn infer(
         &self,
-        call: Call,
+        mut call: Call,
         observation: &mut Observation,
     ) -> engine::Result<Reply<ModelInferResponse>> {
-        let id = call.id.clone();
+        let (id, outputs) = (call.id.clone(), std::mem::take(&mut call.outputs));
         let (model, request, context) = call.into_parts();
-        let name = model.name.clone();
-        let mut stream = Call::start(model, request, context).await?;
+        let (name, version) = (model.name.clone(), model.version.clone());
+        let mut stream = Call::start(model.clone(), request, context).await?;
         let output = stream.next().await.unwrap_or_else(|| {
             Err(Error::internal(format!("model '{name}' ended without a response")))
         })?;
-        let InferOutput { tensors, parameters, queue_time, .. } = output;
+        let InferOutput { mut tensors, parameters, queue_time, .. } = output;
         let started = Instant::now();
+        observation.show(&tensors);
+        outputs.deliver(&model, &mut tensors)?;
         let head = tensor::wire::ResponseHead {
             model_name: &name,
-            model_version: VERSION,
+            model_version: &version,
             id: &id,
             parameters: &parameters,
         };
@@ -142,8 +119,10 @@ impl KserveService {
     }
 }
 
-const NO_SHARED_MEMORY: &str = "it has no shared memory; send tensors in the request";
-const NO_MODEL_CONTROL: &str = "models are chosen when it starts";
+/// Returns the caller's span, which `traceparent` names.
+fn parent(headers: &HeaderMap) -> Option<String> {
+    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
 
 #[tonic::async_trait]
 impl GrpcInferenceService for KserveService {
@@ -158,7 +137,7 @@ impl GrpcInferenceService for KserveService {
         &self,
         _: Request<ServerReadyRequest>,
     ) -> Result<Response<ServerReadyResponse>, Status> {
-        let ready = self.shared.models.are_ready() && self.shared.admit().is_ok();
+        let ready = catalog::server_ready(&self.shared);
         self.answer("ServerReady", Ok(ServerReadyResponse { ready }))
     }
 
@@ -166,21 +145,24 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<ModelReadyRequest>,
     ) -> Result<Response<ModelReadyResponse>, Status> {
-        self.answer("ModelReady", metadata::model_ready(&self.shared, request.get_ref()))
+        let ModelReadyRequest { name, version } = request.get_ref();
+        let ready = catalog::model_ready(&self.shared, name, version);
+        self.answer("ModelReady", ready.map(|ready| ModelReadyResponse { ready }))
     }
 
     async fn server_metadata(
         &self,
         _: Request<ServerMetadataRequest>,
     ) -> Result<Response<ServerMetadataResponse>, Status> {
-        self.answer("ServerMetadata", Ok(metadata::server(&self.shared)))
+        self.answer("ServerMetadata", Ok(catalog::server(&self.shared)))
     }
 
     async fn model_metadata(
         &self,
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
-        let answer = metadata::model(&self.shared.models, request.get_ref());
+        let ModelMetadataRequest { name, version } = request.get_ref();
+        let answer = catalog::model(&self.shared, name, version);
         self.answer("ModelMetadata", answer)
     }
 
@@ -188,7 +170,9 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<ModelConfigRequest>,
     ) -> Result<Response<ModelConfigResponse>, Status> {
-        let answer = metadata::config(&self.shared.models, request.get_ref());
+        let ModelConfigRequest { name, version } = request.get_ref();
+        let answer = catalog::config(&self.shared, name, version);
+        let answer = answer.map(|config| ModelConfigResponse { config: Some(config) });
         self.answer("ModelConfig", answer)
     }
 
@@ -196,7 +180,8 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<ModelStatisticsRequest>,
     ) -> Result<Response<ModelStatisticsResponse>, Status> {
-        let answer = metadata::statistics(&self.shared.models, request.get_ref());
+        let ModelStatisticsRequest { name, version } = request.get_ref();
+        let answer = catalog::statistics(&self.shared, name, version);
         self.answer("ModelStatistics", answer)
     }
 
@@ -204,7 +189,8 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        let answer = metadata::index(&self.shared.models, request.get_ref());
+        let RepositoryIndexRequest { repository_name, ready } = request.get_ref();
+        let answer = catalog::index(&self.shared, repository_name, *ready);
         self.answer("RepositoryIndex", answer)
     }
 
@@ -229,71 +215,99 @@ impl GrpcInferenceService for KserveService {
 
     async fn repository_model_load(
         &self,
-        _: Request<RepositoryModelLoadRequest>,
+        request: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
-        self.unimplemented("RepositoryModelLoad", NO_MODEL_CONTROL)
+        let request = request.into_inner();
+        let loaded = control::load(&self.shared, request).await;
+        let answer =
+            loaded.map(|model_name| RepositoryModelLoadResponse { model_name, is_loaded: true });
+        self.answer("RepositoryModelLoad", answer)
     }
 
     async fn repository_model_unload(
         &self,
-        _: Request<RepositoryModelUnloadRequest>,
+        request: Request<RepositoryModelUnloadRequest>,
     ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
-        self.unimplemented("RepositoryModelUnload", NO_MODEL_CONTROL)
+        let request = request.into_inner();
+        let unloaded = control::unload(&self.shared, request).await;
+        let answer = unloaded
+            .map(|model_name| RepositoryModelUnloadResponse { model_name, is_unloaded: true });
+        self.answer("RepositoryModelUnload", answer)
     }
 
     async fn system_shared_memory_status(
         &self,
-        _: Request<SystemSharedMemoryStatusRequest>,
+        request: Request<SystemSharedMemoryStatusRequest>,
     ) -> Result<Response<SystemSharedMemoryStatusResponse>, Status> {
-        self.unimplemented("SystemSharedMemoryStatus", NO_SHARED_MEMORY)
+        let found = self.shared.regions.system_status(&request.get_ref().name);
+        let named = found.map(|regions| {
+            let regions = regions.into_iter().map(|region| (region.name.clone(), region)).collect();
+            SystemSharedMemoryStatusResponse { regions }
+        });
+        self.answer("SystemSharedMemoryStatus", named)
     }
 
     async fn system_shared_memory_register(
         &self,
-        _: Request<SystemSharedMemoryRegisterRequest>,
+        request: Request<SystemSharedMemoryRegisterRequest>,
     ) -> Result<Response<SystemSharedMemoryRegisterResponse>, Status> {
-        self.unimplemented("SystemSharedMemoryRegister", NO_SHARED_MEMORY)
+        let done = self.shared.regions.register_system(request.get_ref());
+        let answer = done.map(|()| SystemSharedMemoryRegisterResponse {});
+        self.answer("SystemSharedMemoryRegister", answer)
     }
 
     async fn system_shared_memory_unregister(
         &self,
-        _: Request<SystemSharedMemoryUnregisterRequest>,
+        request: Request<SystemSharedMemoryUnregisterRequest>,
     ) -> Result<Response<SystemSharedMemoryUnregisterResponse>, Status> {
-        self.unimplemented("SystemSharedMemoryUnregister", NO_SHARED_MEMORY)
+        let done = self.shared.regions.unregister_system(&request.get_ref().name);
+        let answer = done.map(|()| SystemSharedMemoryUnregisterResponse {});
+        self.answer("SystemSharedMemoryUnregister", answer)
     }
 
     async fn cuda_shared_memory_status(
         &self,
-        _: Request<CudaSharedMemoryStatusRequest>,
+        request: Request<CudaSharedMemoryStatusRequest>,
     ) -> Result<Response<CudaSharedMemoryStatusResponse>, Status> {
-        self.unimplemented("CudaSharedMemoryStatus", NO_SHARED_MEMORY)
+        let found = self.shared.regions.cuda_status(&request.get_ref().name);
+        let named = found.map(|regions| {
+            let regions = regions.into_iter().map(|region| (region.name.clone(), region)).collect();
+            CudaSharedMemoryStatusResponse { regions }
+        });
+        self.answer("CudaSharedMemoryStatus", named)
     }
 
     async fn cuda_shared_memory_register(
         &self,
-        _: Request<CudaSharedMemoryRegisterRequest>,
+        request: Request<CudaSharedMemoryRegisterRequest>,
     ) -> Result<Response<CudaSharedMemoryRegisterResponse>, Status> {
-        self.unimplemented("CudaSharedMemoryRegister", NO_SHARED_MEMORY)
+        let done = self.shared.regions.register_cuda(request.get_ref());
+        let answer = done.map(|()| CudaSharedMemoryRegisterResponse {});
+        self.answer("CudaSharedMemoryRegister", answer)
     }
 
     async fn cuda_shared_memory_unregister(
         &self,
-        _: Request<CudaSharedMemoryUnregisterRequest>,
+        request: Request<CudaSharedMemoryUnregisterRequest>,
     ) -> Result<Response<CudaSharedMemoryUnregisterResponse>, Status> {
-        self.unimplemented("CudaSharedMemoryUnregister", NO_SHARED_MEMORY)
+        let done = self.shared.regions.unregister_cuda(&request.get_ref().name);
+        let answer = done.map(|()| CudaSharedMemoryUnregisterResponse {});
+        self.answer("CudaSharedMemoryUnregister", answer)
     }
 
     async fn trace_setting(
         &self,
-        _: Request<TraceSettingRequest>,
+        request: Request<TraceSettingRequest>,
     ) -> Result<Response<TraceSettingResponse>, Status> {
-        self.unimplemented("TraceSetting", "it records no traces")
+        let answer = control::trace_setting(&self.shared, request.into_inner());
+        self.answer("TraceSetting", answer)
     }
 
     async fn log_settings(
         &self,
-        _: Request<LogSettingsRequest>,
+        request: Request<LogSettingsRequest>,
     ) -> Result<Response<LogSettingsResponse>, Status> {
-        self.unimplemented("LogSettings", "its log is set by --log-level and --log-format")
+        let answer = control::log_settings(&self.shared, request.into_inner());
+        self.answer("LogSettings", answer)
     }
 }

@@ -18,11 +18,12 @@ use futures_util::stream::{FuturesOrdered, SelectAll, StreamFuture};
 use futures_util::{Stream, StreamExt};
 use proto::inference::{ModelInferResponse, ModelStreamInferResponse};
 use proto::{Envelope, Reply};
+use tensor::Parameters;
 use tonic::Status;
 
-use super::service::Shared;
-use crate::inference::{Asked, Call, Observation, Refusal};
-use crate::models::VERSION;
+use crate::inference::{Asked, Call, Observation, Outputs, Refusal};
+use crate::models::Model;
+use crate::shared::Shared;
 use crate::status;
 
 type Item = Reply<ModelStreamInferResponse>;
@@ -47,10 +48,14 @@ pub(crate) struct Session {
 }
 
 /// What the client said when it opened the stream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct StreamOptions {
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
+    /// The caller's span.
+    pub parent: Option<String>,
+    /// Parameters that came as headers.
+    pub forwarded: Parameters,
     /// The first execution error ends the stream with its status (`triton_grpc_error`).
     pub has_true_errors: bool,
 }
@@ -99,11 +104,12 @@ impl Session {
             let id = envelope.message.id.clone();
             Box::new(Refusal { model: None, id, error })
         });
-        let asked = Asked { envelope, deadline: self.options.deadline, is_unary: false };
-        let call = admitted.and_then(|()| Call::prepare(&self.shared.models, asked));
+        let StreamOptions { deadline, forwarded, parent, .. } = self.options.clone();
+        let asked = Asked { envelope, deadline, forwarded, parent, is_unary: false };
+        let call = admitted.and_then(|()| Call::prepare(&self.shared, asked));
         match call {
             Ok(call) => {
-                observation.accepted(call.model.clone(), call.batch, call.deadline());
+                observation.accepted(&call);
                 let is_decoupled = call.model.config.decoupled;
                 let flight = Flight::start(call, observation);
                 match is_decoupled {
@@ -235,7 +241,8 @@ enum State {
 
 /// What is known of a request that an engine works on.
 struct Active {
-    name: Arc<str>,
+    model: Arc<Model>,
+    outputs: Outputs,
     id: String,
     is_decoupled: bool,
     wants_empty_final: bool,
@@ -243,9 +250,10 @@ struct Active {
 }
 
 impl Flight {
-    fn start(call: Call, observation: Observation) -> Box<Self> {
+    fn start(mut call: Call, observation: Observation) -> Box<Self> {
         let active = Active {
-            name: call.model.name.clone(),
+            model: call.model.clone(),
+            outputs: std::mem::take(&mut call.outputs),
             id: call.id.clone(),
             is_decoupled: call.model.config.decoupled,
             wants_empty_final: call.wants_empty_final,
@@ -267,7 +275,9 @@ impl Flight {
         active.observation.end(result.as_ref().map(|_| ()));
         match result {
             Ok(reply) => reply.map(Event::Reply),
-            Err(error) => Some(Event::Failed { name: active.name, id: active.id, error }),
+            Err(error) => {
+                Some(Event::Failed { name: active.model.name.clone(), id: active.id, error })
+            }
         }
     }
 
@@ -278,7 +288,10 @@ impl Flight {
             Some(Err(error)) => self.end(Err(error)),
             Some(Ok(output)) => {
                 let is_last = output.is_last || !active.is_decoupled;
-                let reply = active.encode(output, is_last);
+                let reply = match active.encode(output, is_last) {
+                    Ok(reply) => reply,
+                    Err(error) => return self.end(Err(error)),
+                };
                 match is_last {
                     true => self.end(Ok(Some(reply))),
                     false => Some(Event::Reply(reply)),
@@ -289,27 +302,29 @@ impl Flight {
                 self.end(Err(Error::new(ErrorKind::Internal, text)))
             }
             None => {
-                let last = active.wants_empty_final;
-                let reply = last.then(|| active.encode(InferOutput::default(), true));
-                self.end(Ok(reply))
+                let wants_last = active.wants_empty_final;
+                let reply = wants_last.then(|| active.encode(InferOutput::default(), true));
+                self.end(reply.transpose())
             }
         }
     }
 }
 
 impl Active {
-    fn encode(&mut self, output: InferOutput, is_last: bool) -> Item {
+    fn encode(&mut self, mut output: InferOutput, is_last: bool) -> engine::Result<Item> {
         let started = Instant::now();
+        self.observation.show(&output.tensors);
+        self.outputs.deliver(&self.model, &mut output.tensors)?;
         self.observation.queued(output.queue_time);
         let head = tensor::wire::ResponseHead {
-            model_name: &self.name,
-            model_version: VERSION,
+            model_name: &self.model.name,
+            model_version: &self.model.version,
             id: &self.id,
             parameters: &output.parameters,
         };
         let bytes = tensor::wire::encode_stream_response(&head, &output.tensors, is_last);
         self.observation.encoded(started.elapsed());
-        Reply::Encoded(bytes)
+        Ok(Reply::Encoded(bytes))
     }
 }
 

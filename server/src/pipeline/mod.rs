@@ -2,6 +2,8 @@
 
 mod deadline;
 mod observe;
+mod sequence;
 
 pub(crate) use deadline::Deadline;
 pub(crate) use observe::{Observe, TokenMetrics};
+pub(crate) use sequence::{SequenceOptions, Sequences};

@@ -41,7 +41,7 @@ impl GenerateEngine {
     ) -> std::result::Result<Self, crate::Error> {
         let limits = runner.limits();
         let waiting = Waiting::new(config.max_waiting_requests);
-        let counters = Arc::new(Counters::new(limits.blocks));
+        let counters = Arc::new(Counters::new(&limits));
         let shared = (waiting.clone(), counters.clone());
         let thread = std::thread::Builder::new()
             .name("scheduler".into())

@@ -27,12 +27,14 @@ pub(super) struct Counters {
     running: AtomicU32,
     used_blocks: AtomicU32,
     total_blocks: u32,
+    block_tokens: u32,
 }
 
 impl Counters {
-    pub(super) fn new(total_blocks: usize) -> Self {
-        let total_blocks = total_blocks as u32;
-        Self { running: AtomicU32::new(0), used_blocks: AtomicU32::new(0), total_blocks }
+    pub(super) fn new(limits: &Limits) -> Self {
+        let (total_blocks, block_tokens) = (limits.blocks as u32, limits.block_size as u32);
+        let (running, used_blocks) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self { running, used_blocks, total_blocks, block_tokens }
     }
 
     /// Returns the load, given how many requests wait.
@@ -42,6 +44,7 @@ impl Counters {
             running_sequences: self.running.load(Ordering::Relaxed),
             used_blocks: self.used_blocks.load(Ordering::Relaxed),
             total_blocks: self.total_blocks,
+            block_tokens: self.block_tokens,
         }
     }
 }

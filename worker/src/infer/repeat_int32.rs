@@ -8,7 +8,7 @@ use futures_util::stream;
 use tensor::{Datatype, ModelConfig, Tensor, TensorSpec};
 use tokio::time::Instant;
 
-use super::numbers;
+use super::{declared, numbers};
 
 /// Answers each element of `IN` as `OUT` with its index as `IDX`, after the element of `DELAY`
 /// in milliseconds; the request is over no sooner than `WAIT` milliseconds after its start.
@@ -16,7 +16,31 @@ use super::numbers;
 pub struct RepeatInt32;
 
 impl RepeatInt32 {
-    /// Returns its configuration.
+    /// Makes it for a configuration.
+    ///
+    /// Errors: tensors other than those of the default configuration.
+    pub fn new(config: &ModelConfig) -> std::result::Result<Self, crate::Error> {
+        let own = Self::config(&config.name);
+        let differs = |own: &[TensorSpec], given: &[TensorSpec]| {
+            let is_same = |spec: &TensorSpec| {
+                declared(config, given, &spec.name).is_ok_and(|g| g.datatype == spec.datatype)
+            };
+            !own.iter().all(is_same) || own.len() != given.len()
+        };
+        if !config.decoupled
+            || differs(&own.inputs, &config.inputs)
+            || differs(&own.outputs, &config.outputs)
+        {
+            return Err(crate::Error::Model(format!(
+                "repeat `{}`: expected IN of INT32, DELAY and WAIT of UINT32, OUT of INT32 and \
+                 IDX of UINT32, decoupled",
+                config.name
+            )));
+        }
+        Ok(Self)
+    }
+
+    /// Returns its default configuration.
     pub fn config(name: &str) -> ModelConfig {
         let inputs = vec![
             TensorSpec::new("IN", Datatype::Int32, [-1]),

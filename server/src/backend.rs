@@ -1,0 +1,297 @@
+//! Makes models callable: from a definition to a stack of engines. Blocks; not for the async
+//! runtime.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{Engine, GenerateRequest, InferRequest, ModelCard, Vocabulary};
+use openai_bridge::TextBridge;
+use proto::inference as wire;
+use tensor::ModelConfig;
+use wire::model_config::SchedulingChoice;
+use worker::generate::{GenerateEngine, SchedulerConfig};
+use worker::infer::{Accumulator, AddSub, Identity, RepeatInt32, Square};
+use worker::runner::Runner;
+use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
+use worker::runner::mock::{self, MockConfig, MockRunner};
+
+use crate::config::EngineConfig;
+use crate::hub;
+use crate::metrics::{Metrics, ModelLabels};
+use crate::models::Model;
+use crate::pipeline::{Deadline, Observe, SequenceOptions, Sequences, TokenMetrics};
+use crate::repository::{Definition, WEIGHTS_FILE};
+use crate::source::{Place, sequences};
+use crate::text::TextEngine;
+
+/// How long a sequence may be idle when its model does not say, as in Triton.
+const DEFAULT_IDLE_US: u64 = 1_000_000;
+
+/// What every model is made with.
+#[derive(Debug)]
+pub(crate) struct Backends {
+    pub engine: EngineConfig,
+    pub model_dir: PathBuf,
+    pub hub_url: Option<String>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Backends {
+    /// Makes one version of a model. Errors say what is wrong with its definition or files.
+    pub(crate) fn make(&self, definition: &Definition, version: u64) -> Result<Model, String> {
+        let declared = &definition.declared;
+        if matches!(declared.scheduling_choice, Some(SchedulingChoice::EnsembleScheduling(_))) {
+            return Err("ensembles are not served".into());
+        }
+        let mut model = match declared.backend.as_str() {
+            "text" => self.text(definition, version)?,
+            "mock" => self.mock(definition)?,
+            backend => tensors(backend, definition)?,
+        };
+        model.version = version.to_string().into();
+        model.files.clone_from(&definition.files);
+        for output in &model.declared.output {
+            if !output.label_filename.is_empty() {
+                let labels = definition.labels(&output.label_filename)?;
+                model.labels.insert(output.name.clone(), labels);
+            }
+        }
+        Ok(model)
+    }
+
+    fn text(&self, definition: &Definition, version: u64) -> Result<Model, String> {
+        let started = Instant::now();
+        let path = self.weights(definition, version)?;
+        let options = CpuOptions {
+            threads: self.engine.threads,
+            context_length: self.engine.context_length,
+            kv_cache_bytes: self.engine.kv_cache_bytes,
+            batch_tokens: self.engine.batch_tokens,
+        };
+        let loaded = CpuRunner::load(&path, &options).map_err(|error| error.to_string())?;
+        let Loaded { runner, mut card, vocabulary } = loaded;
+        card.name.clone_from(&definition.name);
+        let model = self.generating(Box::new(runner), &card, &vocabulary, &definition.declared)?;
+        tracing::info!(
+            model = definition.name,
+            version,
+            architecture = card.architecture,
+            context_length = card.context_length,
+            seconds = started.elapsed().as_secs_f64(),
+            "model loaded"
+        );
+        Ok(model)
+    }
+
+    /// Returns the file with the weights of a text model, which a hub may have to give first.
+    fn weights(&self, definition: &Definition, version: u64) -> Result<PathBuf, String> {
+        let Some(source) = &definition.source else {
+            let folder = definition.folder.as_ref().ok_or("a text model needs a file")?;
+            let file = match definition.declared.default_model_filename.as_str() {
+                "" => WEIGHTS_FILE,
+                file if !file.contains(['/', '\\']) => file,
+                file => return Err(format!("`default_model_filename`: `{file}` is not a name")),
+            };
+            return Ok(folder.join(version.to_string()).join(file));
+        };
+        match &source.place {
+            Place::File(path) => Ok(path.clone()),
+            Place::Default(path) if path.is_file() => Ok(path.clone()),
+            Place::Default(path) => Err(format!(
+                "the default model is not at `{}`; the script `./serve` puts it there, \
+                 or name a model: `stator serve FILE.gguf`",
+                path.display()
+            )),
+            Place::Hub { repository, file } => {
+                let url = self.hub_url.as_deref();
+                hub::fetch(repository, file.as_deref(), &self.model_dir, url)
+                    .map_err(|error| error.to_string())
+            }
+        }
+    }
+
+    fn mock(&self, definition: &Definition) -> Result<Model, String> {
+        let mut mock =
+            MockConfig { pace: milliseconds(definition, "pace_ms")?, ..MockConfig::default() };
+        mock.batch_tokens = self.engine.batch_tokens;
+        if let Some(tokens) = definition.parameter("context_length") {
+            mock.context_length =
+                tokens.parse().map_err(|_| format!("`context_length`: `{tokens}` is no number"))?;
+        }
+        let card = mock::card(&definition.name, &mock);
+        let runner = Box::new(MockRunner::new(mock));
+        self.generating(runner, &card, &mock::vocabulary(), &definition.declared)
+    }
+
+    /// Stacks a text model: bridge over deadline over observation over the scheduler.
+    fn generating(
+        &self,
+        runner: Box<dyn Runner>,
+        card: &ModelCard,
+        vocabulary: &Vocabulary,
+        declared: &wire::ModelConfig,
+    ) -> Result<Model, String> {
+        let bridge = TextBridge::new(card, vocabulary).map_err(|error| error.to_string())?;
+        let scheduler = SchedulerConfig {
+            max_waiting_requests: self.engine.max_waiting_requests,
+            max_running_sequences: self.engine.max_running_sequences,
+            batch_tokens: self.engine.batch_tokens,
+        };
+        let generate = GenerateEngine::start(runner, card.eos_tokens.clone(), scheduler)
+            .map_err(|error| error.to_string())?;
+        let generate = Arc::new(generate);
+        let labels = ModelLabels { model: card.name.as_str().into() };
+        let metrics = &self.metrics;
+        let tokens = TokenMetrics {
+            first_token: metrics.first_token.get_or_create(&labels).clone(),
+            inter_token: metrics.inter_token.get_or_create(&labels).clone(),
+            prompt_tokens: metrics.prompt_tokens.get_or_create(&labels).clone(),
+            generated_tokens: metrics.generated_tokens.get_or_create(&labels).clone(),
+        };
+        let observed: Arc<dyn Engine<GenerateRequest>> =
+            Arc::new(Observe { engine: Shared(generate.clone()), metrics: tokens });
+        let bridge = Arc::new(bridge);
+        let mut config = bridge.config();
+        config.backend.clone_from(&declared.backend);
+        let own = tensor::metadata::config(&config);
+        let declared = wire::ModelConfig {
+            input: own.input,
+            output: own.output,
+            max_batch_size: own.max_batch_size,
+            platform: own.platform,
+            model_transaction_policy: own.model_transaction_policy,
+            ..declared.clone()
+        };
+        let engine = Arc::new(Deadline(TextEngine::new(bridge.clone(), observed)));
+        let mut model = bare(config, declared, engine);
+        model.text = Some(bridge);
+        model.health = Some(Box::new({
+            let generate = generate.clone();
+            move || generate.is_healthy()
+        }));
+        model.load = Some(Box::new(move || generate.load()));
+        Ok(model)
+    }
+}
+
+/// Makes a tensor model.
+fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
+    let name = definition.name.as_str();
+    let mut declared = definition.declared.clone();
+    let default = match backend {
+        "identity" => None,
+        "add_sub" => Some(AddSub::config(name)),
+        "repeat" => Some(RepeatInt32::config(name)),
+        "square" => Some(Square::config(name)),
+        "sequence" => Some(Accumulator::config(name)),
+        other => {
+            let shown = [other, declared.platform.as_str()].into_iter().find(|s| !s.is_empty());
+            return Err(format!(
+                "no backend is called `{}`; there are text, mock, identity, add_sub, repeat, \
+                 square, sequence",
+                shown.unwrap_or_default()
+            ));
+        }
+    };
+    if let Some(own) = default.filter(|_| declared.input.is_empty() && declared.output.is_empty()) {
+        let own = tensor::metadata::config(&own);
+        (declared.input, declared.output) = (own.input, own.output);
+        declared.model_transaction_policy = own.model_transaction_policy;
+        if declared.max_batch_size == 0 {
+            declared.max_batch_size = own.max_batch_size;
+        }
+    }
+    if backend == "sequence" {
+        declared.scheduling_choice.get_or_insert_with(|| sequences(DEFAULT_IDLE_US));
+    }
+    if declared.platform.is_empty() {
+        declared.platform = "stator".into();
+    }
+    let config = tensor::metadata::read(&declared).map_err(|error| error.to_string())?;
+    let delay = || milliseconds(definition, "delay_ms");
+    let why = |error: worker::Error| error.to_string();
+    match backend {
+        "add_sub" => {
+            let engine = AddSub::new(&config).map_err(why)?;
+            inferring(config, declared, engine)
+        }
+        "repeat" => {
+            let engine = RepeatInt32::new(&config).map_err(why)?;
+            inferring(config, declared, engine)
+        }
+        "square" => {
+            let engine = Square::new(&config).map_err(why)?;
+            inferring(config, declared, engine)
+        }
+        "sequence" => {
+            let engine = Accumulator::new(&config, delay()?).map_err(why)?;
+            inferring(config, declared, engine)
+        }
+        _ => {
+            let has_echo = definition.parameter("echo_parameters") == Some("true");
+            let engine = Identity::new(&config, delay()?, has_echo).map_err(why)?;
+            inferring(config, declared, engine)
+        }
+    }
+}
+
+/// Stacks a tensor model: deadline over sequences, if it has them, over its engine.
+fn inferring(
+    config: ModelConfig,
+    declared: wire::ModelConfig,
+    engine: impl Engine<InferRequest>,
+) -> Result<Model, String> {
+    let engine: Arc<dyn Engine<InferRequest>> = match &declared.scheduling_choice {
+        Some(SchedulingChoice::SequenceBatching(batching)) => {
+            let options = SequenceOptions::new(&config.name, batching)?;
+            Arc::new(Deadline(Sequences::new(engine, options)))
+        }
+        _ => Arc::new(Deadline(engine)),
+    };
+    Ok(bare(config, declared, engine))
+}
+
+fn bare(
+    config: ModelConfig,
+    declared: wire::ModelConfig,
+    engine: Arc<dyn Engine<InferRequest>>,
+) -> Model {
+    Model {
+        name: config.name.as_str().into(),
+        version: "1".into(),
+        config,
+        declared: tensor::metadata::complete(declared),
+        labels: HashMap::new(),
+        engine,
+        text: None,
+        load: None,
+        health: None,
+        statistics: Default::default(),
+        files: None,
+    }
+}
+
+/// Reads a time in milliseconds from a custom parameter; none is no time.
+fn milliseconds(definition: &Definition, key: &str) -> Result<Duration, String> {
+    let Some(text) = definition.parameter(key) else {
+        return Ok(Duration::ZERO);
+    };
+    let time = text.parse::<f64>().ok().and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
+    time.ok_or_else(|| format!("`{key}`: `{text}` is not a time"))
+}
+
+/// A shared engine is an engine.
+struct Shared(Arc<GenerateEngine>);
+
+#[async_trait::async_trait]
+impl Engine<GenerateRequest> for Shared {
+    async fn call(
+        &self,
+        request: GenerateRequest,
+        context: engine::Context,
+    ) -> engine::Result<engine::OutputStream<GenerateRequest>> {
+        self.0.call(request, context).await
+    }
+}

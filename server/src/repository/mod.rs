@@ -1,0 +1,304 @@
+//! The models that can be served: from the command line and from model repositories, loaded at
+//! the start, by polling or on request.
+//!
+//! A load makes the new model beside the old one and then swaps them; what runs on the old one
+//! finishes there.
+
+mod declaration;
+mod definition;
+mod overrides;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use engine::{Error, ErrorKind, Result};
+use tokio::sync::Mutex as LoadMutex;
+
+use crate::backend::Backends;
+use crate::models::{Models, State};
+use definition::Fingerprint;
+
+pub(crate) use definition::{Definition, WEIGHTS_FILE};
+pub(crate) use overrides::{Overrides, check_unload};
+
+/// Who decides what is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ControlMode {
+    /// Everything at the start, and nothing later.
+    None,
+    /// Everything at the start, and then what changes in the repositories.
+    Poll,
+    /// What --load-model names, and then what clients ask for.
+    Explicit,
+}
+
+/// Where models come from.
+#[derive(Clone, Debug)]
+pub struct RepositoryConfig {
+    /// Model repositories, each a folder of model folders.
+    pub roots: Vec<PathBuf>,
+    /// Who decides what is loaded.
+    pub mode: ControlMode,
+    /// Models of the repositories to load at the start in explicit mode; `*` means all.
+    pub load_models: Vec<String>,
+    /// How often the repositories are looked at in poll mode.
+    pub poll_interval: Duration,
+}
+
+/// A line of RepositoryIndex.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub name: String,
+    pub version: String,
+    pub state: &'static str,
+    pub reason: String,
+}
+
+/// The models that can be served, and the way to serve them.
+#[derive(Debug)]
+pub(crate) struct Repository {
+    config: RepositoryConfig,
+    /// The models of the command line.
+    given: BTreeMap<String, Definition>,
+    models: Arc<Models>,
+    backends: Arc<Backends>,
+    /// One load of a name at a time.
+    loading: Mutex<HashMap<String, Arc<LoadMutex<()>>>>,
+}
+
+impl Repository {
+    /// Makes the repository; `given` are the models of the command line.
+    ///
+    /// Errors: a name that two models have.
+    pub(crate) fn new(
+        config: RepositoryConfig,
+        given: Vec<Definition>,
+        models: Arc<Models>,
+        backends: Backends,
+    ) -> std::result::Result<Self, String> {
+        let mut by_name = BTreeMap::new();
+        for definition in given {
+            let name = definition.name.clone();
+            if by_name.insert(name.clone(), definition).is_some() {
+                return Err(format!("two models are called `{name}`"));
+            }
+        }
+        let (backends, loading) = (Arc::new(backends), Mutex::default());
+        Ok(Self { config, given: by_name, models, backends, loading })
+    }
+
+    /// Returns the names to load at the start, those of the command line first.
+    ///
+    /// Errors: a repository that cannot be read, a name in two places.
+    pub(crate) fn initial(&self) -> std::result::Result<Vec<String>, String> {
+        let mut names: Vec<String> = self.given.keys().cloned().collect();
+        let folders = self.scan()?;
+        if let Some(both) = names.iter().find(|name| folders.contains_key(*name)) {
+            return Err(format!("model `{both}` is given on the command line and in a repository"));
+        }
+        let wanted = &self.config.load_models;
+        let is_explicit = self.config.mode == ControlMode::Explicit;
+        if is_explicit && !wanted.iter().any(|name| name == "*") {
+            names.extend(wanted.iter().cloned());
+        } else {
+            names.extend(folders.into_keys());
+        }
+        Ok(names)
+    }
+
+    /// Returns the model folders by name.
+    fn scan(&self) -> std::result::Result<BTreeMap<String, PathBuf>, String> {
+        let mut found = BTreeMap::new();
+        for root in &self.config.roots {
+            let entries = std::fs::read_dir(root)
+                .map_err(|error| format!("model repository `{}`: {error}", root.display()))?;
+            for entry in entries.flatten() {
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                if name.starts_with('.') || !entry.path().is_dir() {
+                    continue;
+                }
+                if let Some(other) = found.insert(name.clone(), entry.path()) {
+                    return Err(format!(
+                        "model `{name}` is in two repositories: `{}` and `{}`",
+                        other.display(),
+                        entry.path().display()
+                    ));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Loads a model as it was declared, with no leave asked; for the start and for polling.
+    ///
+    /// Errors: what is wrong with the model.
+    pub(crate) async fn load_declared(&self, name: &str) -> std::result::Result<(), String> {
+        self.load_with(name, Overrides::default()).await
+    }
+
+    /// Loads a model, or loads it anew, for a client.
+    ///
+    /// Errors: Triton's, when models are not the clients' to load or the load fails.
+    pub(crate) async fn load(&self, name: &str, overrides: Overrides) -> Result<()> {
+        self.allow(name)?;
+        if !overrides.files.is_empty() && overrides.config.is_none() {
+            return Err(Error::invalid(format!(
+                "failed to load '{name}', the override of files needs the parameter 'config'"
+            )));
+        }
+        self.load_with(name, overrides).await.map_err(|why| {
+            tracing::warn!(model = name, why, "a model could not be loaded");
+            Error::internal(format!("failed to load '{name}', {why}"))
+        })
+    }
+
+    /// Unloads a model for a client; one that is not loaded is fine. It may go on answering what
+    /// it has accepted after this returns.
+    pub(crate) async fn unload(&self, name: &str) -> Result<()> {
+        self.allow(name)?;
+        let lock = self.lock(name);
+        let _turn = lock.lock().await;
+        if self.models.list().iter().any(|(known, ..)| known == name) {
+            self.models.unload(name);
+            tracing::info!(model = name, "model unloaded");
+        }
+        Ok(())
+    }
+
+    /// Refuses control that is not the clients', and names that are none.
+    fn allow(&self, name: &str) -> Result<()> {
+        if self.config.mode != ControlMode::Explicit {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "explicit model load / unload is not allowed; \
+                 the server needs --model-control-mode explicit",
+            ));
+        }
+        let is_path = name.contains(['/', '\\', '\0']) || name == "." || name == "..";
+        match name.is_empty() || is_path {
+            true => Err(Error::invalid("model name must not be empty or contain path separators")),
+            false => Ok(()),
+        }
+    }
+
+    async fn load_with(&self, name: &str, overrides: Overrides) -> std::result::Result<(), String> {
+        let lock = self.lock(name);
+        let _turn = lock.lock().await;
+        let definition = self.define(name, overrides)?;
+        for &version in &definition.versions {
+            self.models.announce(name, version);
+        }
+        let versions = definition.versions.clone();
+        let backends = self.backends.clone();
+        let make = move || {
+            let make = |&version: &u64| {
+                backends.make(&definition, version).map(|model| (version, Arc::new(model)))
+            };
+            definition.versions.iter().map(make).collect::<std::result::Result<Vec<_>, _>>()
+        };
+        let made = tokio::task::spawn_blocking(make).await;
+        match made.unwrap_or_else(|error| Err(format!("the loader failed: {error}"))) {
+            Ok(models) => {
+                self.models.replace(name, models);
+                Ok(())
+            }
+            Err(why) => {
+                versions.iter().for_each(|&version| self.models.fail(name, version, &why));
+                Err(why)
+            }
+        }
+    }
+
+    fn define(&self, name: &str, overrides: Overrides) -> std::result::Result<Definition, String> {
+        let Overrides { config, files } = overrides;
+        if let (Some(config), false) = (&config, files.is_empty()) {
+            return Definition::of_files(name, config, &files);
+        }
+        if let Some(given) = self.given.get(name) {
+            return match config {
+                Some(json) => given.clone().with_config(&json),
+                None => Ok(given.clone()),
+            };
+        }
+        let folders = self.scan()?;
+        let folder = folders.get(name).ok_or("no such model is in a repository")?;
+        Definition::read(name, folder, config.as_deref())
+    }
+
+    fn lock(&self, name: &str) -> Arc<LoadMutex<()>> {
+        let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        // Locks that nobody holds are forgotten, so that names cannot pile up.
+        loading.retain(|_, lock| Arc::strong_count(lock) > 1);
+        loading.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Returns the index: every version that was ever asked for, and the names that were not.
+    pub(crate) fn index(&self, ready_only: bool) -> Vec<Listed> {
+        let mut listed: Vec<Listed> = self.models.list().into_iter().map(listed).collect();
+        if ready_only {
+            listed.retain(|line| line.state == "READY");
+            return listed;
+        }
+        let mut names: Vec<String> = self.given.keys().cloned().collect();
+        names.extend(self.scan().unwrap_or_default().into_keys());
+        names.retain(|name| !listed.iter().any(|line| line.name == *name));
+        listed.extend(names.into_iter().map(|name| Listed {
+            name,
+            version: String::new(),
+            state: "",
+            reason: String::new(),
+        }));
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        listed
+    }
+
+    /// Follows the repositories in poll mode, until the future is dropped.
+    pub(crate) async fn poll(&self) {
+        let mut seen = self.fingerprints().await.unwrap_or_default();
+        loop {
+            tokio::time::sleep(self.config.poll_interval).await;
+            let Some(now) = self.fingerprints().await else { continue };
+            for name in seen.keys().filter(|name| !now.contains_key(*name)) {
+                tracing::info!(model = name, "model left its repository");
+                self.models.unload(name);
+            }
+            for (name, print) in &now {
+                if seen.get(name) == Some(print) {
+                    continue;
+                }
+                match self.load_declared(name).await {
+                    Ok(()) => tracing::info!(model = name, "model loaded from its repository"),
+                    Err(why) => tracing::warn!(model = name, why, "a model could not be loaded"),
+                }
+            }
+            seen = now;
+        }
+    }
+
+    /// Takes the fingerprints of all model folders; none when the repositories cannot be read.
+    async fn fingerprints(&self) -> Option<BTreeMap<String, Fingerprint>> {
+        let folders = match self.scan() {
+            Ok(folders) => folders,
+            Err(why) => {
+                tracing::warn!(why, "the model repositories cannot be polled");
+                return None;
+            }
+        };
+        let take = |(name, folder): (String, PathBuf)| (name, definition::fingerprint(&folder));
+        tokio::task::spawn_blocking(move || folders.into_iter().map(take).collect()).await.ok()
+    }
+}
+
+fn listed((name, version, state): (String, u64, State)) -> Listed {
+    let (state, reason) = state.spell();
+    Listed { name, version: version.to_string(), state, reason: reason.to_owned() }
+}
+
+impl RepositoryConfig {
+    /// Returns the first root that is not a folder.
+    pub(crate) fn missing_root(&self) -> Option<&Path> {
+        self.roots.iter().map(PathBuf::as_path).find(|root| !root.is_dir())
+    }
+}

@@ -1,0 +1,45 @@
+//! What every call of every door shares.
+
+use std::sync::Arc;
+
+use engine::{Error, ErrorKind, Result, Tasks};
+
+use crate::inference::Observation;
+use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::repository::Repository;
+use crate::shared_memory::Regions;
+use crate::telemetry::Logging;
+use crate::trace::Traces;
+
+/// The server, as its doors see it.
+pub(crate) struct Shared {
+    pub models: Arc<Models>,
+    pub repository: Arc<Repository>,
+    pub regions: Arc<Regions>,
+    pub traces: Arc<Traces>,
+    pub logging: Logging,
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when the server stops accepting requests.
+    pub accepting: Tasks,
+    pub max_stream_requests: usize,
+    pub server_name: String,
+}
+
+impl Shared {
+    /// Begins to observe a request.
+    pub(crate) fn observe(&self, rpc: &'static str) -> Observation {
+        Observation::begin(self.metrics.clone(), self.traces.clone(), rpc)
+    }
+
+    /// Refuses new requests while the server shuts down.
+    pub(crate) fn admit(&self) -> Result<()> {
+        match self.accepting.is_cancelled() {
+            false => Ok(()),
+            true => Err(Error::new(
+                ErrorKind::Unavailable,
+                "GRPC server is shutting down and has stopped accepting new requests.",
+            )),
+        }
+    }
+}

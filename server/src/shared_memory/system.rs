@@ -1,0 +1,201 @@
+//! POSIX shared memory, mapped once.
+
+#![expect(unsafe_code, reason = "a mapping that other processes share is raw memory")]
+
+use std::fs::File;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use engine::{Error, ErrorKind, Result};
+use memmap2::{MmapOptions, MmapRaw};
+use proto::inference::system_shared_memory_status_response::RegionStatus;
+use rustix::shm::{Mode, OFlags};
+use tensor::Payload;
+
+/// What Triton's own regions begin with; a client's may not.
+const RESERVED_PREFIXES: [&str; 1] = ["triton_python_backend_shm"];
+
+/// A mapped part of a POSIX shared memory object.
+#[derive(Debug)]
+pub(super) struct SystemRegion {
+    mapping: Arc<Mapping>,
+    key: String,
+    offset: u64,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    memory: MmapRaw,
+    /// Kept to see whether the object still is as long as what is mapped.
+    file: File,
+    /// The length of the object that the mapping needs.
+    needed: u64,
+}
+
+/// Checks the key of an object: one name, which may begin with a slash.
+///
+/// Errors: no name, a path, a reserved or forbidden prefix.
+pub(super) fn check_key(key: &str, prefixes: &[String]) -> Result<()> {
+    let name = key.strip_prefix('/').unwrap_or(key);
+    let is_path = name.contains(['/', '\0']) || name == "." || name == "..";
+    if name.is_empty() || is_path || name.len() > 255 {
+        return Err(Error::invalid(format!(
+            "shared memory key `{key}`: expected a name, which may begin with one slash"
+        )));
+    }
+    if RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+        return Err(Error::invalid(format!("shared memory key `{key}` is reserved")));
+    }
+    let is_listed = prefixes.iter().any(|prefix| name.starts_with(prefix.trim_start_matches('/')));
+    match prefixes.is_empty() || is_listed {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "shared memory key `{key}` is not among those that the server allows"
+        ))),
+    }
+}
+
+impl SystemRegion {
+    /// Opens and maps a part of an object.
+    pub(super) fn open(name: &str, key: &str, offset: u64, byte_size: u64) -> Result<Self> {
+        let failed = |why: String| {
+            Error::internal(format!("Unable to open shared memory region: '{name}': {why}"))
+        };
+        let opened = rustix::shm::open(key, OFlags::RDWR, Mode::empty());
+        let file = File::from(opened.map_err(|error| failed(error.to_string()))?);
+        let needed = offset.checked_add(byte_size).filter(|_| byte_size > 0).ok_or_else(|| {
+            Error::invalid(format!("shared memory region '{name}': no bytes, or too many"))
+        })?;
+        let size = file.metadata().map_err(|error| failed(error.to_string()))?.len();
+        if needed > size {
+            return Err(Error::invalid(format!(
+                "failed to register shared memory region '{name}': \
+                 offset {offset} and {byte_size} bytes, the object has {size}"
+            )));
+        }
+        let length = usize::try_from(byte_size).map_err(|error| failed(error.to_string()))?;
+        let memory = MmapOptions::new().offset(offset).len(length).map_raw(&file);
+        let memory = memory.map_err(|error| failed(error.to_string()))?;
+        let mapping = Arc::new(Mapping { memory, file, needed });
+        Ok(Self { mapping, key: key.to_owned(), offset })
+    }
+
+    pub(super) fn byte_size(&self) -> u64 {
+        self.mapping.memory.len() as u64
+    }
+
+    pub(super) fn status(&self, name: &str) -> RegionStatus {
+        RegionStatus {
+            name: name.to_owned(),
+            key: self.key.clone(),
+            offset: self.offset,
+            byte_size: self.byte_size(),
+        }
+    }
+
+    /// Returns bytes of the region, shared with it; they keep it mapped.
+    ///
+    /// A client that writes them while its request runs gets an answer made of both.
+    pub(super) fn load(&self, offset: usize, length: usize) -> Result<Bytes> {
+        self.mapping.check()?;
+        Ok(Bytes::from_owner(View { mapping: self.mapping.clone(), offset, length }))
+    }
+
+    /// Writes bytes into the region.
+    pub(super) fn store(&self, offset: usize, data: &Payload) -> Result<()> {
+        self.mapping.check()?;
+        let memory = &self.mapping.memory;
+        let mut at = offset;
+        for segment in data.segments() {
+            if at + segment.len() > memory.len() {
+                return Err(Error::internal("an output would pass the end of its region"));
+            }
+            // SAFETY: the target lies in the mapping, which is writable and lives in `self`; the
+            // segment is other memory, or the same bytes, which `copy` allows to overlap.
+            unsafe {
+                std::ptr::copy(segment.as_ptr(), memory.as_mut_ptr().add(at), segment.len());
+            }
+            at += segment.len();
+        }
+        Ok(())
+    }
+}
+
+impl Mapping {
+    /// Refuses an object that was cut since it was mapped: touching what is gone ends a process.
+    fn check(&self) -> Result<()> {
+        match self.file.metadata() {
+            Ok(metadata) if metadata.len() >= self.needed => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "the shared memory object is shorter than its region; register it anew",
+            )),
+        }
+    }
+}
+
+/// Bytes of a mapping.
+struct View {
+    mapping: Arc<Mapping>,
+    offset: usize,
+    length: usize,
+}
+
+impl AsRef<[u8]> for View {
+    fn as_ref(&self) -> &[u8] {
+        let memory = &self.mapping.memory;
+        // SAFETY: offset and length were checked against the mapping, which lives in `self`. The
+        // client may write it at any time; the bytes are only ever copied or read as numbers.
+        unsafe { std::slice::from_raw_parts(memory.as_ptr().add(self.offset), self.length) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_single_names() {
+        let allowed = ["app".to_owned()];
+        let table = [
+            ("/region", true, false),
+            ("app_1", true, true),
+            ("/app_1", true, true),
+            ("/", false, false),
+            ("", false, false),
+            ("/a/b", false, false),
+            ("/..", false, false),
+            ("a\0b", false, false),
+            ("/triton_python_backend_shm_x", false, false),
+        ];
+        for (key, is_fine, is_listed) in table {
+            assert_eq!(check_key(key, &[]).is_ok(), is_fine, "{key}");
+            assert_eq!(check_key(key, &allowed).is_ok(), is_listed, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_region_is_read_and_written_in_place() {
+        let key = format!("/stator-test-{}", std::process::id());
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
+        let file = File::from(rustix::shm::open(&key, flags, Mode::RUSR | Mode::WUSR).unwrap());
+        file.set_len(8192).unwrap();
+        let region = SystemRegion::open("r", &key, 4096, 4096).unwrap();
+        let too_long = SystemRegion::open("r", &key, 4096, 4097).unwrap_err();
+        rustix::shm::unlink(&key).unwrap();
+        assert_eq!(too_long.kind(), ErrorKind::InvalidRequest);
+
+        let data: Payload = [&b"ab"[..], b"cd"].map(Bytes::from_static).into_iter().collect();
+        region.store(10, &data).unwrap();
+        let seen = region.load(10, 4).unwrap();
+        assert_eq!(seen, "abcd");
+        assert!(region.store(4094, &data).is_err());
+        drop(region);
+        assert_eq!(seen, "abcd", "what was read keeps the region mapped");
+        drop(seen);
+
+        file.set_len(0).unwrap();
+        let missing = SystemRegion::open("r", &key, 0, 1).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::Internal);
+    }
+}

@@ -1,0 +1,375 @@
+//! Traces of single requests: which are sampled, what is recorded, where it goes.
+//!
+//! Nothing is recorded unless trace settings say so, and tensor data only at the level TENSORS.
+
+mod file;
+mod otlp;
+mod settings;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use engine::{Error, Result};
+use tensor::{Datatype, Tensor};
+
+use file::TraceFile;
+use otlp::Exporter;
+use settings::{Own, Settings, Values, merged, put_all, read};
+
+pub use settings::TraceMode;
+
+/// Elements of a tensor that a trace shows; more are cut.
+const MAX_ELEMENTS_SHOWN: usize = 64;
+
+/// The trace settings at the start.
+#[derive(Clone, Debug)]
+pub struct TraceConfig {
+    /// OFF, or any of TIMESTAMPS and TENSORS.
+    pub level: Vec<String>,
+    /// One request of so many is traced.
+    pub rate: u32,
+    /// So many are traced; none: no limit.
+    pub count: Option<u64>,
+    /// A file is closed after so many traces; 0: never.
+    pub log_frequency: u32,
+    /// Where traces go.
+    pub mode: TraceMode,
+    /// The file of mode `triton`.
+    pub file: Option<PathBuf>,
+    /// The collector of mode `opentelemetry`.
+    pub otlp_endpoint: String,
+}
+
+/// The tracing of requests.
+#[derive(Debug)]
+pub(crate) struct Traces {
+    /// Whether any request could be traced: the one question that every request asks.
+    is_on: AtomicBool,
+    next_id: AtomicU64,
+    state: Mutex<State>,
+    file: Option<TraceFile>,
+    file_name: String,
+    exporter: Exporter,
+}
+
+#[derive(Debug)]
+struct State {
+    start: Settings,
+    server: Settings,
+    models: BTreeMap<String, Own>,
+    /// Requests seen and traced since the settings changed: of the server, and of each model that
+    /// has its own.
+    seen: HashMap<String, (u64, u64)>,
+}
+
+/// What is known of a traced request when it is over.
+#[derive(Clone, Debug)]
+pub(crate) struct Trace {
+    pub id: u64,
+    pub model: Arc<str>,
+    pub version: Arc<str>,
+    pub request_id: String,
+    pub parent: Option<String>,
+    pub started: SystemTime,
+    pub has_timestamps: bool,
+    pub has_tensors: bool,
+    pub tensors: Vec<Shown>,
+    mode: TraceMode,
+    log_frequency: u32,
+}
+
+/// A tensor as a trace shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    pub activity: &'static str,
+    pub name: String,
+    pub datatype: &'static str,
+    pub shape: String,
+    pub data: String,
+}
+
+/// How long the steps of a request took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Steps {
+    pub input: Duration,
+    pub queue: Duration,
+    pub output: Duration,
+    pub total: Duration,
+    pub is_ok: bool,
+}
+
+impl Traces {
+    /// Makes the tracing.
+    ///
+    /// Errors: a level that is none, a file that cannot be written, an endpoint that is none.
+    pub(crate) fn new(config: &TraceConfig) -> std::result::Result<Self, String> {
+        let mut start = Settings {
+            has_timestamps: false,
+            has_tensors: false,
+            rate: config.rate,
+            count: config.count,
+            log_frequency: config.log_frequency,
+            mode: config.mode,
+        };
+        let level = settings::level(&config.level).map_err(|error| error.to_string())?;
+        put_all(&mut start, &[("trace_level", Some(level))]);
+        let traces = Self {
+            is_on: AtomicBool::new(start.is_on()),
+            next_id: AtomicU64::new(1),
+            file: config.file.clone().map(TraceFile::new),
+            file_name: config.file.as_ref().map(|f| f.display().to_string()).unwrap_or_default(),
+            exporter: Exporter::new(config.otlp_endpoint.clone()),
+            state: Mutex::new(State {
+                server: start.clone(),
+                start,
+                models: BTreeMap::new(),
+                seen: HashMap::new(),
+            }),
+        };
+        Ok(traces)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the settings in force, for the server or one model.
+    pub(crate) fn settings(&self, model: &str) -> BTreeMap<String, Values> {
+        let state = self.state();
+        state.of(model).spell(&self.file_name)
+    }
+
+    /// Changes settings, of the server for an empty name, and returns those in force then. No
+    /// value takes a model's setting back to the server's, and the server's to the start's.
+    ///
+    /// Errors: as the settings' own; none of a request with an error is changed.
+    pub(crate) fn change(
+        &self,
+        model: &str,
+        changes: HashMap<String, Values>,
+    ) -> Result<BTreeMap<String, Values>> {
+        let changes = read(changes)?;
+        let goes_to_file = changes.iter().any(|(_, change)| {
+            matches!(change, Some(settings::Change::Level { timestamps, tensors })
+                if *timestamps || *tensors)
+        });
+        let mut state = self.state();
+        if goes_to_file && self.file.is_none() && state.of(model).mode == TraceMode::Triton {
+            return Err(Error::invalid(
+                "tracing to a file needs the server's --trace-file; \
+                 or set trace_mode to opentelemetry first",
+            ));
+        }
+        if model.is_empty() {
+            for (name, change) in &changes {
+                if change.is_none() {
+                    let start = state.start.clone();
+                    state.server.reset(name, &start);
+                }
+            }
+            put_all(&mut state.server, &changes);
+            state.seen.clear();
+        } else {
+            let own = state.models.entry(model.to_owned()).or_default();
+            for (name, change) in changes {
+                match change {
+                    Some(change) => drop(own.insert(name, change)),
+                    None => drop(own.remove(name)),
+                }
+            }
+            if own.is_empty() {
+                state.models.remove(model);
+            }
+            state.seen.remove(model);
+        }
+        let any = state.models.keys().any(|model| state.of(model).is_on());
+        self.is_on.store(any || state.server.is_on(), Relaxed);
+        Ok(state.of(model).spell(&self.file_name))
+    }
+
+    /// Begins to trace a request, if it is one of those to trace.
+    pub(crate) fn begin(
+        &self,
+        model: &Arc<str>,
+        version: &Arc<str>,
+        request_id: &str,
+        parent: Option<&str>,
+    ) -> Option<Trace> {
+        if !self.is_on.load(Relaxed) {
+            return None;
+        }
+        let settings = self.state().sample(model)?;
+        Some(Trace {
+            id: self.next_id.fetch_add(1, Relaxed),
+            model: model.clone(),
+            version: version.clone(),
+            request_id: request_id.to_owned(),
+            parent: parent.map(str::to_owned),
+            started: SystemTime::now(),
+            has_timestamps: settings.has_timestamps,
+            has_tensors: settings.has_tensors,
+            tensors: Vec::new(),
+            mode: settings.mode,
+            log_frequency: settings.log_frequency,
+        })
+    }
+
+    /// Writes the trace of a request that is over. The file is written by a thread of its own.
+    pub(crate) fn end(&self, trace: Trace, steps: Steps) {
+        match (trace.mode, &self.file) {
+            (TraceMode::Opentelemetry, _) => self.exporter.export(&trace, steps),
+            (TraceMode::Triton, Some(file)) => file.write(&trace, steps),
+            (TraceMode::Triton, None) => {}
+        }
+    }
+
+    /// Sends what is still held back.
+    pub(crate) fn flush(&self) {
+        self.exporter.flush();
+        if let Some(file) = &self.file {
+            file.flush();
+        }
+    }
+}
+
+impl State {
+    /// Returns the settings in force for a model, or the server for an empty name.
+    fn of(&self, model: &str) -> Settings {
+        match self.models.get(model) {
+            Some(own) => merged(&self.server, own),
+            None => self.server.clone(),
+        }
+    }
+
+    /// Counts a request and returns the settings if it is one to trace.
+    fn sample(&mut self, model: &str) -> Option<Settings> {
+        let settings = self.of(model);
+        if !settings.is_on() {
+            return None;
+        }
+        let key = if self.models.contains_key(model) { model } else { "" };
+        let (seen, traced) = self.seen.entry(key.to_owned()).or_default();
+        *seen += 1;
+        let is_due = *seen % u64::from(settings.rate) == 0;
+        let is_left = settings.count.is_none_or(|count| *traced < count);
+        (is_due && is_left).then(|| {
+            *traced += 1;
+            settings
+        })
+    }
+}
+
+impl Settings {
+    /// Takes one setting back to what it was at the start.
+    fn reset(&mut self, name: &str, start: &Self) {
+        match name {
+            "trace_level" => {
+                (self.has_timestamps, self.has_tensors) = (start.has_timestamps, start.has_tensors);
+            }
+            "trace_rate" => self.rate = start.rate,
+            "trace_count" => self.count = start.count,
+            "log_frequency" => self.log_frequency = start.log_frequency,
+            _ => self.mode = start.mode,
+        }
+    }
+}
+
+impl Trace {
+    /// Adds tensors, if the trace shows them.
+    pub(crate) fn show(&mut self, activity: &'static str, tensors: &[Tensor]) {
+        if self.has_tensors {
+            self.tensors.extend(tensors.iter().map(|tensor| Shown::new(activity, tensor)));
+        }
+    }
+}
+
+impl Shown {
+    fn new(activity: &'static str, tensor: &Tensor) -> Self {
+        let shape: Vec<String> = tensor.shape.iter().map(i64::to_string).collect();
+        Self {
+            activity,
+            name: tensor.name.to_string(),
+            datatype: tensor.datatype.name(),
+            shape: shape.join(","),
+            data: spell(tensor),
+        }
+    }
+}
+
+/// Writes the first elements of a tensor.
+fn spell(tensor: &Tensor) -> String {
+    fn some<T: tensor::Element + ToString>(tensor: &Tensor) -> Vec<String> {
+        let values = tensor.values::<T>().into_iter().flatten();
+        values.take(MAX_ELEMENTS_SHOWN).map(|value| value.to_string()).collect()
+    }
+    let elements = match tensor.datatype {
+        Datatype::Bool => some::<bool>(tensor),
+        Datatype::Uint8 => some::<u8>(tensor),
+        Datatype::Uint16 => some::<u16>(tensor),
+        Datatype::Uint32 => some::<u32>(tensor),
+        Datatype::Uint64 => some::<u64>(tensor),
+        Datatype::Int8 => some::<i8>(tensor),
+        Datatype::Int16 => some::<i16>(tensor),
+        Datatype::Int32 => some::<i32>(tensor),
+        Datatype::Int64 => some::<i64>(tensor),
+        Datatype::Fp32 => some::<f32>(tensor),
+        Datatype::Fp64 => some::<f64>(tensor),
+        Datatype::Fp16 | Datatype::Bf16 => Vec::new(),
+        Datatype::Bytes => {
+            let elements = tensor.elements().into_iter().flatten().flatten();
+            let text = |element: bytes::Bytes| String::from_utf8_lossy(&element).into_owned();
+            elements.take(MAX_ELEMENTS_SHOWN).map(text).collect()
+        }
+    };
+    elements.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traces() -> Traces {
+        let config = TraceConfig {
+            level: vec!["OFF".into()],
+            rate: 2,
+            count: None,
+            log_frequency: 0,
+            mode: TraceMode::Opentelemetry,
+            file: None,
+            otlp_endpoint: "http://127.0.0.1:9".into(),
+        };
+        Traces::new(&config).unwrap()
+    }
+
+    fn change(traces: &Traces, model: &str, key: &str, values: &[&str]) {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        traces.change(model, HashMap::from([(key.to_owned(), values)])).unwrap();
+    }
+
+    fn traced(traces: &Traces, model: &str, requests: usize) -> usize {
+        let (model, version) = (model.into(), "1".into());
+        (0..requests).filter(|_| traces.begin(&model, &version, "", None).is_some()).count()
+    }
+
+    #[test]
+    fn rate_and_count_choose_the_requests_and_models_have_their_own() {
+        let traces = traces();
+        assert_eq!(traced(&traces, "m", 10), 0);
+        change(&traces, "", "trace_level", &["TIMESTAMPS"]);
+        assert_eq!(traced(&traces, "m", 10), 5);
+        change(&traces, "", "trace_count", &["3"]);
+        assert_eq!(traced(&traces, "m", 10), 3);
+        change(&traces, "n", "trace_rate", &["1"]);
+        assert_eq!(traced(&traces, "n", 10), 3);
+        change(&traces, "n", "trace_level", &["OFF"]);
+        assert_eq!(traced(&traces, "n", 10), 0);
+        assert_eq!(traces.settings("n")["trace_rate"], ["1"]);
+        change(&traces, "n", "trace_rate", &[]);
+        assert_eq!(traces.settings("n")["trace_rate"], ["2"]);
+        change(&traces, "", "trace_level", &[]);
+        assert_eq!(traces.settings("")["trace_level"], ["OFF"]);
+    }
+}
