@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::args::{EngineArgs, GrpcArgs, ServeArgs, TraceArgs, cache_dir};
+use crate::args::{EngineArgs, GrpcArgs, HttpArgs, ServeArgs, TraceArgs, cache_dir};
 use crate::forwarding::Forwarding;
 use crate::repository::{ControlMode, RepositoryConfig};
 use crate::restriction::Restrictions;
@@ -36,6 +36,8 @@ pub struct Config {
     pub hub_url: Option<String>,
     /// The gRPC door.
     pub grpc: GrpcConfig,
+    /// The HTTP door; none is not opened.
+    pub http: Option<HttpConfig>,
     /// The embedded engine.
     pub engine: EngineConfig,
     /// Where metrics are served.
@@ -79,6 +81,21 @@ pub struct GrpcConfig {
     pub response_compression: Compression,
     /// The name in ServerMetadata.
     pub server_name: String,
+    /// Which headers become request parameters.
+    pub(crate) forwarding: Forwarding,
+    /// Which calls need a header with a secret.
+    pub restrictions: Restrictions,
+}
+
+/// The HTTP door: KServe's REST.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Largest body, bytes, before and after decompression.
+    pub max_input: usize,
+    /// Open connections.
+    pub max_connections: usize,
     /// Which headers become request parameters.
     pub(crate) forwarding: Forwarding,
     /// Which calls need a header with a secret.
@@ -178,6 +195,7 @@ impl Config {
             model_dir,
             hub_url: args.hub_url.clone(),
             grpc: GrpcConfig::from_args(&args.grpc)?,
+            http: (!args.http.no_http).then(|| HttpConfig::from_args(&args.http)).transpose()?,
             engine: EngineConfig::from_args(&args.engine),
             metrics,
             shutdown_grace: Duration::from_millis(process.shutdown_grace_ms),
@@ -213,6 +231,25 @@ impl GrpcConfig {
                 "--grpc-restricted-protocol",
                 &args.grpc_restricted_protocol,
                 "triton-grpc-protocol-",
+            )?,
+        })
+    }
+}
+
+impl HttpConfig {
+    fn from_args(args: &HttpArgs) -> Result<Self, Invalid> {
+        Ok(Self {
+            address: resolve("--http-host", &args.http_host, args.http_port)?,
+            max_input: args.http_max_input_bytes as usize,
+            max_connections: args.http_max_connections as usize,
+            forwarding: forwarding(
+                "--http-header-forward-pattern",
+                args.http_header_forward_pattern.as_deref(),
+            )?,
+            restrictions: Restrictions::parse(
+                "--http-restricted-api",
+                &args.http_restricted_api,
+                "",
             )?,
         })
     }

@@ -16,6 +16,7 @@ mod models;
 mod orca;
 mod pipeline;
 pub mod repository;
+mod rest;
 pub mod restriction;
 pub mod serve;
 mod shared;

@@ -101,6 +101,24 @@ pub(crate) fn group_of_rpc(path: &str) -> Option<&'static str> {
     }
 }
 
+/// Returns the group of an HTTP route; none for what cannot be restricted.
+pub(crate) fn group_of_route(path: &str) -> Option<&'static str> {
+    let path = path.strip_prefix("/v2")?;
+    let last = path.rsplit('/').next().unwrap_or_default();
+    match last {
+        _ if path.starts_with("/repository/") => Some("model-repository"),
+        _ if path.starts_with("/systemsharedmemory") => Some("shared-memory"),
+        _ if path.starts_with("/cudasharedmemory") => Some("shared-memory"),
+        _ if path.starts_with("/logging") => Some("logging"),
+        _ if path.ends_with("/trace/setting") => Some("trace"),
+        "infer" | "generate" | "generate_stream" => Some("inference"),
+        "live" | "ready" => Some("health"),
+        "config" => Some("model-config"),
+        "stats" => Some("statistics"),
+        _ => Some("metadata"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +154,24 @@ mod tests {
         for (text, expected) in table {
             let error = rules(&[text]).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_route_has_a_group() {
+        let table = [
+            ("/v2/models/m/infer", Some("inference")),
+            ("/v2/models/m/versions/1/generate_stream", Some("inference")),
+            ("/v2/models/m/trace/setting", Some("trace")),
+            ("/v2/repository/models/m/load", Some("model-repository")),
+            ("/v2/systemsharedmemory/region/r/register", Some("shared-memory")),
+            ("/v2/models/m/ready", Some("health")),
+            ("/v2/models/stats", Some("statistics")),
+            ("/v2", Some("metadata")),
+            ("/metrics", None),
+        ];
+        for (path, group) in table {
+            assert_eq!(group_of_route(path), group, "{path}");
         }
     }
 

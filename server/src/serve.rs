@@ -22,7 +22,7 @@ use crate::shared::Shared;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
 use crate::trace::Traces;
-use crate::{banner, shutdown};
+use crate::{banner, rest, shutdown};
 
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,7 @@ pub struct Server {
     /// What accepts requests, what works on them, and what tells of it; they end in this order.
     tasks: (Tasks, Tasks, Tasks),
     grpc_address: SocketAddr,
+    http_address: Option<SocketAddr>,
     metrics_address: Option<SocketAddr>,
 }
 
@@ -75,19 +76,7 @@ impl Server {
         let (accepting, work, admin) = (Tasks::new(), Tasks::new(), Tasks::new());
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(reporter).await;
-        let builtins = config.builtins.iter();
-        let given = builtins.map(Definition::of_builtin);
-        let given = given.chain(config.models.iter().map(Definition::of_source)).collect();
-        let backends = Backends {
-            engine: config.engine.clone(),
-            model_dir: config.model_dir.clone(),
-            hub_url: config.hub_url.clone(),
-            metrics: metrics.clone(),
-        };
-        let repository = config.repository.clone();
-        let repository = Repository::new(repository, given, models.clone(), backends)
-            .map_err(ServeError::Start)?;
-        let repository = Arc::new(repository);
+        let repository = repository(&config, &models, &metrics)?;
         let initial = repository.initial().map_err(ServeError::Start)?;
         initial.iter().for_each(|name| models.announce(name, 1));
 
@@ -103,6 +92,8 @@ impl Server {
             max_stream_requests: config.grpc.max_stream_requests,
             server_name: config.grpc.server_name.clone(),
         });
+        let groups = (accepting.clone(), work.clone());
+        let http_address = open_http(&config, &shared, groups).await?;
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(
             KserveService::new(shared, config.grpc.forwarding.clone()),
@@ -136,6 +127,7 @@ impl Server {
             health,
             tasks,
             grpc_address,
+            http_address,
             metrics_address,
         })
     }
@@ -158,6 +150,11 @@ impl Server {
         self.grpc_address
     }
 
+    /// Returns where REST is served.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
     /// Returns where metrics are served.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_address
@@ -170,6 +167,7 @@ impl Server {
         let _ = out.flush();
         tracing::info!(
             grpc = %self.grpc_address,
+            http = self.http_address.map(tracing::field::display),
             metrics = self.metrics_address.map(tracing::field::display),
             "ready"
         );
@@ -206,6 +204,42 @@ pub async fn run(config: Config, logging: Logging) -> Result<(), ServeError> {
         false => tracing::warn!("shut down; requests that took too long were cancelled"),
     }
     Ok(())
+}
+
+/// Makes the repository of the models that a configuration names.
+fn repository(
+    config: &Config,
+    models: &Arc<Models>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Repository>, ServeError> {
+    let given = config.builtins.iter().map(Definition::of_builtin);
+    let given = given.chain(config.models.iter().map(Definition::of_source)).collect();
+    let backends = Backends {
+        engine: config.engine.clone(),
+        model_dir: config.model_dir.clone(),
+        hub_url: config.hub_url.clone(),
+        metrics: metrics.clone(),
+    };
+    Repository::new(config.repository.clone(), given, models.clone(), backends)
+        .map(Arc::new)
+        .map_err(ServeError::Start)
+}
+
+/// Opens the HTTP door, if there is to be one; returns where.
+async fn open_http(
+    config: &Config,
+    shared: &Arc<Shared>,
+    (accepting, work): (Tasks, Tasks),
+) -> Result<Option<SocketAddr>, ServeError> {
+    let Some(http) = &config.http else {
+        return Ok(None);
+    };
+    let listener = bind("--http-port", http.address).await?;
+    let found = address(&listener, http.address)?;
+    let router = rest::router(shared.clone(), http);
+    let accept = rest::listen(listener, router, http.max_connections, (accepting.clone(), work));
+    accepting.spawn("http listener", accept);
+    Ok(Some(found))
 }
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {

@@ -1,9 +1,10 @@
-//! Error kinds as gRPC statuses: the one file that knows client-facing status codes.
+//! Error kinds as gRPC and HTTP statuses: the one file that knows client-facing status codes.
 //!
 //! The codes are Triton's (its table of internal codes to gRPC); where Triton has no case of its
 //! own, the closest canonical gRPC code is taken.
 
 use engine::{Error, ErrorKind};
+use http::StatusCode;
 use tonic::{Code, Status};
 
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
@@ -37,6 +38,22 @@ pub(crate) fn code(kind: ErrorKind) -> Code {
         ErrorKind::Cancelled => Code::Cancelled,
         ErrorKind::Unimplemented => Code::Unimplemented,
         ErrorKind::Internal => Code::Internal,
+    }
+}
+
+/// Returns the HTTP status of a kind of error, Triton's where it has one.
+pub(crate) fn http(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::InvalidRequest | ErrorKind::AlreadyExists | ErrorKind::Cancelled => {
+            StatusCode::BAD_REQUEST
+        }
+        ErrorKind::Unauthenticated => StatusCode::UNAUTHORIZED,
+        ErrorKind::PermissionDenied => StatusCode::FORBIDDEN,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::Overloaded | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        ErrorKind::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

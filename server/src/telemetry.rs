@@ -224,7 +224,7 @@ mod tests {
         let level = |switches: Switches| switches.filter().to_string();
         assert_eq!(level(all), "info");
         assert_eq!(level(Switches { info: false, ..all }), "warn");
-        assert_eq!(level(Switches { verbose: 1, ..all }).contains("server=debug"), true);
+        assert!(level(Switches { verbose: 1, ..all }).contains("server=debug"));
         let none = Switches { error: false, warning: false, info: false, verbose: 0 };
         assert_eq!(level(none), "off");
     }

@@ -220,7 +220,7 @@ impl ModelConfig {
     }
 
     /// Returns a tensor's dimensions as clients see them, the batch dimension included.
-    pub(crate) fn full_dims(&self, spec: &TensorSpec) -> Vec<i64> {
+    pub fn full_dims(&self, spec: &TensorSpec) -> Vec<i64> {
         let batch = (self.max_batch_size > 0).then_some(shape::ANY);
         batch.into_iter().chain(spec.dims.iter().copied()).collect()
     }

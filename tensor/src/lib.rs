@@ -12,6 +12,7 @@ mod contents;
 mod datatype;
 mod elements;
 mod error;
+pub mod json;
 pub mod metadata;
 pub mod parameters;
 pub mod request;

@@ -49,7 +49,7 @@ pub fn config(config: &ModelConfig) -> wire::ModelConfig {
 /// instances and the transaction policy.
 pub fn complete(mut config: wire::ModelConfig) -> wire::ModelConfig {
     use wire::model_version_policy::{Latest, PolicyChoice};
-    config.version_policy.get_or_insert_with(|| wire::ModelVersionPolicy {
+    config.version_policy.get_or_insert(wire::ModelVersionPolicy {
         policy_choice: Some(PolicyChoice::Latest(Latest { num_versions: 1 })),
     });
     if config.instance_group.is_empty() {

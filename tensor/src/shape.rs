@@ -49,3 +49,26 @@ pub fn spell(shape: &[i64]) -> String {
     let dims: Vec<String> = shape.iter().map(i64::to_string).collect();
     format!("[{}]", dims.join(","))
 }
+
+/// Returns the shape of so many elements under declared dimensions: the innermost [`ANY`] takes
+/// what is left, others become 1; none if there is no such shape.
+///
+/// ```
+/// assert_eq!(tensor::shape::fit(&[-1, -1, 2], 6), Some(vec![1, 3, 2]));
+/// assert_eq!(tensor::shape::fit(&[2], 2), Some(vec![2]));
+/// assert_eq!(tensor::shape::fit(&[-1, 4], 6), None);
+/// ```
+pub fn fit(declared: &[i64], count: usize) -> Option<Vec<i64>> {
+    let mut fixed = declared.iter().filter(|dim| **dim != ANY);
+    let fixed = fixed.try_fold(1i64, |product, &dim| product.checked_mul(dim))?;
+    let count = i64::try_from(count).ok()?;
+    let mut shape: Vec<i64> =
+        declared.iter().map(|&dim| if dim == ANY { 1 } else { dim }).collect();
+    match declared.iter().rposition(|&dim| dim == ANY) {
+        None => (count == fixed).then_some(shape),
+        Some(at) => {
+            shape[at] = count.checked_div(fixed)?;
+            (shape[at] * fixed == count).then_some(shape)
+        }
+    }
+}

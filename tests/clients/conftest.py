@@ -38,13 +38,14 @@ class Server:
 
     def __init__(self, *arguments, environment=None):
         command = [str(BINARY), "serve", "--log-format", "json", "--grpc-host", "127.0.0.1",
-                   "--metrics-host", "127.0.0.1", "--grpc-port", "0", "--metrics-port", "0",
+                   "--metrics-host", "127.0.0.1", "--http-host", "127.0.0.1",
+                   "--grpc-port", "0", "--metrics-port", "0", "--http-port", "0",
                    *arguments]
         self.log = []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                         text=True, env={**os.environ, **(environment or {})})
         self.ready = threading.Event()
-        self.address = self.metrics = None
+        self.address = self.http = self.metrics = None
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
         self.ready.wait(START_SECONDS)
@@ -58,7 +59,8 @@ class Server:
             with contextlib.suppress(json.JSONDecodeError):
                 event = json.loads(line)
                 if event.get("message") == "ready":
-                    self.address, self.metrics = event["grpc"], event.get("metrics")
+                    self.address = event["grpc"]
+                    self.http, self.metrics = event.get("http"), event.get("metrics")
                     self.ready.set()
         self.ready.set()
 

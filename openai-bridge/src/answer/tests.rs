@@ -40,7 +40,7 @@ fn answer(prompts: &[&str], parameters: &[(&str, Parameter)], outputs: &[&str]) 
             .iter()
             .map(|name| RequestedOutput { name: (*name).into(), ..Default::default() })
             .collect(),
-        is_unary: false,
+        ..InferRequest::default()
     };
     let bridge = bridge();
     let completion = bridge.parse(&request).unwrap();

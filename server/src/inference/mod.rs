@@ -4,7 +4,9 @@ mod call;
 mod observation;
 mod options;
 mod outputs;
+mod unary;
 
 pub(crate) use call::{Asked, Call, Refusal};
 pub(crate) use observation::Observation;
 pub(crate) use outputs::Outputs;
+pub(crate) use unary::unary;

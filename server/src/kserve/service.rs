@@ -1,20 +1,20 @@
 //! The service's methods: each a few lines that translate, call and translate back.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use engine::{Error, InferOutput};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use http::HeaderMap;
 use proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use proto::inference::*;
 use proto::{Envelope, Reply};
+use tensor::Tensor;
+use tensor::wire::ResponseHead;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::{Inbound, Session, StreamOptions};
 use super::timeout::deadline;
 use crate::forwarding::Forwarding;
-use crate::inference::{Asked, Call, Observation};
+use crate::inference::{self, Asked};
 use crate::shared::Shared;
 use crate::{catalog, control, status};
 
@@ -53,29 +53,16 @@ impl KserveService {
         headers: &HeaderMap,
         envelope: Envelope,
     ) -> Result<Reply<ModelInferResponse>, Status> {
-        let mut observation = self.shared.observe("ModelInfer");
-        let deadline = self.shared.admit().and_then(|()| deadline(headers));
-        let call = match deadline {
-            Ok(deadline) => {
-                let forwarded = self.forwarding.parameters(headers);
-                let parent = parent(headers);
-                let asked = Asked { envelope, deadline, forwarded, parent, is_unary: true };
-                Call::prepare(&self.shared, asked).map_err(|refusal| (refusal.model, refusal.error))
-            }
-            Err(error) => Err((None, error)),
+        let observation = self.shared.observe("ModelInfer");
+        let asked = deadline(headers).map(|deadline| {
+            let (forwarded, parent) = (self.forwarding.parameters(headers), parent(headers));
+            Asked { envelope, deadline, forwarded, parent, is_unary: true }
+        });
+        let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
+            Ok(Reply::Encoded(tensor::wire::encode_response(head, tensors)))
         };
-        match call {
-            Ok(call) => {
-                observation.accepted(&call);
-                let result = self.infer(call, &mut observation).await;
-                observation.end(result.as_ref().map(|_| ()));
-                result.map_err(|error| status::grpc(&error))
-            }
-            Err((model, error)) => {
-                observation.refused(model, &error);
-                Err(status::grpc(&error))
-            }
-        }
+        let reply = inference::unary(&self.shared, observation, asked, encode).await;
+        reply.map_err(|error| status::grpc(&error))
     }
 
     /// Begins a ModelStreamInfer call.
@@ -88,34 +75,6 @@ impl KserveService {
             has_true_errors: headers.get("triton_grpc_error").is_some_and(|v| v == "true"),
         };
         Ok(Session::new(inbound, self.shared.clone(), options))
-    }
-
-    async fn infer(
-        &self,
-        mut call: Call,
-        observation: &mut Observation,
-    ) -> engine::Result<Reply<ModelInferResponse>> {
-        let (id, outputs) = (call.id.clone(), std::mem::take(&mut call.outputs));
-        let (model, request, context) = call.into_parts();
-        let (name, version) = (model.name.clone(), model.version.clone());
-        let mut stream = Call::start(model.clone(), request, context).await?;
-        let output = stream.next().await.unwrap_or_else(|| {
-            Err(Error::internal(format!("model '{name}' ended without a response")))
-        })?;
-        let InferOutput { mut tensors, parameters, queue_time, .. } = output;
-        let started = Instant::now();
-        observation.show(&tensors);
-        outputs.deliver(&model, &mut tensors)?;
-        let head = tensor::wire::ResponseHead {
-            model_name: &name,
-            model_version: &version,
-            id: &id,
-            parameters: &parameters,
-        };
-        let bytes = tensor::wire::encode_response(&head, &tensors);
-        observation.queued(queue_time);
-        observation.encoded(started.elapsed());
-        Ok(Reply::Encoded(bytes))
     }
 }
 

@@ -20,6 +20,7 @@ use crate::backend::Backends;
 use crate::models::{Models, State};
 use definition::Fingerprint;
 
+pub(crate) use declaration::to_json;
 pub(crate) use definition::{Definition, WEIGHTS_FILE};
 pub(crate) use overrides::{Overrides, check_unload};
 

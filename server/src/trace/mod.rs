@@ -136,12 +136,6 @@ impl Traces {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the settings in force, for the server or one model.
-    pub(crate) fn settings(&self, model: &str) -> BTreeMap<String, Values> {
-        let state = self.state();
-        state.of(model).spell(&self.file_name)
-    }
-
     /// Changes settings, of the server for an empty name, and returns those in force then. No
     /// value takes a model's setting back to the server's, and the server's to the start's.
     ///
@@ -171,8 +165,11 @@ impl Traces {
                 }
             }
             put_all(&mut state.server, &changes);
-            state.seen.clear();
+            if !changes.is_empty() {
+                state.seen.clear();
+            }
         } else {
+            let is_changed = !changes.is_empty();
             let own = state.models.entry(model.to_owned()).or_default();
             for (name, change) in changes {
                 match change {
@@ -183,7 +180,9 @@ impl Traces {
             if own.is_empty() {
                 state.models.remove(model);
             }
-            state.seen.remove(model);
+            if is_changed {
+                state.seen.remove(model);
+            }
         }
         let any = state.models.keys().any(|model| state.of(model).is_on());
         self.is_on.store(any || state.server.is_on(), Relaxed);
@@ -349,6 +348,10 @@ mod tests {
         traces.change(model, HashMap::from([(key.to_owned(), values)])).unwrap();
     }
 
+    fn setting(traces: &Traces, model: &str, key: &str) -> Values {
+        traces.change(model, HashMap::new()).unwrap().remove(key).unwrap()
+    }
+
     fn traced(traces: &Traces, model: &str, requests: usize) -> usize {
         let (model, version) = (model.into(), "1".into());
         (0..requests).filter(|_| traces.begin(&model, &version, "", None).is_some()).count()
@@ -366,10 +369,10 @@ mod tests {
         assert_eq!(traced(&traces, "n", 10), 3);
         change(&traces, "n", "trace_level", &["OFF"]);
         assert_eq!(traced(&traces, "n", 10), 0);
-        assert_eq!(traces.settings("n")["trace_rate"], ["1"]);
+        assert_eq!(setting(&traces, "n", "trace_rate"), ["1"]);
         change(&traces, "n", "trace_rate", &[]);
-        assert_eq!(traces.settings("n")["trace_rate"], ["2"]);
+        assert_eq!(setting(&traces, "n", "trace_rate"), ["2"]);
         change(&traces, "", "trace_level", &[]);
-        assert_eq!(traces.settings("")["trace_level"], ["OFF"]);
+        assert_eq!(setting(&traces, "", "trace_level"), ["OFF"]);
     }
 }

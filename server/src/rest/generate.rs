@@ -1,0 +1,301 @@
+//! `generate` and `generate_stream`: any JSON object in, the outputs by name out.
+//!
+//! A key that is the name of an input becomes that tensor, any other a request parameter; keys in
+//! a nested object `parameters` count like those beside it. Triton's extension and the Open
+//! Inference Protocol's generate share these routes: the latter's keys are a text model's inputs.
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use engine::{Error, InferOutput, InferRequest, OutputStream, Result};
+use futures_util::{StreamExt, stream};
+use http::{HeaderMap, HeaderValue, header};
+use proto::Envelope;
+use proto::inference::model_infer_request::InferInputTensor;
+use serde_json::{Map, Value, json};
+use tensor::wire::ResponseHead;
+use tensor::{Tensor, TensorSpec, parameters, shape};
+
+use super::answer::{Answer, Failure, bytes};
+use super::infer::parameter;
+use super::{ModelPath, Rest, receive};
+use crate::inference::{self, Asked, Call, Observation};
+use crate::models::Model;
+use crate::orca;
+
+/// `POST /v2/models/MODEL[/versions/VERSION]/generate`
+pub(super) async fn generate(
+    State(rest): State<Rest>,
+    path: ModelPath,
+    request: Request,
+) -> Answer {
+    let received = receive::receive(request, rest.max_input).await?;
+    let observation = rest.shared.observe("HttpGenerate");
+    let asked = rest.shared.models.get(&path.model, &path.version).and_then(|model| {
+        let body = receive::json(&received.body)?;
+        let envelope = envelope(&model, &path, body, false)?;
+        // A decoupled tensor model may give exactly one response; it is asked and counted.
+        Ok(rest.asked(envelope, &received.headers, model.text.is_some()))
+    });
+    let headers = received.headers;
+    let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| object(head, tensors);
+    let json = inference::unary(&rest.shared, observation, asked, encode).await?;
+    let mut response = bytes(&headers, "application/json", json);
+    orca::add(&headers, &rest.shared.models, response.headers_mut());
+    Ok(response)
+}
+
+/// `POST /v2/models/MODEL[/versions/VERSION]/generate_stream`: an SSE event for each response.
+///
+/// The status is that of the first response; later errors are events with the key `error`.
+pub(super) async fn generate_stream(
+    State(rest): State<Rest>,
+    path: ModelPath,
+    request: Request,
+) -> Answer {
+    let received = receive::receive(request, rest.max_input).await?;
+    let mut observation = rest.shared.observe("HttpGenerateStream");
+    let prepared = rest
+        .shared
+        .admit()
+        .and_then(|()| rest.shared.models.get(&path.model, &path.version))
+        .and_then(|model| {
+            let envelope = envelope(&model, &path, receive::json(&received.body)?, true)?;
+            Ok(rest.asked(envelope, &received.headers, false))
+        })
+        .map_err(|error| (None, error))
+        .and_then(|asked| {
+            Call::prepare(&rest.shared, asked).map_err(|refusal| (refusal.model, refusal.error))
+        });
+    let call = match prepared {
+        Ok(call) => call,
+        Err((model, error)) => {
+            observation.refused(model, &error);
+            return Err(Failure(error));
+        }
+    };
+    observation.accepted(&call);
+    let mut events = Events::start(call, observation).await?;
+    let Some(first) = events.next().await else {
+        return Ok(event_stream(Body::empty(), &received.headers, &rest));
+    };
+    let first = first?;
+    let rest_of_it = stream::unfold(events, |mut events| async move {
+        let item = events.next().await?;
+        Some((event(&item.unwrap_or_else(|error| failure(&error))), events))
+    });
+    let all = stream::once(std::future::ready(event(&first))).chain(rest_of_it);
+    let body = Body::from_stream(all.map(Ok::<Bytes, std::convert::Infallible>));
+    Ok(event_stream(body, &received.headers, &rest))
+}
+
+fn event_stream(body: Body, asked: &HeaderMap, rest: &Rest) -> Response {
+    let kind = (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    let cache = (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    let mut response = ([kind, cache], body).into_response();
+    orca::add(asked, &rest.shared.models, response.headers_mut());
+    response
+}
+
+fn event(json: &[u8]) -> Bytes {
+    [b"data: ", json, b"\n\n"].concat().into()
+}
+
+fn failure(error: &Error) -> Vec<u8> {
+    json!({ "error": error.message() }).to_string().into_bytes()
+}
+
+/// The responses of a request, encoded; dropping it cancels the request.
+struct Events {
+    model: std::sync::Arc<Model>,
+    id: String,
+    stream: Option<OutputStream<InferRequest>>,
+    observation: Observation,
+}
+
+impl Events {
+    async fn start(call: Call, mut observation: Observation) -> Result<Self> {
+        let id = call.id.clone();
+        let (model, request, context) = call.into_parts();
+        match Call::start(model.clone(), request, context).await {
+            Ok(stream) => Ok(Self { model, id, stream: Some(stream), observation }),
+            Err(error) => {
+                observation.end(Err(&error));
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns the next response that has outputs.
+    async fn next(&mut self) -> Option<Result<Vec<u8>>> {
+        loop {
+            let item = self.stream.as_mut()?.next().await;
+            let result = match item {
+                None => Ok(None),
+                Some(Err(error)) => Err(error),
+                Some(Ok(output)) => self.encode(&output).map(|json| Some((json, output))),
+            };
+            match result {
+                Err(error) => {
+                    self.end(Err(&error));
+                    return Some(Err(error));
+                }
+                Ok(None) => {
+                    self.end(Ok(()));
+                    return None;
+                }
+                Ok(Some((json, output))) => {
+                    if output.is_last || !self.model.config.decoupled {
+                        self.end(Ok(()));
+                    }
+                    if !output.tensors.is_empty() {
+                        return Some(Ok(json));
+                    }
+                }
+            }
+        }
+    }
+
+    fn encode(&mut self, output: &InferOutput) -> Result<Vec<u8>> {
+        self.observation.queued(output.queue_time);
+        self.observation.show(&output.tensors);
+        let head = ResponseHead {
+            model_name: &self.model.name,
+            model_version: &self.model.version,
+            id: &self.id,
+            parameters: &output.parameters,
+        };
+        object(&head, &output.tensors)
+    }
+
+    fn end(&mut self, result: std::result::Result<(), &Error>) {
+        self.stream = None;
+        self.observation.end(result);
+    }
+}
+
+/// Writes a response: a single element stands alone, more of them in an array.
+fn object(head: &ResponseHead<'_>, tensors: &[Tensor]) -> Result<Vec<u8>> {
+    let mut json = Vec::new();
+    let key = |json: &mut Vec<u8>, key: &str| {
+        json.push(if json.is_empty() { b'{' } else { b',' });
+        json.extend_from_slice(Value::from(key).to_string().as_bytes());
+        json.push(b':');
+    };
+    let texts =
+        [("model_name", head.model_name), ("model_version", head.model_version), ("id", head.id)];
+    for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+        key(&mut json, name);
+        json.extend_from_slice(Value::from(text).to_string().as_bytes());
+    }
+    for tensor in tensors {
+        key(&mut json, &tensor.name);
+        let is_one = shape::element_count(&tensor.shape) == Ok(1);
+        if !is_one {
+            json.push(b'[');
+        }
+        tensor::json::encode(tensor, &mut json)?;
+        if !is_one {
+            json.push(b']');
+        }
+    }
+    json.push(b'}');
+    Ok(json)
+}
+
+/// Makes a request of a JSON object.
+///
+/// Errors: values that no input or parameter can have.
+fn envelope(
+    model: &Model,
+    path: &ModelPath,
+    mut body: Map<String, Value>,
+    is_streamed: bool,
+) -> Result<Envelope> {
+    match body.remove("parameters") {
+        None => {}
+        Some(Value::Object(nested)) => nested.into_iter().for_each(|(key, value)| {
+            body.entry(key).or_insert(value);
+        }),
+        Some(_) => return Err(Error::invalid("Unable to parse 'parameters': expected an object")),
+    }
+    if model.text.is_some() {
+        // The Open Inference Protocol's wish for details is a text model's for the finish reason.
+        if let Some(details) = body.remove("details")
+            && details.as_bool() == Some(true)
+        {
+            body.entry("return_finish_reason").or_insert(Value::Bool(true));
+        }
+        if is_streamed && !body.contains_key("streaming") {
+            body.entry("stream").or_insert(Value::Bool(true));
+        }
+    }
+    let mut envelope = Envelope::default();
+    let message = &mut envelope.message;
+    (message.model_name, message.model_version) = (path.model.clone(), path.version.clone());
+    match body.remove("id") {
+        None => {}
+        Some(Value::String(id)) => message.id = id,
+        Some(Value::Number(id)) => message.id = id.to_string(),
+        Some(_) => return Err(Error::invalid("Unable to parse 'id': expected a string")),
+    }
+    for (key, value) in body {
+        match model.config.inputs.iter().find(|spec| spec.name == key.as_str()) {
+            None => {
+                let value = parameter(&key, value)?;
+                message.parameters.insert(key, parameters::encode(&value));
+            }
+            Some(spec) => {
+                let (input, payload) = input(model, spec, &value)?;
+                message.inputs.push(input);
+                envelope.payloads.push(payload);
+            }
+        }
+    }
+    Ok(envelope)
+}
+
+fn input(
+    model: &Model,
+    spec: &TensorSpec,
+    value: &Value,
+) -> Result<(InferInputTensor, tensor::Payload)> {
+    // Messages of a chat may be written as they are: the input is their JSON text.
+    let holds_objects = value.as_array().is_some_and(|all| all.iter().any(Value::is_object));
+    let value = match holds_objects && model.text.is_some() {
+        true => Value::String(value.to_string()),
+        false => value.clone(),
+    };
+    let name = &spec.name;
+    let (payload, count) = tensor::json::decode(spec.datatype, &value.to_string())
+        .map_err(|why| Error::invalid(format!("Unable to parse '{name}': {why}")))?;
+    let declared = model.config.full_dims(spec);
+    let shape = shape::fit(&declared, count).ok_or_else(|| {
+        Error::invalid(format!(
+            "Unable to parse '{name}': {count} elements do not fit the shape {} of model '{}'",
+            shape::spell(&declared),
+            model.name
+        ))
+    })?;
+    let input = InferInputTensor {
+        name: name.to_string(),
+        datatype: spec.datatype.name().to_owned(),
+        shape,
+        ..Default::default()
+    };
+    Ok((input, payload))
+}
+
+impl Rest {
+    /// Makes the request that a call asks for; an HTTP call has no deadline of its own.
+    pub(super) fn asked(&self, envelope: Envelope, headers: &HeaderMap, is_unary: bool) -> Asked {
+        Asked {
+            envelope,
+            deadline: None,
+            forwarded: self.forwarding.parameters(headers),
+            parent: super::parent(headers),
+            is_unary,
+        }
+    }
+}

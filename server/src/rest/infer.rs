@@ -1,0 +1,367 @@
+//! Inference over REST: JSON and binary tensors to the messages of the gRPC protocol and back.
+//!
+//! With `Inference-Header-Content-Length` the body is so many bytes of JSON and then the binary
+//! data of the inputs that say so, in their order; an answer with binary data has the same form.
+
+use std::collections::HashMap;
+
+use axum::response::Response;
+use bytes::Bytes;
+use engine::{Error, Result};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
+use proto::inference::{InferParameter, ModelInferRequest};
+use proto::{Envelope, Payload};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use tensor::wire::ResponseHead;
+use tensor::{Datatype, ModelConfig, Parameter, Parameters, Tensor, parameters};
+
+use super::answer;
+use super::receive::{Received, unreadable};
+
+/// The header that says how much of a body is JSON.
+const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// The parameters of the binary tensor data extension.
+const BINARY_SIZE: &str = "binary_data_size";
+const BINARY: &str = "binary_data";
+const BINARY_ALL: &str = "binary_data_output";
+
+/// The JSON of a request.
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(default)]
+    id: String,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+    #[serde(borrow)]
+    inputs: Vec<Input<'a>>,
+    #[serde(default)]
+    outputs: Vec<Output>,
+}
+
+#[derive(Deserialize)]
+struct Input<'a> {
+    name: String,
+    datatype: String,
+    shape: Vec<i64>,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Output {
+    name: String,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+}
+
+/// Which outputs the client wants as binary data.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct BinaryOutputs {
+    by_default: bool,
+    by_name: HashMap<String, bool>,
+}
+
+impl BinaryOutputs {
+    fn wants(&self, name: &str) -> bool {
+        self.by_name.get(name).copied().unwrap_or(self.by_default)
+    }
+}
+
+/// Reads a request for a model.
+///
+/// Errors: as KServe and Triton have them; each names what is wrong.
+pub(super) fn decode(
+    received: &Received,
+    model: (&str, &str),
+    config: Option<&ModelConfig>,
+) -> Result<(Envelope, BinaryOutputs)> {
+    let (model_name, model_version) = (model.0.to_owned(), model.1.to_owned());
+    let (json, mut binary) = split(received)?;
+    if json.is_empty() && received.headers.contains_key(JSON_LENGTH) {
+        return raw(binary, model, config);
+    }
+    let body: Body<'_> = serde_json::from_slice(&json).map_err(|error| unreadable(&error))?;
+    let mut envelope = Envelope::default();
+    for input in body.inputs {
+        let (tensor, payload) = input.decode(&mut binary)?;
+        envelope.payloads.extend(payload);
+        envelope.message.inputs.push(tensor);
+    }
+    if !binary.is_empty() {
+        return Err(Error::invalid(format!(
+            "unexpected additional input data for model '{model_name}': {} bytes",
+            binary.len()
+        )));
+    }
+    let mut binary_outputs = BinaryOutputs::default();
+    let mut own = body.parameters;
+    if let Some(value) = own.remove(BINARY_ALL) {
+        binary_outputs.by_default = boolean(BINARY_ALL, &value)?;
+    }
+    for mut output in body.outputs {
+        if let Some(value) = output.parameters.remove(BINARY) {
+            binary_outputs.by_name.insert(output.name.clone(), boolean(BINARY, &value)?);
+        }
+        envelope.message.outputs.push(InferRequestedOutputTensor {
+            name: output.name,
+            parameters: wire_parameters(output.parameters)?,
+        });
+    }
+    let message = &mut envelope.message;
+    message.parameters = wire_parameters(own)?;
+    (message.id, message.model_name, message.model_version) = (body.id, model_name, model_version);
+    Ok((envelope, binary_outputs))
+}
+
+/// Parts a body into its JSON and its binary data.
+fn split(received: &Received) -> Result<(Bytes, Bytes)> {
+    let body = received.body.clone();
+    let Some(value) = received.headers.get(JSON_LENGTH) else {
+        return Ok((body, Bytes::new()));
+    };
+    let length = value.to_str().ok().and_then(|text| text.trim().parse::<usize>().ok());
+    match length {
+        Some(length) if length <= body.len() => Ok((body.slice(..length), body.slice(length..))),
+        _ => Err(Error::invalid(format!(
+            "Inference-Header-Content-Length: expected a number up to {}, the length of the body, \
+             got `{}`",
+            body.len(),
+            value.to_str().unwrap_or("?").chars().take(40).collect::<String>()
+        ))),
+    }
+}
+
+/// Makes a request of a body that is nothing but the data of a model's one input.
+fn raw(
+    data: Bytes,
+    model: (&str, &str),
+    config: Option<&ModelConfig>,
+) -> Result<(Envelope, BinaryOutputs)> {
+    let refused = |why: &str| {
+        Error::invalid(format!("a raw body for model '{}': the model has to have {why}", model.0))
+    };
+    let [spec] = config.map_or(&[][..], |config| &config.inputs) else {
+        return Err(refused("exactly one input"));
+    };
+    let has_batch = config.is_some_and(|config| config.max_batch_size > 0);
+    let mut shape = spec.dims.clone();
+    let variable: Vec<usize> = (0..shape.len()).filter(|&at| shape[at] < 0).collect();
+    let (data, count) = match spec.datatype.size_bytes() {
+        // One element, whose length the client need not write.
+        None => (tensor::encode_elements([&data]), 1),
+        Some(size) => {
+            let count = data.len() / size;
+            (data, count)
+        }
+    };
+    let fixed: i64 = shape.iter().filter(|dim| **dim > 0).product();
+    match variable[..] {
+        [] => {}
+        [at] => shape[at] = count as i64 / fixed.max(1),
+        _ => return Err(refused("at most one variable dimension")),
+    }
+    if has_batch {
+        shape.insert(0, 1);
+    }
+    let input = InferInputTensor {
+        name: spec.name.to_string(),
+        datatype: spec.datatype.name().to_owned(),
+        shape,
+        ..Default::default()
+    };
+    let message = ModelInferRequest {
+        model_name: model.0.to_owned(),
+        model_version: model.1.to_owned(),
+        inputs: vec![input],
+        ..Default::default()
+    };
+    let outputs = BinaryOutputs { by_default: true, by_name: HashMap::new() };
+    Ok((Envelope { message, payloads: vec![data.into()] }, outputs))
+}
+
+impl Input<'_> {
+    /// Returns the input and its data, which a region may hold instead.
+    fn decode(mut self, binary: &mut Bytes) -> Result<(InferInputTensor, Option<Payload>)> {
+        let name = &self.name;
+        let size = self.parameters.remove(BINARY_SIZE);
+        let has_region = self.parameters.contains_key("shared_memory_region");
+        let given = [self.data.is_some(), size.is_some(), has_region];
+        match given.into_iter().filter(|is_given| *is_given).count() {
+            1 => {}
+            count => {
+                let found = if count == 0 { "no field was" } else { "more than one field was" };
+                return Err(Error::invalid(format!(
+                    "Unable to parse 'data': input '{name}' must set only one of the following \
+                     fields: 'data', 'binary_data_size' in 'parameters', 'shared_memory_region' \
+                     in 'parameters'. But {found} set"
+                )));
+            }
+        }
+        let payload = match (self.data, size) {
+            (Some(data), _) => Some(self.data(data)?),
+            (None, Some(size)) => Some(self.binary(&size, binary)?.into()),
+            (None, None) => None,
+        };
+        let parameters = wire_parameters(self.parameters)?;
+        let Self { name, datatype, shape, .. } = self;
+        Ok((InferInputTensor { name, datatype, shape, parameters, contents: None }, payload))
+    }
+
+    fn data(&self, data: &RawValue) -> Result<Payload> {
+        // A datatype that is none is refused with the others, by the model's configuration.
+        let Some(datatype) = Datatype::parse(&self.datatype) else {
+            return Ok(Payload::default());
+        };
+        let (payload, count) = tensor::json::decode(datatype, data.get()).map_err(|why| {
+            Error::invalid(format!("Unable to parse 'data' of input '{}': {why}", self.name))
+        })?;
+        let expected = tensor::shape::element_count(&self.shape)
+            .map_err(|error| Error::invalid(format!("input '{}': {error}", self.name)));
+        match (self.shape.iter().any(|dim| *dim < 0), expected) {
+            // A negative dimension is refused with the others.
+            (true, _) => Ok(payload),
+            (false, Ok(expected)) if expected == count => Ok(payload),
+            (false, Ok(expected)) => Err(Error::invalid(format!(
+                "Unable to parse 'data': shape does not match the data of input '{}': \
+                 expected {expected} elements, got {count}",
+                self.name
+            ))),
+            (false, Err(error)) => Err(error),
+        }
+    }
+
+    fn binary(&self, size: &Value, binary: &mut Bytes) -> Result<Bytes> {
+        let length = size.as_u64().and_then(|size| usize::try_from(size).ok());
+        match length {
+            Some(length) if length <= binary.len() => Ok(binary.split_to(length)),
+            Some(length) => Err(Error::invalid(format!(
+                "unexpected end of binary data: input '{}' has a binary_data_size of {length}, \
+                 and {} bytes are left",
+                self.name,
+                binary.len()
+            ))),
+            None => Err(Error::invalid(format!(
+                "Unable to parse 'binary_data_size' of input '{}': expected a number of at least 0",
+                self.name
+            ))),
+        }
+    }
+}
+
+fn boolean(key: &str, value: &Value) -> Result<bool> {
+    value
+        .as_bool()
+        .ok_or_else(|| Error::invalid(format!("Unable to parse '{key}': expected a bool")))
+}
+
+/// Reads parameters: booleans, numbers and strings.
+pub(super) fn wire_parameters(
+    parameters: Map<String, Value>,
+) -> Result<HashMap<String, InferParameter>> {
+    let read = |(key, value): (String, Value)| {
+        let value = parameter(&key, value)?;
+        Ok((key, parameters::encode(&value)))
+    };
+    parameters.into_iter().map(read).collect()
+}
+
+/// Reads a parameter's value.
+pub(super) fn parameter(key: &str, value: Value) -> Result<Parameter> {
+    match value {
+        Value::Bool(value) => Ok(Parameter::Bool(value)),
+        Value::String(value) => Ok(Parameter::String(value)),
+        Value::Number(number) => Ok(match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Parameter::Int64(number),
+            (None, Some(number)) => Parameter::Uint64(number),
+            (None, None) => Parameter::Double(number.as_f64().unwrap_or(f64::NAN)),
+        }),
+        Value::Null | Value::Array(_) | Value::Object(_) => Err(Error::invalid(format!(
+            "invalid value type for '{key}' parameter, expected a bool, a number or a string"
+        ))),
+    }
+}
+
+/// Writes parameters as JSON.
+pub(super) fn json_parameters(parameters: &Parameters) -> Value {
+    let value = |value: &Parameter| match value {
+        Parameter::Bool(value) => json!(value),
+        Parameter::Int64(value) => json!(value),
+        Parameter::Uint64(value) => json!(value),
+        Parameter::Double(value) => json!(value),
+        Parameter::String(value) => json!(value),
+    };
+    parameters.iter().map(|(key, given)| (key.clone(), value(given))).collect()
+}
+
+/// Writes an answer: JSON, or JSON and binary data if the client wants any.
+///
+/// Errors: an output that JSON cannot hold.
+pub(super) fn encode(
+    asked: &HeaderMap,
+    wanted: &BinaryOutputs,
+    head: &ResponseHead<'_>,
+    tensors: &[Tensor],
+) -> Result<Response> {
+    let mut json = Vec::new();
+    let mut binary: Vec<&Tensor> = Vec::new();
+    let mut object = Map::new();
+    if !head.id.is_empty() {
+        object.insert("id".into(), json!(head.id));
+    }
+    object.insert("model_name".into(), json!(head.model_name));
+    object.insert("model_version".into(), json!(head.model_version));
+    if !head.parameters.is_empty() {
+        object.insert("parameters".into(), json_parameters(head.parameters));
+    }
+    let start = Value::Object(object).to_string();
+    json.extend_from_slice(&start.as_bytes()[..start.len() - 1]);
+    json.extend_from_slice(br#","outputs":["#);
+    for (index, tensor) in tensors.iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        let is_binary = wanted.wants(&tensor.name);
+        let has_region = !tensor.parameters.is_empty();
+        let mut parameters = tensor.parameters.clone();
+        if is_binary && !has_region {
+            let size = Parameter::Int64(tensor.data.len() as i64);
+            parameters.insert(BINARY_SIZE.to_owned(), size);
+            binary.push(tensor);
+        }
+        let mut object = Map::new();
+        object.insert("name".into(), json!(tensor.name));
+        object.insert("datatype".into(), json!(tensor.datatype.name()));
+        object.insert("shape".into(), json!(tensor.shape));
+        if !parameters.is_empty() {
+            object.insert("parameters".into(), json_parameters(&parameters));
+        }
+        let text = Value::Object(object).to_string();
+        match is_binary || has_region {
+            true => json.extend_from_slice(text.as_bytes()),
+            false => {
+                // One brace is the object's own; a nested one cannot come last here.
+                json.extend_from_slice(&text.as_bytes()[..text.len() - 1]);
+                json.extend_from_slice(br#","data":["#);
+                tensor::json::encode(tensor, &mut json)?;
+                json.extend_from_slice(b"]}");
+            }
+        }
+    }
+    json.extend_from_slice(b"]}");
+    if binary.is_empty() {
+        return Ok(answer::bytes(asked, "application/json", json));
+    }
+    let length = json.len();
+    for segment in binary.iter().flat_map(|tensor| tensor.data.segments()) {
+        json.extend_from_slice(segment);
+    }
+    let mut response = answer::bytes(asked, "application/octet-stream", json);
+    response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(length));
+    Ok(response)
+}

@@ -1,0 +1,69 @@
+//! The HTTP listener: HTTP/1.1 and HTTP/2 in the clear, a bounded number of connections.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use engine::Tasks;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+/// How long a request's headers may take, and a connection be idle before its first.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Waits after a failed accept, which mostly means that file descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Accepts connections until `accepting` is cancelled; each is a task of `work` and gets to
+/// finish its requests.
+pub(crate) async fn listen(
+    listener: TcpListener,
+    router: Router,
+    max_connections: usize,
+    (accepting, work): (Tasks, Tasks),
+) {
+    let permits = Arc::new(Semaphore::new(max_connections));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (router, accepting) = (router.clone(), accepting.clone());
+                work.spawn("http connection", async move {
+                    serve(stream, router, &accepting).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, router: Router, accepting: &Tasks) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder.http2().timer(TokioTimer::new());
+    let service = TowerToHyperService::new(router);
+    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        () = accepting.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error, "connection failed");
+    }
+}

@@ -1,0 +1,160 @@
+//! The KServe v2 REST door: the routes of Triton's HTTP face over the calls that gRPC has too.
+
+mod answer;
+mod catalog;
+mod control;
+mod generate;
+mod infer;
+mod listen;
+mod receive;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use engine::Error;
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+use tensor::Tensor;
+use tensor::wire::ResponseHead;
+
+use crate::config::HttpConfig;
+use crate::forwarding::Forwarding;
+use crate::restriction::{self, Restrictions};
+use crate::shared::Shared;
+use crate::{inference, orca};
+use answer::{Answer, Failure, json_with};
+
+pub(crate) use listen::listen;
+
+/// The state of the routes.
+#[derive(Clone)]
+struct Rest {
+    shared: Arc<Shared>,
+    forwarding: Forwarding,
+    restrictions: Arc<Restrictions>,
+    max_input: usize,
+}
+
+/// The model that a route names; an empty version means the latest.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct ModelPath {
+    #[serde(default)]
+    model: String,
+    #[serde(default)]
+    version: String,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        match Path::<Self>::from_request_parts(parts, state).await {
+            Ok(Path(path)) => Ok(path),
+            Err(error) => Err(Failure(Error::invalid(format!("the route is malformed: {error}")))),
+        }
+    }
+}
+
+/// Makes the routes.
+pub(crate) fn router(shared: Arc<Shared>, config: &HttpConfig) -> Router {
+    let rest = Rest {
+        shared,
+        forwarding: config.forwarding.clone(),
+        restrictions: Arc::new(config.restrictions.clone()),
+        max_input: config.max_input,
+    };
+    let model = Router::new()
+        .route("/", get(catalog::model))
+        .route("/ready", get(catalog::model_ready))
+        .route("/config", get(catalog::config))
+        .route("/stats", get(catalog::statistics))
+        .route("/infer", post(infer))
+        .route("/generate", post(generate::generate))
+        .route("/generate_stream", post(generate::generate_stream));
+    let settings = |handler| get(handler).post(handler);
+    let shared_memory = Router::new()
+        .route("/systemsharedmemory/status", get(control::system_status))
+        .route("/systemsharedmemory/unregister", post(control::system_unregister))
+        .route("/systemsharedmemory/region/{region}/status", get(control::system_status))
+        .route("/systemsharedmemory/region/{region}/register", post(control::system_register))
+        .route("/systemsharedmemory/region/{region}/unregister", post(control::system_unregister))
+        .route("/cudasharedmemory/status", get(control::cuda_status))
+        .route("/cudasharedmemory/unregister", post(control::cuda_unregister))
+        .route("/cudasharedmemory/region/{region}/status", get(control::cuda_status))
+        .route("/cudasharedmemory/region/{region}/register", post(control::cuda_register))
+        .route("/cudasharedmemory/region/{region}/unregister", post(control::cuda_unregister));
+    let all = Router::new()
+        .route("/health/live", get(catalog::live))
+        .route("/health/ready", get(catalog::ready))
+        .route("/models/stats", get(catalog::all_statistics))
+        .route("/models/{model}/trace/setting", settings(control::model_trace))
+        .nest("/models/{model}", model.clone())
+        .nest("/models/{model}/versions/{version}", model)
+        .route("/repository/index", post(control::index))
+        .route("/repository/models/{model}/load", post(control::load))
+        .route("/repository/models/{model}/unload", post(control::unload))
+        .route("/trace/setting", get(control::server_trace).post(control::server_trace))
+        .route("/logging", get(control::logging).post(control::logging))
+        .merge(shared_memory);
+    Router::new()
+        .route("/v2", get(catalog::server))
+        .route("/v2/", get(catalog::server))
+        .nest("/v2", all)
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(rest.clone(), restrict))
+        .with_state(rest)
+}
+
+/// `POST /v2/models/MODEL[/versions/VERSION]/infer`
+async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> Answer {
+    let received = receive::receive(request, rest.max_input).await?;
+    let observation = rest.shared.observe("HttpInfer");
+    let model = rest.shared.models.get(&path.model, &path.version);
+    let decoded = model.and_then(|model| {
+        infer::decode(&received, (&path.model, &path.version), Some(&model.config))
+    });
+    let headers = received.headers;
+    let (asked, wanted) = match decoded {
+        Ok((envelope, wanted)) => (Ok(rest.asked(envelope, &headers, true)), wanted),
+        Err(error) => (Err(error), infer::BinaryOutputs::default()),
+    };
+    let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
+        infer::encode(&headers, &wanted, head, tensors)
+    };
+    let mut response = inference::unary(&rest.shared, observation, asked, encode).await?;
+    orca::add(&headers, &rest.shared.models, response.headers_mut());
+    Ok(response)
+}
+
+/// Lets pass what is not restricted, or has the header for it.
+async fn restrict(State(rest): State<Rest>, request: Request, next: Next) -> Response {
+    let group = restriction::group_of_route(request.uri().path());
+    match group.and_then(|group| rest.restrictions.lacking(group, request.headers())) {
+        None => next.run(request).await,
+        Some(header) => {
+            let text = format!("This API is restricted, expecting header '{header}'");
+            json_with(StatusCode::FORBIDDEN, &json!({ "error": text }))
+        }
+    }
+}
+
+async fn unknown() -> Response {
+    json_with(StatusCode::NOT_FOUND, &json!({ "error": "Not Found" }))
+}
+
+async fn wrong_method() -> Response {
+    let body = json!({ "error": "Method Not Allowed" });
+    json_with(StatusCode::METHOD_NOT_ALLOWED, &body).into_response()
+}
+
+/// Returns the caller's span, which `traceparent` names.
+fn parent(headers: &HeaderMap) -> Option<String> {
+    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
