@@ -231,3 +231,38 @@ fn links_of_the_documents_lead_somewhere() {
         }
     }
 }
+
+/// Returns what stands between quotes after each occurrence of a word.
+fn quoted<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
+    let rest = text.split(word).skip(1);
+    rest.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next()).collect()
+}
+
+#[test]
+fn every_method_route_and_extension_is_in_the_protocol_document() {
+    let document = read("docs/protocol.md");
+    let proto = read("proto/inference.proto");
+    let methods: Vec<&str> = proto
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next())
+        .collect();
+    assert_eq!(methods.len(), 20, "{methods:?}");
+    for method in methods {
+        assert!(document.contains(&format!("| {method} |")), "docs/protocol.md: no {method}");
+    }
+    let routes = read("server/src/rest/mod.rs");
+    let routes = quoted(&routes, ".route(");
+    assert!(routes.len() > 25, "only {} routes were found", routes.len());
+    for route in routes.into_iter().filter(|route| *route != "/" && *route != "/v2/") {
+        let spelled = route.replace("{region}", "REGION").replace("{model}", "MODEL");
+        let spelled = spelled.trim_start_matches("/v2");
+        let forms = [format!("`/v2{spelled}`"), format!("`M{spelled}`")];
+        let is_told = forms.iter().any(|form| document.contains(form));
+        assert!(is_told, "docs/protocol.md: no route {route}");
+    }
+    let catalog = read("server/src/catalog.rs");
+    let list = catalog.split("const EXTENSIONS").nth(1).unwrap().split("];").next().unwrap();
+    for extension in list.split('"').skip(1).step_by(2) {
+        assert!(document.contains(&format!("`{extension}`")), "docs/protocol.md: no {extension}");
+    }
+}
