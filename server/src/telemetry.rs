@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::{Error, ErrorKind, Result};
-use tracing::Level;
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as log};
@@ -32,7 +34,7 @@ pub struct Logging {
     switches: Arc<Mutex<Switches>>,
     has_short_time: Arc<AtomicBool>,
     /// None in a process whose logging is somebody else's, such as a test.
-    filter: Option<Handle<EnvFilter, Registry>>,
+    filter: Option<Handle<LogFilter, Registry>>,
 }
 
 /// What is logged.
@@ -71,7 +73,8 @@ pub fn start(level: &str, format: LogFormat) -> std::result::Result<Logging, Inv
             _ => 0,
         },
     });
-    let (filter, handle) = reload::Layer::new(filter);
+    let all = Switches { error: true, warning: true, info: true, verbose: 2 };
+    let (filter, handle) = reload::Layer::new(LogFilter { switches: all, directives: filter });
     let time = Clock(logging.has_short_time.clone());
     let builder = log::layer().with_writer(std::io::stderr).with_timer(time);
     let layer = match format {
@@ -157,9 +160,23 @@ impl Logging {
 }
 
 impl Switches {
-    /// Returns the filter that lets through what is switched on. Levels include the ones above
-    /// them, so a level that is off below one that is on is on as well.
-    fn filter(self) -> EnvFilter {
+    /// Returns whether lines of a level are switched on.
+    fn has(self, level: Level) -> bool {
+        match level {
+            Level::ERROR => self.error,
+            Level::WARN => self.warning,
+            Level::INFO => self.info,
+            Level::DEBUG => self.verbose >= 1,
+            Level::TRACE => self.verbose >= 2,
+        }
+    }
+
+    /// Returns the filter that lets through what is switched on.
+    fn filter(self) -> LogFilter {
+        LogFilter { switches: self, directives: self.directives() }
+    }
+
+    fn directives(self) -> EnvFilter {
         let level = match self {
             Self { verbose: 2.., .. } => "trace",
             Self { verbose: 1, .. } => "debug",
@@ -173,6 +190,30 @@ impl Switches {
             "trace" | "debug" => format!("info,server={level},worker={level},engine={level}"),
             level => level.to_owned(),
         })
+    }
+}
+
+/// What may be logged: what the directives let through, of the levels that are switched on.
+#[derive(Debug)]
+struct LogFilter {
+    switches: Switches,
+    directives: EnvFilter,
+}
+
+impl<S> Filter<S> for LogFilter {
+    fn enabled(&self, metadata: &Metadata<'_>, context: &Context<'_, S>) -> bool {
+        self.switches.has(*metadata.level()) && Filter::enabled(&self.directives, metadata, context)
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        match self.switches.has(*metadata.level()) {
+            true => Filter::<S>::callsite_enabled(&self.directives, metadata),
+            false => Interest::never(),
+        }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Filter::<S>::max_level_hint(&self.directives)
     }
 }
 
@@ -221,7 +262,7 @@ mod tests {
     #[test]
     fn the_filter_follows_the_switches() {
         let all = Switches { error: true, warning: true, info: true, verbose: 0 };
-        let level = |switches: Switches| switches.filter().to_string();
+        let level = |switches: Switches| switches.directives().to_string();
         assert_eq!(level(all), "info");
         assert_eq!(level(Switches { info: false, ..all }), "warn");
         assert!(level(Switches { verbose: 1, ..all }).contains("server=debug"));

@@ -1,12 +1,19 @@
 """Builds requests by hand, right and wrong, and reads answers."""
 
+import contextlib
+import http.client
+import json
 import queue
 import struct
+import time
+import typing
 
 import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 
 def tensor(name, datatype, shape, **contents):
@@ -142,3 +149,95 @@ class Stream:
             if message.error_message or is_final(message):
                 return messages
         raise AssertionError(f"the stream ended without a final message: {messages}")
+
+
+class Client(triton.InferenceServerClient):
+    """Triton's client of a server, with its channel and stub for what it cannot send."""
+
+    def __init__(self, server):
+        super().__init__(server.address)
+        self.server, self.channel, self.stub = server, self._channel, self._client_stub
+
+    def begin(self, *arguments, **options):
+        """Begins a request; returns the queue of its result and error, once it surely runs."""
+        answers = queue.Queue()
+        self.async_infer(*arguments, **options,
+                         callback=lambda result, error: answers.put((result, error)))
+        time.sleep(0.1)
+        return answers
+
+
+def denied(call, code, *fragments):
+    """Asserts that a call of Triton's client fails with a code and a text with the fragments."""
+    with pytest.raises(InferenceServerException) as caught:
+        call()
+    assert caught.value.status() == str(code), caught.value
+    for fragment in fragments:
+        assert fragment in caught.value.message(), caught.value
+    return caught.value.message()
+
+
+def array_input(name, array, datatype=None):
+    """Makes an input of Triton's client from an array."""
+    made = triton.InferInput(name, list(array.shape), datatype or np_to_triton_dtype(array.dtype))
+    made.set_data_from_numpy(array)
+    return made
+
+
+def write_model(root, name, config, versions=(1,), **files):
+    """Writes a model folder of a repository: its config.pbtxt, version folders, other files."""
+    folder = root / name
+    for version in versions:
+        (folder / str(version)).mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(config)
+    for file, text in files.items():
+        (folder / file.replace("_txt", ".txt")).write_text(text)
+    return folder
+
+
+def eventually(holds, seconds=5.0):
+    """Waits until something holds, and returns it."""
+    limit = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < limit, "it never came true"
+        time.sleep(0.01)
+    return found
+
+
+class Reply(typing.NamedTuple):
+    """An answer over HTTP."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    def json(self):
+        return json.loads(self.body)
+
+
+def call(server, path, body=None, method=None, headers=None):
+    """Makes a call over HTTP; a body of other than bytes or parts is sent as JSON."""
+    if isinstance(body, (dict, list)):
+        body = json.dumps(body)
+    connection = http.client.HTTPConnection(server.http, timeout=30)
+    with contextlib.closing(connection):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # A server may answer and close before it has read all.
+            connection.request(method or ("GET" if body is None else "POST"), path, body,
+                               headers or {})
+        answer = connection.getresponse()
+        return Reply(answer.status, answer.headers, answer.read())
+
+
+def json_tensor(name, datatype, shape, data=None, **parameters):
+    """Makes a tensor of a REST request."""
+    made = {"name": name, "datatype": datatype, "shape": shape}
+    if data is not None:
+        made["data"] = data
+    return {**made, "parameters": parameters} if parameters else made
+
+
+def binary_body(json_part, *raws):
+    """Makes the body and header of a REST request with binary tensors."""
+    text = json_part if isinstance(json_part, bytes) else json.dumps(json_part).encode()
+    return b"".join([text, *raws]), {"Inference-Header-Content-Length": str(len(text))}

@@ -15,7 +15,7 @@ use super::options::Options;
 use super::outputs::Outputs;
 use crate::models::Model;
 use crate::shared::Shared;
-use crate::shared_memory::{Place, Regions};
+use crate::shared_memory::{Place, Region, Regions};
 
 /// A request as a door decoded it.
 pub(crate) struct Asked {
@@ -127,7 +127,7 @@ struct Decoded {
     outputs: Outputs,
 }
 
-fn decode(model: &Model, asked: Asked, regions: &Arc<Regions>) -> Result<Decoded> {
+fn decode(model: &Model, asked: Asked, regions: &Regions) -> Result<Decoded> {
     let Asked { envelope, forwarded, is_unary, .. } = asked;
     let Envelope { message: mut wire, payloads } = envelope;
     let mut parameters = parameters::decode(std::mem::take(&mut wire.parameters))?;
@@ -142,8 +142,8 @@ fn decode(model: &Model, asked: Asked, regions: &Arc<Regions>) -> Result<Decoded
             Ok(RequestedOutput { name: output.name, parameters })
         })
         .collect::<Result<Vec<_>>>()?;
-    let outputs = Outputs::read(&model.config, &requested, regions)?;
-    let lent = lent(&wire.inputs, regions)?;
+    let (lent, held) = lent(&wire.inputs, regions)?;
+    let outputs = Outputs::read(&model.config, &requested, regions, held)?;
     let wire = WireInputs { inputs: wire.inputs, payloads, lent };
     let mut inputs = tensor::request::decode_inputs(&model.config, wire)?;
     if let Some(bridge) = &model.text {
@@ -156,12 +156,16 @@ fn decode(model: &Model, asked: Asked, regions: &Arc<Regions>) -> Result<Decoded
     Ok(Decoded { request, options, outputs })
 }
 
-/// Returns the data of the inputs that lie in shared memory, by input; empty when none does.
-fn lent(inputs: &[InferInputTensor], regions: &Regions) -> Result<Vec<Option<Payload>>> {
+/// The data of inputs by input, and the regions that hold it; both empty when none is in one.
+type Lent = (Vec<Option<Payload>>, Vec<Arc<Region>>);
+
+/// Returns the data of the inputs that lie in shared memory.
+fn lent(inputs: &[InferInputTensor], regions: &Regions) -> Result<Lent> {
+    let mut held = Vec::new();
     if inputs.iter().all(|input| input.parameters.is_empty()) {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), held));
     }
-    let load = |input: &InferInputTensor| {
+    let mut load = |input: &InferInputTensor| {
         let parameters = parameters::decode(input.parameters.clone())?;
         let place = Place::read("input", &input.name, &parameters)?;
         if place.is_some() && input.contents.is_some() {
@@ -170,9 +174,14 @@ fn lent(inputs: &[InferInputTensor], regions: &Regions) -> Result<Vec<Option<Pay
                 input.name
             )));
         }
-        place.map(|place| regions.load(&place)).transpose()
+        let Some(place) = place else { return Ok(None) };
+        let region = regions.find(&place)?;
+        let payload = region.load(&place)?;
+        held.push(region);
+        Ok(Some(payload))
     };
-    inputs.iter().map(load).collect()
+    let payloads = inputs.iter().map(&mut load).collect::<Result<_>>()?;
+    Ok((payloads, held))
 }
 
 /// Puts the request's id before a message about its content, as Triton does.

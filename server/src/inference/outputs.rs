@@ -7,7 +7,7 @@ use tensor::classification::classify;
 use tensor::{Datatype, ModelConfig, Parameter, Tensor};
 
 use crate::models::Model;
-use crate::shared_memory::{Place, Regions};
+use crate::shared_memory::{Place, Region, Regions};
 
 /// The parameter of an output that asks for its highest values.
 const CLASSIFICATION: &str = "classification";
@@ -16,15 +16,16 @@ const CLASSIFICATION: &str = "classification";
 #[derive(Clone, Default)]
 pub(crate) struct Outputs {
     wanted: Vec<(String, Want)>,
-    regions: Option<Arc<Regions>>,
+    /// The regions that inputs lie in.
+    lent: Vec<Arc<Region>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 enum Want {
     /// This many of the highest values of each row.
     Classes(usize),
-    /// Its data in a region.
-    Region(Place),
+    /// Its data in a region, which is held until then.
+    Region(Place, Arc<Region>),
 }
 
 impl Outputs {
@@ -34,9 +35,10 @@ impl Outputs {
     pub(super) fn read(
         config: &ModelConfig,
         requested: &[RequestedOutput],
-        regions: &Arc<Regions>,
+        regions: &Regions,
+        lent: Vec<Arc<Region>>,
     ) -> Result<Self> {
-        let mut outputs = Self::default();
+        let mut outputs = Self { wanted: Vec::new(), lent };
         for output in requested.iter().filter(|output| !output.parameters.is_empty()) {
             let name = &output.name;
             let place = Place::read("output", name, &output.parameters)?;
@@ -44,8 +46,8 @@ impl Outputs {
             let want = match (place, classes) {
                 (None, None) => continue,
                 (Some(place), None) => {
-                    outputs.regions = Some(regions.clone());
-                    Want::Region(place)
+                    let region = regions.find(&place)?;
+                    Want::Region(place, region)
                 }
                 (None, Some(count)) => {
                     let is_text = |spec: &&tensor::TensorSpec| spec.datatype == Datatype::Bytes;
@@ -70,28 +72,34 @@ impl Outputs {
 
     /// Does with a response's tensors what the client wants.
     ///
-    /// Errors: a region that is gone or too small.
+    /// Errors: a region that is too small, or cut meanwhile.
     pub(crate) fn deliver(&self, model: &Model, tensors: &mut [Tensor]) -> Result<()> {
         for (name, want) in &self.wanted {
             let Some(tensor) = tensors.iter_mut().find(|tensor| tensor.name == name.as_str())
             else {
                 continue;
             };
-            match (want, &self.regions) {
-                (Want::Classes(count), _) => {
+            match want {
+                Want::Classes(count) => {
                     let labels = model.labels.get(name).map_or(&[][..], Vec::as_slice);
                     let has_batch = model.config.max_batch_size > 0;
                     *tensor = classify(tensor, *count, has_batch, labels)?;
                 }
-                (Want::Region(place), Some(regions)) => {
+                Want::Region(place, region) => {
                     let data = std::mem::take(&mut tensor.data);
-                    regions.store(name, place, &data)?;
+                    region.store(name, place, &data)?;
                     tensor.parameters = place.parameters(data.len());
                 }
-                (Want::Region(_), None) => {}
             }
         }
-        Ok(())
+        if self.lent.is_empty() {
+            return Ok(());
+        }
+        // An output may still be an input's memory, which its owner may cut while it is sent.
+        for tensor in tensors {
+            tensor.data = bytes::Bytes::from(tensor.data.to_bytes().to_vec()).into();
+        }
+        self.lent.iter().try_for_each(|region| region.check())
     }
 }
 

@@ -42,16 +42,25 @@ impl Health {
     /// Tells of models that come, go or fail, until the future is dropped.
     pub(crate) async fn follow(&self, models: &Models) {
         let mut changes = models.changes();
+        let mut told = BTreeMap::<String, bool>::new();
         loop {
             let mut serving = BTreeMap::<String, bool>::new();
             for (name, _, state) in models.list() {
                 let is_serving = matches!(state, State::Ready(model) if model.is_ready());
                 *serving.entry(name).or_default() |= is_serving;
             }
-            for (name, is_serving) in serving {
-                self.set(&name, is_serving).await;
+            serving.insert(String::new(), models.are_ready());
+            // Watchers are told of changes only.
+            for (name, is_serving) in &serving {
+                if told.get(name) == Some(is_serving) {
+                    continue;
+                }
+                match name.as_str() {
+                    "" => self.set_server(*is_serving).await,
+                    name => self.set(name, *is_serving).await,
+                }
             }
-            self.set_server(models.are_ready()).await;
+            told = serving;
             // Changes are told at once; an engine that fails is seen at the next look.
             let _ = tokio::time::timeout(FOLLOW_INTERVAL, changes.changed()).await;
         }

@@ -176,9 +176,17 @@ impl Service<Request<Incoming>> for Door {
                 let answer = streaming(&self.service, request, self.limits);
                 Box::pin(std::future::ready(Ok(answer)))
             }
-            Some(_) => {
+            Some(method) => {
+                let asked = (method == "ModelInfer").then(|| request.headers().clone());
+                let service = self.service.clone();
                 let answer = self.inference.clone().call(request);
-                Box::pin(async move { answer.await.map(with_triton_size_code) })
+                Box::pin(async move {
+                    let mut answer = answer.await.map(with_triton_size_code)?;
+                    if let Some(asked) = asked {
+                        orca::add(&asked, &service.shared().models, answer.headers_mut());
+                    }
+                    Ok(answer)
+                })
             }
             None => {
                 let answer = self.others.clone().call(request);

@@ -145,7 +145,7 @@ impl Repository {
     pub(crate) async fn load(&self, name: &str, overrides: Overrides) -> Result<()> {
         self.allow(name)?;
         if !overrides.files.is_empty() && overrides.config.is_none() {
-            return Err(Error::invalid(format!(
+            return Err(Error::internal(format!(
                 "failed to load '{name}', the override of files needs the parameter 'config'"
             )));
         }

@@ -19,7 +19,7 @@ use tensor::wire::ResponseHead;
 use tensor::{Datatype, ModelConfig, Parameter, Parameters, Tensor, parameters};
 
 use super::answer;
-use super::receive::{Received, unreadable};
+use super::receive::{Object, Received, object};
 
 /// The header that says how much of a body is JSON.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -37,9 +37,9 @@ struct Body<'a> {
     #[serde(default)]
     parameters: Map<String, Value>,
     #[serde(borrow)]
-    inputs: Vec<Input<'a>>,
+    inputs: Vec<Object<Input<'a>>>,
     #[serde(default)]
-    outputs: Vec<Output>,
+    outputs: Vec<Object<Output>>,
 }
 
 #[derive(Deserialize)]
@@ -86,9 +86,9 @@ pub(super) fn decode(
     if json.is_empty() && received.headers.contains_key(JSON_LENGTH) {
         return raw(binary, model, config);
     }
-    let body: Body<'_> = serde_json::from_slice(&json).map_err(|error| unreadable(&error))?;
+    let body: Body<'_> = object(&json)?;
     let mut envelope = Envelope::default();
-    for input in body.inputs {
+    for Object(input) in body.inputs {
         let (tensor, payload) = input.decode(&mut binary)?;
         envelope.payloads.extend(payload);
         envelope.message.inputs.push(tensor);
@@ -104,7 +104,7 @@ pub(super) fn decode(
     if let Some(value) = own.remove(BINARY_ALL) {
         binary_outputs.by_default = boolean(BINARY_ALL, &value)?;
     }
-    for mut output in body.outputs {
+    for Object(mut output) in body.outputs {
         if let Some(value) = output.parameters.remove(BINARY) {
             binary_outputs.by_name.insert(output.name.clone(), boolean(BINARY, &value)?);
         }
@@ -197,9 +197,9 @@ impl Input<'_> {
             count => {
                 let found = if count == 0 { "no field was" } else { "more than one field was" };
                 return Err(Error::invalid(format!(
-                    "Unable to parse 'data': input '{name}' must set only one of the following \
-                     fields: 'data', 'binary_data_size' in 'parameters', 'shared_memory_region' \
-                     in 'parameters'. But {found} set"
+                    "Unable to parse 'data': Input must set only one of the following fields: \
+                     'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in \
+                     'parameters'. But {found} set for input '{name}'"
                 )));
             }
         }

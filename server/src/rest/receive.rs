@@ -1,6 +1,8 @@
 //! Request bodies: read up to a limit, decompressed up to the same limit.
 
+use std::fmt;
 use std::io::Read;
+use std::marker::PhantomData;
 
 use axum::extract::Request;
 use bytes::Bytes;
@@ -8,7 +10,12 @@ use engine::{Error, ErrorKind, Result};
 use flate2::read::{GzDecoder, ZlibDecoder};
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// How deep JSON may be nested.
+const MAX_DEPTH: usize = 100;
 
 /// A request with its whole body.
 pub(super) struct Received {
@@ -71,11 +78,76 @@ fn too_large(limit: usize) -> Error {
 /// Errors: what is wrong with it, in Triton's words.
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body).map_err(|error| unreadable(&error))
+    object(body)
+}
+
+/// Reads an object out of JSON text.
+///
+/// Errors: text that is not JSON, something that is not such an object, nesting that is too deep.
+pub(super) fn object<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T> {
+    let deepest = depth(text);
+    if deepest > MAX_DEPTH {
+        return Err(Error::invalid(format!(
+            "failed to parse the request JSON buffer: it is nested {deepest} deep, \
+             more than {MAX_DEPTH}"
+        )));
+    }
+    let object: std::result::Result<Object<T>, _> = serde_json::from_slice(text);
+    object.map(|object| object.0).map_err(|error| unreadable(&error))
+}
+
+/// Returns how deep objects and arrays are nested, at least up to the first that is too deep.
+fn depth(text: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    let mut bytes = text.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => {
+                while let Some(inside) = bytes.next() {
+                    match inside {
+                        b'"' => break,
+                        b'\\' => drop(bytes.next()),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+        if deepest > MAX_DEPTH {
+            break;
+        }
+    }
+    deepest
+}
+
+/// A value that is written as an object; an array of its members is not one.
+pub(super) struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+        json.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+    }
 }
 
 /// Makes the error for JSON that cannot be read, or is not what it should be.
-pub(super) fn unreadable(error: &serde_json::Error) -> Error {
+fn unreadable(error: &serde_json::Error) -> Error {
     Error::invalid(match error.classify() {
         serde_json::error::Category::Data => format!("Unable to parse 'request': {error}"),
         _ => format!("failed to parse the request JSON buffer: {error}"),

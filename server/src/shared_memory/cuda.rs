@@ -19,7 +19,7 @@ const HANDLE_BYTES: usize = 64;
 
 /// An opened allocation.
 #[derive(Debug)]
-pub(super) struct CudaRegion {
+pub(crate) struct CudaRegion {
     context: Arc<CudaContext>,
     pointer: sys::CUdeviceptr,
     device: u64,

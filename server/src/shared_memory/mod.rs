@@ -5,6 +5,7 @@
 //! client that may register regions may read and write every POSIX object of this user.
 
 mod cuda;
+mod guard;
 mod system;
 
 use std::collections::BTreeMap;
@@ -44,8 +45,9 @@ pub(crate) struct Regions {
     by_name: RwLock<BTreeMap<String, Arc<Region>>>,
 }
 
+/// A registered region; requests that use it hold it.
 #[derive(Debug)]
-enum Region {
+pub(crate) enum Region {
     System(SystemRegion),
     Cuda(CudaRegion),
 }
@@ -246,38 +248,10 @@ impl Regions {
         }
     }
 
-    /// Returns the bytes of an input that lies in a region.
+    /// Returns the region that holds a place.
     ///
     /// Errors: an unknown region, bounds outside of it.
-    pub(crate) fn load(&self, place: &Place) -> Result<Payload> {
-        let region = self.find(place)?;
-        let (offset, length) = (place.offset as usize, place.byte_size as usize);
-        match &*region {
-            Region::System(system) => Ok(system.load(offset, length)?.into()),
-            Region::Cuda(cuda) => Ok(cuda.load(offset, length)?.into()),
-        }
-    }
-
-    /// Writes an output into the region that the client wants it in.
-    ///
-    /// Errors: an unknown region, bounds outside of it, an output that does not fit.
-    pub(crate) fn store(&self, output: &str, place: &Place, data: &Payload) -> Result<()> {
-        let region = self.find(place)?;
-        let length = data.len();
-        if length as u64 > place.byte_size {
-            return Err(Error::internal(format!(
-                "shared memory size specified with the request for output '{output}' ({} bytes) \
-                 should be at least {length} bytes to hold the results",
-                place.byte_size
-            )));
-        }
-        match &*region {
-            Region::System(system) => system.store(place.offset as usize, data),
-            Region::Cuda(cuda) => cuda.store(place.offset as usize, data),
-        }
-    }
-
-    fn find(&self, place: &Place) -> Result<Arc<Region>> {
+    pub(crate) fn find(&self, place: &Place) -> Result<Arc<Region>> {
         let regions = self.read();
         let region = regions.get(&place.region).cloned().ok_or_else(|| {
             Error::not_found(format!("Unable to find shared memory region: '{}'", place.region))
@@ -298,6 +272,47 @@ impl Regions {
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Region>>> {
         self.by_name.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Region {
+    /// Returns the bytes of an input that lies here; [`Regions::find`] checked the place.
+    ///
+    /// Errors: memory that is gone, a device that fails.
+    pub(crate) fn load(&self, place: &Place) -> Result<Payload> {
+        let (offset, length) = (place.offset as usize, place.byte_size as usize);
+        match self {
+            Self::System(system) => Ok(system.load(offset, length)?.into()),
+            Self::Cuda(cuda) => Ok(cuda.load(offset, length)?.into()),
+        }
+    }
+
+    /// Writes an output where the client wants it; [`Regions::find`] checked the place.
+    ///
+    /// Errors: an output that does not fit, memory that is gone, a device that fails.
+    pub(crate) fn store(&self, output: &str, place: &Place, data: &Payload) -> Result<()> {
+        let length = data.len();
+        if length as u64 > place.byte_size {
+            return Err(Error::internal(format!(
+                "shared memory size specified with the request for output '{output}' ({} bytes) \
+                 should be at least {length} bytes to hold the results",
+                place.byte_size
+            )));
+        }
+        match self {
+            Self::System(system) => system.store(place.offset as usize, data),
+            Self::Cuda(cuda) => cuda.store(place.offset as usize, data),
+        }
+    }
+
+    /// Checks that what was read is what the client had there.
+    ///
+    /// Errors: an object that its owner has cut since.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::System(system) => system.check(),
+            Self::Cuda(_) => Ok(()),
+        }
     }
 }
 

@@ -12,12 +12,14 @@ use proto::inference::system_shared_memory_status_response::RegionStatus;
 use rustix::shm::{Mode, OFlags};
 use tensor::Payload;
 
+use super::guard::Guard;
+
 /// What Triton's own regions begin with; a client's may not.
 const RESERVED_PREFIXES: [&str; 1] = ["triton_python_backend_shm"];
 
 /// A mapped part of a POSIX shared memory object.
 #[derive(Debug)]
-pub(super) struct SystemRegion {
+pub(crate) struct SystemRegion {
     mapping: Arc<Mapping>,
     key: String,
     offset: u64,
@@ -30,6 +32,8 @@ struct Mapping {
     file: File,
     /// The length of the object that the mapping needs.
     needed: u64,
+    /// Keeps the process alive when the object is cut under the mapping.
+    _guard: Guard,
 }
 
 /// Checks the key of an object: one name, which may begin with a slash.
@@ -76,7 +80,8 @@ impl SystemRegion {
         let length = usize::try_from(byte_size).map_err(|error| failed(error.to_string()))?;
         let memory = MmapOptions::new().offset(offset).len(length).map_raw(&file);
         let memory = memory.map_err(|error| failed(error.to_string()))?;
-        let mapping = Arc::new(Mapping { memory, file, needed });
+        let guard = Guard::over(memory.as_ptr() as usize, memory.len());
+        let mapping = Arc::new(Mapping { memory, file, needed, _guard: guard });
         Ok(Self { mapping, key: key.to_owned(), offset })
     }
 
@@ -101,6 +106,11 @@ impl SystemRegion {
         Ok(Bytes::from_owner(View { mapping: self.mapping.clone(), offset, length }))
     }
 
+    /// Checks that the object still is as long as the region.
+    pub(super) fn check(&self) -> Result<()> {
+        self.mapping.check()
+    }
+
     /// Writes bytes into the region.
     pub(super) fn store(&self, offset: usize, data: &Payload) -> Result<()> {
         self.mapping.check()?;
@@ -117,12 +127,12 @@ impl SystemRegion {
             }
             at += segment.len();
         }
-        Ok(())
+        self.mapping.check()
     }
 }
 
 impl Mapping {
-    /// Refuses an object that was cut since it was mapped: touching what is gone ends a process.
+    /// Refuses an object that was cut since it was mapped.
     fn check(&self) -> Result<()> {
         match self.file.metadata() {
             Ok(metadata) if metadata.len() >= self.needed => Ok(()),

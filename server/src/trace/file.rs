@@ -73,9 +73,10 @@ fn objects(trace: &Trace, steps: Steps) -> Vec<Value> {
         let compute_end = end.saturating_sub(steps.output);
         let timestamps = [
             ("REQUEST_START", start),
-            ("COMPUTE_INPUT_END", input_end),
+            // Inputs are decoded before a request queues: nothing is left to do for them then.
             ("QUEUE_START", input_end),
             ("COMPUTE_START", input_end + steps.queue),
+            ("COMPUTE_INPUT_END", input_end + steps.queue),
             ("COMPUTE_OUTPUT_START", compute_end),
             ("COMPUTE_END", end),
             ("REQUEST_END", end),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use engine::{Error, Result};
+use engine::Result;
 use tensor::{Datatype, Tensor};
 
 use file::TraceFile;
@@ -146,17 +146,7 @@ impl Traces {
         changes: HashMap<String, Values>,
     ) -> Result<BTreeMap<String, Values>> {
         let changes = read(changes)?;
-        let goes_to_file = changes.iter().any(|(_, change)| {
-            matches!(change, Some(settings::Change::Level { timestamps, tensors })
-                if *timestamps || *tensors)
-        });
         let mut state = self.state();
-        if goes_to_file && self.file.is_none() && state.of(model).mode == TraceMode::Triton {
-            return Err(Error::invalid(
-                "tracing to a file needs the server's --trace-file; \
-                 or set trace_mode to opentelemetry first",
-            ));
-        }
         if model.is_empty() {
             for (name, change) in &changes {
                 if change.is_none() {
@@ -183,6 +173,10 @@ impl Traces {
             if is_changed {
                 state.seen.remove(model);
             }
+        }
+        let now = state.of(model);
+        if now.is_on() && now.mode == TraceMode::Triton && self.file.is_none() {
+            tracing::warn!("traces are on and have no file: --trace-file, or mode opentelemetry");
         }
         let any = state.models.keys().any(|model| state.of(model).is_on());
         self.is_on.store(any || state.server.is_on(), Relaxed);

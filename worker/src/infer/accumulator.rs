@@ -12,7 +12,7 @@ use super::{declared, input, numbers, once};
 use crate::Error;
 
 /// Answers `OUTPUT`, the sum of the sequence's `INPUT` so far, this one included. Declared outputs
-/// `START`, `END` (INT32) and `CORRID` (BYTES, or UINT64 or INT64 for numbers) tell what the
+/// `START`, `END` (INT32) and `CORRID` (BYTES, or an integer for numbers) tell what the
 /// sequence's flags and id were.
 #[derive(Clone, Debug)]
 pub struct Accumulator {
@@ -39,9 +39,14 @@ impl Accumulator {
             let is_known = match &*spec.name {
                 "OUTPUT" => true,
                 "START" | "END" => spec.datatype == Datatype::Int32,
-                "CORRID" => {
-                    matches!(spec.datatype, Datatype::Bytes | Datatype::Uint64 | Datatype::Int64)
-                }
+                "CORRID" => matches!(
+                    spec.datatype,
+                    Datatype::Bytes
+                        | Datatype::Uint64
+                        | Datatype::Int64
+                        | Datatype::Uint32
+                        | Datatype::Int32
+                ),
                 _ => false,
             };
             if !is_known {
@@ -65,17 +70,27 @@ impl Accumulator {
         match (&*spec.name, spec.datatype, &sequence.id) {
             ("START", ..) => Tensor::from_values(name, shape, [i32::from(sequence.start)]),
             ("END", ..) => Tensor::from_values(name, shape, [i32::from(sequence.end)]),
-            ("CORRID", Datatype::Uint64, SequenceId::Number(id)) => {
-                Tensor::from_values(name, shape, [*id])
+            ("CORRID", Datatype::Uint64, id) => Tensor::from_values(name, shape, [number(id)]),
+            ("CORRID", Datatype::Int64, id) => {
+                Tensor::from_values(name, shape, [number(id) as i64])
             }
-            ("CORRID", Datatype::Int64, SequenceId::Number(id)) => {
-                Tensor::from_values(name, shape, [*id as i64])
+            ("CORRID", Datatype::Uint32, id) => {
+                Tensor::from_values(name, shape, [number(id) as u32])
             }
-            ("CORRID", Datatype::Uint64, _) => Tensor::from_values(name, shape, [0u64]),
-            ("CORRID", Datatype::Int64, _) => Tensor::from_values(name, shape, [0i64]),
+            ("CORRID", Datatype::Int32, id) => {
+                Tensor::from_values(name, shape, [number(id) as i32])
+            }
             ("CORRID", ..) => Tensor::from_elements(name, shape, [sequence.id.to_string()]),
             _ => Tensor::from_values(name, shape, [sum]),
         }
+    }
+}
+
+/// Returns an id as a number; a text has none.
+fn number(id: &SequenceId) -> u64 {
+    match id {
+        SequenceId::Number(number) => *number,
+        SequenceId::Text(_) => 0,
     }
 }
 
