@@ -410,6 +410,10 @@ pub fn dump(matches: &ArgMatches) -> String {
         let Ok(Some(values)) = matches.try_get_raw(id) else {
             continue;
         };
+        if arg.is_hide_env_values_set() {
+            out.push_str(&format!("# {} is set; it holds a secret\n", id.replace('_', "-")));
+            continue;
+        }
         let values: Vec<String> = values.map(|value| value.to_string_lossy().into()).collect();
         let origin = match matches.value_source(id) {
             Some(ValueSource::CommandLine) => "flag",

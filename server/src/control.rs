@@ -15,7 +15,7 @@ use crate::telemetry::LogValue;
 pub(crate) async fn load(shared: &Shared, request: RepositoryModelLoadRequest) -> Result<String> {
     let RepositoryModelLoadRequest { repository_name, model_name, parameters } = request;
     shared.admit()?;
-    own_repository(&repository_name)?;
+    let model_name = named(repository_name, model_name)?;
     let overrides = Overrides::read(&model_name, parameters)?;
     shared.repository.load(&model_name, overrides).await?;
     Ok(model_name)
@@ -27,10 +27,19 @@ pub(crate) async fn unload(
     request: RepositoryModelUnloadRequest,
 ) -> Result<String> {
     let RepositoryModelUnloadRequest { repository_name, model_name, parameters } = request;
-    own_repository(&repository_name)?;
+    let model_name = named(repository_name, model_name)?;
     check_unload(&parameters)?;
     shared.repository.unload(&model_name).await?;
     Ok(model_name)
+}
+
+/// Returns the name of the model that a request means. KServe's own requests have it where
+/// Triton's have the repository's, and nothing else.
+fn named(repository: String, model: String) -> Result<String> {
+    if model.is_empty() && !repository.is_empty() {
+        return Ok(repository);
+    }
+    own_repository(&repository).map(|()| model)
 }
 
 /// Changes trace settings, of the server or of one model, and returns all of them.

@@ -92,7 +92,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
         match self.sink.datatype {
             Datatype::Fp32 => self.sink.put(value as f32),
             Datatype::Fp64 => self.sink.put(value),
-            datatype => return Err(E::custom(format!("expected {datatype}, got {value}"))),
+            datatype => return Err(E::custom(format!("expected {datatype}, got {value:?}"))),
         }
         Ok(())
     }

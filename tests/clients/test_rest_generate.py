@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import time
 
 import pytest
@@ -12,10 +13,11 @@ from test_metrics import requests_total, scrape
 from test_rest_validation import refused
 from wire import call, eventually
 
-BUILTINS = ["mock=mock,pace_ms=20", "quick=mock", "identity", "repeat_int32", "square", "simple=add_sub",
-            "batched=identity,dims=2x-1,max_batch_size=4", "bytes=identity,datatype=BYTES",
-            "int64=identity,datatype=INT64", "fp16=identity,datatype=FP16"]
-SECRET = {"text_input": "hi", "max_tokens": 2}
+BUILTINS = ["mock=mock,pace_ms=20", "quick=mock", "identity", "repeat_int32", "square",
+            "simple=add_sub", "batched=identity,dims=2x-1,max_batch_size=4",
+            "bytes=identity,datatype=BYTES", "int64=identity,datatype=INT64",
+            "fp16=identity,datatype=FP16"]
+SHORT = {"text_input": "hi", "max_tokens": 2}
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +112,9 @@ def test_the_keys_of_the_open_inference_protocol_work(served):
 
 
 def test_a_batch_of_prompts_is_a_list_of_texts(served):
-    alone = [generate(served, "quick", **{**SECRET, "text_input": text})["text_output"]
+    alone = [generate(served, "quick", **{**SHORT, "text_input": text})["text_output"]
              for text in ("a", "b")]
-    found = generate(served, "quick", **{**SECRET, "text_input": ["a", "b"]})
+    found = generate(served, "quick", **{**SHORT, "text_input": ["a", "b"]})
     assert found["text_output"] == alone and found["finish_reason"] == ["length"] * 2
 
 
@@ -182,7 +184,7 @@ def test_an_error_before_the_first_event_has_a_real_status(served, case, route):
 
 
 def test_a_stream_asked_of_generate_is_refused(served):
-    body = {**SECRET, "stream": True}
+    body = {**SHORT, "stream": True}
     refused(call(served, "/v2/models/quick/generate", body), 400, "stream")
 
 
@@ -209,6 +211,23 @@ def test_a_client_that_leaves_before_the_answer_cancels_the_request(served):
         connection.getresponse()
     connection.close()
     eventually(lambda: count() == before + 1)
+
+
+def test_a_full_queue_is_unavailable():
+    limits = ["--max-running-sequences", "1", "--max-waiting-requests", "1"]
+    body = json.dumps({"text_input": "hi", "max_tokens": 5000})
+    with running(f"smollm={os.environ['STATOR_TEST_MODEL']}", *limits) as server:
+        with contextlib.ExitStack() as open_ones:
+            for gauge in ("stator_running_sequences", "stator_queue_depth_requests"):
+                connection = http.client.HTTPConnection(server.http, timeout=10)
+                open_ones.enter_context(contextlib.closing(connection))
+                connection.request("POST", "/v2/models/smollm/generate_stream", body)
+                eventually(lambda: scrape(server, f'{gauge}{{model="smollm"}}') == 1)
+            for route in ("generate", "generate_stream"):
+                reply = call(server, f"/v2/models/smollm/{route}", body, "POST")
+                refused(reply, 503, "Exceeds maximum queue size")
+        eventually(lambda: scrape(server, 'stator_running_sequences{model="smollm"}') == 0)
+        assert generate(server, "smollm", text_input="hi", max_tokens=1)["text_output"]
 
 
 def test_a_stream_that_the_shutdown_cuts_does_not_look_whole():

@@ -61,6 +61,13 @@ fn the_dump_is_a_file_that_gives_the_same_configuration() {
 }
 
 #[test]
+fn the_dump_tells_no_secret() {
+    let (_, matches) = parse(&["--http-restricted-api", "logging:key=s3cret"], None).unwrap();
+    let text = dump(&matches);
+    assert!(text.contains("# http-restricted-api is set") && !text.contains("s3cret"), "{text}");
+}
+
+#[test]
 fn the_command_is_sound() {
     Cli::command().debug_assert();
 }

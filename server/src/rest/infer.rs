@@ -327,8 +327,10 @@ pub(super) fn encode(
             json.push(b',');
         }
         let is_binary = wanted.wants(&tensor.name);
+        // An output in shared memory has neither data nor, over REST, parameters: NVIDIA's C++
+        // client takes any parameters for those of binary data.
         let has_region = !tensor.parameters.is_empty();
-        let mut parameters = tensor.parameters.clone();
+        let mut parameters = Parameters::new();
         if is_binary && !has_region {
             let size = Parameter::Int64(tensor.data.len() as i64);
             parameters.insert(BINARY_SIZE.to_owned(), size);

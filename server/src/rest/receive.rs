@@ -7,9 +7,10 @@ use std::marker::PhantomData;
 use axum::extract::Request;
 use bytes::Bytes;
 use engine::{Error, ErrorKind, Result};
-use flate2::read::{GzDecoder, ZlibDecoder};
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as _;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -29,6 +30,9 @@ pub(super) struct Received {
 /// its encoding does not decode; a client that left.
 pub(super) async fn receive(request: Request, limit: usize) -> Result<Received> {
     let (parts, body) = request.into_parts();
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large(limit));
+    }
     let collected = Limited::new(body, limit).collect().await;
     let body = collected.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
         Some(_) => too_large(limit),
@@ -36,10 +40,11 @@ pub(super) async fn receive(request: Request, limit: usize) -> Result<Received> 
     })?;
     let body = body.to_bytes();
     let encoding = parts.headers.get(header::CONTENT_ENCODING);
-    let body = match encoding.map(|value| value.to_str().unwrap_or_default()) {
+    let encoding = encoding.map(|value| value.to_str().unwrap_or("?").to_ascii_lowercase());
+    let body = match encoding.as_deref() {
         None | Some("" | "identity") => body,
-        Some(encoding @ ("gzip" | "deflate")) => {
-            let encoding = encoding.to_owned();
+        Some("gzip" | "x-gzip" | "deflate") => {
+            let encoding = encoding.unwrap_or_default();
             tokio::task::spawn_blocking(move || decompress(&encoding, &body, limit))
                 .await
                 .map_err(|error| Error::internal("decompression failed").with_source(error))??
@@ -56,7 +61,7 @@ fn decompress(encoding: &str, body: &[u8], limit: usize) -> Result<Bytes> {
     let mut plain = Vec::new();
     let bound = limit as u64 + 1;
     let read = match encoding {
-        "gzip" => GzDecoder::new(body).take(bound).read_to_end(&mut plain),
+        "gzip" | "x-gzip" => MultiGzDecoder::new(body).take(bound).read_to_end(&mut plain),
         _ => ZlibDecoder::new(body).take(bound).read_to_end(&mut plain),
     };
     read.map_err(|error| Error::invalid(format!("the body is not {encoding}: {error}")))?;
