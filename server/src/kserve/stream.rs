@@ -183,7 +183,10 @@ impl Session {
             match polled {
                 Poll::Ready(Some(Event::Reply(reply))) => return Poll::Ready(Some(Ok(reply))),
                 Poll::Ready(Some(Event::Failed { name, id, error })) => {
-                    let item = match self.options.has_true_errors {
+                    // The stream's own deadline is every request's; whoever sees it first, it ends
+                    // the stream.
+                    let is_late = error.kind() == ErrorKind::DeadlineExceeded;
+                    let item = match self.options.has_true_errors || is_late {
                         true => Err(status::grpc(&error)),
                         false => Ok(failure(&name, &id, &error)),
                     };
