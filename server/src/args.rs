@@ -119,11 +119,11 @@ pub struct GrpcArgs {
     #[arg(long, value_name = "PORT", default_value_t = 8001, env = "STATOR_GRPC_PORT")]
     pub grpc_port: u16,
     /// HTTP/2 connection window in bytes (also DYN_GRPC_INITIAL_CONNECTION_WINDOW_SIZE)
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = window())]
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20, value_parser = window())]
     #[arg(env = "STATOR_GRPC_CONNECTION_WINDOW_BYTES")]
     pub grpc_connection_window_bytes: u32,
     /// HTTP/2 stream window in bytes (also DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE)
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = window())]
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = window())]
     #[arg(env = "STATOR_GRPC_STREAM_WINDOW_BYTES")]
     pub grpc_stream_window_bytes: u32,
     /// Size the windows by the measured bandwidth-delay product, over the two sizes above
