@@ -11,7 +11,7 @@ use prost::Message;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-use crate::{Envelope, Payload};
+use crate::{Envelope, Malformed, Payload};
 
 /// A response as it goes to the wire.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +69,10 @@ impl Decoder for EnvelopeDecoder {
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Envelope>, Status> {
         let message = buffer.copy_to_bytes(buffer.remaining());
         let envelope = Envelope::decode(Payload::from(message));
-        envelope.map(Some).map_err(|error| Status::internal(error.to_string()))
+        envelope.map(Some).map_err(|error| match error {
+            Malformed::TooMany => Status::invalid_argument(error.to_string()),
+            Malformed::Undecodable(_) => Status::internal(error.to_string()),
+        })
     }
 }
 

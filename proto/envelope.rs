@@ -1,6 +1,9 @@
 //! A ModelInferRequest whose raw inputs stand beside it, each still in its segments.
 
+use std::fmt;
+
 use bytes::{Buf, Bytes};
+use prost::encoding::{decode_varint, encode_varint};
 use prost::{DecodeError, Message};
 
 use crate::Payload;
@@ -8,6 +11,9 @@ use crate::inference::ModelInferRequest;
 
 /// The field of the raw inputs: `raw_input_contents`.
 const RAW_INPUTS: u64 = 7;
+
+/// The fields that are counted: inputs, outputs, raw inputs.
+const FEW: [u64; 3] = [5, 6, RAW_INPUTS];
 
 /// A decoded request; `message.raw_input_contents` is empty, `payloads` has what it had.
 #[derive(Clone, Debug, Default)]
@@ -28,52 +34,129 @@ impl From<ModelInferRequest> for Envelope {
 impl Envelope {
     /// Decodes a message that may lie in segments; no raw input is copied.
     ///
-    /// Errors: bytes that are not such a message.
-    pub fn decode(message: Payload) -> Result<Self, DecodeError> {
+    /// Errors: bytes that are not such a message, more than [`MAX_TENSORS`] of a kind.
+    pub fn decode(message: Payload) -> Result<Self, Malformed> {
         if message.segments().nth(1).is_none() {
-            return ModelInferRequest::decode(message.to_bytes()).map(Self::from);
+            let message = message.to_bytes();
+            count(&message)?;
+            return Ok(ModelInferRequest::decode(message).map(Self::from)?);
         }
-        let Some((rest, payloads)) = split(&message) else {
+        let mut parts = Parts::default();
+        if parts.split(&message)?.is_none() {
             // A shape that only the general decoder judges: it has the last word.
-            return ModelInferRequest::decode(message.to_bytes()).map(Self::from);
-        };
-        let message = ModelInferRequest::decode(Bytes::from(rest))?;
-        Ok(Self { message, payloads })
+            return Ok(ModelInferRequest::decode(message.to_bytes()).map(Self::from)?);
+        }
+        let message = ModelInferRequest::decode(Bytes::from(parts.rest))?;
+        Ok(Self { message, payloads: parts.payloads })
     }
 }
 
-/// Parts the raw inputs from the other fields; none for what is not plainly a message.
-fn split(message: &Payload) -> Option<(Vec<u8>, Vec<Payload>)> {
-    let mut cursor = Cursor { segments: message.segments().cloned().collect() };
-    let (mut rest, mut payloads) = (Vec::new(), Vec::new());
-    while !cursor.segments.is_empty() {
-        let tag = cursor.varint()?;
-        match (tag >> 3, tag & 7) {
-            (RAW_INPUTS, 2) => {
-                let length = cursor.varint()?;
-                payloads.push(cursor.take(length)?);
-            }
-            (_, wire_type) => {
-                put_varint(&mut rest, tag);
-                match wire_type {
-                    0 => put_varint(&mut rest, cursor.varint()?),
-                    1 => cursor.copy(8, &mut rest)?,
-                    2 => {
-                        let length = cursor.varint()?;
-                        put_varint(&mut rest, length);
-                        cursor.copy(length, &mut rest)?;
-                    }
-                    5 => cursor.copy(4, &mut rest)?,
-                    _ => return None,
-                }
+/// The most inputs, outputs and raw inputs of a request, each. An empty one takes two bytes on the
+/// wire and hundreds in memory.
+pub const MAX_TENSORS: usize = 65_536;
+
+/// Why bytes are not a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Malformed {
+    /// They are no such message.
+    Undecodable(DecodeError),
+    /// There are more than [`MAX_TENSORS`] inputs, outputs or raw inputs.
+    TooMany,
+}
+
+impl From<DecodeError> for Malformed {
+    fn from(error: DecodeError) -> Self {
+        Self::Undecodable(error)
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Undecodable(error) => error.fmt(f),
+            Self::TooMany => {
+                write!(f, "a request may have at most {MAX_TENSORS} inputs, outputs and raw inputs")
             }
         }
     }
-    Some((rest, payloads))
 }
 
-fn put_varint(out: &mut Vec<u8>, value: u64) {
-    prost::encoding::encode_varint(value, out);
+/// Counts the fields of which a message has many.
+#[derive(Default)]
+struct Counts([usize; 3]);
+
+impl Counts {
+    fn add(&mut self, field: u64) -> Result<(), Malformed> {
+        let Some(place) = FEW.iter().position(|few| *few == field) else {
+            return Ok(());
+        };
+        self.0[place] += 1;
+        if self.0[place] > MAX_TENSORS { Err(Malformed::TooMany) } else { Ok(()) }
+    }
+}
+
+/// Counts the fields of a message in one piece, up to where it stops being one.
+fn count(mut message: &[u8]) -> Result<(), Malformed> {
+    let mut counts = Counts::default();
+    while let Ok(tag) = decode_varint(&mut message) {
+        counts.add(tag >> 3)?;
+        let length = match tag & 7 {
+            0 => decode_varint(&mut message).ok().map(|_| 0),
+            1 => Some(8),
+            2 => decode_varint(&mut message).ok(),
+            5 => Some(4),
+            _ => None,
+        };
+        let length = length.and_then(|length| usize::try_from(length).ok());
+        let Some(rest) = length.and_then(|length| message.get(length..)) else { break };
+        message = rest;
+    }
+    Ok(())
+}
+
+/// A message parted into its raw inputs and the other fields.
+#[derive(Default)]
+struct Parts {
+    rest: Vec<u8>,
+    payloads: Vec<Payload>,
+    counts: Counts,
+}
+
+impl Parts {
+    /// Parts a message; none for what is not plainly one.
+    fn split(&mut self, message: &Payload) -> Result<Option<()>, Malformed> {
+        let mut cursor = Cursor { segments: message.segments().cloned().collect() };
+        while !cursor.segments.is_empty() {
+            let Some(tag) = cursor.varint() else { return Ok(None) };
+            self.counts.add(tag >> 3)?;
+            if self.field(tag, &mut cursor).is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    }
+
+    fn field(&mut self, tag: u64, cursor: &mut Cursor) -> Option<()> {
+        if (tag >> 3, tag & 7) == (RAW_INPUTS, 2) {
+            let length = cursor.varint()?;
+            self.payloads.push(cursor.take(length)?);
+            return Some(());
+        }
+        let rest = &mut self.rest;
+        encode_varint(tag, rest);
+        match tag & 7 {
+            0 => encode_varint(cursor.varint()?, rest),
+            1 => cursor.copy(8, rest)?,
+            2 => {
+                let length = cursor.varint()?;
+                encode_varint(length, rest);
+                cursor.copy(length, rest)?;
+            }
+            5 => cursor.copy(4, rest)?,
+            _ => return None,
+        }
+        Some(())
+    }
 }
 
 /// Reads through segments; exhausted ones are dropped.

@@ -9,7 +9,7 @@ mod envelope;
 mod payload;
 
 pub use codec::Reply;
-pub use envelope::Envelope;
+pub use envelope::{Envelope, MAX_TENSORS, Malformed};
 pub use payload::Payload;
 
 /// The messages, the client and the server of package `inference`.

@@ -204,7 +204,10 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
         }
     }
     if backend == "sequence" {
-        declared.scheduling_choice.get_or_insert_with(|| sequences(DEFAULT_IDLE_US));
+        let scheduling = declared.scheduling_choice.get_or_insert(sequences(DEFAULT_IDLE_US));
+        if !matches!(scheduling, SchedulingChoice::SequenceBatching(_)) {
+            return Err("backend `sequence` needs `sequence_batching`".into());
+        }
     }
     if declared.platform.is_empty() {
         declared.platform = "stator".into();
@@ -245,7 +248,7 @@ fn inferring(
 ) -> Result<Model, String> {
     let engine: Arc<dyn Engine<InferRequest>> = match &declared.scheduling_choice {
         Some(SchedulingChoice::SequenceBatching(batching)) => {
-            let options = SequenceOptions::new(&config.name, batching)?;
+            let options = SequenceOptions::new(&config, batching)?;
             Arc::new(Deadline(Sequences::new(engine, options)))
         }
         _ => Arc::new(Deadline(engine)),

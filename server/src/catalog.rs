@@ -83,14 +83,16 @@ pub(crate) fn statistics(
 }
 
 /// Returns RepositoryIndex.
-pub(crate) fn index(
+pub(crate) async fn index(
     shared: &Shared,
     repository: &str,
     ready_only: bool,
 ) -> Result<RepositoryIndexResponse> {
     own_repository(repository)?;
-    let lines = shared.repository.index(ready_only).into_iter();
-    let models = lines.map(|line| repository_index_response::ModelIndex {
+    let repository = shared.repository.clone();
+    let lines = tokio::task::spawn_blocking(move || repository.index(ready_only)).await;
+    let lines = lines.map_err(|error| Error::internal("no index").with_source(error))?;
+    let models = lines.into_iter().map(|line| repository_index_response::ModelIndex {
         name: line.name,
         version: line.version,
         state: line.state.to_owned(),

@@ -134,29 +134,40 @@ impl Models {
 
     /// Makes these the callable versions of a name; others of the name are unloaded.
     pub(crate) fn replace(&self, name: &str, models: Vec<(u64, Arc<Model>)>) {
+        let mut replaced = Vec::new();
         let mut guard = self.write();
         let entry = guard.entry(name.to_owned()).or_default();
         let old = std::mem::take(&mut entry.versions);
         for (version, state) in old {
             let left = match state {
-                State::Ready(model) => State::Unloading(Arc::downgrade(&model)),
+                State::Ready(model) => {
+                    let left = State::Unloading(Arc::downgrade(&model));
+                    replaced.push(model);
+                    left
+                }
                 State::Loading => continue,
                 state => state,
             };
             entry.versions.insert(version, left);
         }
         entry.versions.extend(models.into_iter().map(|(v, model)| (v, State::Ready(model))));
+        replaced.extend(entry.latest.take());
         entry.settle();
         drop(guard);
         self.changes.send_replace(());
+        // A model may be large, and takes its files along.
+        tokio::task::spawn_blocking(move || drop(replaced));
     }
 
-    /// Says that a version could not be loaded; one that is callable stays so.
-    pub(crate) fn fail(&self, name: &str, version: u64, reason: &str) {
+    /// Says that a name could not be loaded; versions that are callable stay so.
+    pub(crate) fn fail(&self, name: &str, reason: &str) {
         let mut guard = self.write();
         let versions = &mut guard.entry(name.to_owned()).or_default().versions;
-        if !matches!(versions.get(&version), Some(State::Ready(_))) {
-            versions.insert(version, State::Unavailable(reason.to_owned()));
+        if versions.is_empty() {
+            versions.insert(1, State::Loading);
+        }
+        for state in versions.values_mut().filter(|state| matches!(state, State::Loading)) {
+            *state = State::Unavailable(reason.to_owned());
         }
         drop(guard);
         self.changes.send_replace(());
@@ -299,7 +310,7 @@ mod tests {
         assert_eq!(kind("m", "7"), ErrorKind::NotFound);
         assert_eq!(kind("n", ""), ErrorKind::NotFound);
         assert_eq!(kind("m", "x"), ErrorKind::InvalidRequest);
-        models.fail("m", 1, "no file");
+        models.fail("m", "no file");
         assert!(models.are_ready(), "a model that failed holds nobody up");
         assert_eq!(kind("m", ""), ErrorKind::NotFound);
         assert_eq!(models.list()[0].2.spell(), ("UNAVAILABLE", "no file"));

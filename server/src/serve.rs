@@ -76,7 +76,7 @@ impl Server {
         let (accepting, work, admin) = (Tasks::new(), Tasks::new(), Tasks::new());
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(reporter).await;
-        let repository = repository(&config, &models, &metrics)?;
+        let repository = repository(&config, &models, &metrics, accepting.clone())?;
         let initial = repository.initial().map_err(ServeError::Start)?;
         initial.iter().for_each(|name| models.announce(name, 1));
 
@@ -102,7 +102,7 @@ impl Server {
             accepting.clone(),
         );
         let listener = bind("--grpc-port", config.grpc.address).await?;
-        let grpc_address = address(&listener, config.grpc.address)?;
+        let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
         let accept = listen(listener, door, config.grpc.clone(), metrics.clone(), groups);
         accepting.spawn("grpc listener", accept);
@@ -110,13 +110,13 @@ impl Server {
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
             let listener = bind("--metrics-port", wanted).await?;
-            metrics_address = Some(address(&listener, wanted)?);
+            metrics_address = Some(address("--metrics-port", &listener, wanted)?);
             let exporter =
                 Exporter { registry, metrics: metrics.clone(), models: models.clone(), started };
             admin.spawn("metrics listener", admin::serve(listener, Arc::new(exporter)));
         }
-        let follow = (models.clone(), health.clone());
-        accepting.spawn("health", async move { follow.1.follow(&follow.0).await });
+        let (followed, follower) = (models.clone(), health.clone());
+        accepting.spawn("health", async move { follower.follow(&followed).await });
         let tasks = (accepting, work, admin);
         Ok(Self {
             config,
@@ -134,13 +134,14 @@ impl Server {
 
     /// Loads the models one after the other; each can be called as soon as it is loaded.
     pub async fn load(&self) -> Result<(), ServeError> {
+        let seen = self.repository.fingerprints().await.unwrap_or_default();
         for name in self.initial.clone() {
             let loaded = self.repository.load_declared(&name).await;
             loaded.map_err(|why| ServeError::Load { name, why })?;
         }
         if self.config.repository.mode == ControlMode::Poll {
             let repository = self.repository.clone();
-            self.tasks.0.spawn("repository", async move { repository.poll().await });
+            self.tasks.0.spawn("repository", repository.poll(seen));
         }
         Ok(())
     }
@@ -211,6 +212,7 @@ fn repository(
     config: &Config,
     models: &Arc<Models>,
     metrics: &Arc<Metrics>,
+    tasks: Tasks,
 ) -> Result<Arc<Repository>, ServeError> {
     let given = config.builtins.iter().map(Definition::of_builtin);
     let given = given.chain(config.models.iter().map(Definition::of_source)).collect();
@@ -220,7 +222,7 @@ fn repository(
         hub_url: config.hub_url.clone(),
         metrics: metrics.clone(),
     };
-    Repository::new(config.repository.clone(), given, models.clone(), backends)
+    Repository::new(config.repository.clone(), given, models.clone(), backends, tasks)
         .map(Arc::new)
         .map_err(ServeError::Start)
 }
@@ -235,7 +237,7 @@ async fn open_http(
         return Ok(None);
     };
     let listener = bind("--http-port", http.address).await?;
-    let found = address(&listener, http.address)?;
+    let found = address("--http-port", &listener, http.address)?;
     let router = rest::router(shared.clone(), http);
     let accept = rest::listen(listener, router, http.max_connections, (accepting.clone(), work));
     accepting.spawn("http listener", accept);
@@ -246,12 +248,13 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Se
     TcpListener::bind(address).await.map_err(|source| ServeError::Listen { flag, address, source })
 }
 
-fn address(listener: &TcpListener, wanted: SocketAddr) -> Result<SocketAddr, ServeError> {
-    listener.local_addr().map_err(|source| ServeError::Listen {
-        flag: "--grpc-port",
-        address: wanted,
-        source,
-    })
+fn address(
+    flag: &'static str,
+    listener: &TcpListener,
+    wanted: SocketAddr,
+) -> Result<SocketAddr, ServeError> {
+    let found = listener.local_addr();
+    found.map_err(|source| ServeError::Listen { flag, address: wanted, source })
 }
 
 /// Adds reflection v1 and v1alpha, by which grpcurl works without a proto file.

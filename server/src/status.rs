@@ -5,6 +5,7 @@
 
 use engine::{Error, ErrorKind};
 use http::StatusCode;
+use proto::Malformed;
 use tonic::{Code, Status};
 
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
@@ -111,8 +112,13 @@ pub(crate) fn too_large(length: usize, limit: usize) -> Status {
 }
 
 /// Returns the status for a message that is no protobuf of its type.
-pub(crate) fn undecodable(error: impl std::fmt::Display) -> Status {
-    Status::internal(format!("failed to decode Protobuf message: {error}"))
+pub(crate) fn undecodable(error: Malformed) -> Status {
+    match error {
+        Malformed::TooMany => Status::invalid_argument(error.to_string()),
+        Malformed::Undecodable(error) => {
+            Status::internal(format!("failed to decode Protobuf message: {error}"))
+        }
+    }
 }
 
 /// Returns the status for a compressed message of a call that names no compression.
@@ -121,6 +127,11 @@ pub(crate) fn compression_flag(flag: u8) -> Status {
         1 => Status::internal("a message is compressed, and `grpc-encoding` names no compression"),
         flag => Status::internal(format!("a message begins with {flag}, expected 0 or 1")),
     }
+}
+
+/// Returns the status of a call whose deadline passed before its message was there.
+pub(crate) fn late() -> Status {
+    Status::deadline_exceeded("Deadline Exceeded: the request was still coming")
 }
 
 /// Returns the status of a call whose connection failed.

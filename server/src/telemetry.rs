@@ -116,9 +116,9 @@ impl Logging {
     ///
     /// Errors: an unknown setting, a value of a wrong type, the file, which cannot be set.
     pub(crate) fn change(&self, changes: HashMap<String, Option<LogValue>>) -> Result<()> {
-        let mut switches = self.switches();
+        let mut in_force = self.switches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut switches = *in_force;
         let mut has_short_time = self.has_short_time.load(Relaxed);
-        let is_changed = !changes.is_empty();
         for (key, value) in changes {
             let wrong = |expected: &str| {
                 Error::invalid(format!("invalid value for '{key}', expected {expected}"))
@@ -149,9 +149,10 @@ impl Logging {
             }
         }
         self.has_short_time.store(has_short_time, Relaxed);
-        self.set(switches);
+        // The directives of --log-level stay until a level is switched.
+        let is_switched = std::mem::replace(&mut *in_force, switches) != switches;
         match &self.filter {
-            Some(filter) if is_changed => filter
+            Some(filter) if is_switched => filter
                 .reload(switches.filter())
                 .map_err(|error| Error::internal("the log cannot be changed").with_source(error)),
             _ => Ok(()),

@@ -1,5 +1,7 @@
 //! Triton's classification extension: the highest values of an output, with their places.
 
+use std::cmp::Ordering;
+
 use half::{bf16, f16};
 
 use crate::{Datatype, Element, Error, Result, Tensor};
@@ -48,6 +50,13 @@ pub fn classify(
     }
 }
 
+/// Orders values with the highest first; what has no order, NaN, comes last.
+fn rank<T: PartialOrd>(a: T, b: T) -> Ordering {
+    let is_ordered = |value: &T| value.partial_cmp(value).is_some();
+    let (has_a, has_b) = (is_ordered(&a), is_ordered(&b));
+    b.partial_cmp(&a).unwrap_or_else(|| has_b.cmp(&has_a))
+}
+
 fn top<T: Element + PartialOrd>(
     tensor: &Tensor,
     count: usize,
@@ -65,8 +74,12 @@ fn top<T: Element + PartialOrd>(
     let mut elements = Vec::with_capacity(rows * count);
     for row in values.chunks_exact(width.max(1)) {
         let mut order: Vec<usize> = (0..row.len()).collect();
-        // What has no order, such as NaN, stays where it is.
-        order.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).unwrap_or(std::cmp::Ordering::Equal));
+        let by_rank = |&a: &usize, &b: &usize| rank(row[a], row[b]).then(a.cmp(&b));
+        if count > 0 && count < order.len() {
+            order.select_nth_unstable_by(count - 1, by_rank);
+            order.truncate(count);
+        }
+        order.sort_unstable_by(by_rank);
         elements.extend(order.into_iter().take(count).map(|index| match labels.get(index) {
             Some(label) => format!("{}:{index}:{label}", spell(row[index])),
             None => format!("{}:{index}", spell(row[index])),
@@ -75,4 +88,32 @@ fn top<T: Element + PartialOrd>(
     let batch = has_batch.then_some(rows as i64);
     let shape = batch.into_iter().chain([count as i64]).collect();
     Ok(Tensor::from_elements(tensor.name.clone(), shape, elements))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_comes_last_however_many_there_are() {
+        let value = |index: usize| match index % 3 {
+            0 => f32::NAN,
+            _ => (index * 7919 % 1000) as f32,
+        };
+        let values: Vec<f32> = (0..1000).map(value).collect();
+        let tensor = Tensor::from_values("P", vec![1000], values.clone());
+        let mut expected: Vec<f32> = values.into_iter().filter(|value| !value.is_nan()).collect();
+        expected.sort_by(|a, b| b.total_cmp(a));
+        for count in [1, 10, 999, 1000] {
+            let best = classify(&tensor, count, false, &[]).unwrap();
+            let elements = best.elements().into_iter().flatten().flatten();
+            let spelled = elements.map(|element| String::from_utf8_lossy(&element).into_owned());
+            let found: Vec<String> = spelled.collect();
+            assert_eq!(found.len(), count);
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!(found.starts_with(&format!("{expected:.6}:")), "{found} {expected}");
+            }
+            assert!(found[expected.len().min(count)..].iter().all(|f| f.starts_with("NaN:")));
+        }
+    }
 }

@@ -90,6 +90,9 @@ impl<'de> Visitor<'de> for Elements<'_> {
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> std::result::Result<(), E> {
         match self.sink.datatype {
+            Datatype::Fp32 if (value as f32).is_infinite() => {
+                return Err(E::custom(format!("{value:?} is out of range for FP32")));
+            }
             Datatype::Fp32 => self.sink.put(value as f32),
             Datatype::Fp64 => self.sink.put(value),
             datatype => return Err(E::custom(format!("expected {datatype}, got {value:?}"))),
@@ -261,6 +264,7 @@ mod tests {
             (Datatype::Int8, "[128]", "128 is out of range for INT8"),
             (Datatype::Uint8, "[-1]", "-1 is out of range for UINT8"),
             (Datatype::Int32, "[1.0]", "expected INT32"),
+            (Datatype::Fp32, "[1e39]", "1e39 is out of range for FP32"),
             (Datatype::Int32, "[\"1\"]", "got a string"),
             (Datatype::Int32, "[null]", "null"),
             (Datatype::Int32, "[{}]", "map"),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use bytes::Bytes;
 use proto::Payload;
 use proto::inference::ModelInferRequest;
 use proto::inference::model_infer_request::InferInputTensor;
@@ -74,14 +75,15 @@ pub fn decode_inputs(config: &ModelConfig, wire: WireInputs) -> Result<Vec<Tenso
         .map(|input| {
             let datatype = Datatype::parse(&input.datatype)
                 .ok_or_else(|| config.wrong_datatype(&input.name, "<invalid>"))?;
-            let data = match lent.next().flatten() {
-                Some(data) => data,
-                None => data(config, &input, &mut raw, has_raw)?,
-            };
-            // Elements of any length are walked through more than once, so they lie together.
-            let data = match datatype {
-                Datatype::Bytes => data.to_bytes().into(),
-                _ => data,
+            // Elements of any length are walked through more than once: they lie together, and
+            // not where a client may change them meanwhile.
+            let data = match (lent.next().flatten(), datatype) {
+                (Some(data), Datatype::Bytes) => Bytes::copy_from_slice(&data.to_bytes()).into(),
+                (Some(data), _) => data,
+                (None, Datatype::Bytes) => {
+                    data(config, &input, &mut raw, has_raw)?.to_bytes().into()
+                }
+                (None, _) => data(config, &input, &mut raw, has_raw)?,
             };
             let parameters = parameters::decode(input.parameters)?;
             let name = Cow::Owned(input.name);

@@ -10,3 +10,23 @@ pub(crate) use call::{Asked, Call, Refusal};
 pub(crate) use observation::Observation;
 pub(crate) use outputs::Outputs;
 pub(crate) use unary::unary;
+
+use http::HeaderMap;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// Work on this many bytes takes longer than other requests should wait for it.
+const HEAVY_BYTES: usize = 64 << 10;
+
+/// Does work on so many bytes; a lot of it while other threads take over this one's tasks.
+pub(crate) fn heavy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    let can_move = || Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+    match bytes > HEAVY_BYTES && can_move() {
+        true => tokio::task::block_in_place(work),
+        false => work(),
+    }
+}
+
+/// Returns the caller's span, which the header `traceparent` names.
+pub(crate) fn parent(headers: &HeaderMap) -> Option<String> {
+    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
+}

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use engine::{Error, RequestedOutput, Result};
 use tensor::classification::classify;
 use tensor::{Datatype, ModelConfig, Parameter, Tensor};
 
+use super::heavy;
 use crate::models::Model;
 use crate::shared_memory::{Place, Region, Regions};
 
@@ -83,7 +85,8 @@ impl Outputs {
                 Want::Classes(count) => {
                     let labels = model.labels.get(name).map_or(&[][..], Vec::as_slice);
                     let has_batch = model.config.max_batch_size > 0;
-                    *tensor = classify(tensor, *count, has_batch, labels)?;
+                    let size = tensor.data.len();
+                    *tensor = heavy(size, || classify(tensor, *count, has_batch, labels))?;
                 }
                 Want::Region(place, region) => {
                     let data = std::mem::take(&mut tensor.data);
@@ -96,8 +99,11 @@ impl Outputs {
             return Ok(());
         }
         // An output may still be an input's memory, which its owner may cut while it is sent.
+        let is_lent = |segment: &Bytes| self.lent.iter().any(|region| region.holds(segment));
         for tensor in tensors {
-            tensor.data = bytes::Bytes::from(tensor.data.to_bytes().to_vec()).into();
+            if tensor.data.segments().any(is_lent) {
+                tensor.data = Bytes::copy_from_slice(&tensor.data.to_bytes()).into();
+            }
         }
         self.lent.iter().try_for_each(|region| region.check())
     }

@@ -31,6 +31,7 @@ use tower::Service as _;
 use super::ending::Ending;
 use super::frames::{Answers, Requests};
 use super::service::KserveService;
+use super::timeout::deadline;
 use crate::config::{Compression, GrpcConfig};
 use crate::metrics::Metrics;
 use crate::restriction::{self, Restrictions};
@@ -113,7 +114,15 @@ async fn unary(
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let mut requests = Requests::new(body, limits.max_receive);
-    let envelope = requests.next().await.unwrap_or_else(|| Err(status::without_message()));
+    let envelope = match deadline(&parts.headers) {
+        Ok(Some(at)) => match tokio::time::timeout_at(at.into(), requests.next()).await {
+            Ok(envelope) => envelope,
+            Err(_) => Some(Err(status::late())),
+        },
+        // A deadline that is none is refused with the request.
+        Ok(None) | Err(_) => requests.next().await,
+    };
+    let envelope = envelope.unwrap_or_else(|| Err(status::without_message()));
     let reply = match envelope {
         Ok(envelope) => service.unary(&parts.headers, envelope).await,
         Err(error) => Err(error),
@@ -292,8 +301,9 @@ impl Connection {
 impl Connection {
     /// Waits for a connection's first byte; a silent one holds no place for long.
     async fn has_begun(&self, stream: &TcpStream) -> bool {
+        let mut first = [0];
         tokio::select! {
-            readable = stream.readable() => readable.is_ok(),
+            peeked = stream.peek(&mut first) => peeked.is_ok_and(|length| length > 0),
             () = tokio::time::sleep(FIRST_BYTE_TIMEOUT) => false,
             () = self.accepting.cancelled() => false,
         }

@@ -55,7 +55,8 @@ impl KserveService {
     ) -> Result<Reply<ModelInferResponse>, Status> {
         let observation = self.shared.observe("ModelInfer");
         let asked = deadline(headers).map(|deadline| {
-            let (forwarded, parent) = (self.forwarding.parameters(headers), parent(headers));
+            let (forwarded, parent) =
+                (self.forwarding.parameters(headers), inference::parent(headers));
             Asked { envelope, deadline, forwarded, parent, is_unary: true }
         });
         let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
@@ -70,17 +71,12 @@ impl KserveService {
         self.shared.admit().map_err(|error| status::grpc(&error))?;
         let options = StreamOptions {
             deadline: deadline(headers).map_err(|error| status::grpc(&error))?,
-            parent: parent(headers),
+            parent: inference::parent(headers),
             forwarded: self.forwarding.parameters(headers),
             has_true_errors: headers.get("triton_grpc_error").is_some_and(|v| v == "true"),
         };
         Ok(Session::new(inbound, self.shared.clone(), options))
     }
-}
-
-/// Returns the caller's span, which `traceparent` names.
-fn parent(headers: &HeaderMap) -> Option<String> {
-    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
 #[tonic::async_trait]
@@ -149,7 +145,7 @@ impl GrpcInferenceService for KserveService {
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
         let RepositoryIndexRequest { repository_name, ready } = request.get_ref();
-        let answer = catalog::index(&self.shared, repository_name, *ready);
+        let answer = catalog::index(&self.shared, repository_name, *ready).await;
         self.answer("RepositoryIndex", answer)
     }
 

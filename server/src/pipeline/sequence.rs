@@ -5,7 +5,7 @@
 //! above the engine, under the deadline, so that waiting for a turn counts.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use engine::{
 };
 use futures_util::StreamExt;
 use proto::inference as wire;
+use tensor::ModelConfig;
 use tokio::sync::{Mutex as TurnMutex, OwnedSemaphorePermit, Semaphore};
 use wire::model_sequence_batching::StrategyChoice;
 
@@ -34,16 +35,20 @@ pub(crate) struct SequenceOptions {
     model: String,
     idle: Duration,
     max_sequences: usize,
+    has_batch: bool,
 }
 
 impl SequenceOptions {
     /// Reads a model's configuration. Errors: settings that this server does not have.
     pub(crate) fn new(
-        model: &str,
+        config: &ModelConfig,
         batching: &wire::ModelSequenceBatching,
     ) -> std::result::Result<Self, String> {
         if batching.iterative_sequence {
             return Err("`iterative_sequence` is not served".into());
+        }
+        if config.decoupled {
+            return Err("sequences of decoupled models are not served".into());
         }
         let max_sequences = match &batching.strategy_choice {
             Some(StrategyChoice::Oldest(oldest)) if oldest.max_candidate_sequences > 0 => {
@@ -55,7 +60,8 @@ impl SequenceOptions {
             0 => Duration::from_secs(1),
             microseconds => Duration::from_micros(microseconds),
         };
-        Ok(Self { model: model.to_owned(), idle, max_sequences })
+        let (model, has_batch) = (config.name.clone(), config.max_batch_size > 0);
+        Ok(Self { model, idle, max_sequences, has_batch })
     }
 }
 
@@ -76,6 +82,8 @@ struct Slot {
     /// Requests that hold the turn or wait for it.
     users: AtomicUsize,
     used: Mutex<Instant>,
+    /// A request has had its turn; one that never ran leaves no sequence behind.
+    has_run: AtomicBool,
 }
 
 /// Where a sequence stands.
@@ -119,7 +127,7 @@ impl<E> Sequences<E> {
         }
         let batch = request.inputs.first().and_then(|input| input.shape.first()).copied();
         match batch {
-            Some(size) if size > 1 => Err(Error::invalid(format!(
+            Some(size) if size > 1 && self.options.has_batch => Err(Error::invalid(format!(
                 "{must} batch-size 1 due to requirements of sequence batcher"
             ))),
             _ => Ok(sequence),
@@ -178,6 +186,7 @@ impl Slot {
             turn: Arc::default(),
             users: AtomicUsize::new(0),
             used: Mutex::new(now),
+            has_run: AtomicBool::new(false),
         }
     }
 
@@ -197,7 +206,11 @@ struct Visit<'a, E> {
 impl<E> Drop for Visit<'_, E> {
     fn drop(&mut self) {
         *self.slot.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.slot.users.fetch_sub(1, Relaxed);
+        let mut live = self.sequences.live();
+        let was_last = self.slot.users.fetch_sub(1, Relaxed) == 1;
+        if was_last && !self.slot.has_run.load(Relaxed) {
+            live.remove(&self.id);
+        }
     }
 }
 
@@ -218,12 +231,12 @@ impl<E: Engine<InferRequest>> Engine<InferRequest> for Sequences<E> {
         context: Context,
     ) -> Result<OutputStream<InferRequest>> {
         let sequence = self.check(&request)?.clone();
-        let visit = self.enter(&sequence)?;
         let before = self.waiting.fetch_add(1, Relaxed);
         let waiting = Waiting(&self.waiting);
         if before >= MAX_WAITING {
             return Err(Error::new(ErrorKind::Overloaded, "Exceeds maximum queue size"));
         }
+        let visit = self.enter(&sequence)?;
         let mut turn = visit.slot.turn.clone().lock_owned().await;
         if turn.has_ended && !sequence.start {
             return Err(self.without_start(&sequence));
@@ -233,6 +246,7 @@ impl<E: Engine<InferRequest>> Engine<InferRequest> for Sequences<E> {
         }
         drop(waiting);
         turn.has_ended = sequence.end;
+        visit.slot.has_run.store(true, Relaxed);
         if let Some(sequence) = &mut request.sequence {
             sequence.state = visit.slot.state.clone();
             if sequence.start {
@@ -246,10 +260,11 @@ impl<E: Engine<InferRequest>> Engine<InferRequest> for Sequences<E> {
         };
         if sequence.end {
             let mut live = visit.sequences.live();
-            // Somebody who waits for a turn may begin the same id anew.
+            // Somebody who waits for a turn may begin the same id anew, in a place of its own.
             if visit.slot.users.load(Relaxed) == 1 {
                 live.remove(&visit.id);
             }
+            turn.place = None;
             visit.slot.state.lock().clear();
         }
         Ok(Box::pin(futures_util::stream::iter(outputs)))

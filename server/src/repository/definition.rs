@@ -22,6 +22,9 @@ pub(crate) const WEIGHTS_FILE: &str = "model.gguf";
 /// Largest configuration or label file, in bytes.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 
+/// How deep a model's folder is looked into; links may lead in circles.
+const MAX_WATCHED_DEPTH: usize = 8;
+
 /// Files looked at to see whether a model changed; more are not looked at.
 const MAX_WATCHED_FILES: usize = 10_000;
 
@@ -207,15 +210,16 @@ pub(super) type Fingerprint = Vec<(PathBuf, u64, Option<SystemTime>)>;
 /// Takes the fingerprint of a folder.
 pub(super) fn fingerprint(folder: &Path) -> Fingerprint {
     let mut found = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
+    let mut folders = vec![(folder.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
+            // Of what a link leads to: a mounted configuration is a link that is changed.
+            let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
             if found.len() >= MAX_WATCHED_FILES {
                 break;
             }
-            if metadata.is_dir() {
-                folders.push(entry.path());
+            if metadata.is_dir() && depth < MAX_WATCHED_DEPTH {
+                folders.push((entry.path(), depth + 1));
             }
             found.push((entry.path(), metadata.len(), metadata.modified().ok()));
         }

@@ -13,16 +13,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use engine::{Error, ErrorKind, Result};
-use tokio::sync::Mutex as LoadMutex;
+use engine::{Error, ErrorKind, Result, Tasks};
+use tokio::sync::{Mutex as LoadMutex, oneshot};
 
 use crate::backend::Backends;
-use crate::models::{Models, State};
+use crate::models::{Model, Models, State};
 use definition::Fingerprint;
 
 pub(crate) use declaration::to_json;
 pub(crate) use definition::{Definition, WEIGHTS_FILE};
 pub(crate) use overrides::{Overrides, check_unload};
+
+/// The longest name of a model that a client may load.
+const MAX_NAME_BYTES: usize = 255;
 
 /// Who decides what is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -48,6 +51,9 @@ pub struct RepositoryConfig {
     pub poll_interval: Duration,
 }
 
+/// What the model folders looked like, by name.
+pub(crate) type Seen = BTreeMap<String, Fingerprint>;
+
 /// A line of RepositoryIndex.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
@@ -64,7 +70,9 @@ pub(crate) struct Repository {
     /// The models of the command line.
     given: BTreeMap<String, Definition>,
     models: Arc<Models>,
-    backends: Arc<Backends>,
+    backends: Backends,
+    /// The loads under way.
+    tasks: Tasks,
     /// One load of a name at a time.
     loading: Mutex<HashMap<String, Arc<LoadMutex<()>>>>,
 }
@@ -78,6 +86,7 @@ impl Repository {
         given: Vec<Definition>,
         models: Arc<Models>,
         backends: Backends,
+        tasks: Tasks,
     ) -> std::result::Result<Self, String> {
         let mut by_name = BTreeMap::new();
         for definition in given {
@@ -86,8 +95,8 @@ impl Repository {
                 return Err(format!("two models are called `{name}`"));
             }
         }
-        let (backends, loading) = (Arc::new(backends), Mutex::default());
-        Ok(Self { config, given: by_name, models, backends, loading })
+        let loading = Mutex::default();
+        Ok(Self { config, given: by_name, models, backends, tasks, loading })
     }
 
     /// Returns the names to load at the start, those of the command line first.
@@ -135,14 +144,17 @@ impl Repository {
     /// Loads a model as it was declared, with no leave asked; for the start and for polling.
     ///
     /// Errors: what is wrong with the model.
-    pub(crate) async fn load_declared(&self, name: &str) -> std::result::Result<(), String> {
+    pub(crate) async fn load_declared(
+        self: &Arc<Self>,
+        name: &str,
+    ) -> std::result::Result<(), String> {
         self.load_with(name, Overrides::default()).await
     }
 
     /// Loads a model, or loads it anew, for a client.
     ///
     /// Errors: Triton's, when models are not the clients' to load or the load fails.
-    pub(crate) async fn load(&self, name: &str, overrides: Overrides) -> Result<()> {
+    pub(crate) async fn load(self: &Arc<Self>, name: &str, overrides: Overrides) -> Result<()> {
         self.allow(name)?;
         if !overrides.files.is_empty() && overrides.config.is_none() {
             return Err(Error::internal(format!(
@@ -178,38 +190,64 @@ impl Repository {
             ));
         }
         let is_path = name.contains(['/', '\\', '\0']) || name == "." || name == "..";
-        match name.is_empty() || is_path {
-            true => Err(Error::invalid("model name must not be empty or contain path separators")),
+        let is_odd = name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control);
+        match name.is_empty() || is_path || is_odd {
+            true => Err(Error::invalid(format!(
+                "model name must not be empty, contain path separators or control characters, \
+                 or have more than {MAX_NAME_BYTES} bytes"
+            ))),
             false => Ok(()),
         }
     }
 
-    async fn load_with(&self, name: &str, overrides: Overrides) -> std::result::Result<(), String> {
-        let lock = self.lock(name);
+    /// Loads on a task of its own: a client that leaves leaves no load half done.
+    async fn load_with(
+        self: &Arc<Self>,
+        name: &str,
+        overrides: Overrides,
+    ) -> std::result::Result<(), String> {
+        let (done, is_done) = oneshot::channel();
+        let (repository, name) = (self.clone(), name.to_owned());
+        self.tasks.spawn("load", async move {
+            let _ = done.send(repository.load_now(name, overrides).await);
+        });
+        is_done.await.unwrap_or_else(|_| Err("the server is shutting down".into()))
+    }
+
+    async fn load_now(
+        self: Arc<Self>,
+        name: String,
+        overrides: Overrides,
+    ) -> std::result::Result<(), String> {
+        let lock = self.lock(&name);
         let _turn = lock.lock().await;
-        let definition = self.define(name, overrides)?;
-        for &version in &definition.versions {
-            self.models.announce(name, version);
-        }
-        let versions = definition.versions.clone();
-        let backends = self.backends.clone();
-        let make = move || {
-            let make = |&version: &u64| {
-                backends.make(&definition, version).map(|model| (version, Arc::new(model)))
-            };
-            definition.versions.iter().map(make).collect::<std::result::Result<Vec<_>, _>>()
-        };
+        let (repository, named) = (self.clone(), name.clone());
+        let make = move || repository.make(&named, overrides);
         let made = tokio::task::spawn_blocking(make).await;
         match made.unwrap_or_else(|error| Err(format!("the loader failed: {error}"))) {
             Ok(models) => {
-                self.models.replace(name, models);
+                self.models.replace(&name, models);
                 Ok(())
             }
             Err(why) => {
-                versions.iter().for_each(|&version| self.models.fail(name, version, &why));
+                self.models.fail(&name, &why);
                 Err(why)
             }
         }
+    }
+
+    /// Makes the models of a name; blocks.
+    fn make(
+        &self,
+        name: &str,
+        overrides: Overrides,
+    ) -> std::result::Result<Vec<(u64, Arc<Model>)>, String> {
+        let definition = self.define(name, overrides)?;
+        definition.versions.iter().for_each(|&version| self.models.announce(name, version));
+        let make = |&version: &u64| {
+            self.backends.make(&definition, version).map(|model| (version, Arc::new(model)))
+        };
+        definition.versions.iter().map(make).collect()
     }
 
     fn define(&self, name: &str, overrides: Overrides) -> std::result::Result<Definition, String> {
@@ -255,9 +293,9 @@ impl Repository {
         listed
     }
 
-    /// Follows the repositories in poll mode, until the future is dropped.
-    pub(crate) async fn poll(&self) {
-        let mut seen = self.fingerprints().await.unwrap_or_default();
+    /// Follows the repositories in poll mode, from what was `seen` before the models were loaded,
+    /// until the future is dropped.
+    pub(crate) async fn poll(self: Arc<Self>, mut seen: Seen) {
         loop {
             tokio::time::sleep(self.config.poll_interval).await;
             let Some(now) = self.fingerprints().await else { continue };
@@ -279,16 +317,22 @@ impl Repository {
     }
 
     /// Takes the fingerprints of all model folders; none when the repositories cannot be read.
-    async fn fingerprints(&self) -> Option<BTreeMap<String, Fingerprint>> {
-        let folders = match self.scan() {
-            Ok(folders) => folders,
+    pub(crate) async fn fingerprints(self: &Arc<Self>) -> Option<Seen> {
+        let repository = self.clone();
+        let take = move || match repository.scan() {
+            Ok(mut folders) => {
+                // What the command line has given is not a repository's to change.
+                folders.retain(|name, _| !repository.given.contains_key(name));
+                let take =
+                    |(name, folder): (String, PathBuf)| (name, definition::fingerprint(&folder));
+                Some(folders.into_iter().map(take).collect())
+            }
             Err(why) => {
                 tracing::warn!(why, "the model repositories cannot be polled");
-                return None;
+                None
             }
         };
-        let take = |(name, folder): (String, PathBuf)| (name, definition::fingerprint(&folder));
-        tokio::task::spawn_blocking(move || folders.into_iter().map(take).collect()).await.ok()
+        tokio::task::spawn_blocking(take).await.ok().flatten()
     }
 }
 

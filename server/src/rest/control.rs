@@ -24,7 +24,7 @@ pub(super) async fn index(State(rest): State<Rest>, request: Request) -> Answer 
         ready: bool,
     }
     let Body { ready } = json(&receive(request, rest.max_input).await?.body)?;
-    let index = catalog::index(&rest.shared, "", ready)?;
+    let index = catalog::index(&rest.shared, "", ready).await?;
     let line = |line: &wire::repository_index_response::ModelIndex| {
         let mut object = Map::from_iter([("name".to_owned(), json!(line.name))]);
         let known = [("version", &line.version), ("state", &line.state), ("reason", &line.reason)];

@@ -4,6 +4,8 @@
 //! a nested object `parameters` count like those beside it. Triton's extension and the Open
 //! Inference Protocol's generate share these routes: the latter's keys are a text model's inputs.
 
+use std::time::Instant;
+
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -22,7 +24,7 @@ use super::infer::parameter;
 use super::{ModelPath, Rest, receive};
 use crate::inference::{self, Asked, Call, Observation};
 use crate::models::Model;
-use crate::orca;
+use crate::{orca, status};
 
 /// `POST /v2/models/MODEL[/versions/VERSION]/generate`
 pub(super) async fn generate(
@@ -103,7 +105,7 @@ fn event(json: &[u8]) -> Bytes {
 }
 
 fn failure(error: &Error) -> Vec<u8> {
-    json!({ "error": error.message() }).to_string().into_bytes()
+    json!({ "error": status::cut(error.message()) }).to_string().into_bytes()
 }
 
 /// The responses of a request, encoded; dropping it cancels the request.
@@ -158,6 +160,7 @@ impl Events {
     }
 
     fn encode(&mut self, output: &InferOutput) -> Result<Vec<u8>> {
+        let started = Instant::now();
         self.observation.queued(output.queue_time);
         self.observation.show(&output.tensors);
         let head = ResponseHead {
@@ -166,7 +169,9 @@ impl Events {
             id: &self.id,
             parameters: &output.parameters,
         };
-        object(&head, &output.tensors)
+        let json = object(&head, &output.tensors);
+        self.observation.encoded(started.elapsed());
+        json
     }
 
     fn end(&mut self, result: std::result::Result<(), &Error>) {
@@ -294,7 +299,7 @@ impl Rest {
             envelope,
             deadline: None,
             forwarded: self.forwarding.parameters(headers),
-            parent: super::parent(headers),
+            parent: inference::parent(headers),
             is_unary,
         }
     }

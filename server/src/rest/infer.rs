@@ -16,10 +16,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tensor::wire::ResponseHead;
-use tensor::{Datatype, ModelConfig, Parameter, Parameters, Tensor, parameters};
+use tensor::{Datatype, ModelConfig, Parameter, Parameters, Tensor, parameters, shape};
 
 use super::answer;
-use super::receive::{Object, Received, object};
+use super::receive::{Received, Tensors, object};
 
 /// The header that says how much of a body is JSON.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -37,9 +37,9 @@ struct Body<'a> {
     #[serde(default)]
     parameters: Map<String, Value>,
     #[serde(borrow)]
-    inputs: Vec<Object<Input<'a>>>,
+    inputs: Tensors<Input<'a>>,
     #[serde(default)]
-    outputs: Vec<Object<Output>>,
+    outputs: Tensors<Output>,
 }
 
 #[derive(Deserialize)]
@@ -79,7 +79,7 @@ impl BinaryOutputs {
 pub(super) fn decode(
     received: &Received,
     model: (&str, &str),
-    config: Option<&ModelConfig>,
+    config: &ModelConfig,
 ) -> Result<(Envelope, BinaryOutputs)> {
     let (model_name, model_version) = (model.0.to_owned(), model.1.to_owned());
     let (json, mut binary) = split(received)?;
@@ -88,7 +88,7 @@ pub(super) fn decode(
     }
     let body: Body<'_> = object(&json)?;
     let mut envelope = Envelope::default();
-    for Object(input) in body.inputs {
+    for input in body.inputs.0 {
         let (tensor, payload) = input.decode(&mut binary)?;
         envelope.payloads.extend(payload);
         envelope.message.inputs.push(tensor);
@@ -104,7 +104,7 @@ pub(super) fn decode(
     if let Some(value) = own.remove(BINARY_ALL) {
         binary_outputs.by_default = boolean(BINARY_ALL, &value)?;
     }
-    for Object(mut output) in body.outputs {
+    for mut output in body.outputs.0 {
         if let Some(value) = output.parameters.remove(BINARY) {
             binary_outputs.by_name.insert(output.name.clone(), boolean(BINARY, &value)?);
         }
@@ -141,17 +141,17 @@ fn split(received: &Received) -> Result<(Bytes, Bytes)> {
 fn raw(
     data: Bytes,
     model: (&str, &str),
-    config: Option<&ModelConfig>,
+    config: &ModelConfig,
 ) -> Result<(Envelope, BinaryOutputs)> {
     let refused = |why: &str| {
         Error::invalid(format!("a raw body for model '{}': the model has to have {why}", model.0))
     };
-    let [spec] = config.map_or(&[][..], |config| &config.inputs) else {
+    let [spec] = &config.inputs[..] else {
         return Err(refused("exactly one input"));
     };
-    let has_batch = config.is_some_and(|config| config.max_batch_size > 0);
-    let mut shape = spec.dims.clone();
-    let variable: Vec<usize> = (0..shape.len()).filter(|&at| shape[at] < 0).collect();
+    if spec.dims.iter().filter(|dim| **dim < 0).count() > 1 {
+        return Err(refused("at most one variable dimension"));
+    }
     let (data, count) = match spec.datatype.size_bytes() {
         // One element, whose length the client need not write.
         None => (tensor::encode_elements([&data]), 1),
@@ -160,13 +160,9 @@ fn raw(
             (data, count)
         }
     };
-    let fixed: i64 = shape.iter().filter(|dim| **dim > 0).product();
-    match variable[..] {
-        [] => {}
-        [at] => shape[at] = count as i64 / fixed.max(1),
-        _ => return Err(refused("at most one variable dimension")),
-    }
-    if has_batch {
+    // Bytes that fit no shape are refused with the others, by their size.
+    let mut shape = shape::fit(&spec.dims, count).unwrap_or_else(|| vec![count as i64]);
+    if config.max_batch_size > 0 {
         shape.insert(0, 1);
     }
     let input = InferInputTensor {
@@ -221,7 +217,7 @@ impl Input<'_> {
         let (payload, count) = tensor::json::decode(datatype, data.get()).map_err(|why| {
             Error::invalid(format!("Unable to parse 'data' of input '{}': {why}", self.name))
         })?;
-        let expected = tensor::shape::element_count(&self.shape)
+        let expected = shape::element_count(&self.shape)
             .map_err(|error| Error::invalid(format!("input '{}': {error}", self.name)));
         match (self.shape.iter().any(|dim| *dim < 0), expected) {
             // A negative dimension is refused with the others.

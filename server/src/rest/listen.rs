@@ -1,4 +1,4 @@
-//! The HTTP listener: HTTP/1.1 and HTTP/2 in the clear, a bounded number of connections.
+//! The HTTP listener: HTTP/1.1 in the clear, a bounded number of connections.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use axum::Router;
 use engine::Tasks;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-/// How long a request's headers may take, and a connection be idle before its first.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may be idle before a request, and the request's headers take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Waits after a failed accept, which mostly means that file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
@@ -51,9 +51,8 @@ async fn serve(stream: TcpStream, router: Router, accepting: &Tasks) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new());
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let service = TowerToHyperService::new(router);
     let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
@@ -64,6 +63,6 @@ async fn serve(stream: TcpStream, router: Router, accepting: &Tasks) {
         }
     };
     if let Err(error) = result {
-        tracing::debug!(error, "connection failed");
+        tracing::debug!(%error, "connection failed");
     }
 }

@@ -16,8 +16,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use engine::Error;
+use http::StatusCode;
 use http::request::Parts;
-use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 use tensor::Tensor;
@@ -25,9 +25,10 @@ use tensor::wire::ResponseHead;
 
 use crate::config::HttpConfig;
 use crate::forwarding::Forwarding;
+use crate::inference::{self, heavy};
+use crate::orca;
 use crate::restriction::{self, Restrictions};
 use crate::shared::Shared;
-use crate::{inference, orca};
 use answer::{Answer, Failure, json_with};
 
 pub(crate) use listen::listen;
@@ -77,7 +78,6 @@ pub(crate) fn router(shared: Arc<Shared>, config: &HttpConfig) -> Router {
         .route("/infer", post(infer))
         .route("/generate", post(generate::generate))
         .route("/generate_stream", post(generate::generate_stream));
-    let settings = |handler| get(handler).post(handler);
     let shared_memory = Router::new()
         .route("/systemsharedmemory/status", get(control::system_status))
         .route("/systemsharedmemory/unregister", post(control::system_unregister))
@@ -93,7 +93,10 @@ pub(crate) fn router(shared: Arc<Shared>, config: &HttpConfig) -> Router {
         .route("/health/live", get(catalog::live))
         .route("/health/ready", get(catalog::ready))
         .route("/models/stats", get(catalog::all_statistics))
-        .route("/models/{model}/trace/setting", settings(control::model_trace))
+        .route(
+            "/models/{model}/trace/setting",
+            get(control::model_trace).post(control::model_trace),
+        )
         .nest("/models/{model}", model.clone())
         .nest("/models/{model}/versions/{version}", model)
         .route("/repository/index", post(control::index))
@@ -118,7 +121,8 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
     let observation = rest.shared.observe("HttpInfer");
     let model = rest.shared.models.get(&path.model, &path.version);
     let decoded = model.and_then(|model| {
-        infer::decode(&received, (&path.model, &path.version), Some(&model.config))
+        let path = (path.model.as_str(), path.version.as_str());
+        heavy(received.body.len(), || infer::decode(&received, path, &model.config))
     });
     let headers = received.headers;
     let (asked, wanted) = match decoded {
@@ -126,7 +130,8 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
         Err(error) => (Err(error), infer::BinaryOutputs::default()),
     };
     let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
-        infer::encode(&headers, &wanted, head, tensors)
+        let size = tensors.iter().map(|tensor| tensor.data.len()).sum();
+        heavy(size, || infer::encode(&headers, &wanted, head, tensors))
     };
     let mut response = inference::unary(&rest.shared, observation, asked, encode).await?;
     orca::add(&headers, &rest.shared.models, response.headers_mut());
@@ -152,9 +157,4 @@ async fn unknown() -> Response {
 async fn wrong_method() -> Response {
     let body = json!({ "error": "Method Not Allowed" });
     json_with(StatusCode::METHOD_NOT_ALLOWED, &body).into_response()
-}
-
-/// Returns the caller's span, which `traceparent` names.
-fn parent(headers: &HeaderMap) -> Option<String> {
-    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
 }

@@ -3,17 +3,23 @@
 use std::fmt;
 use std::io::Read;
 use std::marker::PhantomData;
+use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;
 use engine::{Error, ErrorKind, Result};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http::{HeaderMap, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Body as _;
+use proto::{MAX_TENSORS, Payload};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+
+/// How long a body may stop coming.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How deep JSON may be nested.
 const MAX_DEPTH: usize = 100;
@@ -33,12 +39,7 @@ pub(super) async fn receive(request: Request, limit: usize) -> Result<Received> 
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large(limit));
     }
-    let collected = Limited::new(body, limit).collect().await;
-    let body = collected.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-        Some(_) => too_large(limit),
-        None => Error::new(ErrorKind::Cancelled, format!("the body could not be read: {error}")),
-    })?;
-    let body = body.to_bytes();
+    let body = collect(body, limit).await?;
     let encoding = parts.headers.get(header::CONTENT_ENCODING);
     let encoding = encoding.map(|value| value.to_str().unwrap_or("?").to_ascii_lowercase());
     let body = match encoding.as_deref() {
@@ -55,6 +56,34 @@ pub(super) async fn receive(request: Request, limit: usize) -> Result<Received> 
         }
     };
     Ok(Received { headers: parts.headers, body })
+}
+
+/// Reads a body as long as it keeps coming.
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes> {
+    let mut whole = Payload::default();
+    let mut length = 0;
+    loop {
+        let next = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await.map_err(|_| {
+            Error::invalid(format!(
+                "the body stopped coming: nothing for {} seconds",
+                BODY_TIMEOUT.as_secs()
+            ))
+        })?;
+        let frame = match next {
+            None => return Ok(whole.to_bytes()),
+            Some(frame) => frame.map_err(|error| {
+                let text = format!("the body could not be read: {error}");
+                Error::new(ErrorKind::Cancelled, text)
+            })?,
+        };
+        if let Ok(data) = frame.into_data() {
+            length += data.len();
+            if length > limit {
+                return Err(too_large(limit));
+            }
+            whole.push(data);
+        }
+    }
 }
 
 fn decompress(encoding: &str, body: &[u8], limit: usize) -> Result<Bytes> {
@@ -128,8 +157,47 @@ fn depth(text: &[u8]) -> usize {
     deepest
 }
 
+/// A list of tensors, of which a request may have only so many.
+pub(super) struct Tensors<T>(pub Vec<T>);
+
+impl<T> Default for Tensors<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Tensors<T> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+        json.deserialize_seq(TensorsVisitor(PhantomData))
+    }
+}
+
+struct TensorsVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for TensorsVisitor<T> {
+    type Value = Tensors<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at most {MAX_TENSORS} objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(
+        self,
+        mut list: A,
+    ) -> std::result::Result<Tensors<T>, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Object(one)) = list.next_element()? {
+            if all.len() == MAX_TENSORS {
+                return Err(A::Error::invalid_length(MAX_TENSORS + 1, &self));
+            }
+            all.push(one);
+        }
+        Ok(Tensors(all))
+    }
+}
+
 /// A value that is written as an object; an array of its members is not one.
-pub(super) struct Object<T>(pub T);
+struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {

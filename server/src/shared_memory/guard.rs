@@ -1,14 +1,14 @@
 //! Keeps the process alive when a client cuts a shared memory object that is mapped.
 //!
 //! Touching a page that is gone raises SIGBUS, which ends a process. In a guarded range a handler
-//! puts a page of zeros there instead, and the request finds out by the object's length.
+//! puts a page of zeros there instead and marks the range, which is of no use from then on.
 
 #![expect(unsafe_code, reason = "signal handlers are the C library's")]
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 /// The guarded ranges: a start of 0 is a free place.
 static RANGES: [Range; super::MAX_REGIONS] = [const { Range::free() }; super::MAX_REGIONS];
@@ -21,11 +21,13 @@ static PAGE_BYTES: AtomicUsize = AtomicUsize::new(4096);
 struct Range {
     start: AtomicUsize,
     end: AtomicUsize,
+    was_cut: AtomicBool,
 }
 
 impl Range {
     const fn free() -> Self {
-        Self { start: AtomicUsize::new(0), end: AtomicUsize::new(0) }
+        let (start, end) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { start, end, was_cut: AtomicBool::new(false) }
     }
 
     fn holds(&self, address: usize) -> bool {
@@ -50,9 +52,15 @@ impl Guard {
         // More mappings than places can only be while forgotten regions are still in use; such a
         // mapping is as fragile as any other.
         if let Some(place) = place {
+            RANGES[place].was_cut.store(false, SeqCst);
             RANGES[place].end.store(start + length, SeqCst);
         }
         Self { place }
+    }
+
+    /// Returns whether a page was found gone: the mapping shows zeros there ever after.
+    pub(super) fn was_cut(&self) -> bool {
+        self.place.is_some_and(|place| RANGES[place].was_cut.load(SeqCst))
     }
 }
 
@@ -88,7 +96,8 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: the system gives a handler of SIGBUS a valid description with an address.
     let address = unsafe { (*info).si_addr() } as usize;
     let page = PAGE_BYTES.load(SeqCst);
-    if RANGES.iter().any(|range| range.holds(address)) {
+    if let Some(range) = RANGES.iter().find(|range| range.holds(address)) {
+        range.was_cut.store(true, SeqCst);
         let at = (address & !(page - 1)) as *mut c_void;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
@@ -133,6 +142,6 @@ mod tests {
         // SAFETY: the byte lies in the mapping.
         let byte = unsafe { ptr::read_volatile(memory.as_ptr().add(5000)) };
         assert_eq!(byte, 0);
-        drop(guard);
+        assert!(guard.was_cut());
     }
 }

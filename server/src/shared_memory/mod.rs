@@ -305,6 +305,14 @@ impl Region {
         }
     }
 
+    /// Returns whether bytes lie in this region's own memory.
+    pub(crate) fn holds(&self, bytes: &bytes::Bytes) -> bool {
+        match self {
+            Self::System(system) => system.holds(bytes),
+            Self::Cuda(_) => false,
+        }
+    }
+
     /// Checks that what was read is what the client had there.
     ///
     /// Errors: an object that its owner has cut since.

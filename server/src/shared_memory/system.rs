@@ -33,7 +33,7 @@ struct Mapping {
     /// The length of the object that the mapping needs.
     needed: u64,
     /// Keeps the process alive when the object is cut under the mapping.
-    _guard: Guard,
+    guard: Guard,
 }
 
 /// Checks the key of an object: one name, which may begin with a slash.
@@ -81,7 +81,7 @@ impl SystemRegion {
         let memory = MmapOptions::new().offset(offset).len(length).map_raw(&file);
         let memory = memory.map_err(|error| failed(error.to_string()))?;
         let guard = Guard::over(memory.as_ptr() as usize, memory.len());
-        let mapping = Arc::new(Mapping { memory, file, needed, _guard: guard });
+        let mapping = Arc::new(Mapping { memory, file, needed, guard });
         Ok(Self { mapping, key: key.to_owned(), offset })
     }
 
@@ -111,6 +111,12 @@ impl SystemRegion {
         self.mapping.check()
     }
 
+    /// Returns whether bytes lie in the region's own memory.
+    pub(super) fn holds(&self, bytes: &Bytes) -> bool {
+        let start = self.mapping.memory.as_ptr() as usize;
+        (start..start + self.mapping.memory.len()).contains(&(bytes.as_ptr() as usize))
+    }
+
     /// Writes bytes into the region.
     pub(super) fn store(&self, offset: usize, data: &Payload) -> Result<()> {
         self.mapping.check()?;
@@ -135,10 +141,10 @@ impl Mapping {
     /// Refuses an object that was cut since it was mapped.
     fn check(&self) -> Result<()> {
         match self.file.metadata() {
-            Ok(metadata) if metadata.len() >= self.needed => Ok(()),
+            Ok(metadata) if metadata.len() >= self.needed && !self.guard.was_cut() => Ok(()),
             _ => Err(Error::new(
                 ErrorKind::InvalidRequest,
-                "the shared memory object is shorter than its region; register it anew",
+                "the shared memory object is or was shorter than its region; register it anew",
             )),
         }
     }

@@ -52,7 +52,7 @@ impl TraceFile {
     /// Waits until what was given is written.
     pub(super) fn flush(&self) {
         let (done, is_done) = mpsc::sync_channel(1);
-        if self.lines.try_send(Job::Flush(done)).is_ok() {
+        if self.lines.send(Job::Flush(done)).is_ok() {
             let _ = is_done.recv_timeout(FLUSH_TIMEOUT);
         }
     }

@@ -24,6 +24,12 @@ pub use settings::TraceMode;
 /// Elements of a tensor that a trace shows; more are cut.
 const MAX_ELEMENTS_SHOWN: usize = 64;
 
+/// Tensors that a trace shows, of a request and all its responses; more are left out.
+const MAX_TENSORS_SHOWN: usize = 64;
+
+/// Bytes of a BYTES element that a trace shows; more are cut.
+const MAX_ELEMENT_BYTES_SHOWN: usize = 256;
+
 /// The trace settings at the start.
 #[derive(Clone, Debug)]
 pub struct TraceConfig {
@@ -274,7 +280,9 @@ impl Trace {
     /// Adds tensors, if the trace shows them.
     pub(crate) fn show(&mut self, activity: &'static str, tensors: &[Tensor]) {
         if self.has_tensors {
-            self.tensors.extend(tensors.iter().map(|tensor| Shown::new(activity, tensor)));
+            let room = MAX_TENSORS_SHOWN.saturating_sub(self.tensors.len());
+            let shown = tensors.iter().take(room).map(|tensor| Shown::new(activity, tensor));
+            self.tensors.extend(shown);
         }
     }
 }
@@ -292,11 +300,24 @@ impl Shown {
     }
 }
 
+/// Returns as much of a tensor of numbers as is shown; the rest is not touched.
+fn beginning(tensor: &Tensor) -> Tensor {
+    let mut room = tensor.datatype.size_bytes().unwrap_or(0) * MAX_ELEMENTS_SHOWN;
+    let segments = tensor.data.segments().map(|segment| {
+        let part = segment.slice(..segment.len().min(room));
+        room -= part.len();
+        part
+    });
+    let data: tensor::Payload = segments.collect();
+    Tensor::new(tensor.name.clone(), tensor.datatype, Vec::new(), data)
+}
+
 /// Writes the first elements of a tensor.
-fn spell(tensor: &Tensor) -> String {
+fn spell(whole: &Tensor) -> String {
+    let tensor = &beginning(whole);
     fn some<T: tensor::Element + ToString>(tensor: &Tensor) -> Vec<String> {
         let values = tensor.values::<T>().into_iter().flatten();
-        values.take(MAX_ELEMENTS_SHOWN).map(|value| value.to_string()).collect()
+        values.map(|value| value.to_string()).collect()
     }
     let elements = match tensor.datatype {
         Datatype::Bool => some::<bool>(tensor),
@@ -312,8 +333,11 @@ fn spell(tensor: &Tensor) -> String {
         Datatype::Fp64 => some::<f64>(tensor),
         Datatype::Fp16 | Datatype::Bf16 => Vec::new(),
         Datatype::Bytes => {
-            let elements = tensor.elements().into_iter().flatten().flatten();
-            let text = |element: bytes::Bytes| String::from_utf8_lossy(&element).into_owned();
+            let elements = whole.elements().into_iter().flatten().flatten();
+            let text = |element: bytes::Bytes| {
+                let shown = &element[..element.len().min(MAX_ELEMENT_BYTES_SHOWN)];
+                String::from_utf8_lossy(shown).into_owned()
+            };
             elements.take(MAX_ELEMENTS_SHOWN).map(text).collect()
         }
     };

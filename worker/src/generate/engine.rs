@@ -139,10 +139,9 @@ impl Drop for GenerateEngine {
         for job in self.waiting.close(reason.clone()) {
             job.output.fail(reason.clone());
         }
-        if let Some(thread) = self.thread.take() {
-            // The thread looks at the queue after each step; its panics are caught inside.
-            let _ = thread.join();
-        }
+        // The thread looks at the queue after each step, and then ends with all it owns; nobody
+        // waits for it, since this may be the end of a request on an async runtime.
+        drop(self.thread.take());
     }
 }
 
