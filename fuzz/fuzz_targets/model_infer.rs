@@ -6,11 +6,13 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use engine::InferRequest;
 use libfuzzer_sys::fuzz_target;
 use openai_bridge::TextBridge;
-use prost::Message;
 use proto::inference::ModelInferRequest;
+use proto::{Envelope, Payload};
+use tensor::request::WireInputs;
 use tensor::{Datatype, ModelConfig, Tensor, parameters, request, shape};
 use worker::infer::{AddSub, Identity, RepeatInt32};
 use worker::runner::mock::{self, MockConfig};
@@ -30,15 +32,21 @@ static BRIDGE: LazyLock<TextBridge> = LazyLock::new(|| {
 });
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(wire) = ModelInferRequest::decode(data) else { return };
+    let cut = 1 + usize::from(data.first().copied().unwrap_or(0));
+    let whole = Envelope::decode(Bytes::copy_from_slice(data).into());
+    let segmented = Envelope::decode(data.chunks(cut).map(Bytes::copy_from_slice).collect());
+    assert_eq!(whole.is_ok(), segmented.is_ok());
+    let Ok(Envelope { message: wire, payloads }) = segmented else { return };
     let outputs: Vec<String> = wire.outputs.iter().map(|output| output.name.clone()).collect();
     for model in MODELS.iter() {
-        let Ok(inputs) = request::decode_inputs(model, wire.clone().into()) else { continue };
+        let Ok(inputs) = request::decode_inputs(model, wire_inputs(&wire, &payloads)) else {
+            continue;
+        };
         if model.validate(&inputs, outputs.iter().map(String::as_str)).is_ok() {
             inputs.iter().for_each(check);
         }
     }
-    text(wire);
+    text(wire, payloads);
 });
 
 /// A validated tensor has as many elements as its shape says.
@@ -53,10 +61,17 @@ fn check(tensor: &Tensor) {
     }
 }
 
-fn text(mut wire: ModelInferRequest) {
+/// Returns the inputs as a door hands them over.
+fn wire_inputs(wire: &ModelInferRequest, payloads: &[Payload]) -> WireInputs {
+    WireInputs { inputs: wire.inputs.clone(), payloads: payloads.to_vec(), lent: Vec::new() }
+}
+
+fn text(mut wire: ModelInferRequest, payloads: Vec<Payload>) {
     let config = BRIDGE.config();
     let Ok(parameters) = parameters::decode(std::mem::take(&mut wire.parameters)) else { return };
-    let Ok(mut inputs) = request::decode_inputs(&config, wire.into()) else { return };
+    let Ok(mut inputs) = request::decode_inputs(&config, wire_inputs(&wire, &payloads)) else {
+        return;
+    };
     BRIDGE.normalize(&mut inputs);
     if config.validate(&inputs, []).is_err() {
         return;
