@@ -180,8 +180,8 @@ pub struct GrpcArgs {
     /// Regular expression of the headers whose values become string parameters of a request
     #[arg(long, value_name = "REGEX", env = "STATOR_GRPC_HEADER_FORWARD_PATTERN")]
     pub grpc_header_forward_pattern: Option<String>,
-    /// GROUP[,GROUP]...:KEY=VALUE: calls of these groups need the header triton-grpc-protocol-KEY
-    /// with this value. Groups: health, metadata, inference, shared-memory, model-config,
+    /// GROUPS:KEY=VALUE: calls of these groups, comma-separated, need the header
+    /// triton-grpc-protocol-KEY with this value. Groups: health, metadata, inference, shared-memory, model-config,
     /// model-repository, statistics, trace, logging; may be repeated
     #[arg(long, value_name = "RULE", env = "STATOR_GRPC_RESTRICTED_PROTOCOL")]
     #[arg(value_delimiter = ';', hide_env_values = true)]
@@ -216,8 +216,8 @@ pub struct HttpArgs {
     /// Regular expression of the headers whose values become string parameters of a request
     #[arg(long, value_name = "REGEX", env = "STATOR_HTTP_HEADER_FORWARD_PATTERN")]
     pub http_header_forward_pattern: Option<String>,
-    /// GROUP[,GROUP]...:KEY=VALUE: routes of these groups need the header KEY with this value; the
-    /// groups are those of --grpc-restricted-protocol; may be repeated
+    /// GROUPS:KEY=VALUE: routes of these groups, comma-separated, need the header KEY with this
+    /// value; the groups are those of --grpc-restricted-protocol; may be repeated
     #[arg(long, value_name = "RULE", env = "STATOR_HTTP_RESTRICTED_API")]
     #[arg(value_delimiter = ';', hide_env_values = true)]
     pub http_restricted_api: Vec<String>,
