@@ -188,10 +188,12 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
         "sequence" => Some(Accumulator::config(name)),
         other => {
             let shown = [other, declared.platform.as_str()].into_iter().find(|s| !s.is_empty());
+            let why = match shown {
+                Some(name) => format!("no backend is called `{name}`"),
+                None => "the configuration names no `backend`".to_owned(),
+            };
             return Err(format!(
-                "no backend is called `{}`; there are text, mock, identity, add_sub, repeat, \
-                 square, sequence",
-                shown.unwrap_or_default()
+                "{why}; there are text, mock, identity, add_sub, repeat, square, sequence"
             ));
         }
     };

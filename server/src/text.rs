@@ -68,7 +68,7 @@ fn encode(bridge: &TextBridge, request: &InferRequest) -> Result<(Vec<GenerateRe
     if request.is_unary && completion.is_streaming() {
         return Err(Error::invalid(
             "input `stream`: ModelInfer gives one response; \
-             ask without it, or call ModelStreamInfer",
+             ask without it, or call ModelStreamInfer (over HTTP generate_stream)",
         ));
     }
     let requests = bridge.encode(&completion)?;

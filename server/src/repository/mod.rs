@@ -173,7 +173,10 @@ impl Repository {
         self.allow(name)?;
         let lock = self.lock(name);
         let _turn = lock.lock().await;
-        if self.models.list().iter().any(|(known, ..)| known == name) {
+        let is_loaded = |(known, _, state): &(String, u64, State)| {
+            known == name && matches!(state, State::Ready(_))
+        };
+        if self.models.list().iter().any(is_loaded) {
             self.models.unload(name);
             tracing::info!(model = name, "model unloaded");
         }
@@ -226,7 +229,9 @@ impl Repository {
         let made = tokio::task::spawn_blocking(make).await;
         match made.unwrap_or_else(|error| Err(format!("the loader failed: {error}"))) {
             Ok(models) => {
+                let versions: Vec<u64> = models.iter().map(|(version, _)| *version).collect();
                 self.models.replace(&name, models);
+                tracing::info!(model = name, ?versions, "model ready");
                 Ok(())
             }
             Err(why) => {
@@ -307,9 +312,8 @@ impl Repository {
                 if seen.get(name) == Some(print) {
                     continue;
                 }
-                match self.load_declared(name).await {
-                    Ok(()) => tracing::info!(model = name, "model loaded from its repository"),
-                    Err(why) => tracing::warn!(model = name, why, "a model could not be loaded"),
+                if let Err(why) = self.load_declared(name).await {
+                    tracing::warn!(model = name, why, "a model could not be loaded");
                 }
             }
             seen = now;
