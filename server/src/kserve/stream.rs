@@ -78,7 +78,7 @@ impl Session {
         }
     }
 
-    /// Returns whether no further request is accepted for now.
+    /// Returns whether as many requests are in flight as may be.
     fn is_full(&self) -> bool {
         let in_flight = self.as_ready.len() + self.in_order.len() + self.refusals.len();
         in_flight >= self.shared.max_stream_requests
