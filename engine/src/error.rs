@@ -50,13 +50,15 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    param: Option<String>,
+    code: Option<&'static str>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     /// Makes an error of a kind with the client's message.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: message.into(), param: None, code: None, source: None }
     }
 
     /// Makes an [`ErrorKind::InvalidRequest`].
@@ -86,6 +88,30 @@ impl Error {
     pub fn with_prefix(mut self, prefix: &str) -> Self {
         self.message.insert_str(0, prefix);
         self
+    }
+
+    /// Names the field of the request that is wrong, for clients that read it.
+    #[must_use]
+    pub fn with_param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// Adds a word for programs, finer than the kind, such as `context_length_exceeded`.
+    #[must_use]
+    pub fn with_code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// Returns the field of the request that is wrong, if it is known.
+    pub fn param(&self) -> Option<&str> {
+        self.param.as_deref()
+    }
+
+    /// Returns the word for programs.
+    pub fn code(&self) -> Option<&'static str> {
+        self.code
     }
 
     /// Returns the kind.

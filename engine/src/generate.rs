@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Request, Sampling, StopConditions, Usage};
+use crate::{Guided, Request, Sampling, StopConditions, Usage};
 
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;
@@ -28,6 +28,11 @@ pub struct GenerateRequest {
     pub stop: StopConditions,
     /// Asks for the log-probability of each token drawn, and of this many best alternatives.
     pub logprobs: Option<u32>,
+    /// Asks for the log-probability of each prompt token but the first, and of this many best
+    /// alternatives; only then `max_tokens` may be 0.
+    pub prompt_logprobs: Option<u32>,
+    /// What each continuation has to look like.
+    pub guided: Option<Guided>,
 }
 
 impl GenerateRequest {
@@ -39,6 +44,8 @@ impl GenerateRequest {
             sampling: Sampling::default(),
             stop,
             logprobs: None,
+            prompt_logprobs: None,
+            guided: None,
         }
     }
 }
@@ -57,6 +64,9 @@ pub struct GenerateOutput {
     pub tokens: Vec<TokenId>,
     /// One entry a token of `tokens` when they were asked for, else empty.
     pub logprobs: Vec<TokenLogprobs>,
+    /// In the first output of continuation 0, when they were asked for: an entry for each prompt
+    /// token, none for the first.
+    pub prompt_logprobs: Vec<Option<TokenLogprobs>>,
     /// Set in the last output of this continuation.
     pub finish: Option<FinishReason>,
     /// Set in the last output of this continuation.

@@ -7,9 +7,11 @@
 #![deny(missing_docs)]
 
 mod context;
+mod embed;
 mod engine;
 mod error;
 mod generate;
+mod guided;
 mod infer;
 mod model;
 mod sampling;
@@ -19,9 +21,11 @@ pub mod testing;
 mod usage;
 
 pub use context::Context;
+pub use embed::{EmbedRequest, Embedding};
 pub use engine::{Engine, OutputStream, Request};
 pub use error::{Error, ErrorKind, Result};
 pub use generate::{FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs};
+pub use guided::{Constraint, Guided};
 pub use infer::{InferOutput, InferRequest, RequestedOutput};
 pub use model::{ModelCard, TokenKind, Vocabulary};
 pub use sampling::{Sampling, StopConditions};

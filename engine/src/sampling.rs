@@ -22,6 +22,8 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Makes the draw repeatable; without it each request draws its own.
     pub seed: Option<u64>,
+    /// Added to the logits of single tokens, in `[-100, 100]`; each token stands here once.
+    pub logit_bias: Vec<(TokenId, f32)>,
 }
 
 impl Default for Sampling {
@@ -35,6 +37,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             seed: None,
+            logit_bias: Vec::new(),
         }
     }
 }

@@ -7,6 +7,8 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Tokens drawn, the end-of-sequence token included.
     pub completion_tokens: u32,
+    /// Tokens of the prompt that were found in the prefix cache.
+    pub cached_tokens: u32,
 }
 
 /// A snapshot of a worker's load.

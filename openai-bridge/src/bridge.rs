@@ -87,6 +87,8 @@ impl TextBridge {
                 sampling: row.sampling.clone(),
                 stop: row.stop.clone(),
                 logprobs: completion.logprobs,
+                prompt_logprobs: None,
+                guided: None,
             });
         Ok(requests.collect())
     }

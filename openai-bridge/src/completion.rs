@@ -156,6 +156,7 @@ impl Row {
             presence_penalty: real("presence_penalty", default.presence_penalty),
             frequency_penalty: real("frequency_penalty", default.frequency_penalty),
             seed: settings.integer("seed", row).map(|seed| seed as u64),
+            logit_bias: Vec::new(),
         };
         let stop = StopConditions {
             max_tokens,

@@ -117,6 +117,10 @@ impl Sequence {
     }
 
     fn usage(&self) -> Usage {
-        Usage { prompt_tokens: self.prompt.len() as u32, completion_tokens: self.drawn }
+        Usage {
+            prompt_tokens: self.prompt.len() as u32,
+            completion_tokens: self.drawn,
+            cached_tokens: 0,
+        }
     }
 }
