@@ -134,9 +134,12 @@ impl OutputParser {
             Some(Syntax::Format(format)) => format.interrupts(),
             _ => &[],
         };
-        let reasoning = reasoning
-            .filter(|_| !is_harmony && !has_calls)
-            .map(|format| Reasoning::new(format.marks(), starts_in_reasoning, interrupts));
+        // What the server constrains is the answer, whose reasoning is marked if there is any.
+        let is_constrained = matches!(tools, Some(Syntax::Named(_) | Syntax::Array));
+        let reasoning = reasoning.filter(|_| !is_harmony && !has_calls).map(|format| {
+            let is_open = starts_in_reasoning || (format.is_implied() && !is_constrained);
+            Reasoning::new(format.marks(), is_open, interrupts)
+        });
         Self { reasoning, machine, rest: String::new() }
     }
 

@@ -13,8 +13,6 @@ pub(super) struct Marks {
     pub(super) starts: &'static [&'static str],
     /// End it.
     pub(super) ends: &'static [&'static str],
-    /// The reasoning may begin without a marker.
-    pub(super) is_implied: bool,
     /// All white space next to a marker is the format's: the markers are prose.
     pub(super) trims_space: bool,
 }
@@ -23,7 +21,7 @@ pub(super) struct Marks {
 #[derive(Clone, Debug)]
 pub(super) struct Reasoning {
     marks: Marks,
-    is_implied: bool,
+    is_open: bool,
     state: State,
     matcher: Matcher,
     /// The beginning of the text, or white space that may be next to a marker.
@@ -45,11 +43,10 @@ enum State {
 }
 
 impl Reasoning {
-    /// Begins before any text; `is_open` says that the prompt has opened the reasoning.
+    /// Begins before any text; `is_open` says that it is reasoning without a marker, too.
     pub(super) fn new(marks: Marks, is_open: bool, interrupts: &'static [&'static str]) -> Self {
         let matcher = Matcher::new(marks.ends.iter().chain(interrupts).copied());
-        let is_implied = is_open || marks.is_implied;
-        Self { marks, is_implied, state: State::Start, matcher, held: String::new(), interrupts }
+        Self { marks, is_open, state: State::Start, matcher, held: String::new(), interrupts }
     }
 
     /// Takes the next character and appends what is no reasoning to `rest`.
@@ -104,7 +101,7 @@ impl Reasoning {
     /// There is no opening marker: the text is reasoning all the same, or none of it is.
     fn begin(&mut self, rest: &mut String, sink: &mut Sink) {
         let held = std::mem::take(&mut self.held);
-        self.state = if self.is_implied { State::Opened } else { State::Done };
+        self.state = if self.is_open { State::Opened } else { State::Done };
         held.chars().for_each(|c| self.push(c, rest, sink));
     }
 

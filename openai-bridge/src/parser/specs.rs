@@ -67,7 +67,7 @@ pub(super) const ARRAY: Spec = Spec { starts: &['[', '{'], has_objects: true, ..
 
 const QWEN: Tags = Tags {
     opens: &["<tool_call>", "<function="],
-    close: Some("</tool_call>"),
+    closes: &["</tool_call>"],
     name: Some("<function="),
     name_ends: &[">"],
     key: ("<parameter=", ">"),
@@ -79,11 +79,11 @@ const QWEN: Tags = Tags {
 };
 
 const SEED: Tags =
-    Tags { opens: &["<seed:tool_call>", "<function="], close: Some("</seed:tool_call>"), ..QWEN };
+    Tags { opens: &["<seed:tool_call>", "<function="], closes: &["</seed:tool_call>"], ..QWEN };
 
 const MINIMAX: Tags = Tags {
     opens: &["<minimax:tool_call>"],
-    close: Some("</minimax:tool_call>"),
+    closes: &["</minimax:tool_call>"],
     name: Some("<invoke name="),
     key: ("<parameter name=", ">"),
     call_end: "</invoke>",
@@ -92,7 +92,7 @@ const MINIMAX: Tags = Tags {
 
 const DSML: Tags = Tags {
     opens: &["<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"],
-    close: Some("</｜DSML｜function_calls>"),
+    closes: &["</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"],
     name: Some("<｜DSML｜invoke name="),
     key: ("<｜DSML｜parameter name=", ">"),
     value_end: "</｜DSML｜parameter>",
@@ -104,7 +104,7 @@ const DSML: Tags = Tags {
 
 const GLM: Tags = Tags {
     opens: &["<tool_call>"],
-    close: None,
+    closes: &[],
     name: None,
     name_ends: &["\n", "<arg_key>", "</tool_call>"],
     key: ("<arg_key>", "</arg_key>"),
@@ -254,7 +254,11 @@ impl ReasoningFormat {
             ),
             _ => (&self.markers()[..1], &self.markers()[1..2]),
         };
-        let is_implied = matches!(self, Self::DeepseekR1 | Self::Step3 | Self::Minimax);
-        Marks { starts, ends, is_implied, trims_space: self == Self::Granite }
+        Marks { starts, ends, trims_space: self == Self::Granite }
+    }
+
+    /// Returns whether the reasoning may begin without its first marker.
+    pub(super) fn is_implied(self) -> bool {
+        matches!(self, Self::DeepseekR1 | Self::Step3 | Self::Minimax)
     }
 }

@@ -19,8 +19,8 @@ const MAX_NAME_BYTES: usize = 512;
 pub(super) struct Tags {
     /// Begin a section, or a call.
     pub(super) opens: &'static [&'static str],
-    /// Ends a section.
-    pub(super) close: Option<&'static str>,
+    /// End a section.
+    pub(super) closes: &'static [&'static str],
     /// Stands before a tool's name; without it, the name follows the opening tag.
     pub(super) name: Option<&'static str>,
     /// End a tool's name.
@@ -109,10 +109,11 @@ impl Tagged {
     /// Ends the text.
     pub(super) fn finish(&mut self, sink: &mut Sink) {
         let held = self.matcher.take_held();
-        let is_close = self.has_call && self.tags.close.is_some_and(|tag| tag.starts_with(&held));
+        let mut closes = self.tags.closes.iter();
+        let is_close = held.is_empty() || closes.any(|tag| tag.starts_with(&held));
         match &mut self.state {
             State::Prose => {}
-            State::Between if is_close && self.raw.trim_start() == held => {
+            State::Between if self.has_call && is_close && self.raw.trim_start() == held => {
                 self.prose.call_ended();
             }
             State::Between | State::Name => {
@@ -146,7 +147,7 @@ impl Tagged {
     }
 
     fn between(&mut self) {
-        let tags = [self.tags.opens, self.tags.close.as_slice()].concat();
+        let tags = [self.tags.opens, self.tags.closes].concat();
         match self.tags.name {
             Some(name) if !tags.contains(&name) => {
                 self.enter(State::Between, &[&tags[..], &[name]].concat());
@@ -156,8 +157,7 @@ impl Tagged {
     }
 
     fn inside(&mut self) {
-        let close = self.tags.close.filter(|close| *close != self.tags.call_end);
-        let tags = [&[self.tags.key.0, self.tags.call_end][..], close.as_slice()].concat();
+        let tags = [&[self.tags.key.0, self.tags.call_end], self.tags.closes].concat();
         self.enter(State::Inside, &tags);
     }
 
@@ -198,7 +198,7 @@ impl Tagged {
     fn tag(&mut self, tag: &'static str, sink: &mut Sink) {
         match &self.state {
             State::Prose => {}
-            State::Between if Some(tag) == self.tags.close => {
+            State::Between if self.tags.closes.contains(&tag) => {
                 if self.has_call {
                     self.raw.clear();
                 }
@@ -279,9 +279,9 @@ impl Tagged {
         sink.arguments(self.calls - 1, end);
         self.prose.call_ended();
         self.has_call = true;
-        match self.tags.close {
-            Some(close) if close != tag => self.between(),
-            _ => self.state = State::Prose,
+        match self.tags.closes.is_empty() || self.tags.closes.contains(&tag) {
+            true => self.state = State::Prose,
+            false => self.between(),
         }
     }
 }
