@@ -1,6 +1,7 @@
 //! The one trait of the waist and its promise.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::Stream;
@@ -45,4 +46,12 @@ pub trait Engine<R: Request>: Send + Sync + 'static {
     /// Errors: the engine's own refusal, with the [`ErrorKind`](crate::ErrorKind) that says
     /// whose fault it is.
     async fn call(&self, request: R, context: Context) -> Result<OutputStream<R>>;
+}
+
+/// A shared engine is an engine.
+#[async_trait]
+impl<R: Request, E: Engine<R> + ?Sized> Engine<R> for Arc<E> {
+    async fn call(&self, request: R, context: Context) -> Result<OutputStream<R>> {
+        (**self).call(request, context).await
+    }
 }

@@ -1,219 +1,142 @@
-//! From tokens to the tensors of responses.
+//! From deltas to the tensors of responses.
 //!
-//! Tokens are pushed as they come and decoded only when a response is taken, so what waits here is
-//! bounded by the requests' token limits. A streamed answer has one response for each token that
-//! adds text, whatever number of tokens came at once; the last one carries the finish reasons.
+//! A streamed answer has one response for each round of deltas; the last one carries the finish
+//! reasons. An answer in one response is folded from all of them.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use engine::{FinishReason, GenerateOutput, InferOutput, TokenId, TokenLogprobs, Usage};
+use engine::{FinishReason, InferOutput};
 use serde_json::{Value as Json, json};
 use tensor::{Datatype, Tensor};
 
-use crate::completion::{Completion, Prompts};
+use crate::completion::Completion;
+use crate::delta::{Delta, Score, Scored, TextOutput};
+use crate::parser::Event;
 use crate::profile;
-use crate::stop::StopMatcher;
-use crate::tokenizer::{Decoder, TokenTable};
+use crate::tensors::Wanted;
 
-/// The answer to one request: a state between token streams and responses.
+/// The answer to one tensor request: a state between deltas and responses.
 #[derive(Debug)]
 pub struct Answer {
-    table: Arc<TokenTable>,
-    completion: Completion,
-    prompt_tokens: Vec<u32>,
-    /// `[prompts, n]`: the elements of every output.
-    continuations: Vec<Continuation>,
-    /// Prompts whose continuations have all ended, still to be told.
-    stopped: Vec<usize>,
-    is_done: bool,
+    wanted: Wanted,
+    is_streaming: bool,
+    choices: usize,
+    /// `[prompts, choices]`: the elements of every output.
+    continuations: Vec<News>,
 }
 
-/// One continuation of one prompt.
-#[derive(Debug)]
-struct Continuation {
-    /// Tokens that are not decoded yet.
-    queue: VecDeque<TokenId>,
-    logprobs: VecDeque<TokenLogprobs>,
-    /// How the engine ended it, to be looked at after the queue.
-    end: Option<(FinishReason, Usage)>,
-    decoder: Decoder,
-    matcher: StopMatcher,
-    min_tokens: u32,
-    drawn: u32,
-    finish: Option<FinishReason>,
-    /// What the next response tells.
-    news: News,
-    cumulative_logprob: f64,
-}
-
+/// What the next response tells of a continuation.
 #[derive(Debug, Default)]
 struct News {
     text: String,
+    reasoning: String,
+    calls: BTreeMap<u32, Call>,
     tokens: u32,
+    reasoning_tokens: u32,
+    token_ids: Vec<u32>,
     logprobs: Vec<Json>,
-    has_ended: bool,
+    prompt_logprobs: Vec<Json>,
+    cached_tokens: u32,
+    finish: Option<&'static str>,
+    cumulative_logprob: f64,
+    has_calls: bool,
+}
+
+/// What is new of a call.
+#[derive(Debug, Default)]
+struct Call {
+    id: Option<String>,
+    name: Option<String>,
+    arguments: String,
 }
 
 impl Answer {
-    pub(crate) fn new(
-        table: Arc<TokenTable>,
-        completion: Completion,
-        prompt_tokens: Vec<u32>,
-    ) -> Self {
-        let continuation = |row: usize| Continuation {
-            queue: VecDeque::new(),
-            logprobs: VecDeque::new(),
-            end: None,
-            decoder: Decoder::default(),
-            matcher: StopMatcher::new(completion.stops.clone(), completion.has_stop_in_output),
-            min_tokens: completion.rows[row].stop.min_tokens,
-            drawn: 0,
-            finish: None,
-            news: News::default(),
-            cumulative_logprob: 0.0,
-        };
+    pub(crate) fn new(completion: &Completion, wanted: Wanted, is_streaming: bool) -> Self {
+        let continuations =
+            std::iter::repeat_with(News::default).take(completion.continuations()).collect();
         let choices = completion.choices.get() as usize;
-        let count = completion.rows.len() * choices;
-        let continuations = (0..count).map(|index| continuation(index / choices)).collect();
-        let stopped = Vec::new();
-        Self { table, completion, prompt_tokens, continuations, stopped, is_done: false }
+        Self { wanted, is_streaming, choices, continuations }
     }
 
-    /// Adds tokens of a prompt's continuation.
-    pub fn push(&mut self, row: usize, output: GenerateOutput) {
-        let choices = self.completion.choices.get() as usize;
-        let index = row * choices + output.index as usize;
-        let Some(continuation) = self.continuations.get_mut(index) else {
-            return;
+    /// Returns whether responses come as the text grows.
+    pub fn is_streaming(&self) -> bool {
+        self.is_streaming
+    }
+
+    /// Takes news and returns the response that they make, if they make one.
+    pub fn take(&mut self, output: TextOutput) -> Option<InferOutput> {
+        for delta in output.deltas {
+            if let Some(news) = self.continuations.get_mut(delta.index as usize) {
+                news.take(delta);
+            }
+        }
+        (self.is_streaming || output.is_last).then(|| {
+            let mut response = self.respond(&output.prompt_tokens);
+            response.is_last = output.is_last;
+            response.queue_time = output.queue_time;
+            response
+        })
+    }
+
+    fn respond(&mut self, prompt_tokens: &[u32]) -> InferOutput {
+        let wanted = self.wanted;
+        let shape = || vec![self.continuations.len() as i64];
+        let texts = |name, text: fn(&News) -> String| {
+            Tensor::from_elements(name, shape(), self.continuations.iter().map(text))
         };
-        if continuation.finish.is_some() {
-            return;
-        }
-        continuation.queue.extend(output.tokens);
-        continuation.logprobs.extend(output.logprobs);
-        continuation.end = output.finish.zip(output.usage.or(Some(Usage::default())));
-    }
-
-    /// Returns the next response, if what was pushed makes one.
-    #[expect(clippy::should_implement_trait, reason = "none means not yet, not the end")]
-    pub fn next(&mut self) -> Option<InferOutput> {
-        if self.is_done {
-            return None;
-        }
-        loop {
-            let mut has_moved = false;
-            for index in 0..self.continuations.len() {
-                has_moved |= self.advance(index);
-            }
-            let news = || self.continuations.iter().map(|continuation| &continuation.news);
-            let has_news = news().any(|news| news.has_ended || !news.text.is_empty());
-            let is_over = self.continuations.iter().all(|c| c.finish.is_some());
-            if is_over || has_news && self.completion.is_streaming {
-                self.is_done = is_over;
-                return Some(self.respond());
-            }
-            if !has_moved {
-                return None;
-            }
-        }
-    }
-
-    /// Returns the prompts whose token streams are needed no longer; each is told once.
-    pub fn stopped(&mut self) -> impl Iterator<Item = usize> + use<> {
-        std::mem::take(&mut self.stopped).into_iter()
-    }
-
-    /// Returns whether the last response was taken.
-    pub fn is_done(&self) -> bool {
-        self.is_done
-    }
-
-    /// Decodes one token of a continuation; returns whether there was something to do.
-    fn advance(&mut self, index: usize) -> bool {
-        let continuation = &mut self.continuations[index];
-        if continuation.finish.is_some() {
-            return false;
-        }
-        let token = continuation.queue.pop_front();
-        if let Some(token) = token {
-            let bytes = self.table.bytes(token, self.completion.shows_special_tokens);
-            continuation.take(token, bytes, &self.table);
-        }
-        if continuation.queue.is_empty() && continuation.finish.is_none() {
-            continuation.end();
-        }
-        if continuation.finish.is_some() {
-            let choices = self.completion.choices.get() as usize;
-            let row = index / choices;
-            let siblings = &self.continuations[row * choices..][..choices];
-            if siblings.iter().all(|sibling| sibling.finish.is_some()) {
-                self.stopped.push(row);
-            }
-            return true;
-        }
-        token.is_some()
-    }
-
-    fn respond(&mut self) -> InferOutput {
-        let wanted = self.completion.wanted;
-        let count = self.continuations.len();
-        let shape = || vec![count as i64];
-        let choices = self.completion.choices.get() as usize;
+        let numbers = |name, number: fn(&News) -> u32| {
+            Tensor::from_values(name, shape(), self.continuations.iter().map(number))
+        };
         let mut tensors = Vec::with_capacity(2);
         if wanted.text {
-            tensors.push(self.texts(shape()));
+            let all = self.continuations.iter().map(|news| &news.text);
+            tensors.push(Tensor::from_elements(profile::TEXT_OUTPUT, shape(), all));
         }
         if wanted.finish_reason {
             tensors.push(self.finish_reasons(shape()));
         }
         if wanted.cumulative_logprob {
-            let sums = self.continuations.iter().map(|c| c.cumulative_logprob as f32);
+            let sums = self.continuations.iter().map(|news| news.cumulative_logprob as f32);
             tensors.push(Tensor::from_values(profile::CUMULATIVE_LOGPROB, shape(), sums));
         }
         if wanted.logprobs {
-            let continuations = self.continuations.iter_mut();
-            let lists = continuations.map(|c| Json::Array(std::mem::take(&mut c.news.logprobs)));
-            let lists = lists.map(|list| list.to_string());
-            tensors.push(Tensor::from_elements(profile::LOGPROBS, shape(), lists));
+            tensors.push(texts(profile::LOGPROBS, |news| json!(news.logprobs).to_string()));
         }
         if wanted.num_input_tokens {
-            let tokens = &self.prompt_tokens;
-            let counts = (0..count).map(|index| tokens.get(index / choices).copied().unwrap_or(0));
+            let count = |index| prompt_tokens.get(index / self.choices).copied().unwrap_or(0);
+            let counts = (0..self.continuations.len()).map(count);
             tensors.push(Tensor::from_values(profile::NUM_INPUT_TOKENS, shape(), counts));
         }
         if wanted.num_output_tokens {
-            let counts = self.continuations.iter().map(|continuation| continuation.news.tokens);
-            tensors.push(Tensor::from_values(profile::NUM_OUTPUT_TOKENS, shape(), counts));
+            tensors.push(numbers(profile::NUM_OUTPUT_TOKENS, |news| news.tokens));
         }
-        for continuation in &mut self.continuations {
-            continuation.news.text.clear();
-            continuation.news.tokens = 0;
-            continuation.news.has_ended = false;
+        if wanted.num_cached_tokens {
+            tensors.push(numbers(profile::NUM_CACHED_TOKENS, |news| news.cached_tokens));
         }
-        InferOutput { tensors, is_last: self.is_done, ..InferOutput::default() }
-    }
-
-    fn texts(&self, shape: Vec<i64>) -> Tensor {
-        let continuations = &self.continuations;
-        match &self.completion.prompts {
-            Prompts::Texts(prompts) if self.completion.has_prompt_in_output => {
-                let choices = self.completion.choices.get() as usize;
-                let prompts = prompts.iter().flat_map(|text| std::iter::repeat_n(text, choices));
-                let texts = prompts.zip(continuations).map(|(p, c)| [p, &*c.news.text].concat());
-                Tensor::from_elements(profile::TEXT_OUTPUT, shape, texts)
-            }
-            _ => {
-                let texts = continuations.iter().map(|continuation| &continuation.news.text);
-                Tensor::from_elements(profile::TEXT_OUTPUT, shape, texts)
-            }
+        if wanted.num_reasoning_tokens {
+            tensors.push(numbers(profile::NUM_REASONING_TOKENS, |news| news.reasoning_tokens));
         }
+        if wanted.reasoning_content {
+            tensors.push(texts(profile::REASONING_CONTENT, |news| news.reasoning.clone()));
+        }
+        if wanted.tool_calls {
+            tensors.push(texts(profile::TOOL_CALLS, News::tool_calls));
+        }
+        if wanted.token_ids {
+            tensors.push(texts(profile::TOKEN_IDS, |news| json!(news.token_ids).to_string()));
+        }
+        if wanted.prompt_logprobs {
+            let list = |news: &News| json!(news.prompt_logprobs).to_string();
+            tensors.push(texts(profile::PROMPT_LOGPROBS, list));
+        }
+        self.continuations.iter_mut().for_each(News::forget);
+        InferOutput { tensors, ..InferOutput::default() }
     }
 
     fn finish_reasons(&self, shape: Vec<i64>) -> Tensor {
-        let unfinished = if self.completion.wanted.says_none { "None" } else { "" };
-        let word = |c: &Continuation| c.finish.map_or(unfinished, FinishReason::as_str);
+        let unfinished = if self.wanted.says_none { "None" } else { "" };
+        let word = |news: &News| news.finish.unwrap_or(unfinished);
         let name = profile::FINISH_REASON;
         match &self.continuations[..] {
             // Nearly every response is this one, and its bytes are always the same.
@@ -225,60 +148,79 @@ impl Answer {
     }
 }
 
-impl Continuation {
-    /// Takes a token into the text.
-    fn take(&mut self, token: TokenId, bytes: &[u8], table: &TokenTable) {
-        self.drawn += 1;
-        self.news.tokens += 1;
-        if let Some(logprobs) = self.logprobs.pop_front() {
-            self.cumulative_logprob += f64::from(logprobs.logprob);
-            self.news.logprobs.push(describe(token, &logprobs, table));
+impl News {
+    fn take(&mut self, delta: Delta) {
+        for event in delta.events {
+            match event {
+                // The first piece of a response is most often the only one.
+                Event::Content(text) if self.text.is_empty() => self.text = text,
+                Event::Content(text) => self.text.push_str(&text),
+                Event::Reasoning(text) => self.reasoning.push_str(&text),
+                Event::CallBegun { index, id, name } => {
+                    let call = self.calls.entry(index).or_default();
+                    (call.id, call.name) = (id, Some(name));
+                    self.has_calls = true;
+                }
+                Event::Arguments { index, text } => {
+                    self.calls.entry(index).or_default().arguments.push_str(&text);
+                }
+            }
         }
-        if self.matcher.is_idle() {
-            return self.decoder.push(bytes, &mut self.news.text);
+        self.tokens += delta.tokens;
+        self.reasoning_tokens += delta.reasoning_tokens;
+        self.token_ids.extend(delta.token_ids);
+        for score in &delta.logprobs {
+            self.cumulative_logprob += f64::from(score.token.logprob);
+            self.logprobs.push(describe(score));
         }
-        let mut piece = String::new();
-        self.decoder.push(bytes, &mut piece);
-        if self.drawn <= self.min_tokens {
-            self.news.text.push_str(&piece);
-        } else if self.matcher.push(&piece, &mut self.news.text) {
-            self.finish(FinishReason::Stop);
+        let prompt = delta.prompt_logprobs.iter();
+        self.prompt_logprobs.extend(prompt.map(|one| match one.rank {
+            0 => Json::Null,
+            _ => describe(one),
+        }));
+        if let Some(finish) = delta.finish {
+            self.cached_tokens = finish.cached_tokens;
+            self.finish = Some(match finish.reason {
+                FinishReason::Stop if self.has_calls => "tool_calls",
+                reason => reason.as_str(),
+            });
         }
     }
 
-    /// Ends as the engine said, if it did.
-    fn end(&mut self) {
-        let Some((reason, usage)) = self.end.take() else {
-            return;
+    /// Writes the calls as the OpenAI API streams them: with their index, and only what is new.
+    fn tool_calls(&self) -> String {
+        let call = |(index, call): (&u32, &Call)| {
+            let mut function = json!({"arguments": call.arguments});
+            let mut told = json!({"index": index});
+            if let Some(name) = &call.name {
+                function["name"] = json!(name);
+                told["type"] = json!("function");
+            }
+            if let Some(id) = &call.id {
+                told["id"] = json!(id);
+            }
+            told["function"] = function;
+            told
         };
-        let mut rest = String::new();
-        self.decoder.finish(&mut rest);
-        let is_stopped = self.matcher.push(&rest, &mut self.news.text);
-        self.matcher.flush(&mut self.news.text);
-        // The engine also counts the token that ended the text, which is not in the text.
-        self.news.tokens += usage.completion_tokens.saturating_sub(self.drawn);
-        self.finish(if is_stopped { FinishReason::Stop } else { reason });
+        Json::Array(self.calls.iter().map(call).collect()).to_string()
     }
 
-    fn finish(&mut self, reason: FinishReason) {
-        self.finish = Some(reason);
-        self.news.has_ended = true;
-        self.queue.clear();
-        self.logprobs.clear();
+    /// Forgets what was told; how it ended, its sums and that it called stay.
+    fn forget(&mut self) {
+        let Self { finish, cumulative_logprob, has_calls, cached_tokens, .. } = *self;
+        *self = Self { finish, cumulative_logprob, has_calls, cached_tokens, ..Self::default() };
     }
 }
 
 /// Writes the log-probabilities of one token as vLLM's backend does: by token id.
-fn describe(token: TokenId, logprobs: &TokenLogprobs, table: &TokenTable) -> Json {
-    let text = |token| String::from_utf8_lossy(table.bytes(token, true)).into_owned();
-    let entry = |token: TokenId, logprob: f32, rank: u32| {
-        // JSON has no minus infinity: the least float stands for it.
-        let logprob = logprob.max(f32::MIN);
-        (token.to_string(), json!({"logprob": logprob, "rank": rank, "decoded_token": text(token)}))
+fn describe(score: &Score) -> Json {
+    let entry = |scored: &Scored, rank: u32| {
+        let value =
+            json!({"logprob": scored.finite(), "rank": rank, "decoded_token": scored.text()});
+        (scored.id.to_string(), value)
     };
-    let drawn = entry(token, logprobs.logprob, logprobs.rank);
-    let top = logprobs.top.iter().zip(1u32..);
-    let top = top.map(|(&(token, logprob), rank)| entry(token, logprob, rank));
+    let drawn = entry(&score.token, score.rank);
+    let top = score.top.iter().zip(1u32..).map(|(scored, rank)| entry(scored, rank));
     Json::Object(top.chain([drawn]).collect())
 }
 

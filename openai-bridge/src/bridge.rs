@@ -1,23 +1,38 @@
 //! The bridge of one text model: requests down, answers up.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use engine::{Error, GenerateRequest, InferRequest, ModelCard, Result, Vocabulary};
+use engine::{
+    EmbedRequest, Error, GenerateRequest, Guided, InferRequest, ModelCard, Result, TokenId,
+    Vocabulary,
+};
+use serde_json::Value as Json;
 use tensor::{ModelConfig, Tensor};
 
+use crate::chat::Chat;
 use crate::completion::{Completion, Prompts};
-use crate::template::Template;
+use crate::continuations::{Beginning, Continuations, Reading};
+use crate::parser::OutputParser;
+use crate::settings::Settings;
+use crate::syntax::Syntax;
+use crate::template::{Now, Template};
+use crate::tensors::Input;
 use crate::tokenizer::{TokenTable, Tokenizer};
-use crate::{Answer, profile};
+use crate::tools::{Choice, Tools};
+use crate::{TensorRequest, profile};
 
 /// Everything that is needed of a text model but its weights.
 #[derive(Debug)]
 pub struct TextBridge {
-    name: String,
-    context_length: u32,
-    tokenizer: Tokenizer,
+    pub(crate) name: String,
+    pub(crate) context_length: u32,
+    pub(crate) tokenizer: Tokenizer,
     table: Arc<TokenTable>,
     template: Option<Template>,
+    syntax: Syntax,
+    /// Steering tokens that the parsers have to see.
+    markers: Arc<HashSet<TokenId>>,
 }
 
 impl TextBridge {
@@ -29,23 +44,46 @@ impl TextBridge {
             let token = token.and_then(|token| vocabulary.tokens.get(token as usize));
             token.cloned().unwrap_or_default()
         };
-        let template = vocabulary
-            .chat_template
-            .clone()
-            .map(|source| Template::new(source, spelled(vocabulary.bos), spelled(vocabulary.eos)));
+        let source = vocabulary.chat_template.clone();
+        let template = source
+            .map(|source| Template::new(source, spelled(vocabulary.bos), spelled(vocabulary.eos)))
+            .transpose()?;
+        let syntax = template.as_ref().map_or_else(Syntax::default, Syntax::of_template);
+        let markers = Arc::new(markers(&syntax, vocabulary));
         Ok(Self {
             name: card.name.clone(),
             context_length: card.context_length,
             tokenizer: Tokenizer::new(vocabulary)?,
             table: Arc::new(TokenTable::new(vocabulary)),
-            template: template.transpose()?,
+            template,
+            syntax,
+            markers,
         })
+    }
+
+    /// Takes other formats of tool calls and of reasoning than those that the template shows.
+    ///
+    /// Errors: a format that is not known; the message lists those that are.
+    pub fn with_formats(
+        mut self,
+        tools: Option<&str>,
+        reasoning: Option<&str>,
+        vocabulary: &Vocabulary,
+    ) -> Result<Self> {
+        self.syntax = self.syntax.with_names(tools, reasoning)?;
+        self.markers = Arc::new(markers(&self.syntax, vocabulary));
+        Ok(self)
     }
 
     /// Returns the model's inputs and outputs, which are the same for every text model.
     pub fn config(&self) -> ModelConfig {
         let config = ModelConfig::new(self.name.as_str(), 0, profile::inputs(), profile::outputs());
         ModelConfig { decoupled: true, ..config }
+    }
+
+    /// Returns the most tokens of prompt and text together.
+    pub fn context_length(&self) -> u32 {
+        self.context_length
     }
 
     /// Brings other accepted shapes to the declared ones, before the inputs are validated.
@@ -56,59 +94,183 @@ impl TextBridge {
     /// Reads a request whose inputs were validated against [`config`](TextBridge::config).
     ///
     /// Errors: a setting of the wrong type or out of range, by name; no prompt or two.
-    pub fn parse(&self, request: &InferRequest) -> Result<Completion> {
-        Completion::parse(request)
+    pub fn parse(&self, request: &InferRequest) -> Result<TensorRequest> {
+        TensorRequest::parse(self, request)
     }
 
-    /// Returns the token requests of a completion, one for each prompt.
+    /// Makes the chats of conversations.
+    pub(crate) fn chats(
+        &self,
+        settings: &Settings,
+        conversations: Vec<Vec<Json>>,
+    ) -> Result<Prompts> {
+        let template = self.template.as_ref().ok_or_else(|| {
+            Error::invalid(format!("'{}' has no chat template", self.name)).with_param("messages")
+        })?;
+        let tools = Tools::read(settings)?;
+        let chat = |messages| Chat::new(settings, messages, &tools, template);
+        let chats = conversations.into_iter().map(chat).collect::<Result<_>>()?;
+        Ok(Prompts::Chats(chats))
+    }
+
+    /// Returns the token requests of a completion, one for each prompt, and what reads their
+    /// answers. `now` is the time that templates may tell.
     ///
-    /// Errors: a prompt that cannot fit into the context, or is no conversation. Takes time in
-    /// proportion to the prompts: long ones do not belong on an async runtime.
-    pub fn encode(&self, completion: &Completion) -> Result<Vec<GenerateRequest>> {
-        let tokens = match &completion.prompts {
-            Prompts::Texts(texts) => {
-                texts.iter().map(|text| self.tokens(text, true)).collect::<Result<Vec<_>>>()?
-            }
-            Prompts::Messages(conversations) => {
-                let template = self.template.as_ref().ok_or_else(|| {
-                    let model = &self.name;
-                    Error::invalid(format!("input `messages`: '{model}' has no chat template"))
-                })?;
-                conversations
-                    .iter()
-                    .map(|messages| self.tokens(&template.render(messages)?, false))
-                    .collect::<Result<Vec<_>>>()?
-            }
-        };
-        let requests =
-            tokens.into_iter().zip(&completion.rows).map(|(tokens, row)| GenerateRequest {
-                tokens: tokens.into(),
+    /// Errors: a prompt that cannot fit into the context, or is no conversation; constraints that
+    /// exclude one another. Takes time in proportion to the prompts: long ones do not belong on an
+    /// async runtime.
+    pub fn encode(
+        &self,
+        completion: &Completion,
+        now: Now,
+    ) -> Result<(Vec<GenerateRequest>, Continuations)> {
+        let count = completion.prompts();
+        let (mut requests, mut beginnings) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for index in 0..count {
+            let row = &completion.rows[index];
+            let prompt = self.prompt(completion, index, now)?;
+            let tokens: Arc<[TokenId]> = prompt.tokens.into();
+            beginnings.push(Beginning {
+                tokens: tokens.clone(),
+                min_tokens: row.stop.min_tokens,
+                echo: completion.has_echo.then_some(prompt.text),
+                parser: prompt.parser,
+            });
+            requests.push(GenerateRequest {
+                tokens,
                 choices: completion.choices,
                 sampling: row.sampling.clone(),
                 stop: row.stop.clone(),
                 logprobs: completion.logprobs,
-                prompt_logprobs: None,
-                guided: None,
+                prompt_logprobs: completion.prompt_logprobs,
+                guided: prompt.guided,
             });
-        Ok(requests.collect())
+        }
+        let is_parsed = beginnings.iter().any(|beginning| beginning.parser.is_some());
+        let reading = Reading {
+            table: self.table.clone(),
+            shows_special_tokens: completion.shows_special_tokens,
+            markers: if is_parsed { self.markers.clone() } else { Arc::default() },
+            stops: completion.stops.clone(),
+            has_stop_in_output: completion.has_stop_in_output,
+            has_token_ids: completion.has_token_ids,
+        };
+        let choices = completion.choices.get() as usize;
+        Ok((requests, Continuations::new(reading, beginnings, choices)))
     }
 
-    fn tokens(&self, text: &str, with_bos: bool) -> Result<Vec<u32>> {
+    fn prompt(&self, completion: &Completion, index: usize, now: Now) -> Result<Prompt> {
+        let guided = || completion.constraint.clone().map(Guided::new);
+        match &completion.prompts {
+            Prompts::Texts(texts) => {
+                let text = texts[index].clone();
+                let tokens = self.tokens(&text, true)?;
+                Ok(Prompt { tokens, text, parser: None, guided: guided() })
+            }
+            Prompts::Tokens(lists) => {
+                let tokens = lists[index].clone();
+                let text = match completion.has_echo {
+                    true => self.detokenize(&tokens),
+                    false => String::new(),
+                };
+                Ok(Prompt { tokens, text, parser: None, guided: guided() })
+            }
+            Prompts::Chats(chats) => {
+                let chat = &chats[index];
+                let text = self.render(chat, now)?;
+                let tokens = self.tokens(&text, false)?;
+                let thinks = self.syntax.starts_in_reasoning(&text);
+                let guided = self.guided(completion, chat, thinks)?;
+                let parser = self.syntax.parser(&chat.tools, thinks);
+                Ok(Prompt { tokens, text, parser, guided })
+            }
+        }
+    }
+
+    /// Returns a chat as its template renders it.
+    pub(crate) fn render(&self, chat: &Chat, now: Now) -> Result<String> {
+        let template = self.template.as_ref();
+        let template = template.ok_or_else(|| Error::internal("a chat without template"))?;
+        template.render(&chat.conversation, now)
+    }
+
+    /// Returns what the answer of a chat has to look like. What the model thinks is free.
+    fn guided(&self, completion: &Completion, chat: &Chat, thinks: bool) -> Result<Option<Guided>> {
+        let constraint = match (chat.tools.constraint(), completion.constraint.clone()) {
+            (Some(_), Some(_)) => {
+                let text = "`tool_choice`: a call is asked for, and `response_format` another text";
+                return Err(Error::invalid(text).with_param("tool_choice"));
+            }
+            (None, Some(_)) if chat.tools.choice == Choice::Auto => {
+                let text = "`response_format`: cannot be kept while the model may call tools; \
+                            set `tool_choice` to none";
+                return Err(Error::invalid(text).with_param("response_format"));
+            }
+            (call, format) => call.or(format),
+        };
+        let after = if thinks { self.syntax.reasoning_end() } else { None };
+        Ok(constraint.map(|constraint| Guided { constraint, after }))
+    }
+
+    /// Returns the tokens of a text, which have to fit into the context.
+    pub(crate) fn tokens(&self, text: &str, with_bos: bool) -> Result<Vec<TokenId>> {
         let least = self.tokenizer.least_tokens(text.len());
         if least >= self.context_length as usize {
             return Err(Error::invalid(format!(
                 "the prompt has {} bytes, at least {least} tokens; the model's context has {}",
                 text.len(),
                 self.context_length
-            )));
+            ))
+            .with_code("context_length_exceeded"));
         }
         self.tokenizer.encode(text, with_bos)
     }
 
-    /// Makes the answer to a completion, given the number of tokens of each prompt.
-    pub fn answer(&self, completion: Completion, prompt_tokens: Vec<u32>) -> Answer {
-        Answer::new(self.table.clone(), completion, prompt_tokens)
+    /// Returns the tokens of a text; `with_bos` puts the token before them that begins a text, if
+    /// the model has one.
+    ///
+    /// Errors: a text that is longer than the context can be.
+    pub fn tokenize(&self, text: &str, with_bos: bool) -> Result<Vec<TokenId>> {
+        self.tokens(text, with_bos)
     }
+
+    /// Returns the text of tokens, the steering ones among them; what is no UTF-8 becomes U+FFFD.
+    pub fn detokenize(&self, tokens: &[TokenId]) -> String {
+        let bytes: Vec<u8> =
+            tokens.iter().flat_map(|&token| self.table.bytes(token, true)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Returns what a token stands for, which may be a part of a character.
+    pub fn token_text(&self, token: TokenId) -> String {
+        String::from_utf8_lossy(self.table.bytes(token, true)).into_owned()
+    }
+
+    /// Returns the request for the vector of a text.
+    ///
+    /// Errors: a text that cannot fit into the context.
+    pub fn embedding(&self, input: &Input) -> Result<EmbedRequest> {
+        let tokens = match input {
+            Input::Text(text) => self.tokens(text, true)?,
+            Input::Tokens(tokens) => tokens.clone(),
+        };
+        Ok(EmbedRequest { tokens: tokens.into() })
+    }
+}
+
+/// One prompt, rendered and tokenised.
+struct Prompt {
+    tokens: Vec<TokenId>,
+    text: String,
+    parser: Option<OutputParser>,
+    guided: Option<Guided>,
+}
+
+/// Returns the steering tokens that a syntax is made of.
+fn markers(syntax: &Syntax, vocabulary: &Vocabulary) -> HashSet<TokenId> {
+    let markers = syntax.markers();
+    let tokens = vocabulary.tokens.iter().zip(0..);
+    tokens.filter(|(token, _)| markers.contains(&token.as_str())).map(|(_, id)| id).collect()
 }
 
 #[cfg(test)]

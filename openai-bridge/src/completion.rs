@@ -1,13 +1,14 @@
-//! What a text request asks for, checked: prompts, settings of each row, wanted outputs.
+//! What a request for text asks for, checked: prompts, settings of each row, how to read the text.
 
 use std::num::NonZeroU32;
 
-use engine::{Error, InferRequest, Result, Sampling, StopConditions, TokenId};
+use engine::{Constraint, Error, Result, Sampling, StopConditions, TokenId};
+use serde_json::Value as Json;
 
-use crate::profile;
-use crate::settings::{Settings, texts};
+use crate::chat::Chat;
+use crate::settings::Settings;
 
-/// Tokens that a continuation may have when nothing is said.
+/// Tokens that a continuation may have when a tensor request says nothing.
 pub const DEFAULT_MAX_TOKENS: u32 = 256;
 
 /// Most continuations of one request: prompts times `n`.
@@ -19,20 +20,25 @@ const MAX_STOPS: usize = 64;
 /// Longest stop text, in bytes.
 const MAX_STOP_BYTES: usize = 1024;
 
-/// A checked text request.
+/// Most tokens of one request that have a bias.
+const MAX_BIASES: usize = 1024;
+
+/// A checked request for text, whatever door it came through.
 #[derive(Clone, Debug)]
 pub struct Completion {
     pub(crate) prompts: Prompts,
     pub(crate) rows: Vec<Row>,
     pub(crate) choices: NonZeroU32,
-    pub(crate) is_streaming: bool,
-    /// The prompt is put in front of each text.
-    pub(crate) has_prompt_in_output: bool,
+    /// The prompt is told before the text.
+    pub(crate) has_echo: bool,
     pub(crate) stops: Vec<String>,
     pub(crate) has_stop_in_output: bool,
     pub(crate) shows_special_tokens: bool,
     pub(crate) logprobs: Option<u32>,
-    pub(crate) wanted: Wanted,
+    pub(crate) prompt_logprobs: Option<u32>,
+    pub(crate) has_token_ids: bool,
+    /// What every text has to look like.
+    pub(crate) constraint: Option<Constraint>,
 }
 
 /// The prompts, one a row.
@@ -40,8 +46,10 @@ pub struct Completion {
 pub(crate) enum Prompts {
     /// Plain texts.
     Texts(Vec<String>),
-    /// Conversations as JSON.
-    Messages(Vec<String>),
+    /// Token ids.
+    Tokens(Vec<Vec<TokenId>>),
+    /// Conversations.
+    Chats(Vec<Chat>),
 }
 
 /// The settings of one row.
@@ -51,99 +59,79 @@ pub(crate) struct Row {
     pub stop: StopConditions,
 }
 
-/// The outputs of a response.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Wanted {
-    pub text: bool,
-    pub finish_reason: bool,
-    /// The word for "goes on" is `None`, as in vLLM's backend, instead of nothing.
-    pub says_none: bool,
-    pub cumulative_logprob: bool,
-    pub logprobs: bool,
-    pub num_input_tokens: bool,
-    pub num_output_tokens: bool,
-}
-
 impl Completion {
-    /// Reads a request whose tensors were validated.
-    pub(crate) fn parse(request: &InferRequest) -> Result<Self> {
-        let settings = Settings::collect(request)?;
-        let prompts = Prompts::read(request)?;
+    /// Makes a request of checked settings; `max_tokens` stands where they say nothing.
+    ///
+    /// Errors: settings that do not fit the prompts or one another, by name.
+    pub(crate) fn new(settings: &Settings, prompts: Prompts, max_tokens: u32) -> Result<Self> {
         let count = prompts.len();
-        settings.check(count)?;
-        let choices = choices(&settings, count)?;
-        let is_streaming = settings.flag("stream").unwrap_or(false);
-        let excludes = settings.flag("exclude_input_in_output");
-        if is_streaming && excludes == Some(false) {
-            return Err(Error::invalid(
-                "Error generating stream: When streaming, `exclude_input_in_output` = False is \
-                 not allowed.",
-            ));
+        if count == 0 {
+            return Err(Error::invalid("expected at least 1 prompt, got 0"));
         }
-        let is_plain = matches!(prompts, Prompts::Texts(_));
-        let wanted = Wanted::read(request, &settings);
-        let asked = settings.integer("logprobs", 0).map(|count| count as u32);
-        let has_logprobs = wanted.logprobs || wanted.cumulative_logprob;
-        let rows = (0..count).map(|row| Row::read(&settings, row)).collect::<Result<_>>()?;
+        settings.check(count)?;
+        let row = |row| Row::read(settings, row, max_tokens);
+        let number = |name| settings.integer(name, 0).map(|count| count as u32);
         Ok(Self {
-            rows,
-            choices,
-            is_streaming,
-            has_prompt_in_output: is_plain && !is_streaming && !excludes.unwrap_or(false),
-            stops: stops(&settings)?,
+            rows: (0..count).map(row).collect::<Result<_>>()?,
+            choices: choices(settings, count)?,
+            has_echo: settings.flag("echo").unwrap_or(false),
+            stops: stops(settings)?,
             has_stop_in_output: settings.flag("include_stop_str_in_output").unwrap_or(false),
             shows_special_tokens: !settings.flag("skip_special_tokens").unwrap_or(true),
-            logprobs: has_logprobs.then(|| asked.unwrap_or(0)),
-            wanted,
+            logprobs: number("logprobs"),
+            prompt_logprobs: number("prompt_logprobs"),
+            has_token_ids: settings.flag("return_token_ids").unwrap_or(false),
+            constraint: crate::constraint::read(settings)?,
             prompts,
         })
     }
 
-    /// Returns whether the client wants tokens as they come, in many responses.
-    pub fn is_streaming(&self) -> bool {
-        self.is_streaming
+    /// Returns how many continuations there are: prompts times choices.
+    pub fn continuations(&self) -> usize {
+        self.rows.len() * self.choices.get() as usize
+    }
+
+    /// Returns how many prompts there are.
+    pub fn prompts(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Returns the size of the prompts, in bytes of text or four a token.
+    pub fn size(&self) -> usize {
+        match &self.prompts {
+            Prompts::Texts(texts) => texts.iter().map(String::len).sum(),
+            Prompts::Tokens(lists) => lists.iter().map(|tokens| tokens.len() * 4).sum(),
+            Prompts::Chats(chats) => chats.iter().map(|chat| chat.size).sum(),
+        }
     }
 }
 
 impl Prompts {
-    fn read(request: &InferRequest) -> Result<Self> {
-        let prompts = match (request.input("text_input"), request.input("messages")) {
-            (Some(input), None) => Self::Texts(texts(input)?),
-            (None, Some(input)) => Self::Messages(texts(input)?),
-            (None, None) => {
-                let text = "expected input `text_input` or input `messages`, got neither";
-                return Err(Error::invalid(text));
-            }
-            (Some(_), Some(_)) => {
-                let text = "expected input `text_input` or input `messages`, got both";
-                return Err(Error::invalid(text));
-            }
-        };
-        match prompts.len() {
-            0 => Err(Error::invalid("expected at least 1 prompt, got 0")),
-            _ => Ok(prompts),
-        }
-    }
-
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Texts(prompts) | Self::Messages(prompts) => prompts.len(),
+            Self::Texts(prompts) => prompts.len(),
+            Self::Tokens(prompts) => prompts.len(),
+            Self::Chats(prompts) => prompts.len(),
         }
     }
 }
 
 impl Row {
-    fn read(settings: &Settings, row: usize) -> Result<Self> {
+    fn read(settings: &Settings, row: usize, max_tokens: u32) -> Result<Self> {
         let default = Sampling::default();
         let real = |name, default| settings.real(name, row).unwrap_or(default);
-        let max_tokens = settings.integer("max_tokens", row);
-        let max_tokens = max_tokens.map_or(DEFAULT_MAX_TOKENS, |count| count as u32);
+        let asked = settings.integer("max_completion_tokens", row);
+        let asked = asked.or(settings.integer("max_tokens", row));
+        let has_prompt_scores = settings.integer("prompt_logprobs", 0).is_some();
+        let max_tokens = asked.map_or(max_tokens, |count| count as u32);
+        if max_tokens == 0 && !has_prompt_scores {
+            return Err(settings.wrong("max_tokens", "expected at least 1, got 0"));
+        }
         let min_tokens = settings.integer("min_tokens", row).unwrap_or(0) as u32;
         if min_tokens > max_tokens {
-            return Err(Error::invalid(format!(
-                "{}: expected at most `max_tokens`, which is {max_tokens}, got {min_tokens}",
-                settings.spell("min_tokens")
-            )));
+            let why =
+                format!("expected at most `max_tokens`, which is {max_tokens}, got {min_tokens}");
+            return Err(settings.wrong("min_tokens", &why));
         }
         let sampling = Sampling {
             // What vLLM and the OpenAI API do when nothing is said.
@@ -156,7 +144,7 @@ impl Row {
             presence_penalty: real("presence_penalty", default.presence_penalty),
             frequency_penalty: real("frequency_penalty", default.frequency_penalty),
             seed: settings.integer("seed", row).map(|seed| seed as u64),
-            logit_bias: Vec::new(),
+            logit_bias: biases(settings)?,
         };
         let stop = StopConditions {
             max_tokens,
@@ -168,47 +156,18 @@ impl Row {
     }
 }
 
-impl Wanted {
-    fn read(request: &InferRequest, settings: &Settings) -> Self {
-        let named = |name: &str| request.outputs.iter().any(|output| output.name == name);
-        let has_names = !request.outputs.is_empty();
-        let flag = |name: &str| settings.flag(name);
-        // An output is given if it is asked for by its flag or by its name; names, if there are
-        // any, say which outputs come at all.
-        let asked = |flag: Option<bool>, name: &str| match has_names {
-            true => named(name),
-            false => flag.unwrap_or(false),
-        };
-        Self {
-            text: !has_names || named(profile::TEXT_OUTPUT),
-            finish_reason: match has_names {
-                true => named(profile::FINISH_REASON),
-                false => flag("return_finish_reason").unwrap_or(true),
-            },
-            says_none: flag("return_finish_reason") == Some(true),
-            cumulative_logprob: asked(
-                flag("return_cumulative_logprob"),
-                profile::CUMULATIVE_LOGPROB,
-            ),
-            logprobs: asked(flag("return_logprobs"), profile::LOGPROBS),
-            num_input_tokens: asked(flag("return_num_input_tokens"), profile::NUM_INPUT_TOKENS),
-            num_output_tokens: asked(flag("return_num_output_tokens"), profile::NUM_OUTPUT_TOKENS),
-        }
-    }
-}
-
 fn choices(settings: &Settings, rows: usize) -> Result<NonZeroU32> {
     let choices = settings.integer("n", 0).unwrap_or(1) as u32;
     if (1..rows).any(|row| settings.integer("n", row).unwrap_or(1) as u32 != choices) {
-        let name = settings.spell("n");
-        return Err(Error::invalid(format!("{name}: expected the same number for all prompts")));
+        return Err(settings.wrong("n", "expected the same number for all prompts"));
     }
     let all = rows.saturating_mul(choices as usize);
     if all > MAX_CONTINUATIONS {
         return Err(Error::invalid(format!(
             "{rows} prompts with {choices} continuations each are {all}, \
              expected at most {MAX_CONTINUATIONS}"
-        )));
+        ))
+        .with_param("n"));
     }
     Ok(NonZeroU32::new(choices).unwrap_or(NonZeroU32::MIN))
 }
@@ -218,26 +177,44 @@ fn stop_tokens(settings: &Settings) -> Result<Vec<TokenId>> {
     match tokens.len() {
         0..=MAX_STOPS => Ok(tokens),
         got => {
-            let name = settings.spell("stop_token_ids");
-            Err(Error::invalid(format!("{name}: expected at most {MAX_STOPS} tokens, got {got}")))
+            let why = format!("expected at most {MAX_STOPS} tokens, got {got}");
+            Err(settings.wrong("stop_token_ids", &why))
         }
     }
 }
 
 fn stops(settings: &Settings) -> Result<Vec<String>> {
     let stops = settings.texts("stop");
-    let name = settings.spell("stop");
     if stops.len() > MAX_STOPS {
-        let got = stops.len();
-        let text = format!("{name}: expected at most {MAX_STOPS} texts, got {got}");
-        return Err(Error::invalid(text));
+        let why = format!("expected at most {MAX_STOPS} texts, got {}", stops.len());
+        return Err(settings.wrong("stop", &why));
     }
     if let Some(long) = stops.iter().find(|stop| stop.len() > MAX_STOP_BYTES) {
-        return Err(Error::invalid(format!(
-            "{name}: expected texts of at most {MAX_STOP_BYTES} bytes, got {}",
-            long.len()
-        )));
+        let why = format!("expected texts of at most {MAX_STOP_BYTES} bytes, got {}", long.len());
+        return Err(settings.wrong("stop", &why));
     }
     // An empty text stops nothing: TensorRT-LLM's clients fill rows up with it.
     Ok(stops.into_iter().filter(|stop| !stop.is_empty()).collect())
+}
+
+/// Reads `{"token id": bias}`.
+fn biases(settings: &Settings) -> Result<Vec<(TokenId, f32)>> {
+    let wrong = |why: &str| settings.wrong("logit_bias", why);
+    let object = match settings.structure("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Json::Object(object)) => object,
+        Some(_) => return Err(wrong("expected an object of token ids and numbers")),
+    };
+    if object.len() > MAX_BIASES {
+        return Err(wrong(&format!("expected at most {MAX_BIASES} tokens, got {}", object.len())));
+    }
+    let bias = |(key, value): (&String, &Json)| {
+        let token = key.trim().parse().map_err(|_| wrong(&format!("`{key}` is no token id")))?;
+        let bias = value.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
+        let bias = bias.ok_or_else(|| {
+            wrong(&format!("token {token}: expected a number from -100 to 100, got {value}"))
+        })?;
+        Ok((token, bias as f32))
+    };
+    object.iter().map(bias).collect()
 }

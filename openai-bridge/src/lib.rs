@@ -1,21 +1,35 @@
 //! Turns text requests into token requests and token streams into answers; no IO.
 //!
-//! Nothing here waits, reads a clock or opens a socket: a request goes in as tensors, comes out as
-//! token requests; tokens are pushed into an [`Answer`] and tensors are taken out of it.
+//! Nothing here waits, reads a clock or opens a socket. A request goes in as tensors or as the JSON
+//! of an OpenAI call, becomes a [`Completion`], and comes out as token requests; tokens are pushed
+//! into [`Continuations`], and what the text turned out to be is taken out of them as deltas, which
+//! become tensors again or the frames of an OpenAI stream.
 
 #![deny(missing_docs)]
 
 mod answer;
+pub mod api;
 mod bridge;
+mod chat;
 mod completion;
+mod constraint;
+mod continuations;
+mod delta;
 pub mod parser;
 mod profile;
 mod settings;
 mod stop;
+mod syntax;
 mod template;
+mod tensors;
 mod tokenizer;
+mod tools;
 
 pub use answer::Answer;
 pub use bridge::TextBridge;
 pub use completion::{Completion, DEFAULT_MAX_TOKENS};
+pub use continuations::Continuations;
+pub use delta::{Delta, Finish, Score, Scored, TextOutput};
+pub use template::Now;
+pub use tensors::{Input, Inputs, TensorRequest};
 pub use tokenizer::Tokenizer;

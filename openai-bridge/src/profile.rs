@@ -22,6 +22,10 @@ pub(crate) enum Kind {
     Tokens,
     /// A JSON object with settings.
     Json,
+    /// One text for the whole request.
+    Word,
+    /// A JSON value for the whole request, as text in a tensor.
+    Structure,
 }
 
 /// An interval; the lower end may be open.
@@ -68,12 +72,14 @@ const fn alias(name: &'static str, meaning: &'static str, datatype: Datatype, ki
 
 const COUNT: Kind = Kind::Integer { least: 1, most: i32::MAX as i128 };
 const CHOICES: Kind = Kind::Integer { least: 1, most: 128 };
-const SEED: Kind = Kind::Integer { least: 0, most: u64::MAX as i128 };
+/// The OpenAI API has signed seeds.
+const SEED: Kind = Kind::Integer { least: i64::MIN as i128, most: u64::MAX as i128 };
 const ONE: Kind = Kind::Integer { least: 1, most: 1 };
+const ALTERNATIVES: Kind = Kind::Integer { least: 0, most: 20 };
 const PENALTY: Kind = Kind::Real { range: Range::closed(-2.0, 2.0) };
 
 /// Every input there is.
-pub(crate) const FIELDS: [Field; 35] = [
+pub(crate) const FIELDS: [Field; 57] = [
     field("text_input", Datatype::Bytes, Kind::Prompt),
     field("messages", Datatype::Bytes, Kind::Prompt),
     field("stream", Datatype::Bool, Kind::Flag),
@@ -108,7 +114,29 @@ pub(crate) const FIELDS: [Field; 35] = [
     field("ignore_eos", Datatype::Bool, Kind::Flag),
     field("include_stop_str_in_output", Datatype::Bool, Kind::Flag),
     field("skip_special_tokens", Datatype::Bool, Kind::Flag),
-    field("logprobs", Datatype::Int32, Kind::Integer { least: 0, most: 20 }),
+    field("logprobs", Datatype::Int32, ALTERNATIVES),
+    field("prompt_logprobs", Datatype::Int32, ALTERNATIVES),
+    field("logit_bias", Datatype::Bytes, Kind::Structure),
+    field("echo", Datatype::Bool, Kind::Flag),
+    field("tools", Datatype::Bytes, Kind::Structure),
+    field("tool_choice", Datatype::Bytes, Kind::Structure),
+    field("parallel_tool_calls", Datatype::Bool, Kind::Flag),
+    field("response_format", Datatype::Bytes, Kind::Structure),
+    field("guided_json", Datatype::Bytes, Kind::Structure),
+    field("guided_regex", Datatype::Bytes, Kind::Word),
+    field("guided_grammar", Datatype::Bytes, Kind::Word),
+    field("guided_choice", Datatype::Bytes, Kind::Texts),
+    field("chat_template_kwargs", Datatype::Bytes, Kind::Structure),
+    field("reasoning_effort", Datatype::Bytes, Kind::Word),
+    field("add_generation_prompt", Datatype::Bool, Kind::Flag),
+    field("continue_final_message", Datatype::Bool, Kind::Flag),
+    field("max_completion_tokens", Datatype::Int32, COUNT),
+    field("return_token_ids", Datatype::Bool, Kind::Flag),
+    field("input_ids", Datatype::Int32, Kind::Tokens),
+    field("query", Datatype::Bytes, Kind::Word),
+    field("documents", Datatype::Bytes, Kind::Texts),
+    field("dimensions", Datatype::Int32, COUNT),
+    field("truncate_prompt_tokens", Datatype::Int32, COUNT),
 ];
 
 /// The outputs; [`crate::Answer`] makes them in this order.
@@ -118,6 +146,14 @@ pub(crate) const CUMULATIVE_LOGPROB: &str = "cumulative_logprob";
 pub(crate) const LOGPROBS: &str = "logprobs";
 pub(crate) const NUM_INPUT_TOKENS: &str = "num_input_tokens";
 pub(crate) const NUM_OUTPUT_TOKENS: &str = "num_output_tokens";
+pub(crate) const NUM_CACHED_TOKENS: &str = "num_cached_tokens";
+pub(crate) const NUM_REASONING_TOKENS: &str = "num_reasoning_tokens";
+pub(crate) const REASONING_CONTENT: &str = "reasoning_content";
+pub(crate) const TOOL_CALLS: &str = "tool_calls";
+pub(crate) const TOKEN_IDS: &str = "token_ids";
+pub(crate) const PROMPT_LOGPROBS: &str = "prompt_logprobs";
+pub(crate) const EMBEDDING: &str = "embedding";
+pub(crate) const RELEVANCE_SCORE: &str = "relevance_score";
 
 /// Returns the field of a name.
 pub(crate) fn find(name: &str) -> Option<&'static Field> {
@@ -127,7 +163,7 @@ pub(crate) fn find(name: &str) -> Option<&'static Field> {
 /// Returns the declared inputs.
 pub(crate) fn inputs() -> Vec<TensorSpec> {
     let dims = |kind| match kind {
-        Kind::Flag | Kind::Json => [1],
+        Kind::Flag | Kind::Json | Kind::Word | Kind::Structure => [1],
         _ => [-1],
     };
     FIELDS
@@ -145,9 +181,18 @@ pub(crate) fn outputs() -> Vec<TensorSpec> {
         (LOGPROBS, Datatype::Bytes),
         (NUM_INPUT_TOKENS, Datatype::Uint32),
         (NUM_OUTPUT_TOKENS, Datatype::Uint32),
+        (NUM_CACHED_TOKENS, Datatype::Uint32),
+        (NUM_REASONING_TOKENS, Datatype::Uint32),
+        (REASONING_CONTENT, Datatype::Bytes),
+        (TOOL_CALLS, Datatype::Bytes),
+        (TOKEN_IDS, Datatype::Bytes),
+        (PROMPT_LOGPROBS, Datatype::Bytes),
+        (RELEVANCE_SCORE, Datatype::Fp32),
     ]
     .map(|(name, datatype)| TensorSpec::new(name, datatype, [-1]))
-    .to_vec()
+    .into_iter()
+    .chain([TensorSpec::new(EMBEDDING, Datatype::Fp32, [-1, -1])])
+    .collect()
 }
 
 /// Brings the shapes that clients of the two backends send to the declared ones: `[n,1]` to `[n]`

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use engine::{Error, InferRequest, Result, TokenId};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 use tensor::{Datatype, Parameter, Tensor};
 
 use crate::profile::{self, Field, Kind};
@@ -21,6 +21,7 @@ pub(crate) enum Value {
     Integer(i128),
     Real(f64),
     Text(String),
+    Json(Json),
     Other(&'static str),
 }
 
@@ -34,6 +35,7 @@ impl fmt::Display for Value {
                 let cut: String = value.chars().take(40).collect();
                 write!(f, "{cut:?}")
             }
+            Self::Json(_) => f.write_str("a JSON value"),
             Self::Other(kind) => f.write_str(kind),
         }
     }
@@ -41,10 +43,12 @@ impl fmt::Display for Value {
 
 /// Where a value came from, as messages tell it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Source {
+pub(crate) enum Source {
     Parameter,
     Json,
     Input,
+    /// The JSON body of an OpenAI request.
+    Body,
 }
 
 impl Source {
@@ -53,6 +57,7 @@ impl Source {
             Self::Input => format!("input `{name}`"),
             Self::Json => format!("`sampling_parameters`: key `{name}`"),
             Self::Parameter => format!("parameter `{name}`"),
+            Self::Body => format!("`{name}`"),
         }
     }
 }
@@ -103,6 +108,18 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Collects the settings of an OpenAI request's body; other keys are not for this.
+    pub(crate) fn of_body(body: &Map<String, Json>) -> Result<Self> {
+        let mut settings = Self::default();
+        for (key, value) in body {
+            let is_setting = |field: &&Field| !matches!(field.kind, Kind::Prompt | Kind::Json);
+            if let Some(field) = profile::find(key).filter(is_setting) {
+                settings.add_value(field, Source::Body, value)?;
+            }
+        }
+        Ok(settings)
+    }
+
     fn add_json(&mut self, text: &str) -> Result<()> {
         let wrong = |why: String| Error::invalid(format!("`sampling_parameters`: {why}"));
         let parsed: Json = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
@@ -113,19 +130,27 @@ impl Settings {
             let is_setting = |field: &&Field| !matches!(field.kind, Kind::Prompt | Kind::Json);
             let field = profile::find(&key).filter(is_setting);
             let field = field.ok_or_else(|| wrong(format!("key `{key}` is not known")))?;
-            let values = match value {
-                // vLLM writes unset settings as null.
-                Json::Null => continue,
-                Json::Array(values) => values.iter().map(json_scalar).collect(),
-                value => vec![json_scalar(&value)],
-            };
-            self.add(field, Source::Json, values)?;
+            self.add_value(field, Source::Json, &value)?;
         }
         Ok(())
     }
 
+    /// Adds a JSON value; null is unset, as vLLM and OpenAI's clients write it.
+    fn add_value(&mut self, field: &'static Field, source: Source, value: &Json) -> Result<()> {
+        let values = match value {
+            Json::Null => return Ok(()),
+            value if field.kind == Kind::Structure => vec![Value::Json(value.clone())],
+            Json::Array(values) => values.iter().map(json_scalar).collect(),
+            value => vec![json_scalar(value)],
+        };
+        self.add(field, source, values)
+    }
+
     /// Adds a setting after the sources that it wins over.
-    fn add(&mut self, field: &'static Field, source: Source, values: Vec<Value>) -> Result<()> {
+    fn add(&mut self, field: &'static Field, source: Source, mut values: Vec<Value>) -> Result<()> {
+        if field.kind == Kind::Structure {
+            values.iter_mut().try_for_each(|value| structure(field, source, value))?;
+        }
         let setting = Setting { field, source, values };
         if let Some(other) = self.by_meaning.get(field.meaning)
             && other.source == source
@@ -200,6 +225,27 @@ impl Settings {
         values.iter().filter_map(as_integer).map(|id| id as TokenId).collect()
     }
 
+    /// Returns a text for the whole request.
+    pub(crate) fn word(&self, meaning: &str) -> Option<&str> {
+        match self.get(meaning, 0) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Returns a JSON value for the whole request.
+    pub(crate) fn structure(&self, meaning: &str) -> Option<&Json> {
+        match self.get(meaning, 0) {
+            Some(Value::Json(value)) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Makes the error for a setting, which is named with its source.
+    pub(crate) fn wrong(&self, meaning: &str, why: &str) -> Error {
+        Error::invalid(format!("{}: {why}", self.spell(meaning))).with_param(meaning)
+    }
+
     /// Returns how messages call a setting.
     pub(crate) fn spell(&self, meaning: &str) -> String {
         match self.by_meaning.get(meaning) {
@@ -211,6 +257,8 @@ impl Settings {
 
 impl Setting {
     fn check(&self, value: &Value) -> Result<()> {
+        // Tensors and parameters may spell numbers and flags; a body has types of its own.
+        let is_spelled = self.source == Source::Body && matches!(value, Value::Text(_));
         let (is_right, expected) = match self.field.kind {
             Kind::Flag => (as_bool(value).is_some(), "a bool".to_owned()),
             Kind::Integer { least, most } => (
@@ -224,21 +272,46 @@ impl Setting {
                     false => format!("a number from {} to {}", range.least, range.most),
                 },
             ),
-            Kind::Texts | Kind::Json | Kind::Prompt => {
-                (matches!(value, Value::Text(_)), "a text".to_owned())
+            Kind::Texts | Kind::Json | Kind::Prompt | Kind::Word => {
+                let is_right = matches!(value, Value::Text(_));
+                return self.judge(is_right, "a text", value);
             }
+            Kind::Structure => (matches!(value, Value::Json(_)), "a JSON value".to_owned()),
             Kind::Tokens => (
                 as_integer(value).is_some_and(|id| (0..=i128::from(u32::MAX)).contains(&id)),
                 "a token id".to_owned(),
             ),
         };
-        if is_right { Ok(()) } else { Err(self.wrong(&expected, &value.to_string())) }
+        self.judge(is_right && !is_spelled, &expected, value)
+    }
+
+    fn judge(&self, is_right: bool, expected: &str, got: &Value) -> Result<()> {
+        if is_right { Ok(()) } else { Err(self.wrong(expected, &got.to_string())) }
     }
 
     fn wrong(&self, expected: &str, got: &str) -> Error {
         let name = self.source.spell(self.field.name);
         Error::invalid(format!("{name}: expected {expected}, got {got}"))
+            .with_param(self.field.name)
     }
+}
+
+/// Reads the text of a JSON value; a bare word, such as `auto`, stands for itself.
+fn structure(field: &Field, source: Source, value: &mut Value) -> Result<()> {
+    let Value::Text(text) = value else {
+        return Ok(());
+    };
+    let is_word = !text.trim_start().starts_with(['{', '[', '"']);
+    let parsed = match serde_json::from_str(text) {
+        Err(_) if is_word => Json::String(std::mem::take(text)),
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let name = source.spell(field.name);
+            return Err(Error::invalid(format!("{name}: {error}")).with_param(field.name));
+        }
+    };
+    *value = Value::Json(parsed);
+    Ok(())
 }
 
 fn as_bool(value: &Value) -> Option<bool> {

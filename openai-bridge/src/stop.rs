@@ -23,25 +23,25 @@ impl StopMatcher {
         self.stops.is_empty()
     }
 
-    /// Adds a piece, moves what is safe to `out`, and returns whether a stop was found.
-    pub(crate) fn push(&mut self, piece: &str, out: &mut String) -> bool {
+    /// Adds a piece, moves what is safe to `out`, and returns which stop was found.
+    pub(crate) fn push(&mut self, piece: &str, out: &mut String) -> Option<usize> {
         if self.stops.is_empty() {
             out.push_str(piece);
-            return false;
+            return None;
         }
         self.held.push_str(piece);
-        let found = self.stops.iter().filter_map(|stop| {
-            self.held.find(stop.as_str()).map(|start| (start + stop.len(), start))
+        let found = self.stops.iter().enumerate().filter_map(|(index, stop)| {
+            self.held.find(stop.as_str()).map(|start| (start + stop.len(), start, index))
         });
-        if let Some((end, start)) = found.min() {
+        if let Some((end, start, index)) = found.min() {
             out.push_str(&self.held[..if self.includes_stop { end } else { start }]);
             self.held.clear();
-            return true;
+            return Some(index);
         }
         let safe = self.held.len() - self.longest_beginning();
         out.push_str(&self.held[..safe]);
         self.held.drain(..safe);
-        false
+        None
     }
 
     /// Moves all that is held to `out`: the text is over, or stops do not count yet.
@@ -75,7 +75,7 @@ mod tests {
         let mut matcher = StopMatcher::new(stops, includes_stop);
         let mut out = String::new();
         for piece in pieces {
-            if matcher.push(piece, &mut out) {
+            if matcher.push(piece, &mut out).is_some() {
                 return (out, true);
             }
         }

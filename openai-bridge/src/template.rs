@@ -12,6 +12,25 @@ const FUEL: u64 = 5_000_000;
 /// The name of the one template in the environment.
 const NAME: &str = "chat_template";
 
+/// Stub: seconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Now(pub u64);
+
+/// Stub of a conversation.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Conversation {
+    messages: Vec<Json>,
+    pub tools: Vec<Json>,
+    pub kwargs: serde_json::Map<String, Json>,
+    pub add_generation_prompt: bool,
+    pub continue_final_message: bool,
+}
+impl Conversation {
+    pub(crate) fn new(messages: Vec<Json>) -> Result<Self> {
+        Ok(Self { messages, ..Self::default() })
+    }
+}
+
 /// A model's chat template.
 #[derive(Debug)]
 pub(crate) struct Template {
@@ -43,7 +62,16 @@ impl Template {
     /// Renders a conversation given as JSON, up to where the assistant's turn begins.
     ///
     /// Errors: the JSON is not a conversation, or the template refuses it.
-    pub(crate) fn render(&self, messages: &str) -> Result<String> {
+    pub(crate) fn render(&self, conversation: &Conversation, _: Now) -> Result<String> {
+        self.render_text(&Json::Array(conversation.messages.clone()).to_string())
+    }
+    pub(crate) fn source(&self) -> &str {
+        ""
+    }
+    pub(crate) fn knows_tools(&self) -> bool {
+        false
+    }
+    fn render_text(&self, messages: &str) -> Result<String> {
         let wrong = |why: String| Error::invalid(format!("input `messages`: {why}"));
         let messages = parse(messages).map_err(wrong)?;
         let variables = context! {
@@ -112,7 +140,7 @@ mod tests {
 
     fn render(template: &str, messages: &str) -> String {
         let template = Template::new(template.into(), "<s>".into(), "</s>".into()).unwrap();
-        match template.render(messages) {
+        match template.render_text(messages) {
             Ok(text) => text,
             Err(error) => format!("refused: {error}"),
         }

@@ -20,11 +20,11 @@ use worker::runner::mock::{self, MockConfig, MockRunner};
 use crate::config::EngineConfig;
 use crate::hub;
 use crate::metrics::{Metrics, ModelLabels};
-use crate::models::Model;
+use crate::models::{Model, TextModel};
 use crate::pipeline::{Deadline, Observe, SequenceOptions, Sequences, TokenMetrics};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{Place, sequences};
-use crate::text::TextEngine;
+use crate::text::{TensorText, TextEngine};
 
 /// How long a sequence may be idle when its model does not say, as in Triton.
 const DEFAULT_IDLE_US: u64 = 1_000_000;
@@ -133,7 +133,12 @@ impl Backends {
         vocabulary: &Vocabulary,
         declared: &wire::ModelConfig,
     ) -> Result<Model, String> {
-        let bridge = TextBridge::new(card, vocabulary).map_err(|error| error.to_string())?;
+        let (tools, reasoning) = (&self.engine.tool_call_parser, &self.engine.reasoning_parser);
+        let bridge = TextBridge::new(card, vocabulary)
+            .and_then(|bridge| {
+                bridge.with_formats(tools.as_deref(), reasoning.as_deref(), vocabulary)
+            })
+            .map_err(|error| error.to_string())?;
         let scheduler = SchedulerConfig {
             max_waiting_requests: self.engine.max_waiting_requests,
             max_running_sequences: self.engine.max_running_sequences,
@@ -152,7 +157,7 @@ impl Backends {
             generated_tokens: metrics.generated_tokens.get_or_create(&labels).clone(),
         };
         let observed: Arc<dyn Engine<GenerateRequest>> =
-            Arc::new(Observe { engine: Shared(generate.clone()), metrics: tokens });
+            Arc::new(Observe { engine: generate.clone(), metrics: tokens });
         let bridge = Arc::new(bridge);
         let mut config = bridge.config();
         config.backend.clone_from(&declared.backend);
@@ -165,9 +170,10 @@ impl Backends {
             model_transaction_policy: own.model_transaction_policy,
             ..declared.clone()
         };
-        let engine = Arc::new(Deadline(TextEngine::new(bridge.clone(), observed)));
+        let texts = Arc::new(TextEngine::new(bridge, observed, generate.clone()));
+        let engine = Arc::new(Deadline(TensorText(texts.clone())));
         let mut model = bare(config, declared, engine);
-        model.text = Some(bridge);
+        model.text = Some(TextModel { engine: Arc::new(Deadline(texts.clone())), texts });
         model.health = Some(Box::new({
             let generate = generate.clone();
             move || generate.is_healthy()
@@ -286,18 +292,4 @@ fn milliseconds(definition: &Definition, key: &str) -> Result<Duration, String> 
     };
     let time = text.parse::<f64>().ok().and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
     time.ok_or_else(|| format!("`{key}`: `{text}` is not a time"))
-}
-
-/// A shared engine is an engine.
-struct Shared(Arc<GenerateEngine>);
-
-#[async_trait::async_trait]
-impl Engine<GenerateRequest> for Shared {
-    async fn call(
-        &self,
-        request: GenerateRequest,
-        context: engine::Context,
-    ) -> engine::Result<engine::OutputStream<GenerateRequest>> {
-        self.0.call(request, context).await
-    }
 }

@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::args::{EngineArgs, GrpcArgs, HttpArgs, ServeArgs, TraceArgs, cache_dir};
+use crate::args::{EngineArgs, GrpcArgs, HttpArgs, OpenAiArgs, ServeArgs, TraceArgs, cache_dir};
 use crate::forwarding::Forwarding;
+use crate::openai::{OpenAiConfig, Paths};
 use crate::repository::{ControlMode, RepositoryConfig};
 use crate::restriction::Restrictions;
 use crate::shared_memory::SharedMemoryConfig;
@@ -38,6 +39,8 @@ pub struct Config {
     pub grpc: GrpcConfig,
     /// The HTTP door; none is not opened.
     pub http: Option<HttpConfig>,
+    /// The OpenAI door, which is part of the HTTP door.
+    pub openai: OpenAiConfig,
     /// The embedded engine.
     pub engine: EngineConfig,
     /// Where metrics are served.
@@ -117,6 +120,10 @@ pub struct EngineConfig {
     pub max_running_sequences: usize,
     /// Requests waiting for a place in the batch.
     pub max_waiting_requests: usize,
+    /// The format of tool calls; none: what a model's template shows.
+    pub tool_call_parser: Option<String>,
+    /// The format of reasoning; none: what a model's template shows.
+    pub reasoning_parser: Option<String>,
 }
 
 /// How responses are compressed.
@@ -196,7 +203,8 @@ impl Config {
             hub_url: args.hub_url.clone(),
             grpc: GrpcConfig::from_args(&args.grpc)?,
             http: (!args.http.no_http).then(|| HttpConfig::from_args(&args.http)).transpose()?,
-            engine: EngineConfig::from_args(&args.engine),
+            openai: OpenAiConfig::from_args(&args.openai)?,
+            engine: EngineConfig::from_args(&args.engine, &args.openai),
             metrics,
             shutdown_grace: Duration::from_millis(process.shutdown_grace_ms),
         })
@@ -255,8 +263,19 @@ impl HttpConfig {
     }
 }
 
+impl OpenAiConfig {
+    fn from_args(args: &OpenAiArgs) -> Result<Self, Invalid> {
+        let keep_alive = Duration::from_millis(args.openai_keep_alive_ms);
+        Ok(Self {
+            paths: Paths::parse("--openai-path", &args.openai_path)?,
+            keep_alive: (!keep_alive.is_zero()).then_some(keep_alive),
+            overload_status: if args.openai_overload_status == "529" { 529 } else { 503 },
+        })
+    }
+}
+
 impl EngineConfig {
-    fn from_args(args: &EngineArgs) -> Self {
+    fn from_args(args: &EngineArgs, openai: &OpenAiArgs) -> Self {
         Self {
             threads: threads(args.threads),
             context_length: args.context_length.map(|tokens| tokens as usize),
@@ -264,6 +283,8 @@ impl EngineConfig {
             batch_tokens: args.batch_tokens as usize,
             max_running_sequences: args.max_running_sequences as usize,
             max_waiting_requests: args.max_waiting_requests as usize,
+            tool_call_parser: openai.tool_call_parser.clone(),
+            reasoning_parser: openai.reasoning_parser.clone(),
         }
     }
 }

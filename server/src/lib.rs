@@ -13,6 +13,7 @@ mod inference;
 mod kserve;
 mod metrics;
 mod models;
+mod openai;
 mod orca;
 mod pipeline;
 pub mod repository;

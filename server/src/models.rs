@@ -8,12 +8,13 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use engine::{Engine, Error, ErrorKind, InferRequest, Result, WorkerLoad};
-use openai_bridge::TextBridge;
+use openai_bridge::Completion;
 use proto::inference as wire;
 use tensor::ModelConfig;
 use tokio::sync::watch;
 
 use crate::statistics::Statistics;
+use crate::text::TextEngine;
 
 /// The reason that the index shows for a model that was unloaded.
 const UNLOADED: &str = "unloaded";
@@ -32,8 +33,8 @@ pub(crate) struct Model {
     pub labels: HashMap<String, Vec<String>>,
     /// What answers its requests.
     pub engine: Arc<dyn Engine<InferRequest>>,
-    /// The bridge of a text model.
-    pub text: Option<Arc<TextBridge>>,
+    /// What a text model answers besides tensors.
+    pub text: Option<TextModel>,
     /// Reads the load of a text model's engine.
     pub load: Option<Box<dyn Fn() -> WorkerLoad + Send + Sync>>,
     /// Says whether a text model's engine still takes requests.
@@ -42,6 +43,15 @@ pub(crate) struct Model {
     pub statistics: Statistics,
     /// Files that live as long as the model, such as those sent with a load request.
     pub files: Option<Arc<tempfile::TempDir>>,
+}
+
+/// The faces of a text model that speak no tensors.
+#[derive(Clone)]
+pub(crate) struct TextModel {
+    /// Answers completions.
+    pub engine: Arc<dyn Engine<Completion>>,
+    /// Embeds, ranks and counts texts.
+    pub texts: Arc<TextEngine>,
 }
 
 impl fmt::Debug for Model {

@@ -22,7 +22,7 @@ use crate::shared::Shared;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
 use crate::trace::Traces;
-use crate::{banner, rest, shutdown};
+use crate::{banner, openai, rest, shutdown};
 
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -238,7 +238,11 @@ async fn open_http(
     };
     let listener = bind("--http-port", http.address).await?;
     let found = address("--http-port", &listener, http.address)?;
-    let router = rest::router(shared.clone(), http);
+    let router = rest::router(shared.clone(), http).merge(openai::router(
+        shared.clone(),
+        &config.openai,
+        http.max_input,
+    ));
     let accept = rest::listen(listener, router, http.max_connections, (accepting.clone(), work));
     accepting.spawn("http listener", accept);
     Ok(Some(found))

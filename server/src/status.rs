@@ -8,6 +8,8 @@ use http::StatusCode;
 use proto::Malformed;
 use tonic::{Code, Status};
 
+use crate::rest::receive::TOO_LARGE;
+
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
 const MAX_TEXT_CHARACTERS: usize = 600;
 
@@ -55,6 +57,47 @@ pub(crate) fn http(kind: ErrorKind) -> StatusCode {
         ErrorKind::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         ErrorKind::Unimplemented => StatusCode::NOT_IMPLEMENTED,
         ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Whose errors a client reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// `{"error": {"message", "type", "param", "code"}}`
+    OpenAi,
+    /// `{"type": "error", "error": {"type", "message"}}`
+    Anthropic,
+}
+
+/// Returns the HTTP status of an error at the OpenAI door; `overload` is that of a full queue.
+pub(crate) fn of_openai(error: &Error, overload: u16) -> StatusCode {
+    match error.kind() {
+        _ if error.code() == Some(TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorKind::AlreadyExists => StatusCode::CONFLICT,
+        // The caller is gone, so nobody reads it; nginx's word for that in logs is 499.
+        ErrorKind::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+        ErrorKind::Overloaded => {
+            StatusCode::from_u16(overload).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+        }
+        kind => http(kind),
+    }
+}
+
+/// Returns the type of an error in a dialect.
+pub(crate) fn error_type(dialect: Dialect, error: &Error) -> &'static str {
+    let is_anthropic = dialect == Dialect::Anthropic;
+    match error.kind() {
+        _ if is_anthropic && error.code() == Some(TOO_LARGE) => "request_too_large",
+        ErrorKind::InvalidRequest | ErrorKind::AlreadyExists => "invalid_request_error",
+        ErrorKind::Unauthenticated => "authentication_error",
+        ErrorKind::PermissionDenied => "permission_error",
+        ErrorKind::NotFound if is_anthropic => "not_found_error",
+        ErrorKind::NotFound | ErrorKind::Unimplemented => "invalid_request_error",
+        ErrorKind::Overloaded | ErrorKind::Unavailable if is_anthropic => "overloaded_error",
+        ErrorKind::Overloaded | ErrorKind::Unavailable => "service_unavailable",
+        ErrorKind::DeadlineExceeded => "timeout_error",
+        ErrorKind::Cancelled | ErrorKind::Internal if is_anthropic => "api_error",
+        ErrorKind::Cancelled | ErrorKind::Internal => "server_error",
     }
 }
 

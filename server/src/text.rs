@@ -1,19 +1,25 @@
-//! A text model as a tensor engine: text tensors down through the bridge, token streams up.
+//! A text model as engines: completions down through the bridge, token streams up.
 //!
-//! All rows of a batch run at once; an error of one row ends the request, and dropping the
-//! stream drops every row.
+//! [`TextEngine`] answers completions, whichever door they came through; [`TensorText`] stands on
+//! it and speaks tensors. All prompts of a request run at once; an error of one ends the request,
+//! and dropping the stream drops every one.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use engine::{
-    Context, Engine, Error, GenerateRequest, InferOutput, InferRequest, OutputStream, Result,
+    Context, EmbedRequest, Embedding, Engine, Error, GenerateRequest, InferOutput, InferRequest,
+    OutputStream, Result,
 };
-use futures_util::Stream;
-use openai_bridge::{Answer, TextBridge};
+use futures_util::stream::{self, Stream, StreamExt};
+use openai_bridge::api::rerank;
+use openai_bridge::{
+    Answer, Completion, Continuations, Input, Inputs, Now, TensorRequest, TextBridge, TextOutput,
+};
+use tensor::Tensor;
 use tokio::sync::Semaphore;
 
 /// A prompt of this many bytes is tokenised off the async runtime, since it takes longer than
@@ -23,63 +29,122 @@ const LONG_PROMPT_BYTES: usize = 4096;
 /// Threads that tokenise long prompts of one model.
 const MAX_TOKENIZERS: usize = 4;
 
-/// An engine over text tensors around an engine over tokens.
+/// Texts of one request that are embedded at once.
+const EMBEDDED_AT_ONCE: usize = 32;
+
+/// Returns the time of day, which templates may tell.
+pub(crate) fn now() -> Now {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now(since.as_secs())
+}
+
+/// An engine over completions, and over texts to be embedded, around engines over tokens.
 pub(crate) struct TextEngine {
-    bridge: Arc<TextBridge>,
-    engine: Arc<dyn Engine<GenerateRequest>>,
+    pub bridge: Arc<TextBridge>,
+    generate: Arc<dyn Engine<GenerateRequest>>,
+    embed: Arc<dyn Engine<EmbedRequest>>,
     /// Long prompts that are tokenised at once; the others wait, and leave if nobody waits for them.
     tokenizers: Semaphore,
 }
 
 impl TextEngine {
     /// Makes the engine.
-    pub(crate) fn new(bridge: Arc<TextBridge>, engine: Arc<dyn Engine<GenerateRequest>>) -> Self {
-        Self { bridge, engine, tokenizers: Semaphore::new(MAX_TOKENIZERS) }
+    pub(crate) fn new(
+        bridge: Arc<TextBridge>,
+        generate: Arc<dyn Engine<GenerateRequest>>,
+        embed: Arc<dyn Engine<EmbedRequest>>,
+    ) -> Self {
+        Self { bridge, generate, embed, tokenizers: Semaphore::new(MAX_TOKENIZERS) }
+    }
+
+    /// Does work on so many bytes of text; off the runtime if it is long.
+    pub(crate) async fn heavy<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&TextBridge) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if bytes < LONG_PROMPT_BYTES {
+            return work(&self.bridge);
+        }
+        let _permit = self.tokenizers.acquire().await;
+        let bridge = self.bridge.clone();
+        tokio::task::spawn_blocking(move || work(&bridge))
+            .await
+            .map_err(|error| Error::internal("the tokenizer failed").with_source(error))?
+    }
+
+    /// Returns the vectors of texts and the tokens of all of them.
+    pub(crate) async fn embed(
+        &self,
+        inputs: Inputs,
+        context: Context,
+    ) -> Result<(Vec<Vec<f32>>, usize)> {
+        let size = |input: &Input| match input {
+            Input::Text(text) => text.len(),
+            Input::Tokens(tokens) => tokens.len(),
+        };
+        let bytes = inputs.texts.iter().map(size).sum();
+        let texts = inputs.texts.clone();
+        let encode = move |bridge: &TextBridge| {
+            texts.iter().map(|input| bridge.embedding(input)).collect::<Result<Vec<_>>>()
+        };
+        let requests = self.heavy(bytes, encode).await?;
+        let tokens = requests.iter().map(|request| request.tokens.len()).sum();
+        let vectors = stream::iter(requests).map(|request| self.one(request, context.clone()));
+        let mut vectors = vectors.buffered(EMBEDDED_AT_ONCE);
+        let mut all = Vec::new();
+        while let Some(vector) = vectors.next().await {
+            all.push(inputs.cut(vector?.values)?);
+        }
+        Ok((all, tokens))
+    }
+
+    /// Returns the scores of documents and the tokens of all texts.
+    pub(crate) async fn rerank(
+        &self,
+        query: String,
+        documents: Vec<String>,
+        context: Context,
+    ) -> Result<(Vec<f32>, usize)> {
+        let texts = std::iter::once(query).chain(documents).map(Input::Text).collect();
+        let (vectors, tokens) = self.embed(Inputs { texts, dimensions: None }, context).await?;
+        let Some((query, documents)) = vectors.split_first() else {
+            return Err(Error::internal("the engine gave no vector"));
+        };
+        let scores = documents.iter().map(|document| rerank::relevance(query, document));
+        Ok((scores.collect(), tokens))
+    }
+
+    async fn one(&self, request: EmbedRequest, context: Context) -> Result<Embedding> {
+        let mut stream = self.embed.call(request, context).await?;
+        let found = stream.next().await;
+        found.unwrap_or_else(|| Err(Error::internal("the engine ended without a vector")))
     }
 }
 
 #[async_trait]
-impl Engine<InferRequest> for TextEngine {
+impl Engine<Completion> for TextEngine {
     async fn call(
         &self,
-        request: InferRequest,
+        completion: Completion,
         context: Context,
-    ) -> Result<OutputStream<InferRequest>> {
-        let size: usize = request.inputs.iter().map(|input| input.data.len()).sum();
-        let bridge = self.bridge.clone();
-        let (requests, answer) = if size < LONG_PROMPT_BYTES {
-            encode(&bridge, &request)?
-        } else {
-            let _permit = self.tokenizers.acquire().await;
-            tokio::task::spawn_blocking(move || encode(&bridge, &request))
-                .await
-                .map_err(|error| Error::internal("the tokenizer failed").with_source(error))??
-        };
+    ) -> Result<OutputStream<Completion>> {
+        let now = now();
+        let size = completion.size();
+        let encode = move |bridge: &TextBridge| bridge.encode(&completion, now);
+        let (requests, continuations) = self.heavy(size, encode).await?;
         let mut rows = Vec::with_capacity(requests.len());
         for request in requests {
-            rows.push(Some(self.engine.call(request, context.clone()).await?));
+            rows.push(Some(self.generate.call(request, context.clone()).await?));
         }
-        Ok(Box::pin(TextStream { rows, answer, queue_time: Duration::ZERO, is_over: false }))
+        let (queue_time, is_over) = (Duration::ZERO, false);
+        Ok(Box::pin(TextStream { rows, continuations, queue_time, is_over }))
     }
-}
-
-fn encode(bridge: &TextBridge, request: &InferRequest) -> Result<(Vec<GenerateRequest>, Answer)> {
-    let completion = bridge.parse(request)?;
-    if request.is_unary && completion.is_streaming() {
-        return Err(Error::invalid(
-            "input `stream`: ModelInfer gives one response; \
-             ask without it, or call ModelStreamInfer (over HTTP generate_stream)",
-        ));
-    }
-    let requests = bridge.encode(&completion)?;
-    let prompt_tokens: Vec<u32> =
-        requests.iter().map(|request| request.tokens.len() as u32).collect();
-    Ok((requests, bridge.answer(completion, prompt_tokens)))
 }
 
 struct TextStream {
     rows: Vec<Option<OutputStream<GenerateRequest>>>,
-    answer: Answer,
+    continuations: Continuations,
     queue_time: Duration,
     is_over: bool,
 }
@@ -99,24 +164,24 @@ impl TextStream {
                 Poll::Ready(Some(output)) => {
                     let output = output?;
                     self.queue_time = self.queue_time.max(output.queue_time);
-                    self.answer.push(index, output);
+                    self.continuations.push(index, output);
                     has_news = true;
                 }
             }
         }
-        for row in self.answer.stopped() {
-            self.rows[row] = None;
-        }
         Ok(has_news)
     }
 
-    fn step(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Result<InferOutput>>> {
+    fn step(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Result<TextOutput>>> {
         loop {
-            if let Some(mut output) = self.answer.next() {
+            if let Some(mut output) = self.continuations.next() {
                 output.queue_time = self.queue_time;
+                for row in self.continuations.stopped() {
+                    self.rows[row] = None;
+                }
                 return Poll::Ready(Some(Ok(output)));
             }
-            if self.answer.is_done() {
+            if self.continuations.is_done() {
                 return Poll::Ready(None);
             }
             match self.advance(cx) {
@@ -133,7 +198,7 @@ impl TextStream {
 }
 
 impl Stream for TextStream {
-    type Item = Result<InferOutput>;
+    type Item = Result<TextOutput>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Self::Item>> {
         if self.is_over {
@@ -145,5 +210,81 @@ impl Stream for TextStream {
             self.rows.clear();
         }
         item
+    }
+}
+
+/// An engine over text tensors around an engine over completions.
+pub(crate) struct TensorText(pub Arc<TextEngine>);
+
+#[async_trait]
+impl Engine<InferRequest> for TensorText {
+    async fn call(
+        &self,
+        request: InferRequest,
+        context: Context,
+    ) -> Result<OutputStream<InferRequest>> {
+        let size: usize = request.inputs.iter().map(|input| input.data.len()).sum();
+        let parsed = self.0.heavy(size, move |bridge| parse(bridge, &request)).await?;
+        let (completion, answer) = match parsed {
+            TensorRequest::Generate(completion, answer) => (completion, answer),
+            TensorRequest::Embed(inputs) => {
+                let (vectors, _) = self.0.embed(inputs, context).await?;
+                let width = vectors.first().map_or(0, Vec::len) as i64;
+                let shape = vec![vectors.len() as i64, width];
+                return Ok(only(Tensor::from_values(
+                    "embedding",
+                    shape,
+                    vectors.into_iter().flatten(),
+                )));
+            }
+            TensorRequest::Rerank { query, documents } => {
+                let (scores, _) = self.0.rerank(query, documents, context).await?;
+                let shape = vec![scores.len() as i64];
+                return Ok(only(Tensor::from_values("relevance_score", shape, scores)));
+            }
+        };
+        let stream = self.0.call(*completion, context).await?;
+        Ok(Box::pin(TensorStream { stream, answer: *answer }))
+    }
+}
+
+fn parse(bridge: &TextBridge, request: &InferRequest) -> Result<TensorRequest> {
+    let parsed = bridge.parse(request)?;
+    if request.is_unary && parsed.is_streaming() {
+        return Err(Error::invalid(
+            "input `stream`: ModelInfer gives one response; \
+             ask without it, or call ModelStreamInfer (over HTTP generate_stream)",
+        ));
+    }
+    Ok(parsed)
+}
+
+/// Makes an answer of one response with one output.
+fn only(tensor: Tensor) -> OutputStream<InferRequest> {
+    let output = InferOutput { tensors: vec![tensor], is_last: true, ..InferOutput::default() };
+    Box::pin(stream::once(std::future::ready(Ok(output))))
+}
+
+struct TensorStream {
+    stream: OutputStream<Completion>,
+    answer: Answer,
+}
+
+impl Stream for TensorStream {
+    type Item = Result<InferOutput>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            match std::task::ready!(this.stream.as_mut().poll_next(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(output)) => {
+                    if let Some(response) = this.answer.take(output) {
+                        return Poll::Ready(Some(Ok(response)));
+                    }
+                }
+            }
+        }
     }
 }

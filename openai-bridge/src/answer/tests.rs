@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use tensor::Parameter;
 
 use super::*;
-use crate::TextBridge;
+use crate::{Continuations, Now, TensorRequest, TextBridge};
+use engine::{FinishReason, GenerateOutput, TokenLogprobs, Usage};
 
 /// A bridge whose token ids are bytes; 256 ends a text.
 fn bridge() -> TextBridge {
@@ -32,7 +33,33 @@ fn bridge() -> TextBridge {
     TextBridge::new(&card, &vocabulary).unwrap()
 }
 
-fn answer(prompts: &[&str], parameters: &[(&str, Parameter)], outputs: &[&str]) -> Answer {
+/// An answer over the continuations that feed it.
+struct Running(Continuations, Answer);
+
+impl Running {
+    fn push(&mut self, row: usize, output: GenerateOutput) {
+        self.0.push(row, output);
+    }
+
+    fn next(&mut self) -> Option<InferOutput> {
+        loop {
+            let output = self.0.next()?;
+            if let Some(response) = self.1.take(output) {
+                return Some(response);
+            }
+        }
+    }
+
+    fn stopped(&mut self) -> impl Iterator<Item = usize> + use<> {
+        self.0.stopped()
+    }
+
+    fn is_done(&self) -> bool {
+        self.0.is_done()
+    }
+}
+
+fn answer(prompts: &[&str], parameters: &[(&str, Parameter)], outputs: &[&str]) -> Running {
     let request = InferRequest {
         inputs: vec![Tensor::from_elements("text_input", vec![prompts.len() as i64], prompts)],
         parameters: parameters.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
@@ -43,9 +70,11 @@ fn answer(prompts: &[&str], parameters: &[(&str, Parameter)], outputs: &[&str]) 
         ..InferRequest::default()
     };
     let bridge = bridge();
-    let completion = bridge.parse(&request).unwrap();
-    let tokens = prompts.iter().map(|prompt| prompt.len() as u32).collect();
-    bridge.answer(completion, tokens)
+    let TensorRequest::Generate(completion, answer) = bridge.parse(&request).unwrap() else {
+        panic!("not a request for text");
+    };
+    let (_, continuations) = bridge.encode(&completion, Now(0)).unwrap();
+    Running(continuations, *answer)
 }
 
 fn tokens(index: u32, text: &[u8]) -> GenerateOutput {

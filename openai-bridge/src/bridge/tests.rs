@@ -39,7 +39,10 @@ fn run(mut inputs: Vec<Tensor>, parameters: &[(&str, Parameter)]) -> Result<Vec<
     bridge.config().validate(&inputs, [])?;
     let parameters = parameters.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     let request = InferRequest { inputs, parameters, ..InferRequest::default() };
-    bridge.encode(&bridge.parse(&request)?)
+    match bridge.parse(&request)? {
+        TensorRequest::Generate(completion, _) => Ok(bridge.encode(&completion, Now(0))?.0),
+        other => panic!("not a request for text: {other:?}"),
+    }
 }
 
 fn prompt(shape: &[i64], texts: &[&str]) -> Tensor {

@@ -7,6 +7,7 @@ mod dump;
 mod engine;
 mod grpc;
 mod http;
+mod openai;
 mod process;
 mod shared_memory;
 mod trace;
@@ -22,6 +23,7 @@ pub use dump::dump;
 pub use engine::EngineArgs;
 pub use grpc::GrpcArgs;
 pub use http::HttpArgs;
+pub use openai::OpenAiArgs;
 pub use process::ProcessArgs;
 pub use shared_memory::SharedMemoryArgs;
 pub use trace::TraceArgs;
@@ -30,6 +32,18 @@ pub use trace::TraceArgs;
 const ALIASES: [(&str, &str); 2] = [
     ("DYN_GRPC_INITIAL_CONNECTION_WINDOW_SIZE", "grpc_connection_window_bytes"),
     ("DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE", "grpc_stream_window_bytes"),
+];
+
+/// The reference's variables that move a route, and the route.
+const PATH_ALIASES: [(&str, &str); 8] = [
+    ("DYN_HTTP_SVC_CHAT_PATH", "chat"),
+    ("DYN_HTTP_SVC_CMP_PATH", "completions"),
+    ("DYN_HTTP_SVC_EMB_PATH", "embeddings"),
+    ("DYN_HTTP_SVC_RERANK_PATH", "rerank"),
+    ("DYN_HTTP_SVC_RESPONSES_PATH", "responses"),
+    ("DYN_HTTP_SVC_ANTHROPIC_PATH", "messages"),
+    ("DYN_HTTP_SVC_MODELS_PATH", "models"),
+    ("DYN_HTTP_SVC_HEALTH_PATH", "health"),
 ];
 
 /// A gRPC-first inference server: KServe v2 with Triton's extensions, for text and tensors.
@@ -96,6 +110,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub http: HttpArgs,
     #[command(flatten)]
+    pub openai: OpenAiArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
     pub trace: TraceArgs,
@@ -126,6 +142,13 @@ fn parse_from(
             let value = value.to_string_lossy().into_owned();
             command = with_default(command, id, vec![value]);
         }
+    }
+    let moved = |(alias, name): (&str, &str)| {
+        variable(alias).map(|path| format!("{name}={}", path.to_string_lossy()))
+    };
+    let moves: Vec<String> = PATH_ALIASES.into_iter().filter_map(moved).collect();
+    if !moves.is_empty() {
+        command = with_default(command, "openai_path", moves);
     }
     let matches = command.try_get_matches_from(&args)?;
     let Action::Serve(serve) = Cli::from_arg_matches(&matches)?.command;

@@ -146,8 +146,8 @@ fn decode(model: &Model, asked: Asked, regions: &Regions) -> Result<Decoded> {
     let outputs = Outputs::read(&model.config, &requested, regions, held)?;
     let wire = WireInputs { inputs: wire.inputs, payloads, lent };
     let mut inputs = tensor::request::decode_inputs(&model.config, wire)?;
-    if let Some(bridge) = &model.text {
-        bridge.normalize(&mut inputs);
+    if let Some(text) = &model.text {
+        text.texts.bridge.normalize(&mut inputs);
     }
     let names = requested.iter().map(|output| output.name.as_str());
     model.config.validate(&inputs, names)?;

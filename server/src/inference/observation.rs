@@ -53,15 +53,28 @@ impl Observation {
 
     /// Says what was accepted, once its inputs are decoded and checked.
     pub(crate) fn accepted(&mut self, call: &Call) {
-        let model = call.model.clone();
         self.deadline = call.deadline();
-        self.input = self.started.elapsed();
-        self.batch = call.batch;
         let parent = call.parent.as_deref();
-        let trace = self.traces.begin(&model.name, &model.version, &call.id, parent);
+        self.begin_work(call.model.clone(), call.batch, &call.id, parent);
+        if let Some(trace) = &mut self.trace {
+            trace.show("TENSOR_QUEUE_INPUT", call.inputs());
+        }
+    }
+
+    /// Says what was accepted: so many batch elements for a model, under the client's id and
+    /// span.
+    pub(crate) fn begin_work(
+        &mut self,
+        model: Arc<Model>,
+        batch: u64,
+        id: &str,
+        parent: Option<&str>,
+    ) {
+        self.input = self.started.elapsed();
+        self.batch = batch;
+        let trace = self.traces.begin(&model.name, &model.version, id, parent);
         self.trace = trace.map(|mut trace| {
             trace.started -= self.input;
-            trace.show("TENSOR_QUEUE_INPUT", call.inputs());
             Box::new(trace)
         });
         self.metrics.in_flight.get_or_create(&self.rpc_labels(&model)).inc();

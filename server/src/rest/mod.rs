@@ -6,7 +6,7 @@ mod control;
 mod generate;
 mod infer;
 mod listen;
-mod receive;
+pub(crate) mod receive;
 
 use std::sync::Arc;
 

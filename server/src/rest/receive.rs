@@ -21,11 +21,14 @@ use serde::{Deserialize, Deserializer};
 /// How long a body may stop coming.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The code of the error for a body over the limit.
+pub(crate) const TOO_LARGE: &str = "request_too_large";
+
 /// How deep JSON may be nested.
 const MAX_DEPTH: usize = 100;
 
 /// A request with its whole body.
-pub(super) struct Received {
+pub(crate) struct Received {
     pub headers: HeaderMap,
     pub body: Bytes,
 }
@@ -34,7 +37,7 @@ pub(super) struct Received {
 ///
 /// Errors: a body over the limit, before or after decompression; an unknown encoding; a body that
 /// its encoding does not decode; a client that left.
-pub(super) async fn receive(request: Request, limit: usize) -> Result<Received> {
+pub(crate) async fn receive(request: Request, limit: usize) -> Result<Received> {
     let (parts, body) = request.into_parts();
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large(limit));
@@ -105,6 +108,7 @@ fn too_large(limit: usize) -> Error {
         "request JSON and binary data have more than {limit} bytes, which is the limit of \
          --http-max-input-bytes"
     ))
+    .with_code(TOO_LARGE)
 }
 
 /// Reads a JSON body; an empty one is an empty object.

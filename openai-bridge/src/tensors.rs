@@ -1,0 +1,199 @@
+//! Text requests over tensors: what the inputs ask for and which outputs answer them.
+
+use engine::{Error, InferRequest, Result, TokenId};
+use serde_json::Value as Json;
+
+use crate::chat;
+use crate::completion::{Completion, DEFAULT_MAX_TOKENS, Prompts};
+use crate::profile;
+use crate::settings::{Settings, texts};
+use crate::{Answer, TextBridge};
+
+/// What a tensor request to a text model asks for.
+#[derive(Debug)]
+pub enum TensorRequest {
+    /// A text for each prompt, and the answer that will hold it.
+    Generate(Box<Completion>, Box<Answer>),
+    /// A vector for each text.
+    Embed(Inputs),
+    /// A score for each document.
+    Rerank {
+        /// What is looked for.
+        query: String,
+        /// Where.
+        documents: Vec<String>,
+    },
+}
+
+/// Texts to be embedded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inputs {
+    /// The texts, as texts or as tokens.
+    pub texts: Vec<Input>,
+    /// Only so many first dimensions are wanted.
+    pub dimensions: Option<usize>,
+}
+
+/// One text.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// As text.
+    Text(String),
+    /// As token ids.
+    Tokens(Vec<TokenId>),
+}
+
+/// The outputs of a response.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted {
+    pub text: bool,
+    pub finish_reason: bool,
+    /// The word for "goes on" is `None`, as in vLLM's backend, instead of nothing.
+    pub says_none: bool,
+    pub cumulative_logprob: bool,
+    pub logprobs: bool,
+    pub num_input_tokens: bool,
+    pub num_output_tokens: bool,
+    pub num_cached_tokens: bool,
+    pub num_reasoning_tokens: bool,
+    pub reasoning_content: bool,
+    pub tool_calls: bool,
+    pub token_ids: bool,
+    pub prompt_logprobs: bool,
+}
+
+impl TensorRequest {
+    /// Reads a request whose inputs were validated against the bridge's configuration.
+    pub(crate) fn parse(bridge: &TextBridge, request: &InferRequest) -> Result<Self> {
+        let settings = Settings::collect(request)?;
+        let is_named = |name: &str| request.outputs.iter().any(|output| output.name == name);
+        if settings.word("query").is_some() || is_named(profile::RELEVANCE_SCORE) {
+            return rerank(&settings);
+        }
+        if is_named(profile::EMBEDDING) {
+            return embed(request, &settings);
+        }
+        let prompts = prompts(bridge, request, &settings)?;
+        let is_streaming = settings.flag("stream").unwrap_or(false);
+        let excludes = settings.flag("exclude_input_in_output");
+        let is_chat = matches!(prompts, Prompts::Chats(_));
+        let mut completion = Completion::new(&settings, prompts, DEFAULT_MAX_TOKENS)?;
+        if is_streaming && excludes == Some(false) {
+            return Err(Error::invalid(
+                "Error generating stream: When streaming, `exclude_input_in_output` = False is \
+                 not allowed.",
+            ));
+        }
+        completion.has_echo |= !is_chat && !is_streaming && !excludes.unwrap_or(false);
+        completion.has_echo &= !is_chat;
+        let wanted = Wanted::read(request, &settings, is_chat);
+        let has_logprobs = wanted.logprobs || wanted.cumulative_logprob;
+        completion.logprobs = has_logprobs.then(|| completion.logprobs.unwrap_or(0));
+        completion.has_token_ids |= wanted.token_ids;
+        let answer = Answer::new(&completion, wanted, is_streaming);
+        Ok(Self::Generate(Box::new(completion), Box::new(answer)))
+    }
+
+    /// Returns whether the client wants tokens as they come, in many responses.
+    pub fn is_streaming(&self) -> bool {
+        matches!(self, Self::Generate(_, answer) if answer.is_streaming())
+    }
+}
+
+fn rerank(settings: &Settings) -> Result<TensorRequest> {
+    settings.check(1)?;
+    let (query, documents) = (settings.word("query"), settings.texts("documents"));
+    match query {
+        Some(query) if !documents.is_empty() => {
+            Ok(TensorRequest::Rerank { query: query.to_owned(), documents })
+        }
+        Some(_) => Err(Error::invalid("input `documents`: expected at least 1 document, got 0")),
+        None => {
+            Err(Error::invalid("output `relevance_score` needs inputs `query` and `documents`"))
+        }
+    }
+}
+
+fn embed(request: &InferRequest, settings: &Settings) -> Result<TensorRequest> {
+    if request.outputs.len() > 1 {
+        return Err(Error::invalid("output `embedding` comes alone, in a request of its own"));
+    }
+    settings.check(1)?;
+    let texts: Vec<Input> = match (request.input("text_input"), settings.tokens("input_ids")) {
+        (Some(input), tokens) if tokens.is_empty() => {
+            texts(input)?.into_iter().map(Input::Text).collect()
+        }
+        (None, tokens) if !tokens.is_empty() => vec![Input::Tokens(tokens)],
+        _ => {
+            let text = "output `embedding` needs either input `text_input` or input `input_ids`";
+            return Err(Error::invalid(text));
+        }
+    };
+    let dimensions = settings.integer("dimensions", 0).map(|count| count as usize);
+    Ok(TensorRequest::Embed(Inputs { texts, dimensions }))
+}
+
+fn prompts(bridge: &TextBridge, request: &InferRequest, settings: &Settings) -> Result<Prompts> {
+    let tokens = settings.tokens("input_ids");
+    let (text, chats) = (request.input("text_input"), request.input("messages"));
+    match (text, chats, tokens.is_empty()) {
+        (Some(input), None, true) => Ok(Prompts::Texts(texts(input)?)),
+        (None, Some(input), true) => {
+            let conversations = texts(input)?;
+            let conversations: Vec<Vec<Json>> =
+                conversations.iter().map(|text| chat::messages(text)).collect::<Result<_>>()?;
+            settings.check(conversations.len())?;
+            bridge.chats(settings, conversations).map_err(|error| match error.param() {
+                Some(param) if param.starts_with("messages") => {
+                    error.with_prefix("input `messages`: ")
+                }
+                _ => error,
+            })
+        }
+        (None, None, false) => Ok(Prompts::Tokens(vec![tokens])),
+        (None, None, true) => {
+            Err(Error::invalid("expected input `text_input` or input `messages`, got neither"))
+        }
+        (Some(_), Some(_), _) => {
+            Err(Error::invalid("expected input `text_input` or input `messages`, got both"))
+        }
+        _ => Err(Error::invalid("input `input_ids`: is itself the prompt, got another one too")),
+    }
+}
+
+impl Wanted {
+    fn read(request: &InferRequest, settings: &Settings, is_chat: bool) -> Self {
+        let named = |name: &str| request.outputs.iter().any(|output| output.name == name);
+        let has_names = !request.outputs.is_empty();
+        let flag = |name: &str| settings.flag(name);
+        // An output is given if it is asked for by its flag or by its name; names, if there are
+        // any, say which outputs come at all.
+        let asked = |flag: Option<bool>, name: &str| match has_names {
+            true => named(name),
+            false => flag.unwrap_or(false),
+        };
+        let has_tools = settings.structure("tools").is_some();
+        let has_prompt_scores = settings.integer("prompt_logprobs", 0).is_some();
+        Self {
+            text: !has_names || named(profile::TEXT_OUTPUT),
+            finish_reason: match has_names {
+                true => named(profile::FINISH_REASON),
+                false => flag("return_finish_reason").unwrap_or(true),
+            },
+            says_none: flag("return_finish_reason") == Some(true),
+            cumulative_logprob: asked(
+                flag("return_cumulative_logprob"),
+                profile::CUMULATIVE_LOGPROB,
+            ),
+            logprobs: asked(flag("return_logprobs"), profile::LOGPROBS),
+            num_input_tokens: asked(flag("return_num_input_tokens"), profile::NUM_INPUT_TOKENS),
+            num_output_tokens: asked(flag("return_num_output_tokens"), profile::NUM_OUTPUT_TOKENS),
+            num_cached_tokens: asked(None, profile::NUM_CACHED_TOKENS),
+            num_reasoning_tokens: asked(None, profile::NUM_REASONING_TOKENS),
+            reasoning_content: asked(Some(is_chat), profile::REASONING_CONTENT),
+            tool_calls: asked(Some(is_chat && has_tools), profile::TOOL_CALLS),
+            token_ids: asked(flag("return_token_ids"), profile::TOKEN_IDS),
+            prompt_logprobs: asked(Some(has_prompt_scores), profile::PROMPT_LOGPROBS),
+        }
+    }
+}

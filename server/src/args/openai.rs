@@ -1,0 +1,27 @@
+//! The flags of the OpenAI door, which is part of the HTTP listener.
+
+use clap::Args;
+
+/// The OpenAI door.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "OpenAI")]
+pub struct OpenAiArgs {
+    /// NAME=PATH: move a route. Names: chat, completions, embeddings, responses, messages, models,
+    /// rerank, tokenize, detokenize, images, videos, videos_stream, busy_threshold, health, live,
+    /// metrics, openapi, docs, page; may be repeated (also DYN_HTTP_SVC_CHAT_PATH and its kin)
+    #[arg(long, value_name = "MOVE", env = "STATOR_OPENAI_PATH", value_delimiter = ',')]
+    pub openai_path: Vec<String>,
+    /// Milliseconds of silence on a stream after which a comment keeps it alive; 0: never
+    #[arg(long, value_name = "MS", default_value_t = 15_000, env = "STATOR_OPENAI_KEEP_ALIVE_MS")]
+    pub openai_keep_alive_ms: u64,
+    /// Status of a refusal because of overload: 503, or 529 as Anthropic and Dynamo have it
+    #[arg(long, value_name = "STATUS", default_value = "503", value_parser = ["503", "529"])]
+    #[arg(env = "STATOR_OPENAI_OVERLOAD_STATUS")]
+    pub openai_overload_status: String,
+    /// Format of tool calls, instead of the one that a model's template shows; `none` for none
+    #[arg(long, value_name = "FORMAT", env = "STATOR_TOOL_CALL_PARSER")]
+    pub tool_call_parser: Option<String>,
+    /// Format of reasoning, instead of the one that a model's template shows; `none` for none
+    #[arg(long, value_name = "FORMAT", env = "STATOR_REASONING_PARSER")]
+    pub reasoning_parser: Option<String>,
+}

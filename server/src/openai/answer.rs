@@ -1,0 +1,60 @@
+//! Answers of the OpenAI door: JSON, and errors in the client's dialect.
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use engine::{Error, ErrorKind};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Value as Json, json};
+
+use super::OpenAi;
+use crate::status::{self, Dialect};
+
+/// Makes a JSON answer.
+pub(super) fn json(status: StatusCode, value: &Json) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// Makes the answer of a call that worked.
+pub(super) fn fine(value: &Json) -> Response {
+    json(StatusCode::OK, value)
+}
+
+/// Makes the answer of a call that failed.
+pub(super) fn failure(door: &OpenAi, dialect: Dialect, error: &Error) -> Response {
+    let status = status::of_openai(error, door.config.overload_status);
+    let mut response = json(status, &body(dialect, error)).into_response();
+    if matches!(error.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable) {
+        let headers = response.headers_mut();
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        headers.insert("retry-after-ms", HeaderValue::from_static("500"));
+    }
+    response
+}
+
+/// Returns the body of an error.
+pub(super) fn body(dialect: Dialect, error: &Error) -> Json {
+    let value = value(dialect, error);
+    match dialect {
+        Dialect::OpenAi => json!({ "error": value }),
+        Dialect::Anthropic => json!({ "type": "error", "error": value }),
+    }
+}
+
+/// Returns the value of the key `error`.
+pub(super) fn value(dialect: Dialect, error: &Error) -> Json {
+    let kind = status::error_type(dialect, error);
+    let message = status::cut(error.message());
+    match dialect {
+        Dialect::OpenAi => json!({
+            "message": message,
+            "type": kind,
+            "param": error.param(),
+            "code": error.code(),
+        }),
+        Dialect::Anthropic => json!({ "type": kind, "message": message }),
+    }
+}

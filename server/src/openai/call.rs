@@ -1,0 +1,193 @@
+//! Calls for text: read a body, start the completion, answer as it grows or at its end.
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::response::Response;
+use engine::{Context, Error, OutputStream, Result};
+use futures_util::StreamExt;
+use http::HeaderMap;
+use openai_bridge::api::{Asked, Body, Fold, Form, Stamp};
+use openai_bridge::{Completion, TextBridge};
+use serde_json::Value as Json;
+
+use super::answer::{failure, fine};
+use super::{OpenAi, RequestId, sse, stamp};
+use crate::inference::{self, Observation, heavy};
+use crate::models::{Model, TextModel};
+use crate::rest::receive::{Received, receive};
+use crate::status::Dialect;
+
+/// Reads the body of a call.
+type Read = fn(&TextBridge, Body, Stamp) -> Result<Asked>;
+
+/// One API for texts.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    /// Its name in metrics.
+    pub rpc: &'static str,
+    pub read: Read,
+}
+
+/// A call whose body was read.
+struct Prepared {
+    model: Arc<Model>,
+    text: TextModel,
+    asked: Asked,
+    context: Context,
+    parent: Option<String>,
+}
+
+/// Answers a call for text.
+pub(super) async fn answer(door: OpenAi, kind: Kind, request: Request) -> Response {
+    let dialect = Dialect::OpenAi;
+    match run(&door, kind, request, dialect).await {
+        Ok(response) => response,
+        Err(error) => failure(&door, dialect, &error),
+    }
+}
+
+async fn run(door: &OpenAi, kind: Kind, request: Request, dialect: Dialect) -> Result<Response> {
+    let id = id(&request);
+    let received = receive(request, door.max_input).await?;
+    let mut observation = door.shared.observe(kind.rpc);
+    let prepared = heavy(received.body.len(), || prepare(door, kind, &received, id));
+    let prepared = match prepared {
+        Ok(prepared) => prepared,
+        Err((model, error)) => {
+            observation.refused(model, &error);
+            return Err(error);
+        }
+    };
+    let Prepared { model, text, asked, context, parent } = prepared;
+    let batch = asked.completion.prompts() as u64;
+    observation.begin_work(model, batch, context.id(), parent.as_deref());
+    let Asked { completion, form, is_streaming } = asked;
+    let stream = match text.engine.call(completion, context).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            observation.end(Err(&error));
+            return Err(error);
+        }
+    };
+    match is_streaming {
+        true => sse::answer(door, dialect, stream, form, observation).await,
+        false => whole(stream, form, observation).await,
+    }
+}
+
+/// Returns the name of a request.
+pub(super) fn id(request: &Request) -> String {
+    request.extensions().get::<RequestId>().map_or_else(String::new, |id| id.0.clone())
+}
+
+/// Reads a call; an error comes with the model, if that is known.
+fn prepare(
+    door: &OpenAi,
+    kind: Kind,
+    received: &Received,
+    id: String,
+) -> std::result::Result<Prepared, (Option<Arc<Model>>, Error)> {
+    let body = body(received).map_err(|error| (None, error))?;
+    let (model, text) = text_model(door, &body).map_err(|error| (None, error))?;
+    let priority = priority(&body).map_err(|error| (Some(model.clone()), error))?;
+    let stamp = stamp(body.get("model").and_then(Json::as_str).unwrap_or_default());
+    let asked = (kind.read)(&text.texts.bridge, body, stamp);
+    let asked = asked.map_err(|error| (Some(model.clone()), error))?;
+    let context = Context::new(id).with_priority(priority);
+    Ok(Prepared { model, text, asked, context, parent: parent(&received.headers) })
+}
+
+fn parent(headers: &HeaderMap) -> Option<String> {
+    inference::parent(headers)
+}
+
+/// Reads a body, which has to be a JSON object.
+///
+/// Errors: text that is not UTF-8, not JSON or no object.
+pub(super) fn body(received: &Received) -> Result<Body> {
+    let text = std::str::from_utf8(&received.body)
+        .map_err(|error| Error::invalid(format!("the body is not UTF-8: {error}")))?;
+    match serde_json::from_str(text) {
+        Ok(Json::Object(body)) => Ok(body),
+        Ok(_) => Err(Error::invalid("the body is JSON, but no object")),
+        Err(error) => Err(Error::invalid(format!("the body is not JSON: {error}"))),
+    }
+}
+
+/// Returns the text model that a body names.
+///
+/// Errors: no name, a model that is not there, one that is not for texts.
+pub(super) fn text_model(door: &OpenAi, body: &Body) -> Result<(Arc<Model>, TextModel)> {
+    let model = named(door, body)?;
+    match &model.text {
+        Some(text) => Ok((model.clone(), text.clone())),
+        None => {
+            let text = format!("`model`: `{}` is a tensor model and takes no text", model.name);
+            Err(Error::invalid(text).with_param("model"))
+        }
+    }
+}
+
+/// Returns the model that a body names.
+///
+/// Errors: no name, a model that is not there.
+pub(super) fn named(door: &OpenAi, body: &Body) -> Result<Arc<Model>> {
+    door.shared.admit()?;
+    match body.get("model") {
+        Some(Json::String(name)) => door.model(name),
+        None | Some(Json::Null) => Err(Error::invalid("`model`: is missing").with_param("model")),
+        Some(_) => Err(Error::invalid("`model`: expected a text").with_param("model")),
+    }
+}
+
+impl OpenAi {
+    /// Returns a model by name.
+    ///
+    /// Errors: it is not there, or not ready yet.
+    pub(super) fn model(&self, name: &str) -> Result<Arc<Model>> {
+        self.shared.models.get(name, "").map_err(|error| match error.kind() {
+            engine::ErrorKind::NotFound => {
+                Error::not_found(format!("the model `{name}` does not exist"))
+                    .with_param("model")
+                    .with_code("model_not_found")
+            }
+            _ => error,
+        })
+    }
+}
+
+/// Reads the priority: as in Triton, 0 is the model's default and lower is more urgent.
+fn priority(body: &Body) -> Result<u64> {
+    match body.get("priority") {
+        None | Some(Json::Null) => Ok(0),
+        Some(value) => value.as_u64().ok_or_else(|| {
+            let text = format!("`priority`: expected a whole number from 0, got {value}");
+            Error::invalid(text).with_param("priority")
+        }),
+    }
+}
+
+/// Answers at the end.
+async fn whole(
+    mut stream: OutputStream<Completion>,
+    mut form: Box<dyn Form>,
+    mut observation: Observation,
+) -> Result<Response> {
+    let mut fold = Fold::default();
+    while let Some(output) = stream.next().await {
+        match output {
+            Ok(output) => {
+                observation.queued(output.queue_time);
+                fold.push(output);
+            }
+            Err(error) => {
+                observation.end(Err(&error));
+                return Err(error);
+            }
+        }
+    }
+    let response = fine(&form.whole(fold));
+    observation.end(Ok(()));
+    Ok(response)
+}

@@ -1,0 +1,101 @@
+//! What is there: models, health, tokens.
+
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use http::StatusCode;
+use openai_bridge::api::tokens;
+use serde_json::{Value as Json, json};
+
+use super::OpenAi;
+use super::answer::{failure, fine, json};
+use super::call::{body, text_model};
+use crate::catalog;
+use crate::models::Model;
+use crate::rest::receive::receive;
+use crate::status::Dialect;
+use crate::text::now;
+
+/// `GET /v1/models`: what can be called with texts.
+pub(super) async fn models(State(door): State<OpenAi>) -> Response {
+    let ready = door.shared.models.ready();
+    let mut data: Vec<Json> = Vec::new();
+    for model in ready.iter().filter(|model| model.text.is_some()) {
+        // The latest version of a name is the one that is called.
+        let is_latest = door.model(&model.name).is_ok_and(|latest| latest.version == model.version);
+        if is_latest {
+            data.push(described(&door, model));
+        }
+    }
+    fine(&json!({"object": "list", "data": data}))
+}
+
+/// `GET /v1/models/ID`; an id may have slashes.
+pub(super) async fn model(State(door): State<OpenAi>, Path(id): Path<String>) -> Response {
+    match door.model(&id) {
+        Ok(model) => fine(&described(&door, &model)),
+        Err(error) => failure(&door, Dialect::OpenAi, &error),
+    }
+}
+
+fn described(door: &OpenAi, model: &Model) -> Json {
+    let mut described = json!({
+        "id": &*model.name,
+        "object": "model",
+        "created": door.started,
+        "owned_by": "stator",
+        "version": &*model.version,
+    });
+    if let Some(text) = &model.text {
+        described["max_model_len"] = text.texts.bridge.context_length().into();
+    }
+    described
+}
+
+/// `GET /health`: whether a request would be taken now.
+pub(super) async fn health(State(door): State<OpenAi>) -> Response {
+    let is_ready = catalog::server_ready(&door.shared);
+    let models = door.shared.models.ready();
+    let names: Vec<&str> =
+        models.iter().filter(|model| model.is_ready()).map(|model| &*model.name).collect();
+    let (status, word) = match is_ready && !names.is_empty() {
+        true => (StatusCode::OK, "healthy"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
+    };
+    json(status, &json!({"status": word, "models": names}))
+}
+
+/// `GET /live`: whether the process works.
+pub(super) async fn live() -> Response {
+    fine(&json!({"status": "live"}))
+}
+
+/// `POST /v1/tokenize`
+pub(super) async fn tokenize(State(door): State<OpenAi>, request: Request) -> Response {
+    let work = async {
+        let received = receive(request, door.max_input).await?;
+        let body = body(&received)?;
+        let (_, text) = text_model(&door, &body)?;
+        let size = received.body.len();
+        text.texts.heavy(size, move |bridge| tokens::tokenize(bridge, &body, now())).await
+    };
+    answer(&door, work.await)
+}
+
+/// `POST /v1/detokenize`
+pub(super) async fn detokenize(State(door): State<OpenAi>, request: Request) -> Response {
+    let work = async {
+        let received = receive(request, door.max_input).await?;
+        let body = body(&received)?;
+        let (_, text) = text_model(&door, &body)?;
+        let size = received.body.len();
+        text.texts.heavy(size, move |bridge| tokens::detokenize(bridge, &body)).await
+    };
+    answer(&door, work.await)
+}
+
+fn answer(door: &OpenAi, result: engine::Result<Json>) -> Response {
+    match result {
+        Ok(value) => fine(&value),
+        Err(error) => failure(door, Dialect::OpenAi, &error),
+    }
+}

@@ -1,0 +1,109 @@
+//! The settings of the OpenAI door.
+
+use std::time::Duration;
+
+use crate::config::Invalid;
+
+/// The routes that can be moved, by name, with their usual paths.
+pub(crate) const PATHS: [(&str, &str); 19] = [
+    ("chat", "/v1/chat/completions"),
+    ("completions", "/v1/completions"),
+    ("embeddings", "/v1/embeddings"),
+    ("responses", "/v1/responses"),
+    ("messages", "/v1/messages"),
+    ("models", "/v1/models"),
+    ("rerank", "/v1/rerank"),
+    ("tokenize", "/v1/tokenize"),
+    ("detokenize", "/v1/detokenize"),
+    ("images", "/v1/images/generations"),
+    ("videos", "/v1/videos/generations"),
+    ("busy_threshold", "/busy_threshold"),
+    ("health", "/health"),
+    ("live", "/live"),
+    ("metrics", "/metrics"),
+    ("openapi", "/openapi.json"),
+    ("docs", "/docs"),
+    ("page", "/"),
+    ("videos_stream", "/v1/videos/generations/stream"),
+];
+
+/// The settings.
+#[derive(Clone, Debug)]
+pub struct OpenAiConfig {
+    /// Where the routes are.
+    pub(crate) paths: Paths,
+    /// Silence on a stream after which a comment keeps it alive; none: never.
+    pub keep_alive: Option<Duration>,
+    /// The status of a refusal for overload: 503 or 529.
+    pub overload_status: u16,
+}
+
+/// Where the routes are.
+#[derive(Clone, Debug)]
+pub(crate) struct Paths(Vec<String>);
+
+impl Paths {
+    /// Reads moves of the form `NAME=PATH`.
+    ///
+    /// Errors: an unknown name, what is no path, two routes at one path.
+    pub(crate) fn parse(flag: &str, moves: &[String]) -> Result<Self, Invalid> {
+        let mut paths = PATHS.map(|(_, path)| path.to_owned()).to_vec();
+        for given in moves {
+            let invalid = |why: String| Invalid(format!("{flag}: {why}"));
+            let (name, path) = given
+                .split_once('=')
+                .ok_or_else(|| invalid(format!("expected NAME=PATH, got `{given}`")))?;
+            let place = PATHS.iter().position(|(known, _)| *known == name).ok_or_else(|| {
+                let names = PATHS.map(|(name, _)| name).join(", ");
+                invalid(format!("`{name}` is no route; there are {names}"))
+            })?;
+            let is_path = path.starts_with('/')
+                && path.bytes().all(|byte| byte.is_ascii_graphic() && !b"{}*?#%".contains(&byte));
+            if !is_path || path.starts_with("/v2/") || path == "/v2" {
+                return Err(invalid(format!("`{path}` is no path for a route")));
+            }
+            paths[place] = path.to_owned();
+        }
+        for (index, path) in paths.iter().enumerate() {
+            if paths[..index].contains(path) {
+                return Err(Invalid(format!("{flag}: two routes are at `{path}`")));
+            }
+        }
+        Ok(Self(paths))
+    }
+
+    /// Returns where a route is.
+    pub(crate) fn get(&self, name: &str) -> &str {
+        let place = PATHS.iter().position(|(known, _)| *known == name);
+        place.map_or("/", |place| &self.0[place])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_move_to_paths_that_are_free() {
+        let parse = |moves: &[&str]| {
+            let moves: Vec<String> = moves.iter().map(|text| (*text).to_owned()).collect();
+            Paths::parse("--openai-path", &moves).map_err(|error| error.to_string())
+        };
+        let paths = parse(&["chat=/chat", "completions=/v1/chat/completions"]).unwrap();
+        assert_eq!(paths.get("chat"), "/chat");
+        assert_eq!(paths.get("completions"), "/v1/chat/completions");
+        assert_eq!(paths.get("models"), "/v1/models");
+        let table = [
+            ("chat", "expected NAME=PATH"),
+            ("talk=/x", "`talk` is no route"),
+            ("chat=x", "`x` is no path"),
+            ("chat=/v2/x", "`/v2/x` is no path"),
+            ("chat=/a/{b}", "is no path"),
+            ("chat=/v1/models", "two routes are at `/v1/models`"),
+        ];
+        for (given, expected) in table {
+            let error = parse(&[given]).unwrap_err();
+            assert!(error.contains(expected), "{given}: {error}");
+        }
+    }
+}

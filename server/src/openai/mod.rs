@@ -1,0 +1,108 @@
+//! The OpenAI door, with the APIs that live beside it: JSON and streams of events over the models
+//! that KServe's doors serve too.
+//!
+//! A call is read by the bridge, becomes a completion, and goes to the same engine that a tensor
+//! call reaches; only the reading and the form of the answer are different.
+
+mod answer;
+mod call;
+mod catalog;
+mod config;
+mod sse;
+mod vectors;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use http::HeaderValue;
+use openai_bridge::api::{self, Stamp};
+
+use crate::shared::Shared;
+use call::Kind;
+
+pub(crate) use config::{OpenAiConfig, Paths};
+
+/// The header that names a request.
+pub(crate) const REQUEST_ID: &str = "x-request-id";
+
+/// Longest name of a request that is taken over.
+const MAX_REQUEST_ID: usize = 128;
+
+/// The state of the routes.
+#[derive(Clone)]
+pub(crate) struct OpenAi {
+    pub shared: Arc<Shared>,
+    pub config: Arc<OpenAiConfig>,
+    /// Largest body, bytes.
+    pub max_input: usize,
+    /// When the server started, in seconds since 1970.
+    pub started: u64,
+}
+
+/// The name of a request, in its extensions.
+#[derive(Clone)]
+struct RequestId(String);
+
+/// The kinds of texts that are called for by a path of their own.
+const CHAT: Kind = Kind { rpc: "OpenAiChat", read: api::chat::read };
+const COMPLETION: Kind = Kind { rpc: "OpenAiCompletion", read: api::completions::read };
+
+/// Makes the routes.
+pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usize) -> Router {
+    let door = OpenAi { shared, config: Arc::new(config.clone()), max_input, started: seconds() };
+    let path = |name| config.paths.get(name);
+    let text = |kind: Kind| {
+        post(move |State(door): State<OpenAi>, request: Request| async move {
+            call::answer(door, kind, request).await
+        })
+    };
+    let models = path("models");
+    Router::new()
+        .route(path("chat"), text(CHAT))
+        .route(path("completions"), text(COMPLETION))
+        .route(path("embeddings"), post(vectors::embeddings))
+        .route(path("rerank"), post(vectors::rerank))
+        .route(path("tokenize"), post(catalog::tokenize))
+        .route(path("detokenize"), post(catalog::detokenize))
+        .route(models, get(catalog::models))
+        .route(&format!("{models}/{{*id}}"), get(catalog::model))
+        .route(path("health"), get(catalog::health))
+        .route(path("live"), get(catalog::live))
+        .layer(middleware::from_fn(name_request))
+        .with_state(door)
+}
+
+/// Gives a request its name, the client's or one of ours, and tells it in the answer.
+async fn name_request(mut request: Request, next: Next) -> Response {
+    let is_name = |value: &&HeaderValue| {
+        (1..=MAX_REQUEST_ID).contains(&value.len()) && value.to_str().is_ok()
+    };
+    let given = request.headers().get(REQUEST_ID).filter(is_name);
+    let name = given.and_then(|value| value.to_str().ok()).map_or_else(random_id, str::to_owned);
+    request.extensions_mut().insert(RequestId(name.clone()));
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::try_from(name) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Returns 32 random hexadecimal digits.
+fn random_id() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
+/// Returns the seconds since 1970.
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Makes the stamp of an answer.
+fn stamp(model: &str) -> Stamp {
+    Stamp { id: random_id(), created: seconds(), model: model.to_owned() }
+}

@@ -1,0 +1,95 @@
+//! Embeddings and rerank.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use engine::{Context, Error, Result};
+use openai_bridge::api::{Body, embeddings, rerank};
+use serde_json::Value as Json;
+
+use super::answer::{failure, fine};
+use super::call::{body, id, text_model};
+use super::{OpenAi, stamp};
+use crate::inference::heavy;
+use crate::inference::parent;
+use crate::models::{Model, TextModel};
+use crate::rest::receive::receive;
+use crate::status::Dialect;
+
+/// `POST /v1/embeddings`
+pub(super) async fn embeddings(State(door): State<OpenAi>, request: Request) -> Response {
+    let work = |text: TextModel, body: Body, context: Context| async move {
+        let asked = embeddings::read(&body)?;
+        let (vectors, tokens) = text.texts.embed(asked.inputs, context).await?;
+        let encode = asked.is_base64.then_some(base64 as fn(&[u8]) -> String);
+        Ok(embeddings::answer(&stamp(model_name(&body)), &vectors, tokens, encode))
+    };
+    answer(door, "OpenAiEmbeddings", request, work).await
+}
+
+/// `POST /v1/rerank`
+pub(super) async fn rerank(State(door): State<OpenAi>, request: Request) -> Response {
+    let work = |text: TextModel, body: Body, context: Context| async move {
+        let asked = rerank::read(&body)?;
+        let (query, documents) = (asked.query.clone(), asked.documents.clone());
+        let (scores, tokens) = text.texts.rerank(query, documents, context).await?;
+        Ok(rerank::answer(&stamp(model_name(&body)), &asked, &scores, tokens))
+    };
+    answer(door, "OpenAiRerank", request, work).await
+}
+
+fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+fn model_name(body: &Body) -> &str {
+    body.get("model").and_then(Json::as_str).unwrap_or_default()
+}
+
+/// Answers a call whose answer comes at once.
+async fn answer<F>(
+    door: OpenAi,
+    rpc: &'static str,
+    request: Request,
+    work: impl FnOnce(TextModel, Body, Context) -> F,
+) -> Response
+where
+    F: Future<Output = Result<Json>>,
+{
+    let result = run(&door, rpc, request, work).await;
+    result.unwrap_or_else(|error| failure(&door, Dialect::OpenAi, &error))
+}
+
+async fn run<F>(
+    door: &OpenAi,
+    rpc: &'static str,
+    request: Request,
+    work: impl FnOnce(TextModel, Body, Context) -> F,
+) -> Result<Response>
+where
+    F: Future<Output = Result<Json>>,
+{
+    let id = id(&request);
+    let received = receive(request, door.max_input).await?;
+    let mut observation = door.shared.observe(rpc);
+    let read = || -> Result<(Arc<Model>, TextModel, Body)> {
+        let body = body(&received)?;
+        let (model, text) = text_model(door, &body)?;
+        Ok((model, text, body))
+    };
+    let (model, text, body) = match heavy(received.body.len(), read) {
+        Ok(read) => read,
+        Err(error) => {
+            observation.refused(None, &error);
+            return Err(error);
+        }
+    };
+    let parent = parent(&received.headers);
+    observation.begin_work(model, 1, &id, parent.as_deref());
+    let result: std::result::Result<Json, Error> = work(text, body, Context::new(id)).await;
+    observation.end(result.as_ref().map(|_| ()));
+    result.map(|value| fine(&value))
+}
