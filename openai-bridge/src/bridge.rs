@@ -6,7 +6,7 @@ use engine::{Error, GenerateRequest, InferRequest, ModelCard, Result, Vocabulary
 use tensor::{ModelConfig, Tensor};
 
 use crate::completion::{Completion, Prompts};
-use crate::template::Template;
+use crate::template::{Conversation, Now, Template};
 use crate::tokenizer::{TokenTable, Tokenizer};
 use crate::{Answer, profile};
 
@@ -60,11 +60,12 @@ impl TextBridge {
         Completion::parse(request)
     }
 
-    /// Returns the token requests of a completion, one for each prompt.
+    /// Returns the token requests of a completion, one for each prompt; chat templates may ask
+    /// what time it is.
     ///
     /// Errors: a prompt that cannot fit into the context, or is no conversation. Takes time in
     /// proportion to the prompts: long ones do not belong on an async runtime.
-    pub fn encode(&self, completion: &Completion) -> Result<Vec<GenerateRequest>> {
+    pub fn encode(&self, completion: &Completion, now: Now) -> Result<Vec<GenerateRequest>> {
         let tokens = match &completion.prompts {
             Prompts::Texts(texts) => {
                 texts.iter().map(|text| self.tokens(text, true)).collect::<Result<Vec<_>>>()?
@@ -74,9 +75,14 @@ impl TextBridge {
                     let model = &self.name;
                     Error::invalid(format!("input `messages`: '{model}' has no chat template"))
                 })?;
+                let rendered = |messages: &String| {
+                    let text = Conversation::parse(messages)
+                        .and_then(|conversation| template.render(&conversation, now));
+                    text.map_err(|error| error.with_prefix("input `messages`: "))
+                };
                 conversations
                     .iter()
-                    .map(|messages| self.tokens(&template.render(messages)?, false))
+                    .map(|messages| self.tokens(&rendered(messages)?, false))
                     .collect::<Result<Vec<_>>>()?
             }
         };

@@ -17,4 +17,5 @@ mod tokenizer;
 pub use answer::Answer;
 pub use bridge::TextBridge;
 pub use completion::{Completion, DEFAULT_MAX_TOKENS};
+pub use template::{Conversation, Now, Template};
 pub use tokenizer::Tokenizer;

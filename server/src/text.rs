@@ -6,14 +6,14 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use engine::{
     Context, Engine, Error, GenerateRequest, InferOutput, InferRequest, OutputStream, Result,
 };
 use futures_util::Stream;
-use openai_bridge::{Answer, TextBridge};
+use openai_bridge::{Answer, Now, TextBridge};
 use tokio::sync::Semaphore;
 
 /// A prompt of this many bytes is tokenised off the async runtime, since it takes longer than
@@ -71,7 +71,9 @@ fn encode(bridge: &TextBridge, request: &InferRequest) -> Result<(Vec<GenerateRe
              ask without it, or call ModelStreamInfer (over HTTP generate_stream)",
         ));
     }
-    let requests = bridge.encode(&completion)?;
+    // Before 1970 is a clock that was never set.
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let requests = bridge.encode(&completion, Now::from_unix(since_1970.as_secs()))?;
     let prompt_tokens: Vec<u32> =
         requests.iter().map(|request| request.tokens.len() as u32).collect();
     Ok((requests, bridge.answer(completion, prompt_tokens)))

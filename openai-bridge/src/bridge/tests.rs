@@ -39,7 +39,7 @@ fn run(mut inputs: Vec<Tensor>, parameters: &[(&str, Parameter)]) -> Result<Vec<
     bridge.config().validate(&inputs, [])?;
     let parameters = parameters.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     let request = InferRequest { inputs, parameters, ..InferRequest::default() };
-    bridge.encode(&bridge.parse(&request)?)
+    bridge.encode(&bridge.parse(&request)?, Now::default())
 }
 
 fn prompt(shape: &[i64], texts: &[&str]) -> Tensor {
