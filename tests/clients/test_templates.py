@@ -6,11 +6,11 @@ gets the messages as the bridge adapted them to the template, which is checked a
 
 import copy
 import datetime
+import html
 import json
 import os
 import pathlib
 import subprocess
-import sys
 
 import pytest
 from transformers.utils import chat_template_utils
@@ -131,6 +131,78 @@ CASES = {
 }
 
 
+# Where `transformers` raises and the bridge renders: what the error says, and why.
+LENIENT = {
+    "'NoneType' object is not iterable":
+        "no tools, documents or arguments are none; the bridge iterates over none as over nothing, "
+        "so that a template for tools also serves a conversation without any",
+    "Object of type generator is not JSON serializable":
+        "the template writes what `map` makes as JSON, which only other renderers than "
+        "`transformers` can do; the bridge writes a list",
+}
+
+# Where both render: the template joins texts marked `safe` with others, which Jinja2 escapes as
+# HTML even where nothing else is escaped. The bridge writes what the template means.
+ESCAPED = {"meetkai-functionary-medium-v3.1"}
+
+# Templates that want variables which no request has, so that neither side renders anything.
+WITHOUT_TEXT = {"fireworks-ai-llama-3-firefunction-v2"}
+
+# Small templates over the variables below, each a quirk of Jinja2 or Python.
+VARIABLES = {
+    "s": "  Hello, Wörld \n", "n": None, "t": True, "i": 7, "f": 2.5, "z": "", "l": [3, 1, 2],
+    "d": {"b": 1, "a": [1, 2.0, 1e-7, 1e22, None, True, "x'y", 'q"q', "é\n\u200b"]},
+    "e": {}, "el": [], "o": [{"n": "b", "v": 2}, {"n": "a", "v": 1, "w": 0}],
+}
+QUIRKS = r"""
+{{ d }}{{ e }}{{ l }}{{ n }}{{ t }}{{ f }}{{ (1, 2) }}{{ (1,) }}{{ [1.0, 'a', none] }}
+{{ d | tojson }}{{ d | tojson(indent=2) }}{{ e | tojson(indent=2) }}{{ el | tojson(indent=2) }}
+{{ o | tojson(indent=4, sort_keys=true) }}{{ o | tojson(separators=(',', ':')) }}
+{{ d | tojson(ensure_ascii=true) }}{{ '</a>&\u2028\x7f' | tojson }}{{ {1: none, 'x': 2.0} | tojson }}
+{{ missing | tojson }}
+{{ 1e16 }}{{ 0.00001 }}{{ 10 / 2 }}{{ -7 // 2 }}{{ -7 % 3 }}{{ 2 ** -1 }}{{ 0.1 + 0.2 }}{{ 1 + true }}
+{{ s.strip() }}{{ s.strip('H \n') }}{{ s.lstrip() }}{{ s.rstrip() }}{{ s | trim }}{{ n | trim }}
+{{ s.split() }}{{ s.split(' ') }}{{ s.split(', ', 1) }}{{ s.split(none, 1) }}{{ s.split(maxsplit=1) }}
+{{ s.rsplit(' ', 1) }}{{ 'a b  c '.rsplit(none, 1) }}{{ s.partition(',') }}{{ s.rpartition('x') }}
+{{ 'x'.split('') }}
+{{ s.title() }}{{ "they're".title() }}{{ s.capitalize() }}{{ s.swapcase() }}{{ s.upper() }}
+{{ 'a\r\nb\n\nc'.splitlines() }}{{ 'a\nb\n'.splitlines(true) }}{{ s.find('W') }}{{ s.index('W') }}
+{{ s.startswith(('x', '  H')) }}{{ s.endswith('\n') }}{{ s.count('l') }}{{ s.replace('l', 'L', 1) }}
+{{ '{} {x}'.format(1, x=2) }}{{ '{:.2f}|{:>5}|{:05d}'.format(3.14159, 'ab', 42) }}{{ '%s %d' | format('a', 2) }}
+{{ 'ab'.center(6) }}{{ 'abc'.center(6) }}{{ '-5'.zfill(4) }}{{ 'ab'.ljust(5) }}{{ 'abc'.removeprefix('a') }}
+{{ 'abc'[::-1] }}{{ 'abc'[-2:] }}{{ l[::-1] }}{{ l[1:] }}{{ l[:-1] }}{{ l[-1] }}{{ l[9] }}{{ l + [4] }}
+{{ d.get('b') }}{{ d.get('q') }}{{ d.get('q', 1) }}{{ d.q }}{{ d.q is defined }}{{ n.q }}{{ s.q }}{{ d['b'] }}
+{{ d.q.q }}
+{{ missing + 'x' }}
+{{ missing }}{{ missing | length }}{{ missing | default('x') }}{{ n | default('x') }}{{ n | default('x', true) }}
+{{ z | default('x', boolean=true) }}{{ z | default('x', boolean=false) }}{{ missing or 'y' }}{{ not missing }}
+{{ n | length }}
+{{ n | items | list }}
+{% for k, v in d.items() %}{{ k }}{% endfor %}{% for k, v in d | items %}{{ k }}{% endfor %}{{ d | dictsort }}
+{{ o | map(attribute='n') | join('+') }}{{ o | selectattr('n', 'equalto', 'a') | list }}{{ l | sort }}
+{{ o | rejectattr('w', 'defined') | list }}{{ l | map('string') | list }}{{ l | select('odd') | list }}
+{{ 'a\nb\n\nc\n' | indent }}{{ 'a\nb' | indent(2, true) }}{{ 'a\n\nb' | indent('> ', blank=true) }}
+{{ '<a & "b">' | e }}{{ '<a>' | safe }}{{ 2.5 | round }}{{ '12' | int }}{{ 'abc' | list }}{{ l | first }}
+{{ l is sequence }}{{ d is sequence }}{{ s is sequence }}{{ l[1:] is sequence }}{{ i is sequence }}
+{{ n is iterable }}{{ s is iterable }}{{ d is mapping }}{{ l is mapping }}{{ i is number }}{{ t is integer }}
+{{ d.a[2] is number }}{{ d.a[2] ~ '' }}{{ d.a[3] | string }}{{ n is none }}{{ t is true }}{{ raise_exception is callable }}
+{{ 'x' if n }}{{ 'a' 'b' }}{{ 'a' ~ 1 ~ none ~ true ~ 1.5 }}{{ 1 < 2 < 3 }}{{ 'ab' * 2 }}{{ 'x' not in 'ab' }}
+{{ 'a' + 1 }}
+{{ 'x' in n }}
+{{ strftime_now('%Y-%m-%d %H:%M:%S %j %A %B %-d %e %p %I %y %U %V%%') }}
+{% for x in l %}{{ loop.index }}{{ loop.last }}{{ loop.length }}{{ loop.revindex0 }}{{ loop.previtem }}{{ loop.nextitem }}{% endfor %}
+{% for x in l if x > 1 %}{% if x == 2 %}{% continue %}{% endif %}{{ x }}{{ loop.length }}{% else %}no{% endfor %}
+{% set x = 1 %}{% for y in l %}{% set x = y %}{% if y == 1 %}{% break %}{% endif %}{% endfor %}{{ x }}
+{% set ns = namespace(x=[]) %}{% for y in l %}{% set ns.x = ns.x + [y] %}{% endfor %}{{ ns.x }}{{ ns.y }}
+{% macro m(a, b=2) %}{{ a }}{{ b }}{{ i }}{% endmacro %}{{ m(1) }}{{ m() }}{{ m(1, b=none) }}{{ m(1) is string }}
+{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %} x {% endcall %}{% set y %} a {% endset %}[{{ y }}]
+{% generation %} a {{ i }}{% set i = 1 %} {%- endgeneration %} {{ i }}
+{{ l.append(4) }}
+{{ d.pop('a') }}
+{{ raise_exception('no') }}
+""".strip().split("\n")
+
+
 class Renderer:
     """The bridge's renderer as a process: a line in, a line out."""
 
@@ -177,12 +249,16 @@ def expected(template, messages, options):
     return rendered[0], None
 
 
-def difference(template, ours, options):
+def difference(template, ours, options, is_escaped=False):
     """Says where the bridge and `transformers` differ, or nothing."""
     if "messages" not in ours:
         return f"refused before rendering: {ours}"
     theirs, why = expected(template, ours["messages"], options)
+    if is_escaped and theirs:
+        theirs = html.unescape(theirs)
     if ours.get("text") == theirs:
+        return None
+    if why and "text" in ours and any(known in why for known in LENIENT):
         return None
     return f"ours:   {ours.get('text')!r} {ours.get('error', '')}\ntheirs: {theirs!r} {why or ''}"
 
@@ -221,9 +297,16 @@ def test_a_template_renders_as_in_transformers(path, renderer):
     for name, (messages, options) in CASES.items():
         ours = renderer.render(template, messages, options)
         texts += "text" in ours
-        if found := difference(template, ours, options):
+        if found := difference(template, ours, options, path.stem in ESCAPED):
             differences.append(f"{name}:\n{found}")
         elif "messages" in ours:
             check_adaptation(messages, ours["messages"])
     assert not differences, "\n".join(differences)
-    assert texts >= 5
+    assert texts >= 5 or path.stem in WITHOUT_TEXT
+
+
+@pytest.mark.parametrize("template", QUIRKS)
+def test_a_quirk_is_rendered_as_in_transformers(template, renderer):
+    options = {"kwargs": VARIABLES}
+    ours = renderer.render(template, [HELLO], options)
+    assert not difference(template, ours, options)

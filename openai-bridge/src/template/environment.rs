@@ -7,7 +7,7 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::python::{self, JsonStyle};
-use super::{clock::Now, methods};
+use super::{clock::Now, methods, values};
 
 /// Instructions that one rendering may take; a long conversation needs some ten thousands.
 const FUEL: u64 = 5_000_000;
@@ -43,12 +43,15 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.add_filter("d", default);
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);
-    environment.add_test("sequence", |value: &Value| {
-        value.kind() != ValueKind::Iterable && is_iterable(value)
-    });
+    // What the library iterates lazily, such as a slice or a sum of lists, is a list in Python.
+    environment.add_test("sequence", is_iterable);
     environment.add_test("iterable", is_iterable);
     environment.add_test("callable", |value: &Value| {
-        matches!(value.kind(), ValueKind::Plain) && value.as_object().is_some()
+        value.kind() == ValueKind::Plain && !values::is_float(value)
+    });
+    environment.add_test("float", values::is_float);
+    environment.add_test("number", |value: &Value| {
+        value.kind() == ValueKind::Bool || value.is_number() || values::is_float(value)
     });
     Ok(environment)
 }

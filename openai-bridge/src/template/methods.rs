@@ -84,6 +84,18 @@ fn of_text(text: &str, method: &str, arguments: &[Value]) -> Result<Option<Value
         }
         "ljust" | "rjust" | "center" | "zfill" => pad(text, method, arguments)?,
         "casefold" => Value::from(text.to_lowercase()),
+        "title" => {
+            let () = from_args(arguments)?;
+            Value::from(title(text))
+        }
+        "swapcase" => {
+            let () = from_args(arguments)?;
+            let swapped = text.chars().flat_map(|letter| match letter.is_uppercase() {
+                true => letter.to_lowercase().collect::<Vec<_>>(),
+                false => letter.to_uppercase().collect(),
+            });
+            Value::from(String::from_iter(swapped))
+        }
         _ => return Ok(None),
     }))
 }
@@ -166,7 +178,7 @@ fn split<'t>(text: &'t str, separator: &str, count: usize, from_right: bool) -> 
 
 fn split_space(text: &str, count: usize, from_right: bool) -> Vec<&str> {
     let mut parts = Vec::new();
-    let mut rest = strip(text, None, true, true);
+    let mut rest = strip(text, None, !from_right, from_right);
     while !rest.is_empty() {
         let cut = match from_right {
             _ if parts.len() == count => None,
@@ -190,6 +202,20 @@ fn split_space(text: &str, count: usize, from_right: bool) -> Vec<&str> {
         parts.reverse();
     }
     parts
+}
+
+/// Writes each run of letters with a capital first, as Python, which has `They'Re`.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut in_word = false;
+    for letter in text.chars() {
+        match in_word {
+            true => out.extend(letter.to_lowercase()),
+            false => out.extend(letter.to_uppercase()),
+        }
+        in_word = letter.is_alphabetic();
+    }
+    out
 }
 
 /// Widest field that a text is padded to.

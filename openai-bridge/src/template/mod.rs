@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use engine::{Error, Result};
-use minijinja::value::Serde;
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
@@ -17,6 +16,7 @@ mod environment;
 mod forms;
 mod methods;
 mod python;
+mod values;
 
 pub use clock::Now;
 pub use conversation::Conversation;
@@ -101,10 +101,10 @@ impl Compiled {
         // As in `transformers`, what was not given is there and none.
         let list = |items: &[Json]| match items.is_empty() {
             true => Value::from(()),
-            false => Value::from(Serde(items)),
+            false => values::list(items),
         };
         let mut variables = BTreeMap::from([
-            ("messages", Value::from(Serde(messages))),
+            ("messages", values::list(messages)),
             ("tools", list(&conversation.tools)),
             ("documents", list(&conversation.documents)),
             ("add_generation_prompt", conversation.add_generation_prompt.into()),
@@ -113,7 +113,7 @@ impl Compiled {
             ("strftime_now", environment::strftime_now(now)),
         ]);
         let kwargs: &Map<String, Json> = &conversation.kwargs;
-        let kwargs = kwargs.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value))));
+        let kwargs = kwargs.iter().map(|(name, value)| (name.as_str(), values::value(value)));
         variables.extend(kwargs);
         let variables = Value::from(variables);
         // The library indexes out of bounds when an empty sequence is reversed by a slice.

@@ -3,6 +3,8 @@
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
+use super::values;
+
 /// Deepest nesting that is written; JSON of a request has at most 128.
 const MAX_DEPTH: usize = 200;
 
@@ -63,35 +65,26 @@ fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
 }
 
 fn number(out: &mut String, value: &Value) {
-    if value.is_integer() {
-        out.push_str(&value.to_string());
-    } else {
-        let number = f64::try_from(value.clone()).unwrap_or(f64::NAN);
-        float(out, number, ["nan", "inf", "-inf"]);
+    match values::float(value).filter(|_| values::is_float(value)) {
+        Some(number) => out.push_str(&float(number)),
+        None => out.push_str(&value.to_string()),
     }
 }
 
 /// Writes a float as Python: the shortest digits that mean it, an exponent from `1e16` on and
 /// below `1e-4`.
-fn float(out: &mut String, number: f64, [nan, infinity, minus]: [&str; 3]) {
+pub(super) fn float(number: f64) -> String {
     if number.is_nan() {
-        return out.push_str(nan);
-    }
-    if number.is_infinite() {
-        return out.push_str(if number > 0.0 { infinity } else { minus });
+        return "nan".into();
     }
     let text = format!("{number:?}");
-    match text.split_once('e') {
-        None => out.push_str(&text),
-        Some((digits, exponent)) => {
-            let (sign, exponent) = match exponent.strip_prefix('-') {
-                Some(exponent) => ('-', exponent),
-                None => ('+', exponent),
-            };
-            let digits = digits.strip_suffix(".0").unwrap_or(digits);
-            out.push_str(&format!("{digits}e{sign}{exponent:0>2}"));
-        }
-    }
+    let Some((digits, exponent)) = text.split_once('e') else { return text };
+    let (sign, exponent) = match exponent.strip_prefix('-') {
+        Some(exponent) => ('-', exponent),
+        None => ('+', exponent),
+    };
+    let digits = digits.strip_suffix(".0").unwrap_or(digits);
+    format!("{digits}e{sign}{exponent:0>2}")
 }
 
 fn string_repr(out: &mut String, text: &str) {
@@ -201,6 +194,7 @@ impl JsonStyle {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => json_number(out, value),
+            ValueKind::Plain if values::is_float(value) => json_number(out, value),
             ValueKind::String => self.string(out, value.as_str().unwrap_or_default()),
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
@@ -296,11 +290,11 @@ impl JsonStyle {
 }
 
 fn json_number(out: &mut String, value: &Value) {
-    if value.is_integer() {
-        out.push_str(&value.to_string());
-    } else {
-        let number = f64::try_from(value.clone()).unwrap_or(f64::NAN);
-        float(out, number, ["NaN", "Infinity", "-Infinity"]);
+    match values::float(value).filter(|_| values::is_float(value)) {
+        Some(number) if number.is_nan() => out.push_str("NaN"),
+        Some(f64::INFINITY) => out.push_str("Infinity"),
+        Some(f64::NEG_INFINITY) => out.push_str("-Infinity"),
+        _ => number(out, value),
     }
 }
 
