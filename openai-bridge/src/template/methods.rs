@@ -31,25 +31,7 @@ fn of_text(text: &str, method: &str, arguments: &[Value]) -> Result<Option<Value
             let (chars,): (Option<&str>,) = from_args(arguments)?;
             Value::from(strip(text, chars, method != "rstrip", method != "lstrip"))
         }
-        "split" | "rsplit" => {
-            let (separator, count, named): (Option<Value>, Option<i64>, Kwargs) =
-                from_args(arguments)?;
-            let separator = match separator {
-                Some(separator) => Some(separator),
-                None => named.get::<Option<Value>>("sep")?,
-            };
-            let count = count.or(named.get("maxsplit")?).unwrap_or(-1);
-            named.assert_all_used()?;
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            let parts = match separator.filter(|separator| !separator.is_none()) {
-                None => split_space(text, count, method == "rsplit"),
-                Some(separator) => {
-                    let separator = separator.as_str().unwrap_or_default();
-                    split(text, not_empty(separator)?, count, method == "rsplit")
-                }
-            };
-            parts.into_iter().map(Value::from).collect()
-        }
+        "split" | "rsplit" => split_method(text, method == "rsplit", arguments)?,
         "partition" | "rpartition" => {
             let (separator,): (&str,) = from_args(arguments)?;
             let separator = not_empty(separator)?;
@@ -164,6 +146,25 @@ pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
         lines.push(rest);
     }
     lines
+}
+
+fn split_method(text: &str, from_right: bool, arguments: &[Value]) -> Result<Value, Error> {
+    let (separator, count, named): (Option<Value>, Option<i64>, Kwargs) = from_args(arguments)?;
+    let separator = match separator {
+        Some(separator) => Some(separator),
+        None => named.get::<Option<Value>>("sep")?,
+    };
+    let count = count.or(named.get("maxsplit")?).unwrap_or(-1);
+    named.assert_all_used()?;
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let parts = match separator.filter(|separator| !separator.is_none()) {
+        None => split_space(text, count, from_right),
+        Some(separator) => {
+            let separator = separator.as_str().unwrap_or_default();
+            split(text, not_empty(separator)?, count, from_right)
+        }
+    };
+    Ok(parts.into_iter().map(Value::from).collect())
 }
 
 fn split<'t>(text: &'t str, separator: &str, count: usize, from_right: bool) -> Vec<&'t str> {
