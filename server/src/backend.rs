@@ -139,7 +139,8 @@ impl Backends {
             max_running_sequences: self.engine.max_running_sequences,
             batch_tokens: self.engine.batch_tokens,
         };
-        let generate = GenerateEngine::start(runner, card.eos_tokens.clone(), scheduler)
+        let eos_tokens = card.eos_tokens.clone();
+        let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, scheduler)
             .map_err(|error| error.to_string())?;
         let generate = Arc::new(generate);
         let labels = ModelLabels { model: card.name.as_str().into() };

@@ -5,7 +5,7 @@ use std::time::Instant;
 use engine::{Context, Engine, GenerateRequest, StopConditions};
 use futures_util::StreamExt;
 use worker::generate::{GenerateEngine, SchedulerConfig};
-use worker::runner::mock::{MockConfig, MockRunner};
+use worker::runner::mock::{self, MockConfig, MockRunner};
 
 /// Requests at once.
 const STREAMS: usize = 32;
@@ -15,7 +15,9 @@ const TOKENS: u32 = 8000;
 #[expect(clippy::print_stdout, reason = "the example's purpose is to print")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let runner = Box::new(MockRunner::new(MockConfig::default()));
-    let engine = GenerateEngine::start(runner, vec![256], SchedulerConfig::default())?;
+    let vocabulary = mock::vocabulary();
+    let config = SchedulerConfig::default();
+    let engine = GenerateEngine::start(runner, &vocabulary, vec![256], config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let started = Instant::now();
     let (tokens, outputs) = runtime.block_on(async {

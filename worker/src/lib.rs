@@ -4,6 +4,7 @@ pub mod cpu;
 mod error;
 pub mod generate;
 pub mod gguf;
+mod guided;
 pub mod infer;
 pub mod kv;
 pub mod model;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use worker::cpu::Isa;
 use worker::runner::cpu::{CpuOptions, CpuRunner};
-use worker::runner::{Entry, Runner};
+use worker::runner::{Entry, Runner, Wants};
 
 /// Mean Kullback-Leibler divergence, in nats, that quantised activations may cost.
 const MAX_KL: f64 = 0.006;
@@ -87,9 +87,9 @@ fn logits_match_the_f32_forward_pass() {
         for prompt in &prompts {
             let blocks: Vec<u32> = (0..64).collect();
             let tokens = &prompt.tokens;
-            let entry = Entry { tokens, start: 0, blocks: &blocks, wants_logits: true };
-            let logits = runner.forward(&[entry]).unwrap();
-            let ours: Vec<f64> = logits.values.iter().map(|&logit| logit.into()).collect();
+            let entry = Entry { tokens, start: 0, blocks: &blocks, wants: Wants::Last };
+            let outputs = runner.forward(&[entry]).unwrap();
+            let ours: Vec<f64> = outputs.logits.iter().map(|&logit| logit.into()).collect();
             let exact = &prompt.logits;
             let (p, q) = (log_softmax(exact), log_softmax(&ours));
             kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
@@ -132,8 +132,8 @@ fn alone(runner: &mut CpuRunner, sequence: &Sequence, steps: usize) -> Vec<Vec<f
             _ => (&sequence.tokens[step - 1..step], sequence.tokens.len() + step - 1),
         };
         let blocks = &sequence.blocks;
-        let entry = Entry { tokens, start, blocks, wants_logits: true };
-        rows.push(runner.forward(&[entry]).unwrap().values.to_vec());
+        let entry = Entry { tokens, start, blocks, wants: Wants::Last };
+        rows.push(runner.forward(&[entry]).unwrap().logits.to_vec());
     }
     rows
 }
@@ -151,14 +151,14 @@ fn a_batch_gives_bit_for_bit_what_each_sequence_gives_alone() {
         for (start, end) in [(0, 17), (17, 60)] {
             let tokens = &longest.tokens[start..end];
             let blocks = &longest.blocks;
-            two.forward(&[Entry { tokens, start, blocks, wants_logits: false }]).unwrap();
+            two.forward(&[Entry { tokens, start, blocks, wants: Wants::Nothing }]).unwrap();
         }
         let entries: Vec<Entry<'_>> = sequences
             .iter()
             .enumerate()
             .map(|(index, s)| {
                 let start = if index == 5 { 60 } else { 0 };
-                Entry { tokens: &s.tokens[start..], start, blocks: &s.blocks, wants_logits: true }
+                Entry { tokens: &s.tokens[start..], start, blocks: &s.blocks, wants: Wants::Last }
             })
             .collect();
         check(&mut two, &entries, &solo, 0);
@@ -169,7 +169,7 @@ fn a_batch_gives_bit_for_bit_what_each_sequence_gives_alone() {
                     tokens: &s.tokens[step - 1..step],
                     start: s.tokens.len() + step - 1,
                     blocks: &s.blocks,
-                    wants_logits: true,
+                    wants: Wants::Last,
                 })
                 .collect();
             check(&mut two, &entries, &solo, step);
@@ -178,8 +178,8 @@ fn a_batch_gives_bit_for_bit_what_each_sequence_gives_alone() {
 }
 
 fn check(runner: &mut CpuRunner, entries: &[Entry<'_>], solo: &[Vec<Vec<f32>>], step: usize) {
-    let logits = runner.forward(entries).unwrap();
-    for (index, row) in logits.rows().enumerate() {
+    let outputs = runner.forward(entries).unwrap();
+    for (index, row) in outputs.logits_rows().enumerate() {
         assert!(row == solo[index][step], "sequence {index} differs in step {step}");
     }
 }

@@ -7,16 +7,24 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use engine::{
-    Context, Engine, Error, ErrorKind, GenerateRequest, OutputStream, Result, TokenId, WorkerLoad,
+    Context, EmbedRequest, Embedding, Engine, Error, ErrorKind, GenerateOutput, GenerateRequest,
+    OutputStream, Result, TokenId, Vocabulary, WorkerLoad,
 };
 
 use super::SchedulerConfig;
-use super::output::{Output, Reader};
+use super::guides::Guides;
+use super::intake::Intake;
+use super::output::{News, Output, Reader};
 use super::scheduler::{Counters, Scheduler};
-use super::waiting::{Job, Waiting};
-use crate::runner::{Limits, Runner};
+use super::waiting::{Job, Waiting, Work};
+use crate::guided::Compiler;
+use crate::runner::Runner;
 
-/// Generation on one runner.
+/// Generation and embeddings on one runner.
+///
+/// A constraint is compiled before its request is queued; an embedding is the mean of the hidden
+/// states behind the final norm, scaled to length 1. Both kinds of requests share the queue, the
+/// batch and the blocks.
 ///
 /// A request that asks for more tokens than the context holds ends there, with
 /// [`Length`](engine::FinishReason::Length). The blocks of a request are reserved when it joins
@@ -25,21 +33,26 @@ use crate::runner::{Limits, Runner};
 pub struct GenerateEngine {
     waiting: Arc<Waiting>,
     counters: Arc<Counters>,
-    limits: Limits,
-    config: SchedulerConfig,
+    intake: Intake,
+    guides: Guides,
     thread: Option<JoinHandle<()>>,
 }
 
 impl GenerateEngine {
     /// Starts the scheduler's thread. `eos_tokens` end a continuation unless it ignores them.
+    /// Constraints on the text need the vocabulary; an empty one serves none.
     ///
     /// Errors: the system gives no thread.
     pub fn start(
         runner: Box<dyn Runner>,
+        vocabulary: &Vocabulary,
         eos_tokens: Vec<TokenId>,
         config: SchedulerConfig,
     ) -> std::result::Result<Self, crate::Error> {
         let limits = runner.limits();
+        let intake = Intake { limits, max_running_sequences: config.max_running_sequences };
+        let compiler = Compiler::new(vocabulary, &eos_tokens);
+        let guides = Guides::new(compiler, config.max_waiting_requests);
         let waiting = Waiting::new(config.max_waiting_requests);
         let counters = Arc::new(Counters::new(&limits));
         let shared = (waiting.clone(), counters.clone());
@@ -63,7 +76,7 @@ impl GenerateEngine {
                 scheduler.fail_all(&reason);
             })
             .map_err(|error| crate::Error::Device(format!("cannot start a thread: {error}")))?;
-        Ok(Self { waiting, counters, limits, config, thread: Some(thread) })
+        Ok(Self { waiting, counters, intake, guides, thread: Some(thread) })
     }
 
     /// Returns how busy the engine is.
@@ -76,44 +89,12 @@ impl GenerateEngine {
         !self.waiting.is_closed()
     }
 
-    /// Checks a request and returns the blocks that each of its continuations may need.
-    fn blocks(&self, request: &GenerateRequest) -> Result<usize> {
-        let Limits { vocabulary, context_length, block_size, blocks, .. } = self.limits;
-        let (prompt, max_tokens) = (request.tokens.len(), request.stop.max_tokens as usize);
-        if prompt == 0 {
-            return Err(Error::invalid("the prompt has no tokens"));
-        }
-        if max_tokens == 0 {
-            return Err(Error::invalid("`max_tokens`: expected at least 1, got 0"));
-        }
-        if prompt >= context_length {
-            return Err(Error::invalid(format!(
-                "the prompt has {prompt} tokens, the model's context of {context_length} has room \
-                 for {} and an answer",
-                context_length - 1
-            )));
-        }
-        if let Some(token) = request.tokens.iter().find(|&&token| token as usize >= vocabulary) {
-            return Err(Error::invalid(format!(
-                "token {token} is not one of the vocabulary's {vocabulary}"
-            )));
-        }
-        let choices = request.choices.get() as usize;
-        if choices > self.config.max_running_sequences {
-            return Err(Error::invalid(format!(
-                "`n`: expected at most {} continuations, got {choices}",
-                self.config.max_running_sequences
-            )));
-        }
-        let needed = (prompt + max_tokens).min(context_length).div_ceil(block_size);
-        if needed.saturating_mul(choices) > blocks {
-            return Err(Error::invalid(format!(
-                "{choices} continuations of {prompt} and up to {max_tokens} tokens need {} KV \
-                 blocks, there are {blocks}",
-                needed.saturating_mul(choices)
-            )));
-        }
-        Ok(needed)
+    /// Queues a request and returns the reader of its answer.
+    fn queue<T: News>(&self, work: Work, context: Context, blocks: usize) -> Result<Reader<T>> {
+        let output = Output::new(work.sequences());
+        let job = Job { work, context, output: output.clone(), blocks, accepted: Instant::now() };
+        let ticket = self.waiting.push(job)?;
+        Ok(Reader::new(output, ticket))
     }
 }
 
@@ -124,12 +105,25 @@ impl Engine<GenerateRequest> for GenerateEngine {
         request: GenerateRequest,
         context: Context,
     ) -> Result<OutputStream<GenerateRequest>> {
-        let blocks = self.blocks(&request)?;
-        let output = Output::new(request.choices.get());
-        let job =
-            Job { request, context, output: output.clone(), blocks, accepted: Instant::now() };
-        let ticket = self.waiting.push(job)?;
-        Ok(Box::pin(Reader::new(output, ticket)))
+        let blocks = self.intake.generation(&request)?;
+        let guide = match &request.guided {
+            Some(guided) => Some(self.guides.guide(guided.clone()).await?),
+            None => None,
+        };
+        let work = Work::Generate(Box::new(request), guide);
+        Ok(Box::pin(self.queue::<GenerateOutput>(work, context, blocks)?))
+    }
+}
+
+#[async_trait]
+impl Engine<EmbedRequest> for GenerateEngine {
+    async fn call(
+        &self,
+        request: EmbedRequest,
+        context: Context,
+    ) -> Result<OutputStream<EmbedRequest>> {
+        let blocks = self.intake.embedding(&request)?;
+        Ok(Box::pin(self.queue::<Embedding>(Work::Embed(request), context, blocks)?))
     }
 }
 

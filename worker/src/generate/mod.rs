@@ -4,9 +4,13 @@
 //! bounded queue, tokens leave it through a buffer per request that coalesces for slow readers.
 
 mod config;
+mod drawing;
 mod engine;
+mod guides;
+mod intake;
 mod logprobs;
 mod output;
+mod pooling;
 mod sampler;
 mod scheduler;
 mod sequence;

@@ -6,13 +6,14 @@
 //! its next step.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use engine::{Error, FinishReason, GenerateOutput, TokenId, TokenLogprobs, Usage};
+use engine::{Embedding, Error, FinishReason, GenerateOutput, TokenId, TokenLogprobs, Usage};
 use futures_util::Stream;
 
 use super::waiting::Ticket;
@@ -24,15 +25,27 @@ pub(super) struct Output {
     is_dropped: AtomicBool,
 }
 
+/// What is between the two.
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     /// At most one entry for each continuation.
     pending: VecDeque<GenerateOutput>,
+    /// The answer of a request for an embedding.
+    embedding: Option<Embedding>,
     /// Continuations that have not ended.
     open: u32,
     error: Option<Error>,
     queue_time: Duration,
     waker: Option<Waker>,
+}
+
+/// What one step adds to a continuation.
+#[derive(Debug, Default)]
+pub(super) struct Addition {
+    pub token: Option<(TokenId, Option<TokenLogprobs>)>,
+    /// Of the prompt, once.
+    pub prompt_logprobs: Vec<Option<TokenLogprobs>>,
+    pub end: Option<(FinishReason, Usage)>,
 }
 
 impl Output {
@@ -43,20 +56,16 @@ impl Output {
     }
 
     /// Adds a token to a continuation, ends it, or both at once. An end wakes the reader.
-    pub(super) fn push(
-        &self,
-        index: u32,
-        token: Option<(TokenId, Option<TokenLogprobs>)>,
-        end: Option<(FinishReason, Usage)>,
-    ) {
-        let is_end = end.is_some();
+    pub(super) fn push(&self, index: u32, addition: Addition) {
+        let is_end = addition.end.is_some();
         let mut state = self.lock();
         let output = state.entry(index);
-        if let Some((token, logprobs)) = token {
+        output.prompt_logprobs.extend(addition.prompt_logprobs);
+        if let Some((token, logprobs)) = addition.token {
             output.tokens.push(token);
             output.logprobs.extend(logprobs);
         }
-        if let Some((reason, usage)) = end {
+        if let Some((reason, usage)) = addition.end {
             output.finish = Some(reason);
             output.usage = Some(usage);
             state.open = state.open.saturating_sub(1);
@@ -65,6 +74,15 @@ impl Output {
         if is_end {
             self.wake();
         }
+    }
+
+    /// Answers a request for an embedding, which ends it.
+    pub(super) fn embed(&self, embedding: Embedding) {
+        let mut state = self.lock();
+        state.embedding = Some(embedding);
+        state.open = 0;
+        drop(state);
+        self.wake();
     }
 
     /// Notes how long the request waited for its place in the batch.
@@ -117,28 +135,47 @@ impl State {
     }
 }
 
-/// The reader's side. Dropping it takes the request out of the queue or the batch.
-#[derive(Debug)]
-pub(super) struct Reader {
-    output: Arc<Output>,
-    ticket: Ticket,
+/// What a reader reads.
+pub(super) trait News: Sized {
+    /// Takes what is there.
+    fn take(state: &mut State) -> Option<Self>;
 }
 
-impl Reader {
-    /// Makes the reader of a request that waits under `ticket`.
-    pub(super) fn new(output: Arc<Output>, ticket: Ticket) -> Self {
-        Self { output, ticket }
+impl News for GenerateOutput {
+    fn take(state: &mut State) -> Option<Self> {
+        let queue_time = state.queue_time;
+        state.pending.pop_front().map(|output| Self { queue_time, ..output })
     }
 }
 
-impl Stream for Reader {
-    type Item = Result<GenerateOutput, Error>;
+impl News for Embedding {
+    fn take(state: &mut State) -> Option<Self> {
+        state.embedding.take()
+    }
+}
+
+/// The reader's side. Dropping it takes the request out of the queue or the batch.
+#[derive(Debug)]
+pub(super) struct Reader<T> {
+    output: Arc<Output>,
+    ticket: Ticket,
+    news: PhantomData<fn() -> T>,
+}
+
+impl<T> Reader<T> {
+    /// Makes the reader of a request that waits under `ticket`.
+    pub(super) fn new(output: Arc<Output>, ticket: Ticket) -> Self {
+        Self { output, ticket, news: PhantomData }
+    }
+}
+
+impl<T: News> Stream for Reader<T> {
+    type Item = Result<T, Error>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut state = self.output.lock();
-        if let Some(mut output) = state.pending.pop_front() {
-            output.queue_time = state.queue_time;
-            return Poll::Ready(Some(Ok(output)));
+        if let Some(news) = T::take(&mut state) {
+            return Poll::Ready(Some(Ok(news)));
         }
         if let Some(error) = state.error.take() {
             return Poll::Ready(Some(Err(error)));
@@ -154,7 +191,7 @@ impl Stream for Reader {
     }
 }
 
-impl Drop for Reader {
+impl<T> Drop for Reader<T> {
     fn drop(&mut self) {
         self.output.is_dropped.store(true, Ordering::Relaxed);
         self.ticket.withdraw();

@@ -1,4 +1,5 @@
-//! Draws the next token: penalties, temperature, min-p, top-k, top-p, in the order of vLLM.
+//! Draws the next token: constraint, biases, penalties, temperature, min-p, top-k, top-p, in the
+//! order of vLLM.
 //!
 //! With a seed the draws of a continuation depend on the seed, its index and its logits alone.
 
@@ -43,6 +44,15 @@ pub(super) struct Sampler {
     seen: Option<HashMap<TokenId, Seen>>,
 }
 
+/// The tokens that may be drawn.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rules<'a> {
+    /// A bit for each token, the lowest first; none: all may be drawn.
+    pub allowed: Option<&'a [u32]>,
+    /// Tokens that may not be drawn all the same.
+    pub barred: &'a [&'a [TokenId]],
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     /// Times it was drawn.
@@ -66,35 +76,40 @@ impl Sampler {
         Self { sampling: sampling.clone(), random, seen: has_penalties.then(in_prompt) }
     }
 
-    /// Draws a token that is not barred; none if no logit is a number.
+    /// Draws a token that the rules leave; none if there is none, or no logit is a number.
     pub(super) fn draw(
         &mut self,
         logits: &[f32],
-        barred: &[&[TokenId]],
+        rules: Rules<'_>,
         scratch: &mut Scratch,
     ) -> Option<TokenId> {
-        let is_plain = self.seen.is_none() && barred.iter().all(|tokens| tokens.is_empty());
+        let has_rules =
+            rules.allowed.is_some() || rules.barred.iter().any(|tokens| !tokens.is_empty());
+        let is_plain = self.seen.is_none() && self.sampling.logit_bias.is_empty() && !has_rules;
         let is_greedy = self.sampling.temperature < COLDEST || self.sampling.top_k == 1;
-        let token = if is_plain && is_greedy {
-            largest(scratch.isa, logits)?
-        } else {
-            scratch.logits.clear();
-            scratch.logits.extend_from_slice(logits);
-            self.penalize(&mut scratch.logits);
-            for &token in barred.iter().copied().flatten() {
-                if let Some(logit) = scratch.logits.get_mut(token as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
+        if is_plain && is_greedy {
+            return largest(scratch.isa, logits);
+        }
+        scratch.logits.clear();
+        scratch.logits.extend_from_slice(logits);
+        for &(token, bias) in &self.sampling.logit_bias {
+            if let Some(logit) = scratch.logits.get_mut(token as usize) {
+                *logit += bias;
             }
-            match is_greedy {
-                true => largest(scratch.isa, &scratch.logits)?,
-                false => self.choose(scratch)?,
-            }
-        };
+        }
+        self.penalize(&mut scratch.logits);
+        rules.apply(&mut scratch.logits);
+        match is_greedy {
+            true => largest(scratch.isa, &scratch.logits),
+            false => self.choose(scratch),
+        }
+    }
+
+    /// Notes a token that was drawn and is kept.
+    pub(super) fn note(&mut self, token: TokenId) {
         if let Some(seen) = &mut self.seen {
             seen.entry(token).or_default().drawn += 1;
         }
-        Some(token)
     }
 
     fn penalize(&self, logits: &mut [f32]) {
@@ -170,6 +185,31 @@ impl Sampler {
     }
 }
 
+impl Rules<'_> {
+    /// Takes the probability of what may not be drawn.
+    fn apply(&self, logits: &mut [f32]) {
+        if let Some(allowed) = self.allowed {
+            let words = allowed.iter().copied().chain(std::iter::repeat(0));
+            for (chunk, word) in logits.chunks_mut(u32::BITS as usize).zip(words) {
+                if word == 0 {
+                    chunk.fill(f32::NEG_INFINITY);
+                    continue;
+                }
+                for (bit, logit) in chunk.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+        for &token in self.barred.iter().copied().flatten() {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
 /// Orders candidates: heavier first, then lower ids, so that the order is total.
 fn likelier(a: &(f32, TokenId), b: &(f32, TokenId)) -> std::cmp::Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
@@ -199,10 +239,13 @@ fn keep_top_p(candidates: &mut Vec<(f32, TokenId)>, top_p: f32) {
     }
 }
 
-/// Returns the first of the largest logits; none if no logit is a number.
+/// Returns the first of the largest logits; none if no logit is a number that can be drawn.
 fn largest(isa: Isa, logits: &[f32]) -> Option<TokenId> {
     let mut top = f32::NEG_INFINITY;
     maximum(isa, logits, &mut top);
+    if top == f32::NEG_INFINITY {
+        return None;
+    }
     // A chunk is looked at as a whole, which vectorises; the search inside it is short.
     let has_top = |chunk: &[f32]| chunk.iter().fold(false, |found, &logit| found | (logit == top));
     let chunk = logits.chunks(SUMMED).position(has_top)? * SUMMED;

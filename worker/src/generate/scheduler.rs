@@ -11,7 +11,7 @@ use engine::{Error, ErrorKind, TokenId, WorkerLoad};
 
 use super::SchedulerConfig;
 use super::sampler::Scratch;
-use super::sequence::Sequence;
+use super::sequence::{Rows, Sequence};
 use super::waiting::{Job, Waiting};
 use crate::kv::BlockPool;
 use crate::runner::{Entry, Limits, Runner};
@@ -20,6 +20,9 @@ use crate::runner::{Entry, Limits, Runner};
 /// tokens are handed out at once; without a model a step takes microseconds, and waking readers
 /// for each token would cost more than the tokens.
 const WAKE_INTERVAL: Duration = Duration::from_micros(500);
+
+/// Tokens of prompts that are scored in one step; each costs a row of logits.
+const SCORED_TOKENS: usize = 64;
 
 /// What others may know of the scheduler.
 #[derive(Debug)]
@@ -143,9 +146,9 @@ impl Scheduler {
             let free_blocks = self.pool.free();
             let free_places = self.config.max_running_sequences - self.running.len();
             let fits = |job: &Job| {
-                let choices = job.request.choices.get() as usize;
+                let sequences = job.work.sequences() as usize;
                 job.output.is_dropped()
-                    || choices <= free_places && choices * job.blocks <= free_blocks
+                    || sequences <= free_places && sequences * job.blocks <= free_blocks
             };
             let Some(job) = self.waiting.pop_if(fits) else {
                 return;
@@ -163,7 +166,7 @@ impl Scheduler {
             return job.output.fail(Error::new(ErrorKind::DeadlineExceeded, text));
         }
         job.output.admitted(now - job.accepted);
-        for index in 0..job.request.choices.get() {
+        for index in 0..job.work.sequences() {
             match self.pool.take(job.blocks) {
                 Some(blocks) => {
                     let sequence = Sequence::new(&job, index, blocks, &self.limits);
@@ -190,23 +193,22 @@ impl Scheduler {
             sequence.planned = if sequence.is_decoding() { budget.min(1) } else { 0 };
             budget -= sequence.planned;
         }
+        let mut scored = SCORED_TOKENS;
         for sequence in self.running.iter_mut().filter(|sequence| !sequence.is_decoding()) {
             sequence.planned = sequence.prompt_left().min(budget);
+            if sequence.scores_prompt() {
+                sequence.planned = sequence.planned.min(scored);
+                scored -= sequence.planned;
+            }
             budget -= sequence.planned;
         }
         let planned = self.running.iter().filter(|sequence| sequence.planned > 0);
         let batch: Vec<Entry<'_>> = planned.map(Sequence::entry).collect();
         match self.runner.forward(&batch) {
-            Ok(logits) => {
-                let mut rows = logits.rows();
+            Ok(outputs) => {
+                let mut rows = Rows::new(&outputs);
                 for sequence in self.running.iter_mut().filter(|sequence| sequence.planned > 0) {
-                    if !sequence.advance() {
-                        continue;
-                    }
-                    match rows.next() {
-                        Some(row) => sequence.take(row, &self.eos_tokens, &mut self.scratch),
-                        None => sequence.fail("the device gave too few logits"),
-                    }
+                    sequence.receive(&mut rows, &self.eos_tokens, &mut self.scratch);
                 }
             }
             Err(error) => {

@@ -1,17 +1,19 @@
-//! One continuation: its prompt, its blocks, what is computed and what was drawn.
+//! One sequence in the batch: its tokens, its blocks, what is computed, what it is for.
 
+use std::slice::ChunksExact;
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Error, FinishReason, StopConditions, TokenId, Usage};
+use engine::{Error, GenerateRequest, TokenId};
 
-use super::logprobs::logprobs;
+use super::drawing::Drawing;
 use super::output::Output;
-use super::sampler::{Sampler, Scratch};
-use super::waiting::Job;
-use crate::runner::{BlockId, Entry, Limits};
+use super::pooling::Pooling;
+use super::sampler::Scratch;
+use super::waiting::{Job, Work};
+use crate::runner::{BlockId, Entry, Limits, Outputs, Wants};
 
-/// One continuation of a request, in the batch.
+/// One sequence of a request, in the batch.
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub output: Arc<Output>,
@@ -21,37 +23,55 @@ pub(super) struct Sequence {
     pub is_over: bool,
     /// Tokens of the next forward pass.
     pub planned: usize,
-    index: u32,
     prompt: Arc<[TokenId]>,
     /// Tokens of which keys and values are in the cache.
     computed: usize,
-    last: [TokenId; 1],
-    drawn: u32,
-    max_tokens: u32,
-    stop: StopConditions,
-    sampler: Sampler,
-    logprobs: Option<u32>,
+    goal: Goal,
+}
+
+/// What a sequence is for.
+#[derive(Debug)]
+enum Goal {
+    /// To be continued.
+    Draw(Box<Drawing>),
+    /// To become one vector.
+    Pool(Pooling),
+}
+
+/// What is left of a forward pass's rows.
+#[derive(Debug)]
+pub(super) struct Rows<'a> {
+    logits: ChunksExact<'a, f32>,
+    hidden: ChunksExact<'a, f32>,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(outputs: &Outputs<'a>) -> Self {
+        Self { logits: outputs.logits_rows(), hidden: outputs.hidden_rows() }
+    }
 }
 
 impl Sequence {
+    /// Makes the sequence of one continuation, or of a text to embed.
     pub(super) fn new(job: &Job, index: u32, blocks: Vec<BlockId>, limits: &Limits) -> Self {
-        let request = &job.request;
-        let room = (limits.context_length - request.tokens.len()) as u32;
+        let (prompt, goal) = match &job.work {
+            Work::Generate(request, guide) => {
+                let request: &GenerateRequest = request;
+                let room = limits.context_length - request.tokens.len();
+                let drawing = Drawing::new(request, guide.clone(), index, room);
+                (&request.tokens, Goal::Draw(Box::new(drawing)))
+            }
+            Work::Embed(request) => (&request.tokens, Goal::Pool(Pooling::default())),
+        };
         Self {
             output: job.output.clone(),
             blocks,
             deadline: job.context.deadline(),
             is_over: false,
             planned: 0,
-            index,
-            prompt: request.tokens.clone(),
+            prompt: prompt.clone(),
             computed: 0,
-            last: [0],
-            drawn: 0,
-            max_tokens: request.stop.max_tokens.min(room),
-            stop: request.stop.clone(),
-            sampler: Sampler::new(&request.sampling, &request.tokens, index),
-            logprobs: request.logprobs,
+            goal,
         }
     }
 
@@ -65,62 +85,85 @@ impl Sequence {
         self.prompt.len().saturating_sub(self.computed)
     }
 
+    /// Returns whether each token of its prompt costs a row of logits.
+    pub(super) fn scores_prompt(&self) -> bool {
+        matches!(&self.goal, Goal::Draw(drawing) if drawing.scores_prompt())
+    }
+
     /// Returns what this sequence brings to the next forward pass.
     pub(super) fn entry(&self) -> Entry<'_> {
-        let start = self.computed;
-        let (tokens, wants_logits) = match self.is_decoding() {
-            true => (&self.last[..], true),
-            false => {
-                let end = start + self.planned;
-                (&self.prompt[start..end], end == self.prompt.len())
-            }
+        let (start, blocks) = (self.computed, &self.blocks[..]);
+        let tokens = match &self.goal {
+            Goal::Draw(drawing) if self.is_decoding() => &drawing.last[..],
+            _ => &self.prompt[start..start + self.planned],
         };
-        Entry { tokens, start, blocks: &self.blocks, wants_logits }
+        Entry { tokens, start, blocks, wants: self.wants() }
     }
 
-    /// Counts the tokens of a forward pass; returns whether logits were asked for.
-    pub(super) fn advance(&mut self) -> bool {
-        self.computed += self.planned;
-        self.is_decoding()
-    }
-
-    /// Draws the next token and hands it out.
-    pub(super) fn take(&mut self, logits: &[f32], eos_tokens: &[TokenId], scratch: &mut Scratch) {
-        let eos = if self.stop.ignore_eos { &[] } else { eos_tokens };
-        let ends =
-            |token: TokenId| eos.contains(&token) || self.stop.stop_token_ids.contains(&token);
-        let is_early = self.drawn < self.stop.min_tokens;
-        let barred: &[&[TokenId]] = match is_early {
-            true => &[eos, &self.stop.stop_token_ids],
-            false => &[],
-        };
-        let Some(token) = self.sampler.draw(logits, barred, scratch) else {
-            return self.fail("the model gave logits that are not numbers");
-        };
-        self.drawn += 1;
-        self.last = [token];
-        let (told, end) = if ends(token) {
-            (None, Some(FinishReason::Stop))
-        } else {
-            let details = self.logprobs.map(|top| logprobs(logits, token, top as usize));
-            let is_full = self.drawn >= self.max_tokens;
-            (Some((token, details)), is_full.then_some(FinishReason::Length))
-        };
-        self.is_over = end.is_some();
-        self.output.push(self.index, told, end.map(|reason| (reason, self.usage())));
-    }
-
-    /// Ends the whole request with a fault of ours.
-    pub(super) fn fail(&mut self, text: &str) {
-        self.output.fail(Error::internal(text));
-        self.is_over = true;
-    }
-
-    fn usage(&self) -> Usage {
-        Usage {
-            prompt_tokens: self.prompt.len() as u32,
-            completion_tokens: self.drawn,
-            cached_tokens: 0,
+    fn wants(&self) -> Wants {
+        match &self.goal {
+            Goal::Pool(_) => Wants::Hidden,
+            Goal::Draw(drawing) if drawing.scores_prompt() => Wants::All,
+            Goal::Draw(_) if self.prompt_left() <= self.planned => Wants::Last,
+            Goal::Draw(_) => Wants::Nothing,
         }
     }
+
+    /// Takes its rows of a forward pass and hands out what comes of them.
+    pub(super) fn receive(
+        &mut self,
+        rows: &mut Rows<'_>,
+        eos_tokens: &[TokenId],
+        scratch: &mut Scratch,
+    ) {
+        let (wants, start) = (self.wants(), self.computed);
+        self.computed += self.planned;
+        match &mut self.goal {
+            Goal::Pool(pooling) => {
+                for _ in 0..self.planned {
+                    match rows.hidden.next() {
+                        Some(row) => pooling.add(row),
+                        None => return self.fail(Error::internal(TOO_FEW)),
+                    }
+                }
+                if self.computed == self.prompt.len() {
+                    self.output.embed(pooling.finish());
+                    self.is_over = true;
+                }
+            }
+            Goal::Draw(drawing) => {
+                if wants == Wants::All {
+                    let scored = self.prompt[start + 1..].iter().take(self.planned);
+                    for &token in scored {
+                        match rows.logits.next() {
+                            Some(row) => drawing.score(row, token),
+                            None => return self.fail(Error::internal(TOO_FEW)),
+                        }
+                    }
+                }
+                if self.computed < self.prompt.len() {
+                    return;
+                }
+                let Some(row) = rows.logits.next() else {
+                    return self.fail(Error::internal(TOO_FEW));
+                };
+                match drawing.take(row, eos_tokens, scratch) {
+                    Ok(addition) => {
+                        self.is_over = addition.end.is_some();
+                        self.output.push(drawing.index, addition);
+                    }
+                    Err(error) => self.fail(error),
+                }
+            }
+        }
+    }
+
+    /// Ends the whole request.
+    fn fail(&mut self, error: Error) {
+        self.output.fail(error);
+        self.is_over = true;
+    }
 }
+
+/// What is said when a runner breaks its promise.
+const TOO_FEW: &str = "the device gave too few rows";

@@ -4,19 +4,39 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use engine::{Context, Error, ErrorKind, GenerateRequest};
+use engine::{Context, EmbedRequest, Error, ErrorKind, GenerateRequest};
 
 use super::output::Output;
+use crate::guided::Guide;
 
 /// A request that waits.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub request: GenerateRequest,
+    pub work: Work,
     pub context: Context,
     pub output: Arc<Output>,
     /// KV blocks of each continuation.
     pub blocks: usize,
     pub accepted: Instant,
+}
+
+/// What is asked for.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Continuations, and the constraint on each.
+    Generate(Box<GenerateRequest>, Option<Guide>),
+    /// The vector of a text.
+    Embed(EmbedRequest),
+}
+
+impl Work {
+    /// Returns how many sequences it takes.
+    pub(super) fn sequences(&self) -> u32 {
+        match self {
+            Self::Generate(request, _) => request.choices.get(),
+            Self::Embed(_) => 1,
+        }
+    }
 }
 
 /// Orders jobs: explicit priorities first, the lower the sooner, then the default; see [`rank`].

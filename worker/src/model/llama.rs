@@ -81,27 +81,50 @@ impl Llama {
         self.embedding.rows()
     }
 
-    /// Computes one pass over `tokens`, writes their keys and values into the cache, and the
-    /// logits after each of the tokens `wanted` (indices into `tokens`) into `logits`.
+    /// Computes one pass over `tokens` and writes their keys and values into the cache;
+    /// [`hidden`](Self::hidden) and [`logits`](Self::logits) say what came out.
     pub fn forward(
         &self,
         compute: &Compute,
         tokens: &[Position<'_>],
-        wanted: &[usize],
         cache: &mut Cache,
-        (buffers, logits): (&mut Buffers, &mut Vec<f32>),
+        buffers: &mut Buffers,
     ) {
         self.embed(tokens, buffers);
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(compute, layer, (index, tokens), cache, buffers);
             self.feed_forward(compute, layer, buffers);
         }
+    }
+
+    /// Writes the hidden states of some tokens of the last pass, behind the final norm, as
+    /// `[wanted, hidden]`; `wanted` are indices into its tokens.
+    pub fn hidden(
+        &self,
+        compute: &Compute,
+        wanted: &[usize],
+        buffers: &Buffers,
+        out: &mut Vec<f32>,
+    ) {
         let hidden = self.sizes.hidden;
-        buffers.normed.resize(wanted.len() * hidden, 0.0);
-        for (row, &token) in buffers.normed.chunks_exact_mut(hidden).zip(wanted) {
+        out.resize(wanted.len() * hidden, 0.0);
+        for (row, &token) in out.chunks_exact_mut(hidden).zip(wanted) {
             let residual = &buffers.residual[token * hidden..][..hidden];
             rms_norm(compute.isa, residual, &self.norm, self.sizes.norm_epsilon, row);
         }
+    }
+
+    /// Writes the logits after some tokens of the last pass, as `[wanted, vocabulary]`.
+    pub fn logits(
+        &self,
+        compute: &Compute,
+        wanted: &[usize],
+        buffers: &mut Buffers,
+        logits: &mut Vec<f32>,
+    ) {
+        let mut normed = std::mem::take(&mut buffers.normed);
+        self.hidden(compute, wanted, buffers, &mut normed);
+        buffers.normed = normed;
         logits.resize(wanted.len() * self.vocabulary(), 0.0);
         if !wanted.is_empty() {
             let head = self.head.as_ref().unwrap_or(&self.embedding);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::{ModelCard, Vocabulary};
 
-use super::{Entry, Limits, Logits, Runner};
+use super::{Entry, Limits, Outputs, Runner, Wants};
 use crate::Error;
 use crate::cpu::Isa;
 use crate::cpu::attention::{BLOCK_TOKENS, Cache, Geometry};
@@ -46,6 +46,7 @@ pub struct CpuRunner {
     limits: Limits,
     buffers: Buffers,
     logits: Vec<f32>,
+    hidden: Vec<f32>,
 }
 
 impl CpuRunner {
@@ -77,6 +78,7 @@ impl CpuRunner {
             block_size: BLOCK_TOKENS,
             blocks: cache.blocks,
             batch_tokens: options.batch_tokens,
+            dimensions: sizes.hidden,
         };
         let pool = Pool::start(options.threads)
             .map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))?;
@@ -94,6 +96,7 @@ impl CpuRunner {
             limits,
             buffers: Buffers::default(),
             logits: Vec::new(),
+            hidden: Vec::new(),
         };
         Ok(Loaded { runner, card, vocabulary })
     }
@@ -135,20 +138,30 @@ impl Runner for CpuRunner {
         self.limits
     }
 
-    fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Logits<'_>, Error> {
+    fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Outputs<'_>, Error> {
         let mut tokens = Vec::new();
-        let mut wanted = Vec::new();
+        let (mut scored, mut pooled) = (Vec::new(), Vec::new());
         for entry in batch {
             for (offset, &token) in entry.tokens.iter().enumerate() {
                 let position = entry.start + offset;
                 tokens.push(Position { token, position, blocks: entry.blocks });
             }
-            if entry.wants_logits {
-                wanted.push(tokens.len() - 1);
+            let own = tokens.len() - entry.tokens.len()..tokens.len();
+            match entry.wants {
+                Wants::Nothing => {}
+                Wants::Last => scored.extend(own.last()),
+                Wants::All => scored.extend(own),
+                Wants::Hidden => pooled.extend(own),
             }
         }
-        let memory = (&mut self.buffers, &mut self.logits);
-        self.model.forward(&self.compute, &tokens, &wanted, &mut self.cache, memory);
-        Ok(Logits { values: &self.logits, vocabulary: self.limits.vocabulary })
+        self.model.forward(&self.compute, &tokens, &mut self.cache, &mut self.buffers);
+        self.model.hidden(&self.compute, &pooled, &self.buffers, &mut self.hidden);
+        self.model.logits(&self.compute, &scored, &mut self.buffers, &mut self.logits);
+        Ok(Outputs {
+            logits: &self.logits,
+            vocabulary: self.limits.vocabulary,
+            hidden: &self.hidden,
+            dimensions: self.limits.dimensions,
+        })
     }
 }

@@ -3,11 +3,12 @@
 //! Everything around it is real, scheduler and KV blocks included, so it serves load tests and
 //! tests of the server. The text reads like words; it ends only by the limit of tokens.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use engine::{ModelCard, TokenId, TokenKind, Vocabulary};
 
-use super::{Entry, Limits, Logits, Runner};
+use super::{BlockId, Entry, Limits, Outputs, Runner, Wants};
 use crate::Error;
 
 /// The words of its text; each is one token with a space in front.
@@ -31,6 +32,9 @@ const CERTAIN: f32 = 20.0;
 /// Byte tokens, one for each byte.
 const BYTES: usize = 256;
 
+/// The length of its hidden states.
+const DIMENSIONS: usize = 64;
+
 /// How the mock behaves.
 #[derive(Clone, Debug)]
 pub struct MockConfig {
@@ -42,11 +46,19 @@ pub struct MockConfig {
     pub blocks: usize,
     /// Most tokens of one forward pass.
     pub batch_tokens: usize,
+    /// The text of every answer, byte by byte; none: words without an end.
+    pub reply: Option<String>,
 }
 
 impl Default for MockConfig {
     fn default() -> Self {
-        Self { pace: Duration::ZERO, context_length: 8192, blocks: 65_536, batch_tokens: 512 }
+        Self {
+            pace: Duration::ZERO,
+            context_length: 8192,
+            blocks: 65_536,
+            batch_tokens: 512,
+            reply: None,
+        }
     }
 }
 
@@ -59,13 +71,24 @@ pub struct MockRunner {
     logits: Vec<f32>,
     /// The one entry of each row that is not 0.
     marked: Vec<usize>,
+    hidden: Vec<f32>,
+    /// Where the answer of each sequence begins, by its first block; only for a given reply.
+    answers: HashMap<BlockId, usize>,
 }
 
 impl MockRunner {
     /// Makes the runner.
     pub fn new(config: MockConfig) -> Self {
         let vocabulary = BYTES + CONTROL.len() + WORDS.len();
-        Self { config, vocabulary, next_start: None, logits: Vec::new(), marked: Vec::new() }
+        Self {
+            config,
+            vocabulary,
+            next_start: None,
+            logits: Vec::new(),
+            marked: Vec::new(),
+            hidden: Vec::new(),
+            answers: HashMap::new(),
+        }
     }
 
     /// Waits until the next forward pass may begin.
@@ -78,6 +101,35 @@ impl MockRunner {
         std::thread::sleep(start - now);
         self.next_start = Some(start + self.config.pace);
     }
+
+    /// Returns where the answer of a sequence begins. The prompt ends with the first entry that
+    /// wants its last logits, or with the last one that wants all.
+    fn answer(&mut self, entry: &Entry<'_>) -> usize {
+        let end = entry.start + entry.tokens.len();
+        let first = entry.blocks.first().copied().filter(|_| self.config.reply.is_some());
+        let Some(first) = first else {
+            return end;
+        };
+        if entry.start == 0 {
+            self.answers.remove(&first);
+        }
+        match entry.wants {
+            Wants::Nothing | Wants::Hidden => end,
+            Wants::Last => *self.answers.entry(first).or_insert(end),
+            Wants::All => *self.answers.entry(first).insert_entry(end).get(),
+        }
+    }
+
+    /// Returns the token that follows one, the first one of the answer standing at `answer`.
+    fn next(&self, token: TokenId, position: usize, answer: usize) -> usize {
+        match &self.config.reply {
+            Some(reply) => {
+                let byte = reply.as_bytes().get(position.saturating_sub(answer));
+                byte.map_or(BYTES, |&byte| usize::from(byte))
+            }
+            None => BYTES + CONTROL.len() + (token as usize * 7 + position) % WORDS.len(),
+        }
+    }
 }
 
 impl Runner for MockRunner {
@@ -88,20 +140,32 @@ impl Runner for MockRunner {
             block_size: 16,
             blocks: self.config.blocks,
             batch_tokens: self.config.batch_tokens,
+            dimensions: DIMENSIONS,
         }
     }
 
-    fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Logits<'_>, Error> {
+    fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Outputs<'_>, Error> {
         self.keep_pace();
         for (row, marked) in self.marked.iter().enumerate() {
             self.logits[row * self.vocabulary + marked] = 0.0;
         }
         self.marked.clear();
-        let first_word = BYTES + CONTROL.len();
-        for entry in batch.iter().filter(|entry| entry.wants_logits) {
-            let last = entry.tokens.last().copied().unwrap_or(0) as usize;
-            let position = entry.start + entry.tokens.len();
-            self.marked.push(first_word + (last * 7 + position) % WORDS.len());
+        self.hidden.clear();
+        for entry in batch {
+            let rows = match entry.wants {
+                Wants::Nothing => &[],
+                Wants::Last => &entry.tokens[entry.tokens.len().saturating_sub(1)..],
+                Wants::All => entry.tokens,
+                Wants::Hidden => {
+                    self.hidden.extend(entry.tokens.iter().copied().flat_map(hidden));
+                    &[]
+                }
+            };
+            let end = entry.start + entry.tokens.len();
+            let answer = self.answer(entry);
+            for (position, &token) in (end - rows.len() + 1..).zip(rows) {
+                self.marked.push(self.next(token, position, answer));
+            }
         }
         let size = self.marked.len() * self.vocabulary;
         if self.logits.len() < size {
@@ -110,8 +174,20 @@ impl Runner for MockRunner {
         for (row, marked) in self.marked.iter().enumerate() {
             self.logits[row * self.vocabulary + marked] = CERTAIN;
         }
-        Ok(Logits { values: &self.logits[..size], vocabulary: self.vocabulary })
+        Ok(Outputs {
+            logits: &self.logits[..size],
+            vocabulary: self.vocabulary,
+            hidden: &self.hidden,
+            dimensions: DIMENSIONS,
+        })
     }
+}
+
+/// Returns the hidden state of a token: the same wherever it stands, so that texts with the same
+/// words are near each other.
+fn hidden(token: TokenId) -> impl Iterator<Item = f32> {
+    let mut random = fastrand::Rng::with_seed(u64::from(token));
+    (0..DIMENSIONS).map(move |_| random.f32() * 2.0 - 1.0)
 }
 
 /// Returns the card of a mock model.
@@ -179,10 +255,10 @@ mod tests {
                 tokens: token,
                 start: step,
                 blocks: &[0],
-                wants_logits: true,
+                wants: Wants::Last,
             };
-            let logits = runner.forward(&[entry(&[1]), entry(&[2])]).unwrap();
-            let rows: Vec<_> = logits.rows().collect();
+            let outputs = runner.forward(&[entry(&[1]), entry(&[2])]).unwrap();
+            let rows: Vec<_> = outputs.logits_rows().collect();
             assert_eq!(rows.len(), 2);
             for row in rows {
                 assert_eq!(row.iter().sum::<f32>(), CERTAIN);

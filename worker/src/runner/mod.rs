@@ -7,6 +7,8 @@
 pub mod cpu;
 pub mod mock;
 
+use std::slice::ChunksExact;
+
 use engine::TokenId;
 
 use crate::Error;
@@ -27,6 +29,8 @@ pub struct Limits {
     pub blocks: usize,
     /// The most tokens of one forward pass.
     pub batch_tokens: usize,
+    /// The length of a hidden state.
+    pub dimensions: usize,
 }
 
 /// What one sequence brings to a forward pass.
@@ -38,23 +42,45 @@ pub struct Entry<'a> {
     pub start: usize,
     /// The sequence's KV blocks in order, enough for `start + tokens.len()` tokens.
     pub blocks: &'a [BlockId],
-    /// Whether the logits after the last token are wanted.
-    pub wants_logits: bool,
+    /// What has to come out.
+    pub wants: Wants,
 }
 
-/// The logits of the entries that wanted them, in the order of the batch.
+/// What an entry of a batch wants to know, besides its keys and values in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wants {
+    /// Nothing: more of the prompt follows.
+    Nothing,
+    /// The logits after the last token: one row.
+    Last,
+    /// The logits after each token: a row for each.
+    All,
+    /// The hidden state of each token, behind the final norm: a row for each.
+    Hidden,
+}
+
+/// What a forward pass gave, in the order of the batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Logits<'a> {
-    /// `[rows, vocabulary]`, row-major.
-    pub values: &'a [f32],
-    /// The length of a row.
+pub struct Outputs<'a> {
+    /// `[rows, vocabulary]`, row-major: of the entries that wanted logits.
+    pub logits: &'a [f32],
+    /// The length of a row of logits.
     pub vocabulary: usize,
+    /// `[rows, dimensions]`, row-major: of the entries that wanted hidden states.
+    pub hidden: &'a [f32],
+    /// The length of a hidden state.
+    pub dimensions: usize,
 }
 
-impl<'a> Logits<'a> {
-    /// Returns the rows in order.
-    pub fn rows(&self) -> impl Iterator<Item = &'a [f32]> + use<'a> {
-        self.values.chunks_exact(self.vocabulary)
+impl<'a> Outputs<'a> {
+    /// Returns the rows of logits in order.
+    pub fn logits_rows(&self) -> ChunksExact<'a, f32> {
+        self.logits.chunks_exact(self.vocabulary.max(1))
+    }
+
+    /// Returns the hidden states in order.
+    pub fn hidden_rows(&self) -> ChunksExact<'a, f32> {
+        self.hidden.chunks_exact(self.dimensions.max(1))
     }
 }
 
@@ -66,5 +92,5 @@ pub trait Runner: Send {
     /// Computes one forward pass and writes the keys and values of its tokens into their blocks.
     ///
     /// Errors: only faults of the device; the batch is the scheduler's and is taken as valid.
-    fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Logits<'_>, Error>;
+    fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Outputs<'_>, Error>;
 }

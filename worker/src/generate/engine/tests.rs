@@ -8,11 +8,12 @@ use futures_util::StreamExt;
 
 use super::*;
 use crate::runner::mock::{self, MockConfig, MockRunner};
-use crate::runner::{Entry, Logits};
+use crate::runner::{Entry, Limits, Outputs};
 
 fn engine(mock: MockConfig, config: SchedulerConfig) -> GenerateEngine {
     let eos = mock::card("mock", &mock).eos_tokens;
-    GenerateEngine::start(Box::new(MockRunner::new(mock)), eos, config).unwrap()
+    let runner = Box::new(MockRunner::new(mock));
+    GenerateEngine::start(runner, &mock::vocabulary(), eos, config).unwrap()
 }
 
 fn quick() -> GenerateEngine {
@@ -245,6 +246,11 @@ async fn a_stopped_engine_ends_its_streams() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
+fn lonely(runner: Broken) -> GenerateEngine {
+    let (vocabulary, config) = (Vocabulary::default(), SchedulerConfig::default());
+    GenerateEngine::start(Box::new(runner), &vocabulary, vec![], config).unwrap()
+}
+
 /// Fails or panics in its second pass.
 struct Broken {
     passes: u32,
@@ -257,14 +263,16 @@ impl Runner for Broken {
         MockRunner::new(MockConfig::default()).limits()
     }
 
-    fn forward(&mut self, batch: &[Entry<'_>]) -> std::result::Result<Logits<'_>, crate::Error> {
+    fn forward(&mut self, batch: &[Entry<'_>]) -> std::result::Result<Outputs<'_>, crate::Error> {
         self.passes += 1;
         let vocabulary = self.limits().vocabulary;
         self.logits.resize(batch.len() * vocabulary, 0.0);
         match (self.passes == 2, self.panics) {
             (true, true) => panic!("as the test wants"),
             (true, false) => Err(crate::Error::Device("lost".into())),
-            (false, _) => Ok(Logits { values: &self.logits, vocabulary }),
+            (false, _) => {
+                Ok(Outputs { logits: &self.logits, vocabulary, hidden: &[], dimensions: 64 })
+            }
         }
     }
 }
@@ -272,8 +280,7 @@ impl Runner for Broken {
 #[tokio::test]
 async fn a_failed_pass_fails_its_requests_and_no_others() {
     let runner = Broken { passes: 0, panics: false, logits: Vec::new() };
-    let engine =
-        GenerateEngine::start(Box::new(runner), vec![], SchedulerConfig::default()).unwrap();
+    let engine = lonely(runner);
     let error = collect(call(&engine, request(1, 9)).await).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Internal);
     let outputs = collect(call(&engine, request(1, 9)).await).await.unwrap();
@@ -284,8 +291,7 @@ async fn a_failed_pass_fails_its_requests_and_no_others() {
 #[tokio::test]
 async fn a_panic_hangs_nobody_and_is_told() {
     let runner = Broken { passes: 0, panics: true, logits: Vec::new() };
-    let engine =
-        GenerateEngine::start(Box::new(runner), vec![], SchedulerConfig::default()).unwrap();
+    let engine = lonely(runner);
     let error = collect(call(&engine, request(1, 9)).await).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Internal);
     assert!(!engine.is_healthy());

@@ -5,7 +5,13 @@ use super::*;
 fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<TokenId> {
     let mut sampler = Sampler::new(sampling, &[], 0);
     let mut scratch = Scratch::default();
-    (0..count).map(|_| sampler.draw(logits, &[], &mut scratch).unwrap()).collect()
+    (0..count)
+        .map(|_| {
+            let token = sampler.draw(logits, Rules::default(), &mut scratch).unwrap();
+            sampler.note(token);
+            token
+        })
+        .collect()
 }
 
 fn warm(change: impl FnOnce(&mut Sampling)) -> Sampling {
@@ -88,9 +94,11 @@ fn penalties_are_those_of_the_formula() {
     let mut sampler = Sampler::new(&sampling, &[2, 3], 0);
     let mut scratch = Scratch::default();
     let logits = [4.0f32, 1.0, -1.0, 3.0];
-    assert_eq!(sampler.draw(&logits, &[], &mut scratch), Some(0));
-    assert_eq!(sampler.draw(&logits, &[], &mut scratch), Some(3));
-    sampler.draw(&logits, &[], &mut scratch);
+    for expected in [0, 3, 0] {
+        assert_eq!(sampler.draw(&logits, Rules::default(), &mut scratch), Some(expected));
+        sampler.note(expected);
+    }
+    sampler.draw(&logits, Rules::default(), &mut scratch);
     // Token 0 was drawn twice by now: 4 / 2 - 0.5 - 2 * 0.25.
     assert_eq!(scratch.logits[2], -2.0);
     let mut penalized = logits.to_vec();
@@ -101,14 +109,51 @@ fn penalties_are_those_of_the_formula() {
 #[test]
 fn barred_tokens_are_never_drawn() {
     let logits = [5.0f32, 1.0, 0.0];
+    let rules = Rules { allowed: None, barred: &[&[0], &[2]] };
     for sampling in [Sampling::default(), warm(|_| ())] {
         let mut sampler = Sampler::new(&sampling, &[], 0);
         let mut scratch = Scratch::default();
         for _ in 0..500 {
-            let token = sampler.draw(&logits, &[&[0], &[2]], &mut scratch);
+            let token = sampler.draw(&logits, rules, &mut scratch);
             assert_eq!(token, Some(1));
         }
     }
+}
+
+#[test]
+fn only_allowed_tokens_are_drawn() {
+    let logits: Vec<f32> = (0..100).map(|token| token as f32 * 0.01).collect();
+    // Tokens 1, 33, 64 and 98, the last one of them barred.
+    let allowed = [1 << 1, 1 << 1, 1, 1 << 2];
+    let rules = Rules { allowed: Some(&allowed), barred: &[&[98]] };
+    let mut scratch = Scratch::default();
+    let mut greedy = Sampler::new(&Sampling::default(), &[], 0);
+    assert_eq!(greedy.draw(&logits, rules, &mut scratch), Some(64));
+    let mut warm = Sampler::new(&warm(|_| ()), &[], 0);
+    let mut drawn: Vec<_> = (0..500).map(|_| warm.draw(&logits, rules, &mut scratch)).collect();
+    drawn.sort_unstable();
+    drawn.dedup();
+    assert_eq!(drawn, [Some(1), Some(33), Some(64)]);
+    for nothing in [&[][..], &[0, 0, 0, 1 << 2]] {
+        let rules = Rules { allowed: Some(nothing), ..rules };
+        assert_eq!(greedy.draw(&logits, rules, &mut scratch), None);
+        assert_eq!(warm.draw(&logits, rules, &mut scratch), None);
+    }
+}
+
+#[test]
+fn biases_move_logits_before_the_temperature() {
+    let logits = [4.0f32, 3.0, 2.0];
+    let biased = |logit_bias: &[(TokenId, f32)]| Sampling {
+        logit_bias: logit_bias.to_vec(),
+        ..Sampling::default()
+    };
+    assert_eq!(draws(&biased(&[(2, 100.0)]), &logits, 1), [2]);
+    assert_eq!(draws(&biased(&[(0, -100.0), (9, 100.0)]), &logits, 1), [1]);
+    // Two logits made equal are drawn equally often, whatever the temperature.
+    let equal = Sampling { temperature: 0.3, seed: Some(5), ..biased(&[(1, 1.0), (2, -100.0)]) };
+    let ones = draws(&equal, &logits, 10_000).into_iter().filter(|&token| token == 1).count();
+    assert!((4700..5300).contains(&ones), "{ones}");
 }
 
 #[test]
@@ -118,7 +163,8 @@ fn a_seed_repeats_and_indices_differ() {
         let sampling = warm(|s| s.seed = Some(seed));
         let mut sampler = Sampler::new(&sampling, &[], index);
         let mut scratch = Scratch::default();
-        (0..20).map(|_| sampler.draw(&logits, &[], &mut scratch).unwrap()).collect::<Vec<_>>()
+        let mut draw = || sampler.draw(&logits, Rules::default(), &mut scratch).unwrap();
+        (0..20).map(|_| draw()).collect::<Vec<_>>()
     };
     assert_eq!(run(1, 0), run(1, 0));
     assert_ne!(run(1, 0), run(1, 1));
@@ -129,6 +175,6 @@ fn a_seed_repeats_and_indices_differ() {
 fn logits_that_are_no_numbers_give_no_token() {
     for sampling in [Sampling::default(), warm(|_| ())] {
         let mut sampler = Sampler::new(&sampling, &[], 0);
-        assert_eq!(sampler.draw(&[f32::NAN; 40], &[], &mut Scratch::default()), None);
+        assert_eq!(sampler.draw(&[f32::NAN; 40], Rules::default(), &mut Scratch::default()), None);
     }
 }

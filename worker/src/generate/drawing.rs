@@ -1,0 +1,155 @@
+//! One continuation's draws: its limits, its constraint, its log-probabilities.
+
+use engine::{Error, FinishReason, GenerateRequest, Result, StopConditions, TokenId};
+use engine::{TokenLogprobs, Usage};
+
+use super::logprobs::logprobs;
+use super::output::Addition;
+use super::sampler::{Rules, Sampler, Scratch};
+use crate::guided::{Guide, Progress};
+
+/// The draws of one continuation.
+#[derive(Debug)]
+pub(super) struct Drawing {
+    /// Which continuation.
+    pub index: u32,
+    /// The token drawn last.
+    pub last: [TokenId; 1],
+    prompt_tokens: u32,
+    drawn: u32,
+    max_tokens: u32,
+    stop: StopConditions,
+    sampler: Sampler,
+    logprobs: Option<u32>,
+    guide: Option<Guide>,
+    scores: Option<Scores>,
+}
+
+/// The log-probabilities of the prompt.
+#[derive(Debug)]
+struct Scores {
+    top: usize,
+    entries: Vec<Option<TokenLogprobs>>,
+}
+
+impl Drawing {
+    /// Makes a continuation that may draw up to `room` tokens.
+    pub(super) fn new(
+        request: &GenerateRequest,
+        guide: Option<Guide>,
+        index: u32,
+        room: usize,
+    ) -> Self {
+        // One continuation speaks for the prompt that all share.
+        let scores = request.prompt_logprobs.filter(|_| index == 0);
+        let scores = scores.map(|top| Scores { top: top as usize, entries: vec![None] });
+        Self {
+            index,
+            last: [0],
+            prompt_tokens: request.tokens.len() as u32,
+            drawn: 0,
+            max_tokens: request.stop.max_tokens.min(room as u32),
+            stop: request.stop.clone(),
+            sampler: Sampler::new(&request.sampling, &request.tokens, index),
+            logprobs: request.logprobs,
+            guide,
+            scores,
+        }
+    }
+
+    /// Returns whether it wants the logits after every token of the prompt.
+    pub(super) fn scores_prompt(&self) -> bool {
+        self.scores.is_some()
+    }
+
+    /// Notes how likely a token of the prompt was.
+    pub(super) fn score(&mut self, logits: &[f32], token: TokenId) {
+        if let Some(scores) = &mut self.scores {
+            scores.entries.push(Some(logprobs(logits, token, scores.top)));
+        }
+    }
+
+    /// Draws the next token, or ends.
+    ///
+    /// Errors: the model or the constraint leaves no token.
+    pub(super) fn take(
+        &mut self,
+        logits: &[f32],
+        eos_tokens: &[TokenId],
+        scratch: &mut Scratch,
+    ) -> Result<Addition> {
+        let prompt_logprobs = self.scores.take().map(|scores| scores.entries).unwrap_or_default();
+        let (token, end) = match self.max_tokens {
+            0 => (None, Some(FinishReason::Length)),
+            _ => self.next(logits, eos_tokens, scratch)?,
+        };
+        Ok(Addition { token, prompt_logprobs, end: end.map(|reason| (reason, self.usage())) })
+    }
+
+    fn next(
+        &mut self,
+        logits: &[f32],
+        eos_tokens: &[TokenId],
+        scratch: &mut Scratch,
+    ) -> Result<(Option<(TokenId, Option<TokenLogprobs>)>, Option<FinishReason>)> {
+        let token = self.draw(logits, eos_tokens, scratch)?;
+        self.sampler.note(token);
+        self.drawn += 1;
+        self.last = [token];
+        // A constraint lets an end-of-sequence token through only where the text may end.
+        let is_eos = (!self.stop.ignore_eos || self.guide.is_some()) && eos_tokens.contains(&token);
+        if is_eos || self.stop.stop_token_ids.contains(&token) {
+            return Ok((None, Some(FinishReason::Stop)));
+        }
+        let progress = match &mut self.guide {
+            Some(guide) => guide.accept(token)?,
+            None => Progress::Open,
+        };
+        let details = self.logprobs.map(|top| logprobs(logits, token, top as usize));
+        let end = match progress {
+            Progress::Complete => Some(FinishReason::Stop),
+            Progress::Open => (self.drawn >= self.max_tokens).then_some(FinishReason::Length),
+        };
+        Ok((Some((token, details)), end))
+    }
+
+    fn draw(
+        &mut self,
+        logits: &[f32],
+        eos_tokens: &[TokenId],
+        scratch: &mut Scratch,
+    ) -> Result<TokenId> {
+        let is_early = self.drawn < self.stop.min_tokens;
+        let stop_tokens: &[TokenId] = if is_early { &self.stop.stop_token_ids } else { &[] };
+        let Some(guide) = &mut self.guide else {
+            let eos = if is_early && !self.stop.ignore_eos { eos_tokens } else { &[] };
+            let rules = Rules { allowed: None, barred: &[eos, stop_tokens] };
+            let token = self.sampler.draw(logits, rules, scratch);
+            return token.ok_or_else(no_number);
+        };
+        // What is still waited for has to come before the end.
+        let bars_eos = is_early || self.stop.ignore_eos || !guide.holds();
+        let barred = &[if bars_eos { eos_tokens } else { &[] }, stop_tokens];
+        let allowed = guide.allowed()?;
+        let allowed = allowed.as_ref().map(|allowed| allowed.words());
+        let rules = Rules { allowed, barred };
+        // The constraint is stronger: what it leaves is drawn even if it ends too early.
+        let mut token = self.sampler.draw(logits, rules, scratch);
+        if token.is_none() {
+            token = self.sampler.draw(logits, Rules { barred: &[], ..rules }, scratch);
+        }
+        if let Some(others) = token.and_then(|token| guide.instead_of(token)) {
+            let rules = Rules { allowed: Some(others.words()), barred };
+            token = self.sampler.draw(logits, rules, scratch);
+        }
+        token.ok_or_else(no_number)
+    }
+
+    fn usage(&self) -> Usage {
+        Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.drawn, cached_tokens: 0 }
+    }
+}
+
+fn no_number() -> Error {
+    Error::internal("the model gave logits that are not numbers")
+}

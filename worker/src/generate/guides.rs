@@ -1,0 +1,67 @@
+//! The gate of constraints: compiles them off the runtime, a few at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Error, ErrorKind, Guided, Result};
+use tokio::sync::Semaphore;
+
+use crate::guided::{Compiler, Guide};
+
+/// Constraints that are compiled at the same time; the processor belongs to the model.
+const COMPILING: usize = 2;
+
+/// The longest that a request waits for its constraint to be compiled.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Makes guides for the requests of one model.
+#[derive(Debug)]
+pub(super) struct Guides {
+    compiler: Option<Arc<Compiler>>,
+    queue: Semaphore,
+    places: Arc<Semaphore>,
+}
+
+impl Guides {
+    /// Makes the gate; `max_waiting` requests may be before it.
+    pub(super) fn new(compiler: Option<Compiler>, max_waiting: usize) -> Self {
+        Self {
+            compiler: compiler.map(Arc::new),
+            queue: Semaphore::new(max_waiting.min(Semaphore::MAX_PERMITS)),
+            places: Arc::new(Semaphore::new(COMPILING)),
+        }
+    }
+
+    /// Compiles the constraint of a request.
+    ///
+    /// Errors: invalid, if it cannot be kept or takes too long; overloaded, if too many wait.
+    pub(super) async fn guide(&self, guided: Guided) -> Result<Guide> {
+        let compiler = self.compiler.clone().ok_or_else(|| {
+            let text = "constraints on the text are not served for this model's vocabulary";
+            Error::new(ErrorKind::Unimplemented, text)
+        })?;
+        let _queued = self.queue.try_acquire().map_err(|_| {
+            let text = "Exceeds maximum queue size of constraints to be compiled";
+            Error::new(ErrorKind::Overloaded, text)
+        })?;
+        let compiled = async {
+            let place = self.places.clone().acquire_owned().await;
+            // The place is given back by the work itself: it goes on when nobody waits any more.
+            let compile = move || (compiler.compile(&guided), drop(place)).0;
+            tokio::task::spawn_blocking(compile).await
+        };
+        match tokio::time::timeout(COMPILE_TIMEOUT, compiled).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => {
+                Err(Error::internal("the constraint's compiler failed").with_source(error))
+            }
+            Err(_) => {
+                let text = format!(
+                    "the constraint took longer than {} seconds to compile",
+                    COMPILE_TIMEOUT.as_secs()
+                );
+                Err(Error::invalid(text).with_code("invalid_constraint"))
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Checks requests before they are queued and counts the KV blocks that they need.
+
+use engine::{EmbedRequest, Error, GenerateRequest, Result, TokenId};
+
+use crate::runner::Limits;
+
+/// What a request has to keep within.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Intake {
+    pub limits: Limits,
+    pub max_running_sequences: usize,
+}
+
+impl Intake {
+    /// Checks a request and returns the blocks that each of its continuations may need.
+    pub(super) fn generation(&self, request: &GenerateRequest) -> Result<usize> {
+        let Limits { vocabulary, context_length, block_size, blocks, .. } = self.limits;
+        let (prompt, max_tokens) = (request.tokens.len(), request.stop.max_tokens as usize);
+        if prompt == 0 {
+            return Err(Error::invalid("the prompt has no tokens"));
+        }
+        if max_tokens == 0 && request.prompt_logprobs.is_none() {
+            return Err(Error::invalid("`max_tokens`: expected at least 1, got 0"));
+        }
+        if prompt + max_tokens.min(1) > context_length {
+            return Err(too_long(prompt, context_length, max_tokens.min(1)));
+        }
+        self.known(&request.tokens)?;
+        for &(token, bias) in &request.sampling.logit_bias {
+            if token as usize >= vocabulary || !bias.is_finite() {
+                let wrong = match bias.is_finite() {
+                    true => format!("token {token} is not one of the vocabulary's {vocabulary}"),
+                    false => format!("expected a number for token {token}, got {bias}"),
+                };
+                return Err(
+                    Error::invalid(format!("`logit_bias`: {wrong}")).with_param("logit_bias")
+                );
+            }
+        }
+        let choices = request.choices.get() as usize;
+        if choices > self.max_running_sequences {
+            return Err(Error::invalid(format!(
+                "`n`: expected at most {} continuations, got {choices}",
+                self.max_running_sequences
+            )));
+        }
+        let needed = (prompt + max_tokens).min(context_length).div_ceil(block_size);
+        if needed.saturating_mul(choices) > blocks {
+            return Err(Error::invalid(format!(
+                "{choices} continuations of {prompt} and up to {max_tokens} tokens need {} KV \
+                 blocks, there are {blocks}",
+                needed.saturating_mul(choices)
+            )));
+        }
+        Ok(needed)
+    }
+
+    /// Checks a text to embed and returns the blocks that it needs.
+    pub(super) fn embedding(&self, request: &EmbedRequest) -> Result<usize> {
+        let Limits { context_length, block_size, blocks, .. } = self.limits;
+        let tokens = request.tokens.len();
+        if tokens == 0 {
+            return Err(Error::invalid("the text has no tokens"));
+        }
+        if tokens > context_length {
+            return Err(too_long(tokens, context_length, 0));
+        }
+        self.known(&request.tokens)?;
+        let needed = tokens.div_ceil(block_size);
+        if needed > blocks {
+            return Err(Error::invalid(format!(
+                "a text of {tokens} tokens needs {needed} KV blocks, there are {blocks}"
+            )));
+        }
+        Ok(needed)
+    }
+
+    fn known(&self, tokens: &[TokenId]) -> Result<()> {
+        let vocabulary = self.limits.vocabulary;
+        match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            None => Ok(()),
+            Some(token) => Err(Error::invalid(format!(
+                "token {token} is not one of the vocabulary's {vocabulary}"
+            ))),
+        }
+    }
+}
+
+/// Says that a prompt is over the context, of which `answer` tokens are kept for an answer.
+fn too_long(tokens: usize, context_length: usize, answer: usize) -> Error {
+    let rest = if answer > 0 { " and an answer" } else { "" };
+    let text = format!(
+        "the prompt has {tokens} tokens, the model's context of {context_length} has room for \
+         {}{rest}",
+        context_length - answer
+    );
+    Error::invalid(text).with_code("context_length_exceeded")
+}

@@ -1,0 +1,43 @@
+//! The vector of a text: the mean of its tokens' hidden states, scaled to length 1.
+
+use engine::Embedding;
+
+/// The sum of the hidden states so far.
+#[derive(Debug, Default)]
+pub(super) struct Pooling {
+    sum: Vec<f64>,
+}
+
+impl Pooling {
+    /// Adds the hidden state of the next token. The order is that of the text, so the sum does
+    /// not depend on how the text was cut.
+    pub(super) fn add(&mut self, hidden: &[f32]) {
+        self.sum.resize(hidden.len(), 0.0);
+        for (sum, &value) in self.sum.iter_mut().zip(hidden) {
+            *sum += f64::from(value);
+        }
+    }
+
+    /// Returns the vector; zeros stay zeros. The number of tokens has no part in the direction.
+    pub(super) fn finish(&self) -> Embedding {
+        let length = self.sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+        let scale = if length > 0.0 { length.recip() } else { 0.0 };
+        Embedding { values: self.sum.iter().map(|value| (value * scale) as f32).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_has_length_one() {
+        let mut pooling = Pooling::default();
+        pooling.add(&[6.0, 0.0]);
+        pooling.add(&[0.0, 8.0]);
+        assert_eq!(pooling.finish().values, [0.6, 0.8]);
+        pooling = Pooling::default();
+        pooling.add(&[0.0, 0.0]);
+        assert_eq!(pooling.finish().values, [0.0, 0.0]);
+    }
+}
