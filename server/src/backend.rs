@@ -120,6 +120,7 @@ impl Backends {
             mock.context_length =
                 tokens.parse().map_err(|_| format!("`context_length`: `{tokens}` is no number"))?;
         }
+        mock.reply = definition.parameter("reply").map(str::to_owned);
         let card = mock::card(&definition.name, &mock);
         let runner = Box::new(MockRunner::new(mock));
         self.generating(runner, &card, &mock::vocabulary(), &definition.declared)

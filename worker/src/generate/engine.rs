@@ -12,7 +12,7 @@ use engine::{
 };
 
 use super::SchedulerConfig;
-use super::guides::Guides;
+use super::guides::{Guides, STACK_BYTES};
 use super::intake::Intake;
 use super::output::{News, Output, Reader};
 use super::scheduler::{Counters, Scheduler};
@@ -58,6 +58,7 @@ impl GenerateEngine {
         let shared = (waiting.clone(), counters.clone());
         let thread = std::thread::Builder::new()
             .name("scheduler".into())
+            .stack_size(STACK_BYTES)
             .spawn(move || {
                 let (waiting, counters) = shared;
                 let mut scheduler =

@@ -69,7 +69,11 @@ impl Compiler {
                 )));
             }
             let parser = self.factory.create_parser(grammar(&guided.constraint)?);
-            let matcher = Matcher::new(Ok(parser.map_err(|error| refusal(&error.to_string()))?));
+            let parser = parser.map_err(|error| refusal(&error.to_string()))?;
+            let mut matcher = Matcher::new(Ok(parser));
+            // The first step is the dearest: it fills what later ones find, and not on the
+            // scheduler's thread.
+            matcher.compute_mask_or_eos().map_err(|error| refusal(&error.to_string()))?;
             Ok(Guide::new(matcher, marker, self.words.clone()))
         };
         compile().map_err(|error: Error| match error.kind() {
