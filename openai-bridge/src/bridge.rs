@@ -33,11 +33,12 @@ impl TextBridge {
             .chat_template
             .clone()
             .map(|source| Template::new(source, spelled(vocabulary.bos), spelled(vocabulary.eos)));
+        let tokenizer = Tokenizer::new(vocabulary)?;
         Ok(Self {
             name: card.name.clone(),
             context_length: card.context_length,
-            tokenizer: Tokenizer::new(vocabulary)?,
-            table: Arc::new(TokenTable::new(vocabulary)),
+            table: tokenizer.table(),
+            tokenizer,
             template: template.transpose()?,
         })
     }

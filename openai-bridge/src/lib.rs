@@ -17,4 +17,4 @@ mod tokenizer;
 pub use answer::Answer;
 pub use bridge::TextBridge;
 pub use completion::{Completion, DEFAULT_MAX_TOKENS};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{DEFAULT_CACHE_BYTES, Tokenizer};
