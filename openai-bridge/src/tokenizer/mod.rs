@@ -9,6 +9,7 @@ mod cache;
 mod detokenizer;
 mod fast;
 mod gguf;
+mod json;
 mod merges;
 mod pieces;
 mod presets;
@@ -51,6 +52,11 @@ impl Tokenizer {
     /// Errors: a kind of tokenizer, or a pre-tokenizer, that is not known; tables that do not fit
     /// together.
     pub fn new(vocabulary: &Vocabulary) -> Result<Self> {
+        if let Some(json) = &vocabulary.json {
+            // The model's own file says all; the tables beside it are a summary of it.
+            let bos = vocabulary.bos.filter(|_| vocabulary.add_bos);
+            return Ok(Self { bos, ..Self::from_json(json.as_bytes())? });
+        }
         let encoder = match vocabulary.model.as_str() {
             // The library has no such model: it knows merges, not scores.
             "llama" => Encoder::Fast(Box::new(gguf::sentence_piece(vocabulary)?)),
@@ -62,6 +68,31 @@ impl Tokenizer {
             }
         };
         Ok(Self::with(encoder, vocabulary))
+    }
+
+    /// Makes the tokenizer of a `tokenizer.json`, as Hugging Face's library writes it.
+    ///
+    /// Errors: a file that the library refuses; a decoder that is not known, by its name.
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        let failed = |error: String| Error::invalid(format!("`tokenizer.json`: {error}"));
+        let mut reference =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
+        // Prompts are neither cut nor padded, whatever the file was made for.
+        reference.with_truncation(None).map_err(|error| failed(error.to_string()))?;
+        reference.with_padding(None);
+        let json = serde_json::from_slice(bytes).map_err(|error| failed(error.to_string()))?;
+        let tokens = json::tokens(&json);
+        let spelled: Vec<String> = tokens.iter().map(|(token, _)| token.clone()).collect();
+        let longest = longest(spelled.iter().map(String::as_str));
+        Ok(Self {
+            encoder: Encoder::checked(reference, json::fast(&json), &spelled),
+            cache: Cache::new(DEFAULT_CACHE_BYTES),
+            table: Arc::new(json::table(&json, &tokens).map_err(failed)?),
+            bos: json::bos(&json),
+            // Where it is not known what normalising leaves, no text is too long to try.
+            longest_token_bytes: json::shrinkage(&json)
+                .map_or(usize::MAX, |shrinkage| longest.saturating_mul(shrinkage)),
+        })
     }
 
     /// Makes the tokenizer of a byte-level vocabulary with the library's encoder alone, to compare
@@ -170,5 +201,7 @@ fn longest<'a>(tokens: impl Iterator<Item = &'a str>) -> usize {
     tokens.map(str::len).max().unwrap_or(1).max(1)
 }
 
+#[cfg(test)]
+mod laws;
 #[cfg(test)]
 mod tests;

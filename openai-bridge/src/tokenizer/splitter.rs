@@ -130,16 +130,30 @@ impl Stage {
 /// Returns whether a quantifier forbids backtracking, which the automaton would read as another
 /// repetition: `a++`, `a?+`, `a*+`, `a{1,3}+`, but not the class `\p{L}+`.
 fn has_possessive(expression: &str) -> bool {
-    let bytes = expression.as_bytes();
-    (2..bytes.len()).any(|index| {
-        let (quantifier, is_escaped) = (bytes[index - 1], bytes[index - 2] == b'\\');
-        let repeats = match quantifier {
-            b'?' | b'*' | b'+' => !is_escaped,
-            b'}' => matches!(bytes[index - 2], b'0'..=b'9' | b','),
+    let (mut depth, mut was_quantifier) = (0usize, false);
+    let mut bytes = expression.bytes();
+    let mut previous = 0;
+    while let Some(byte) = bytes.next() {
+        let is_outside = depth == 0;
+        if is_outside && was_quantifier && byte == b'+' {
+            return true;
+        }
+        was_quantifier = match byte {
+            b'?' | b'*' | b'+' => is_outside && previous != b'(',
+            b'}' => is_outside && matches!(previous, b'0'..=b'9' | b','),
             _ => false,
         };
-        bytes[index] == b'+' && repeats
-    })
+        match byte {
+            b'[' => depth += 1,
+            b']' => depth = depth.saturating_sub(1),
+            b'\\' => previous = bytes.next().unwrap_or_default(),
+            _ => {}
+        }
+        if byte != b'\\' {
+            previous = byte;
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -178,6 +192,7 @@ mod tests {
         assert!(refusal(r"\p{N}{1,3}+").contains("possessive"));
         assert!(refusal("a*").contains("empty"));
         assert!(refusal("a(?=b)").contains("a(?=b)"));
-        assert!(Splitter::new(&[r"\p{L}+|\++|[^\s\p{L}]+"]).is_ok());
+        assert!(refusal(r"[^\r\n]?+\p{L}").contains("possessive"));
+        assert!(Splitter::new(&[r"(?i:a)+|\p{L}+|\++|[*+\]?+]|[^\s\p{L}]+"]).is_ok());
     }
 }
