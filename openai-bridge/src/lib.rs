@@ -32,4 +32,4 @@ pub use continuations::Continuations;
 pub use delta::{Delta, Finish, Score, Scored, TextOutput};
 pub use template::{Conversation, Now, Template};
 pub use tensors::{Input, Inputs, TensorRequest};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{DEFAULT_CACHE_BYTES, Tokenizer};

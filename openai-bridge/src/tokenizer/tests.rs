@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use engine::TokenKind;
+
 use super::*;
 
 /// Byte tokens 0..256, then `he`, `Ġt`, a control token and a user-defined one.
@@ -82,7 +84,7 @@ fn unknown_kinds_are_refused_by_name() {
         Tokenizer::new(&vocabulary).unwrap_err().to_string()
     };
     assert!(refusal(|v| v.model = "bert".into()).contains("tokenizer `bert` is not known"));
-    assert!(refusal(|v| v.pre_tokenizer = "x".into()).contains("known are `smollm`"));
+    assert!(refusal(|v| v.pre_tokenizer = "x".into()).contains("pre-tokenizer `x` is not known"));
     assert!(refusal(|v| v.merges.push("abc".into())).contains("merge `abc`"));
 }
 
