@@ -1,0 +1,58 @@
+//! The configuration in force, written as a file that gives it again.
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory};
+
+use super::Cli;
+
+/// Returns the configuration in force as a TOML file, with the origin of each value.
+pub fn dump(matches: &ArgMatches) -> String {
+    let serve = Cli::command();
+    let Some(serve) = serve.find_subcommand("serve") else {
+        return String::new();
+    };
+    let mut out = String::new();
+    for arg in serve.get_arguments() {
+        let id = arg.get_id().as_str();
+        if matches!(id, "config" | "dump_config" | "help") {
+            continue;
+        }
+        let Ok(Some(values)) = matches.try_get_raw(id) else {
+            continue;
+        };
+        if arg.is_hide_env_values_set() {
+            out.push_str(&format!("# {} is set; it holds a secret\n", id.replace('_', "-")));
+            continue;
+        }
+        let values: Vec<String> = values.map(|value| value.to_string_lossy().into()).collect();
+        let origin = match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => "flag",
+            Some(ValueSource::EnvVariable) => "environment",
+            _ if is_changed(arg, &values) => "file or alias",
+            _ => "default",
+        };
+        let is_list = arg.get_num_args().is_some_and(|n| n.max_values() > 1)
+            || matches!(arg.get_action(), clap::ArgAction::Append);
+        let shown = if is_list {
+            toml::Value::Array(values.into_iter().map(toml::Value::String).collect())
+        } else {
+            typed(values.into_iter().next().unwrap_or_default())
+        };
+        out.push_str(&format!("{} = {shown} # {origin}\n", id.replace('_', "-")));
+    }
+    out
+}
+
+fn is_changed(arg: &clap::Arg, values: &[String]) -> bool {
+    let defaults: Vec<_> = arg.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
+    let is_flag = arg.get_default_values().is_empty();
+    !(defaults == values || (is_flag && values == ["false"]))
+}
+
+fn typed(value: String) -> toml::Value {
+    match (value.parse::<i64>(), value.parse::<bool>()) {
+        (Ok(number), _) => toml::Value::Integer(number),
+        (_, Ok(flag)) => toml::Value::Boolean(flag),
+        _ => toml::Value::String(value),
+    }
+}

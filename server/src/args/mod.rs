@@ -1,0 +1,185 @@
+//! The command line, the environment and the configuration file: the one folder that reads them.
+//!
+//! A flag beats its `STATOR_*` variable, which beats a `DYN_*` alias, which beats the file,
+//! which beats the default. Every value goes through the flag's own parser, wherever it is from.
+
+mod dump;
+mod engine;
+mod grpc;
+mod http;
+mod process;
+mod shared_memory;
+mod trace;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::repository::ControlMode;
+
+pub use dump::dump;
+pub use engine::EngineArgs;
+pub use grpc::GrpcArgs;
+pub use http::HttpArgs;
+pub use process::ProcessArgs;
+pub use shared_memory::SharedMemoryArgs;
+pub use trace::TraceArgs;
+
+/// Names of the reference's variables that mean one of ours.
+const ALIASES: [(&str, &str); 2] = [
+    ("DYN_GRPC_INITIAL_CONNECTION_WINDOW_SIZE", "grpc_connection_window_bytes"),
+    ("DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE", "grpc_stream_window_bytes"),
+];
+
+/// A gRPC-first inference server: KServe v2 with Triton's extensions, for text and tensors.
+#[derive(Debug, Parser)]
+#[command(name = "stator", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Action,
+}
+
+/// What the binary does.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Serve models; with none given, the default model SmolLM2-135M-Instruct
+    Serve(Box<ServeArgs>),
+}
+
+/// The flags of `stator serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "A MODEL is a GGUF file, NAME=FILE, or a Hugging Face id such as \
+    ORG/REPO or ORG/REPO:FILE.gguf (also NAME=ORG/REPO:FILE.gguf).\n\
+    Every flag can stand in the file of --config, without its dashes: `grpc-port = 9001`.\n\
+    A flag beats its variable, which beats the file.")]
+pub struct ServeArgs {
+    /// Models to serve
+    #[arg(value_name = "MODEL", env = "STATOR_MODELS", value_delimiter = ',')]
+    pub models: Vec<String>,
+    /// Serve no text model when none is given
+    #[arg(long, env = "STATOR_NO_DEFAULT_MODEL", help_heading = "Models")]
+    pub no_default_model: bool,
+    /// Serve a built-in model: [NAME=]KIND[,KEY=VALUE]..., KIND one of identity (datatype, dims
+    /// as 2x-1, max_batch_size, delay_ms, echo_parameters), add_sub (datatype, dims,
+    /// max_batch_size), repeat_int32, square, sequence (delay_ms, idle_ms), mock (pace_ms,
+    /// context_length)
+    #[arg(long, value_name = "SPEC", env = "STATOR_BUILTIN", value_delimiter = ';')]
+    #[arg(help_heading = "Models")]
+    pub builtin: Vec<String>,
+    /// Folder of model folders in Triton's layout: NAME/config.pbtxt, NAME/1/...; may be repeated
+    #[arg(long, value_name = "DIR", env = "STATOR_MODEL_REPOSITORY", value_delimiter = ',')]
+    #[arg(help_heading = "Models")]
+    pub model_repository: Vec<PathBuf>,
+    /// Who decides what is loaded later: nobody, changes of the repositories, or clients
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = ControlMode::None)]
+    #[arg(env = "STATOR_MODEL_CONTROL_MODE", help_heading = "Models")]
+    pub model_control_mode: ControlMode,
+    /// Model of a repository to load at the start in explicit mode, `*` for all; may be repeated
+    #[arg(long, value_name = "NAME", env = "STATOR_LOAD_MODEL", value_delimiter = ',')]
+    #[arg(help_heading = "Models")]
+    pub load_model: Vec<String>,
+    /// Seconds between two looks at the repositories in poll mode
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, env = "STATOR_REPOSITORY_POLL_SECS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=86_400), help_heading = "Models")]
+    pub repository_poll_secs: u32,
+    /// Where downloaded models lie [default: the user's cache folder, stator/models]
+    #[arg(long, value_name = "DIR", env = "STATOR_MODEL_DIR", help_heading = "Models")]
+    pub model_dir: Option<PathBuf>,
+    /// Hub that model ids are fetched from [default: HF_ENDPOINT or Hugging Face]
+    #[arg(long, value_name = "URL", env = "STATOR_HUB_URL", help_heading = "Models")]
+    pub hub_url: Option<String>,
+    #[command(flatten)]
+    pub shared_memory: SharedMemoryArgs,
+    #[command(flatten)]
+    pub grpc: GrpcArgs,
+    #[command(flatten)]
+    pub http: HttpArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub trace: TraceArgs,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+/// Reads the command line of this process.
+///
+/// Errors: clap's, which print usage and know their exit code (0 for `--help`).
+pub fn parse() -> Result<(ServeArgs, ArgMatches), clap::Error> {
+    parse_from(std::env::args_os(), |name| std::env::var_os(name))
+}
+
+/// Reads a command line with the given environment for the aliases.
+fn parse_from(
+    args: impl IntoIterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<(ServeArgs, ArgMatches), clap::Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let first = Cli::command().try_get_matches_from(&args)?;
+    let mut command = Cli::command();
+    if let Some(path) = first.subcommand().and_then(|(_, m)| m.get_one::<PathBuf>("config")) {
+        command = with_file(command, path)?;
+    }
+    for (alias, id) in ALIASES {
+        if let Some(value) = variable(alias) {
+            let value = value.to_string_lossy().into_owned();
+            command = with_default(command, id, vec![value]);
+        }
+    }
+    let matches = command.try_get_matches_from(&args)?;
+    let Action::Serve(serve) = Cli::from_arg_matches(&matches)?.command;
+    let matches = matches.subcommand().map(|(_, m)| m.clone()).unwrap_or_default();
+    Ok((*serve, matches))
+}
+
+/// Makes the values of a TOML file the defaults of their flags.
+fn with_file(mut command: Command, path: &Path) -> Result<Command, clap::Error> {
+    let fail = |command: &mut Command, message: String| {
+        command.error(clap::error::ErrorKind::ValueValidation, message)
+    };
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| fail(&mut command, format!("cannot read `{shown}`: {error}")))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error| fail(&mut command, format!("`{shown}` is not TOML: {error}")))?;
+    for (key, value) in table {
+        let id = key.replace('-', "_");
+        let is_known = command
+            .find_subcommand("serve")
+            .is_some_and(|serve| serve.get_arguments().any(|arg| arg.get_id() == id.as_str()));
+        if !is_known || matches!(id.as_str(), "config" | "dump_config" | "help") {
+            return Err(fail(&mut command, format!("`{shown}`: no setting is called `{key}`")));
+        }
+        let values = match value {
+            toml::Value::Array(values) => values.into_iter().map(plain).collect(),
+            value => vec![plain(value)],
+        };
+        command = with_default(command, &id, values);
+    }
+    Ok(command)
+}
+
+fn plain(value: toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text,
+        other => other.to_string(),
+    }
+}
+
+fn with_default(command: Command, id: &str, values: Vec<String>) -> Command {
+    let id = id.to_owned();
+    command.mut_subcommand("serve", |serve| serve.mut_arg(id, |arg| arg.default_values(values)))
+}
+
+/// Returns the user's cache folder by the XDG convention, if it can be known.
+pub fn cache_dir() -> Option<PathBuf> {
+    std::env::var_os("XDG_CACHE_HOME")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+}
+
+#[cfg(test)]
+mod tests;

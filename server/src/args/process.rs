@@ -1,0 +1,42 @@
+//! The flags of the process: metrics, threads, logs, the configuration file.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::LogFormat;
+
+/// The process.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Process")]
+pub struct ProcessArgs {
+    /// Address of the metrics listener
+    #[arg(long, value_name = "HOST", default_value = "0.0.0.0", env = "STATOR_METRICS_HOST")]
+    pub metrics_host: String,
+    /// Port of /metrics; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8002, env = "STATOR_METRICS_PORT")]
+    pub metrics_port: u16,
+    /// Do not serve metrics
+    #[arg(long, env = "STATOR_NO_METRICS")]
+    pub no_metrics: bool,
+    /// Threads of the network runtime; 0 takes one a core
+    #[arg(long, value_name = "N", default_value_t = 0, env = "STATOR_RUNTIME_THREADS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub runtime_threads: u32,
+    /// Milliseconds that requests under way get to finish after SIGTERM or SIGINT
+    #[arg(long, value_name = "MS", default_value_t = 30_000, env = "STATOR_SHUTDOWN_GRACE_MS")]
+    pub shutdown_grace_ms: u64,
+    /// What to log: error, warn, info, debug, trace, or directives such as `info,server=debug`
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "STATOR_LOG_LEVEL")]
+    pub log_level: String,
+    /// How to log
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(env = "STATOR_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// TOML file with any of these flags as keys
+    #[arg(long, value_name = "FILE", env = "STATOR_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print the configuration in force, with where each value is from, and end
+    #[arg(long)]
+    pub dump_config: bool,
+}
