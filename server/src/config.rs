@@ -8,6 +8,7 @@ use crate::args::{EngineArgs, GrpcArgs, HttpArgs, ServeArgs, TraceArgs, cache_di
 use crate::forwarding::Forwarding;
 use crate::repository::{ControlMode, RepositoryConfig};
 use crate::restriction::Restrictions;
+use crate::security::SecurityConfig;
 use crate::shared_memory::SharedMemoryConfig;
 use crate::source::{Builtin, Source};
 use crate::trace::{TraceConfig, TraceMode};
@@ -38,6 +39,8 @@ pub struct Config {
     pub grpc: GrpcConfig,
     /// The HTTP door; none is not opened.
     pub http: Option<HttpConfig>,
+    /// Certificates, keys and origins.
+    pub security: SecurityConfig,
     /// The embedded engine.
     pub engine: EngineConfig,
     /// Where metrics are served.
@@ -196,6 +199,7 @@ impl Config {
             hub_url: args.hub_url.clone(),
             grpc: GrpcConfig::from_args(&args.grpc)?,
             http: (!args.http.no_http).then(|| HttpConfig::from_args(&args.http)).transpose()?,
+            security: SecurityConfig::from_args(&args.security)?,
             engine: EngineConfig::from_args(&args.engine),
             metrics,
             shutdown_grace: Duration::from_millis(process.shutdown_grace_ms),
