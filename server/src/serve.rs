@@ -177,7 +177,9 @@ impl Server {
     /// Prints how to call the server, and logs that it is ready.
     fn announce(&self) {
         let mut out = std::io::stdout();
-        let _ = out.write_all(banner::text(self.grpc_address, &self.models).as_bytes());
+        let _ = out.write_all(
+            banner::text(self.grpc_address, &self.models, &self.config.security).as_bytes(),
+        );
         let _ = out.flush();
         tracing::info!(
             grpc = %self.grpc_address,
@@ -260,7 +262,7 @@ async fn open_http(
         max_connections: http.max_connections,
         has_nodelay: true,
     };
-    let accept = accept(listener, Http(router), (accepting.clone(), work));
+    let accept = accept(listener, Http::new(router), (accepting.clone(), work));
     accepting.spawn("http listener", accept);
     Ok(Some(found))
 }
@@ -281,7 +283,7 @@ async fn open_metrics(
         max_connections: MAX_METRICS_CONNECTIONS,
         has_nodelay: true,
     };
-    let accept = accept(listener, Http(router), (admin.clone(), admin.clone()));
+    let accept = accept(listener, Http::new(router), (admin.clone(), admin.clone()));
     admin.spawn("metrics listener", accept);
     Ok(found)
 }

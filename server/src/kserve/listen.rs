@@ -34,7 +34,7 @@ use crate::config::{Compression, GrpcConfig};
 use crate::listener::{Protocol, Transport};
 use crate::metrics::Metrics;
 use crate::restriction::{self, Restrictions};
-use crate::security::{Grant, Keys, of_rpc};
+use crate::security::{Grant, Keys, forget, of_rpc};
 use crate::{orca, status};
 
 /// Largest header list of a call, in bytes; gRPC's own default is half of it.
@@ -103,6 +103,7 @@ impl Door {
         if !is_stream {
             grant.admit()?;
         }
+        forget(request.headers_mut());
         request.extensions_mut().insert(grant);
         Ok(())
     }

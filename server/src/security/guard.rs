@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::Keys;
+use super::keys::forget;
 use super::scope::of_route;
 use crate::status;
 
@@ -61,6 +62,7 @@ async fn check(State(keys): State<Arc<Keys>>, mut request: Request, next: Next) 
     let granted = keys.check(request.headers(), of_route(path));
     match granted.and_then(|grant| grant.admit().map(|()| grant)) {
         Ok(grant) => {
+            forget(request.headers_mut());
             request.extensions_mut().insert(grant);
             next.run(request).await
         }
@@ -71,7 +73,8 @@ async fn check(State(keys): State<Arc<Keys>>, mut request: Request, next: Next) 
 /// Makes the answer to a request that is refused, in the words of the API it is for.
 fn refusal(path: &str, error: &Error) -> Response {
     let status = status::http_of(error);
-    let mut response = (status, axum::Json(body(path, status, error))).into_response();
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    let mut response = (status, kind, body(path, status, error).to_string()).into_response();
     let headers = response.headers_mut();
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

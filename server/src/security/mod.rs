@@ -23,7 +23,7 @@ pub use mint::mint;
 
 pub(crate) use grant::Grant;
 pub(crate) use guard::protect;
-pub(crate) use keys::Keys;
+pub(crate) use keys::{Keys, forget};
 pub(crate) use scope::of_rpc;
 pub(crate) use tls::{Acceptor, Tls};
 
