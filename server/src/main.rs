@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use server::args::{self, Action};
 use server::config::{Config, threads};
-use server::{args, serve, telemetry};
+use server::{security, serve, telemetry};
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
 /// and keep what a burst of them left behind. `.cargo/config.toml` says how this one is built.
@@ -12,23 +13,28 @@ use server::{args, serve, telemetry};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let (args, matches) = match args::parse() {
+    let (action, matches) = match args::parse() {
         Ok(parsed) => parsed,
         Err(error) => error.exit(),
     };
-    if args.process.dump_config {
-        return match std::io::stdout().write_all(args::dump(&matches).as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        };
-    }
-    match start(&args) {
+    let done = match &action {
+        Action::Serve(args) if args.process.dump_config => print(&args::dump(&matches)),
+        Action::Serve(args) => start(args),
+        Action::Key(key) => security::mint(&key.name, &key.scopes, &key.models)
+            .map_err(Into::into)
+            .and_then(|text| print(&text)),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "stator: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn print(text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 fn start(args: &args::ServeArgs) -> Result<(), Box<dyn std::error::Error>> {

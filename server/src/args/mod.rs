@@ -9,6 +9,7 @@ mod grpc;
 mod http;
 mod openai;
 mod process;
+mod security;
 mod shared_memory;
 mod trace;
 
@@ -25,6 +26,7 @@ pub use grpc::GrpcArgs;
 pub use http::HttpArgs;
 pub use openai::OpenAiArgs;
 pub use process::ProcessArgs;
+pub use security::SecurityArgs;
 pub use shared_memory::SharedMemoryArgs;
 pub use trace::TraceArgs;
 
@@ -59,6 +61,23 @@ pub struct Cli {
 pub enum Action {
     /// Serve models; with none given, the default model SmolLM2-135M-Instruct
     Serve(Box<ServeArgs>),
+    /// Make an API key: print it, and its entry for the file of --api-keys
+    Key(KeyArgs),
+}
+
+/// The flags of `stator key`.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// Whose key it is, as logs and messages call it
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// What it may be used for: inference, metadata, admin, metrics, `*` for all
+    #[arg(long, value_name = "SCOPE", default_value = "inference,metadata")]
+    #[arg(value_parser = ["inference", "metadata", "admin", "metrics", "*"], value_delimiter = ',')]
+    pub scopes: Vec<String>,
+    /// Models it may call, `*` in a name stands for anything
+    #[arg(long, value_name = "NAME", default_value = "*", value_delimiter = ',')]
+    pub models: Vec<String>,
 }
 
 /// The flags of `stator serve`.
@@ -112,6 +131,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub openai: OpenAiArgs,
     #[command(flatten)]
+    pub security: SecurityArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
     pub trace: TraceArgs,
@@ -119,10 +140,10 @@ pub struct ServeArgs {
     pub process: ProcessArgs,
 }
 
-/// Reads the command line of this process.
+/// Reads the command line of this process; the matches are those of the action.
 ///
 /// Errors: clap's, which print usage and know their exit code (0 for `--help`).
-pub fn parse() -> Result<(ServeArgs, ArgMatches), clap::Error> {
+pub fn parse() -> Result<(Action, ArgMatches), clap::Error> {
     parse_from(std::env::args_os(), |name| std::env::var_os(name))
 }
 
@@ -130,11 +151,12 @@ pub fn parse() -> Result<(ServeArgs, ArgMatches), clap::Error> {
 fn parse_from(
     args: impl IntoIterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<(ServeArgs, ArgMatches), clap::Error> {
+) -> Result<(Action, ArgMatches), clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     let first = Cli::command().try_get_matches_from(&args)?;
     let mut command = Cli::command();
-    if let Some(path) = first.subcommand().and_then(|(_, m)| m.get_one::<PathBuf>("config")) {
+    let serve = first.subcommand_matches("serve");
+    if let Some(path) = serve.and_then(|matches| matches.get_one::<PathBuf>("config")) {
         command = with_file(command, path)?;
     }
     for (alias, id) in ALIASES {
@@ -151,9 +173,9 @@ fn parse_from(
         command = with_default(command, "openai_path", moves);
     }
     let matches = command.try_get_matches_from(&args)?;
-    let Action::Serve(serve) = Cli::from_arg_matches(&matches)?.command;
+    let action = Cli::from_arg_matches(&matches)?.command;
     let matches = matches.subcommand().map(|(_, m)| m.clone()).unwrap_or_default();
-    Ok((*serve, matches))
+    Ok((action, matches))
 }
 
 /// Makes the values of a TOML file the defaults of their flags.

@@ -7,7 +7,10 @@ fn parse(args: &[&str], alias: Option<&str>) -> Result<(ServeArgs, ArgMatches), 
     let variable = |name: &str| {
         alias.filter(|_| name == "DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE").map(OsString::from)
     };
-    parse_from(args, variable).map_err(|error| error.to_string())
+    match parse_from(args, variable).map_err(|error| error.to_string())? {
+        (Action::Serve(serve), matches) => Ok((*serve, matches)),
+        (other, _) => Err(format!("{other:?} is not `serve`")),
+    }
 }
 
 fn file(name: &str, text: &str) -> String {
@@ -77,7 +80,9 @@ fn reference() -> String {
     let command = Cli::command();
     let serve = command.find_subcommand("serve").unwrap();
     let mut out = String::from(INTRODUCTION);
-    for heading in ["Models", "Shared memory", "gRPC", "HTTP", "Engine", "Traces", "Process"] {
+    for heading in
+        ["Models", "Shared memory", "gRPC", "HTTP", "Security", "Engine", "Traces", "Process"]
+    {
         let head = "| flag | variable | default | |\n|---|---|---|---|\n";
         out += &format!("\n## {heading}\n\n{head}");
         for arg in serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading)) {

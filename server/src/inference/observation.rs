@@ -84,7 +84,7 @@ impl Observation {
     /// Says which model a request that failed its checks was for.
     pub(crate) fn refused(&mut self, model: Option<Arc<Model>>, error: &Error) {
         let label = model.as_ref().map_or_else(|| "".into(), |model| model.name.clone());
-        self.count(label, status::code(error.kind()));
+        self.count(label, status::code_of(error));
         if let Some(model) = model {
             model.statistics.failed(self.started.elapsed());
         }
@@ -110,7 +110,7 @@ impl Observation {
 
     /// Ends the observation of an accepted request.
     pub(crate) fn end(&mut self, result: Result<(), &Error>) {
-        self.finish(result.map_or_else(|error| status::code(error.kind()), |()| Code::Ok));
+        self.finish(result.map_or_else(|error| status::code_of(error), |()| Code::Ok));
     }
 
     fn finish(&mut self, code: Code) {

@@ -18,6 +18,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::security::Grant;
+
 /// How long a body may stop coming.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -30,6 +32,8 @@ const MAX_DEPTH: usize = 100;
 /// A request with its whole body.
 pub(crate) struct Received {
     pub headers: HeaderMap,
+    /// What the caller may do.
+    pub grant: Grant,
     pub body: Bytes,
 }
 
@@ -58,7 +62,8 @@ pub(crate) async fn receive(request: Request, limit: usize) -> Result<Received> 
             return Err(Error::new(ErrorKind::Unimplemented, text));
         }
     };
-    Ok(Received { headers: parts.headers, body })
+    let grant = Grant::of(&parts.extensions);
+    Ok(Received { headers: parts.headers, grant, body })
 }
 
 /// Reads a body as long as it keeps coming.
