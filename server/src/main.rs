@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use server::args::{self, Action, ServeArgs};
 use server::config::{Config, threads};
-use server::{args, serve, telemetry};
+use server::{chat, pages, serve, telemetry};
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
 /// and keep what a burst of them left behind. `.cargo/config.toml` says how this one is built.
@@ -12,26 +13,31 @@ use server::{args, serve, telemetry};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let (args, matches) = match args::parse() {
-        Ok(parsed) => parsed,
+    match args::parse() {
         Err(error) => error.exit(),
-    };
-    if args.process.dump_config {
-        return match std::io::stdout().write_all(args::dump(&matches).as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        };
-    }
-    match start(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "stator: {error}");
-            ExitCode::FAILURE
+        Ok((Action::Serve(args), matches)) if args.process.dump_config => {
+            print(&args::dump(&matches))
         }
+        Ok((Action::Serve(args), _)) => match start(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "stator: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Ok((Action::Chat(args), _)) => chat::run(&args),
+        Ok((Action::Openapi, _)) => print(&format!("{:#}\n", pages::document())),
     }
 }
 
-fn start(args: &args::ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn start(args: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::from_args(args)?;
     let logging = telemetry::start(&args.process.log_level, args.process.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

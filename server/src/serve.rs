@@ -22,7 +22,7 @@ use crate::shared::Shared;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
 use crate::trace::Traces;
-use crate::{banner, openai, rest, shutdown};
+use crate::{banner, openai, pages, rest, shutdown};
 
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +92,11 @@ impl Server {
             max_stream_requests: config.grpc.max_stream_requests,
             server_name: config.grpc.server_name.clone(),
         });
+        // Before the HTTP door, whose page tells the port.
+        let listener = bind("--grpc-port", config.grpc.address).await?;
+        let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
-        let http_address = open_http(&config, &shared, groups).await?;
+        let http_address = open_http(&config, &shared, grpc_address.port(), groups).await?;
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(
             KserveService::new(shared, config.grpc.forwarding.clone()),
@@ -101,8 +104,6 @@ impl Server {
             &config.grpc,
             accepting.clone(),
         );
-        let listener = bind("--grpc-port", config.grpc.address).await?;
-        let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
         let accept = listen(listener, door, config.grpc.clone(), metrics.clone(), groups);
         accepting.spawn("grpc listener", accept);
@@ -231,6 +232,7 @@ fn repository(
 async fn open_http(
     config: &Config,
     shared: &Arc<Shared>,
+    grpc_port: u16,
     (accepting, work): (Tasks, Tasks),
 ) -> Result<Option<SocketAddr>, ServeError> {
     let Some(http) = &config.http else {
@@ -243,6 +245,7 @@ async fn open_http(
         &config.openai,
         http.max_input,
     ));
+    let router = router.merge(pages::router(grpc_port, &config.openai.paths));
     let accept = rest::listen(listener, router, http.max_connections, (accepting.clone(), work));
     accepting.spawn("http listener", accept);
     Ok(Some(found))

@@ -3,6 +3,7 @@
 //! A flag beats its `STATOR_*` variable, which beats a `DYN_*` alias, which beats the file,
 //! which beats the default. Every value goes through the flag's own parser, wherever it is from.
 
+mod chat;
 mod dump;
 mod engine;
 mod grpc;
@@ -19,6 +20,7 @@ use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Su
 
 use crate::repository::ControlMode;
 
+pub use chat::ChatArgs;
 pub use dump::dump;
 pub use engine::EngineArgs;
 pub use grpc::GrpcArgs;
@@ -59,6 +61,10 @@ pub struct Cli {
 pub enum Action {
     /// Serve models; with none given, the default model SmolLM2-135M-Instruct
     Serve(Box<ServeArgs>),
+    /// Chat in the terminal with a running server
+    Chat(ChatArgs),
+    /// Print the OpenAPI document of the HTTP door
+    Openapi,
 }
 
 /// The flags of `stator serve`.
@@ -119,10 +125,10 @@ pub struct ServeArgs {
     pub process: ProcessArgs,
 }
 
-/// Reads the command line of this process.
+/// Reads the command line of this process: what to do, and where each of its values is from.
 ///
 /// Errors: clap's, which print usage and know their exit code (0 for `--help`).
-pub fn parse() -> Result<(ServeArgs, ArgMatches), clap::Error> {
+pub fn parse() -> Result<(Action, ArgMatches), clap::Error> {
     parse_from(std::env::args_os(), |name| std::env::var_os(name))
 }
 
@@ -130,11 +136,12 @@ pub fn parse() -> Result<(ServeArgs, ArgMatches), clap::Error> {
 fn parse_from(
     args: impl IntoIterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<(ServeArgs, ArgMatches), clap::Error> {
+) -> Result<(Action, ArgMatches), clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     let first = Cli::command().try_get_matches_from(&args)?;
     let mut command = Cli::command();
-    if let Some(path) = first.subcommand().and_then(|(_, m)| m.get_one::<PathBuf>("config")) {
+    let serve = first.subcommand_matches("serve");
+    if let Some(path) = serve.and_then(|matches| matches.get_one::<PathBuf>("config")) {
         command = with_file(command, path)?;
     }
     for (alias, id) in ALIASES {
@@ -151,9 +158,9 @@ fn parse_from(
         command = with_default(command, "openai_path", moves);
     }
     let matches = command.try_get_matches_from(&args)?;
-    let Action::Serve(serve) = Cli::from_arg_matches(&matches)?.command;
+    let action = Cli::from_arg_matches(&matches)?.command;
     let matches = matches.subcommand().map(|(_, m)| m.clone()).unwrap_or_default();
-    Ok((*serve, matches))
+    Ok((action, matches))
 }
 
 /// Makes the values of a TOML file the defaults of their flags.
