@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use server::args::{self, Action};
+use server::args::{self, Action, ServeArgs};
 use server::config::{Config, threads};
-use server::{security, serve, telemetry};
+use server::{chat, pages, security, serve, telemetry};
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
 /// and keep what a burst of them left behind. `.cargo/config.toml` says how this one is built.
@@ -23,6 +23,8 @@ fn main() -> ExitCode {
         Action::Key(key) => security::mint(&key.name, &key.scopes, &key.models)
             .map_err(Into::into)
             .and_then(|text| print(&text)),
+        Action::Openapi => print(&format!("{:#}\n", pages::document())),
+        Action::Chat(args) => return chat::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,7 +39,7 @@ fn print(text: &str) -> Result<(), Box<dyn std::error::Error>> {
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
-fn start(args: &args::ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
+fn start(args: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::from_args(args)?;
     let logging = telemetry::start(&args.process.log_level, args.process.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -24,7 +24,7 @@ use crate::shared::Shared;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
 use crate::trace::Traces;
-use crate::{banner, openai, rest, shutdown};
+use crate::{banner, openai, pages, rest, shutdown};
 
 /// Open connections of the metrics listener; more wait in the listen queue.
 const MAX_METRICS_CONNECTIONS: usize = 64;
@@ -98,8 +98,12 @@ impl Server {
             max_stream_requests: config.grpc.max_stream_requests,
             server_name: config.grpc.server_name.clone(),
         });
+        // Before the HTTP door, whose page tells the port.
+        let listener = bind("--grpc-port", config.grpc.address).await?;
+        let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
-        let http_address = open_http(&config, &shared, &security, groups).await?;
+        let door = (&security, grpc_address.port());
+        let http_address = open_http(&config, &shared, door, groups).await?;
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(
             KserveService::new(shared, config.grpc.forwarding.clone()),
@@ -108,8 +112,6 @@ impl Server {
             security.keys.clone(),
             accepting.clone(),
         );
-        let listener = bind("--grpc-port", config.grpc.address).await?;
-        let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
         let listener = Listener {
             socket: listener,
@@ -246,7 +248,7 @@ fn repository(
 async fn open_http(
     config: &Config,
     shared: &Arc<Shared>,
-    security: &Security,
+    (security, grpc_port): (&Security, u16),
     (accepting, work): (Tasks, Tasks),
 ) -> Result<Option<SocketAddr>, ServeError> {
     let Some(http) = &config.http else {
@@ -255,7 +257,9 @@ async fn open_http(
     let listener = bind("--http-port", http.address).await?;
     let found = address("--http-port", &listener, http.address)?;
     let open = openai::router(shared.clone(), &config.openai, http.max_input);
-    let router = rest::router(shared.clone(), http).merge(open);
+    let router = rest::router(shared.clone(), http)
+        .merge(open)
+        .merge(pages::router(grpc_port, &config.openai.paths));
     let router = protect(router, security.keys.as_ref(), &config.security.cors_origins);
     let listener = Listener {
         socket: listener,

@@ -3,6 +3,7 @@
 //! A flag beats its `STATOR_*` variable, which beats a `DYN_*` alias, which beats the file,
 //! which beats the default. Every value goes through the flag's own parser, wherever it is from.
 
+mod chat;
 mod dump;
 mod engine;
 mod grpc;
@@ -20,6 +21,7 @@ use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Su
 
 use crate::repository::ControlMode;
 
+pub use chat::ChatArgs;
 pub use dump::dump;
 pub use engine::EngineArgs;
 pub use grpc::GrpcArgs;
@@ -63,6 +65,10 @@ pub enum Action {
     Serve(Box<ServeArgs>),
     /// Make an API key: print it, and its entry for the file of --api-keys
     Key(KeyArgs),
+    /// Chat in the terminal with a running server
+    Chat(ChatArgs),
+    /// Print the OpenAPI document of the HTTP door
+    Openapi,
 }
 
 /// The flags of `stator key`.

@@ -80,28 +80,52 @@ fn reference() -> String {
     let command = Cli::command();
     let serve = command.find_subcommand("serve").unwrap();
     let mut out = String::from(INTRODUCTION);
-    for heading in
-        ["Models", "Shared memory", "gRPC", "HTTP", "Security", "Engine", "Traces", "Process"]
-    {
-        let head = "| flag | variable | default | |\n|---|---|---|---|\n";
-        out += &format!("\n## {heading}\n\n{head}");
-        for arg in serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading)) {
-            let Some(flag) = arg.get_long() else { continue };
-            let variable = arg.get_env().map(|name| format!("`{}`", name.to_string_lossy()));
-            let defaults: Vec<_> =
-                arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
-            let default = match defaults.is_empty() {
-                true => String::new(),
-                false => format!("`{}`", defaults.join(",")),
-            };
-            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            let help = help.replace('\n', " ");
-            let variable = variable.unwrap_or_default();
-            out += &format!("| `--{flag}` | {variable} | {default} | {help} |\n");
-        }
+    let headings = [
+        "Models",
+        "Shared memory",
+        "gRPC",
+        "HTTP",
+        "OpenAI",
+        "Security",
+        "Engine",
+        "Traces",
+        "Process",
+    ];
+    for heading in headings {
+        let args = serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading));
+        out += &format!("\n## {heading}\n\n{}", table(args));
+    }
+    let chat = command.find_subcommand("chat").unwrap();
+    out + CHAT + &table(chat.get_arguments())
+}
+
+/// Returns a table of flags.
+fn table<'a>(args: impl Iterator<Item = &'a clap::Arg>) -> String {
+    let mut out = String::from("| flag | variable | default | |\n|---|---|---|---|\n");
+    for arg in args {
+        let Some(flag) = arg.get_long() else { continue };
+        let variable = arg.get_env().map(|name| format!("`{}`", name.to_string_lossy()));
+        let defaults: Vec<_> =
+            arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+        let default = match defaults.is_empty() {
+            true => String::new(),
+            false => format!("`{}`", defaults.join(",")),
+        };
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let help = help.replace('\n', " ");
+        let variable = variable.unwrap_or_default();
+        out += &format!("| `--{flag}` | {variable} | {default} | {help} |\n");
     }
     out
 }
+
+const CHAT: &str = "
+## stator chat
+
+`stator chat [URL]` talks with a running server over its HTTP door, by default `http://localhost:8000` (variable `STATOR_URL`); of
+its commands: [chat.md](chat.md). Its flags stand in no file.
+
+";
 
 const INTRODUCTION: &str = "\
 # Configuration
