@@ -8,6 +8,7 @@
 mod answer;
 mod bridge;
 mod completion;
+pub mod parser;
 mod profile;
 mod settings;
 mod stop;
