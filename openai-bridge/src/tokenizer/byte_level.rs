@@ -16,7 +16,7 @@ const NONE: u32 = u32::MAX;
 pub(super) struct ByteLevel {
     splitter: Splitter,
     /// The token of each byte. Bytes without one are left out, as the reference does.
-    bytes: [TokenId; 256],
+    bytes: Box<[TokenId; 256]>,
     merges: Merges,
     /// Words that are tokens whatever the merges say.
     whole: AHashMap<Box<[u8]>, TokenId>,
@@ -42,7 +42,7 @@ impl ByteLevel {
         let spelled = |token: &str| {
             token.chars().map(|letter| letters.get(&letter).copied()).collect::<Option<Vec<u8>>>()
         };
-        let mut bytes = [NONE; 256];
+        let mut bytes = Box::new([NONE; 256]);
         for (letter, byte) in &letters {
             let token = parts.ids.get(letter.encode_utf8(&mut [0; 4]) as &str);
             bytes[usize::from(*byte)] = token.copied().unwrap_or(NONE);

@@ -148,20 +148,6 @@ fn words_longer_than_any_memory_are_the_librarys_too() {
     }
 }
 
-#[test]
-fn many_threads_share_a_tokenizer() {
-    let (ours, library) = &PAIRS[2];
-    let text = WORDS.concat().repeat(200);
-    let expected = library.encode(&text, false).unwrap();
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                (0..20).for_each(|_| assert_eq!(ours.encode(&text, false).unwrap(), expected))
-            });
-        }
-    });
-}
-
 proptest! {
     #[test]
     fn ours_gives_the_tokens_of_the_library(text in text()) {

@@ -109,7 +109,7 @@ impl Pieces {
         if self.has_words {
             for (end, _) in text.match_indices(SPACE) {
                 // A run of spaces is one word with what follows it.
-                if !text[start..end].chars().all(|letter| letter == SPACE) {
+                if end > start && !text[..end].ends_with(SPACE) {
                     self.encode_word(text, start, end, memory, tokens);
                     start = end;
                 }
