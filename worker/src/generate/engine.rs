@@ -16,7 +16,7 @@ use super::guides::{Guides, STACK_BYTES};
 use super::intake::Intake;
 use super::output::{News, Output, Reader};
 use super::scheduler::{Counters, Scheduler};
-use super::waiting::{Job, Waiting, Work};
+use super::waiting::{Generation, Job, Waiting, Work};
 use crate::guided::Compiler;
 use crate::runner::Runner;
 
@@ -111,7 +111,7 @@ impl Engine<GenerateRequest> for GenerateEngine {
             Some(guided) => Some(self.guides.guide(guided.clone()).await?),
             None => None,
         };
-        let work = Work::Generate(Box::new(request), guide);
+        let work = Work::Generate(Box::new(Generation { request, guide }));
         Ok(Box::pin(self.queue::<GenerateOutput>(work, context, blocks)?))
     }
 }

@@ -150,7 +150,7 @@ mod tests {
             (Constraint::Choice(many), "expected at most 10000 texts"),
         ];
         for (constraint, expected) in table {
-            let error = grammar(&constraint).err().expect("it had to be refused");
+            let error = grammar(&constraint).expect_err("it had to be refused");
             assert!(error.message().contains(expected), "{error}");
         }
     }

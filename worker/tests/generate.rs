@@ -1,4 +1,5 @@
-//! The real model under constraints: what comes out of it is valid, whatever it would rather say.
+//! The real model through the engine: constraints are kept whatever it would rather say, and
+//! prompts and texts come to the same however they are cut.
 //!
 //! The schemas are shared with the tests of the clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -6,8 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    Constraint, Context, Engine, FinishReason, GenerateOutput, GenerateRequest, Guided, Sampling,
-    StopConditions, Vocabulary,
+    Constraint, Context, EmbedRequest, Engine, FinishReason, GenerateOutput, GenerateRequest,
+    Guided, Sampling, StopConditions, Vocabulary,
 };
 use futures_util::StreamExt;
 use worker::generate::{GenerateEngine, SchedulerConfig};
@@ -22,12 +23,12 @@ fn model() -> PathBuf {
     path.expect("STATOR_TEST_MODEL is not set: run the tests by ./test").into()
 }
 
-fn start() -> (GenerateEngine, Vocabulary) {
+fn start(batch_tokens: usize) -> (GenerateEngine, Vocabulary) {
     let options = CpuOptions {
         threads: 2,
         context_length: Some(1024),
         kv_cache_bytes: 256 << 20,
-        batch_tokens: 512,
+        batch_tokens,
     };
     let Loaded { runner, card, vocabulary } = CpuRunner::load(&model(), &options).unwrap();
     let (eos, config) = (card.eos_tokens, SchedulerConfig::default());
@@ -52,6 +53,8 @@ async fn one(engine: &GenerateEngine, request: GenerateRequest) -> GenerateOutpu
     while let Some(output) = stream.next().await {
         let output = output.unwrap();
         whole.tokens.extend(output.tokens);
+        whole.logprobs.extend(output.logprobs);
+        whole.prompt_logprobs.extend(output.prompt_logprobs);
         whole.finish = output.finish;
     }
     whole
@@ -59,7 +62,7 @@ async fn one(engine: &GenerateEngine, request: GenerateRequest) -> GenerateOutpu
 
 #[tokio::test]
 async fn fifty_schemas_are_kept_at_temperature_one() {
-    let (engine, vocabulary) = start();
+    let (engine, vocabulary) = start(512);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/schemas.json");
     let cases: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
@@ -92,4 +95,31 @@ async fn fifty_schemas_are_kept_at_temperature_one() {
     }
     let may_be_long = |name: &&str| name.starts_with("recursive") || name.starts_with("number");
     assert!(unfinished.iter().all(may_be_long), "{unfinished:?}");
+}
+
+#[tokio::test]
+async fn prompts_and_texts_come_to_the_same_however_they_are_cut() {
+    let prompt: Vec<u32> = (0..12u32).map(|p| (p * 37 + 101) % 40_000 + 20).collect();
+    let mut found = Vec::new();
+    for batch_tokens in [512, 5] {
+        let (engine, _) = start(batch_tokens);
+        let mut drawn = GenerateRequest::new(prompt.clone(), StopConditions::after(8));
+        drawn.stop.ignore_eos = true;
+        drawn.logprobs = Some(3);
+        let drawn = one(&engine, drawn).await;
+        let text: Vec<u32> = prompt.iter().chain(&drawn.tokens).copied().collect();
+        let mut scored = GenerateRequest::new(text.clone(), StopConditions::after(0));
+        scored.prompt_logprobs = Some(3);
+        let scored = one(&engine, scored).await.prompt_logprobs;
+        assert_eq!((scored.len(), &scored[0]), (20, &None));
+        let tail: Vec<_> = scored[12..].iter().flatten().cloned().collect();
+        assert_eq!(tail, drawn.logprobs);
+        let request = EmbedRequest { tokens: text.into() };
+        let mut stream = engine.call(request, Context::new("test")).await.unwrap();
+        let embedding = stream.next().await.unwrap().unwrap();
+        let length: f32 = embedding.values.iter().map(|value| value * value).sum();
+        assert!((length - 1.0).abs() < 1e-5);
+        found.push((scored, embedding));
+    }
+    assert!(found[0] == found[1]);
 }
