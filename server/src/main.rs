@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use server::args::{self, Action, ServeArgs};
 use server::config::{Config, threads};
-use server::{chat, pages, security, serve, telemetry};
+use server::security::{self, Minted};
+use server::{chat, pages, serve, telemetry};
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
 /// and keep what a burst of them left behind. `.cargo/config.toml` says how this one is built.
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         Action::Serve(args) => start(args),
         Action::Key(key) => security::mint(&key.name, &key.scopes, &key.models)
             .map_err(Into::into)
-            .and_then(|text| print(&text)),
+            .and_then(|minted| hand_over(&minted)),
         Action::Openapi => print(&format!("{:#}\n", pages::document())),
         Action::Chat(args) => return chat::run(args),
     };
@@ -33,6 +34,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The entry can be redirected to a file; the key is for the eyes alone.
+fn hand_over(minted: &Minted) -> Result<(), Box<dyn std::error::Error>> {
+    writeln!(std::io::stderr(), "The key, which is shown this once: {}", minted.key)?;
+    print(&minted.entry)
 }
 
 fn print(text: &str) -> Result<(), Box<dyn std::error::Error>> {

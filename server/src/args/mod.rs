@@ -63,7 +63,7 @@ pub struct Cli {
 pub enum Action {
     /// Serve models; with none given, the default model SmolLM2-135M-Instruct
     Serve(Box<ServeArgs>),
-    /// Make an API key: print it, and its entry for the file of --api-keys
+    /// Make an API key: it goes to standard error, and its entry for --api-keys to standard output
     Key(KeyArgs),
     /// Chat in the terminal with a running server
     Chat(ChatArgs),

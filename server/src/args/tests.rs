@@ -137,6 +137,9 @@ A flag beats its variable, which beats the reference's names `DYN_GRPC_INITIAL_C
 `DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE`, which beat the TOML file of `--config`, which beats the default. In the file a setting is
 called as its flag, without dashes in front: `grpc-port = 9001`. `--dump-config` prints the configuration in force with the origin of
 each value, as such a file. A value that cannot be used stops the start. Of RPCs and tensors: [protocol.md](protocol.md).
+
+`stator key NAME` makes an API key; `--scopes` says what it may be used for and `--models` of which models, both separated by commas:
+[security.md](security.md).
 ";
 
 #[test]

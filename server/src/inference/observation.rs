@@ -110,7 +110,7 @@ impl Observation {
 
     /// Ends the observation of an accepted request.
     pub(crate) fn end(&mut self, result: Result<(), &Error>) {
-        self.finish(result.map_or_else(|error| status::code_of(error), |()| Code::Ok));
+        self.finish(result.map_or_else(status::code_of, |()| Code::Ok));
     }
 
     fn finish(&mut self, code: Code) {

@@ -8,10 +8,18 @@ use ring::rand::{SecureRandom, SystemRandom};
 /// Random bytes of a key.
 const KEY_BYTES: usize = 32;
 
-/// Makes a new key; returns what to print: the key, and its entry for a file of `--api-keys`.
+/// A new key, which is known nowhere else.
+pub struct Minted {
+    /// The key, for whom it is made.
+    pub key: String,
+    /// Its entry for a file of `--api-keys`.
+    pub entry: String,
+}
+
+/// Makes a new key.
 ///
 /// Errors: a system without random numbers.
-pub fn mint(name: &str, scopes: &[String], models: &[String]) -> Result<String, String> {
+pub fn mint(name: &str, scopes: &[String], models: &[String]) -> Result<Minted, String> {
     let mut random = [0; KEY_BYTES];
     let filled = SystemRandom::new().fill(&mut random);
     filled.map_err(|_| "the system gives no random numbers".to_owned())?;
@@ -24,7 +32,7 @@ pub fn mint(name: &str, scopes: &[String], models: &[String]) -> Result<String, 
         ("scopes".to_owned(), toml::Value::from(scopes.to_vec())),
         ("models".to_owned(), toml::Value::from(models.to_vec())),
     ]);
-    Ok(format!("# The key, which is shown this once:\n# {key}\n\n[[keys]]\n{entry}"))
+    Ok(Minted { key, entry: format!("[[keys]]\n{entry}\n") })
 }
 
 #[cfg(test)]
@@ -34,12 +42,11 @@ mod tests {
 
     #[test]
     fn what_is_printed_is_a_file_that_knows_the_key() {
-        let text = mint("a \"b\"", &["admin".into()], &["m*".into()]).unwrap();
-        let key = text.lines().nth(1).unwrap().trim_start_matches("# ").to_owned();
-        let entries = keyfile::parse("keys.toml".as_ref(), text.as_bytes()).unwrap();
+        let Minted { key, entry } = mint("a \"b\"", &["admin".into()], &["m*".into()]).unwrap();
+        let entries = keyfile::parse("keys.toml".as_ref(), entry.as_bytes()).unwrap();
         assert_eq!(entries[0].name, "a \"b\"");
         assert_eq!(entries[0].digest, digest(&SHA256, key.as_bytes()).as_ref());
-        assert_ne!(text, mint("a \"b\"", &[], &[]).unwrap());
+        assert_ne!(key, mint("a \"b\"", &[], &[]).unwrap().key);
         assert_eq!(key.len(), "sk-stator-".len() + 43);
     }
 }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use engine::Tasks;
 
 pub use config::{SecurityConfig, TlsConfig, TlsListener};
-pub use mint::mint;
+pub use mint::{Minted, mint};
 
 pub(crate) use grant::Grant;
 pub(crate) use guard::protect;
@@ -41,8 +41,13 @@ impl Security {
     pub(crate) fn load(config: &SecurityConfig) -> Result<Self, String> {
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let keys = config.api_keys.clone().map(Keys::load).transpose()?.map(Arc::new);
-        if keys.is_some() && tls.is_none() {
-            tracing::warn!("--api-keys without --tls-cert: keys cross the network in the clear");
+        let has_tls =
+            |listener| config.tls.as_ref().is_some_and(|tls| tls.listeners.contains(&listener));
+        let doors = [TlsListener::Grpc, TlsListener::Http, TlsListener::Metrics];
+        if keys.is_some() && !doors.into_iter().all(has_tls) {
+            tracing::warn!(
+                "--api-keys: a listener without TLS lets keys cross the network in the clear"
+            );
         }
         Ok(Self { tls, keys })
     }
