@@ -257,10 +257,10 @@ async fn open_http(
     let listener = bind("--http-port", http.address).await?;
     let found = address("--http-port", &listener, http.address)?;
     let open = openai::router(shared.clone(), &config.openai, http.max_input);
-    let router = rest::router(shared.clone(), http)
-        .merge(open)
-        .merge(pages::router(grpc_port, &config.openai.paths));
+    let router = rest::router(shared.clone(), http).merge(open);
     let router = protect(router, security.keys.as_ref(), &config.security.cors_origins);
+    // A browser opens a page without a key; the key is asked for what the page does.
+    let router = router.merge(pages::router(grpc_port, &config.openai.paths));
     let listener = Listener {
         socket: listener,
         tls: security.acceptor(TlsListener::Http),

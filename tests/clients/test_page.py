@@ -13,7 +13,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from conftest import BINARY
 
-BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
+BROWSERS = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"]
 PATIENCE_MS = 30_000
 QUESTION = """It's "so", $HOME `id` \\ {"a": 1}: what is the capital of Österreich?"""
 
@@ -81,7 +81,7 @@ def text_of(article):
 def snippet(article, name):
     if article.locator("details.same[open]").count() == 0:
         article.get_by_text("The same request as").click()
-    article.get_by_role("tab", name=name).click()
+    article.get_by_role("tab", name=name, exact=True).click()
     return article.get_by_role("tabpanel").text_content()
 
 
@@ -203,7 +203,8 @@ def test_what_a_model_says_is_text_and_its_reasoning_is_folded(context):
 
 def test_a_tool_call_is_shown_and_the_next_message_is_its_result(context):
     page = opened(context, "mock")
-    page.get_by_label("More fields").fill('{"tools": [{"type": "function", "function": {"name": "f"}}]}')
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    page.get_by_label("More fields").fill(json.dumps({"tools": tools, "stop": ["x"]}))
     call = {"index": 0, "id": "call_1", "type": "function",
             "function": {"name": "f", "arguments": '{"a"'}}
     scripted(context, delta(tool_calls=[call]),
@@ -212,7 +213,9 @@ def test_a_tool_call_is_shown_and_the_next_message_is_its_result(context):
     article = ask(page, "call f")
     expect(article.locator(".call summary")).to_have_text("Tool call: f call_1")
     expect(article.locator(".call pre")).to_have_text('{"a": 1}')
-    assert "tools" in snippet(article, "Python") and "# without tools" in snippet(article, "grpcurl")
+    assert "tools=[" in snippet(article, "Python")
+    grpcurl = snippet(article, "grpcurl")
+    assert '"tools":{"string_param":' in grpcurl and grpcurl.startswith("# without stop:")
     with page.expect_request("**/v1/chat/completions") as sent:
         ask(page, "42")
     asked, answered = sent.value.post_data_json["messages"][-2:]
@@ -250,7 +253,7 @@ def test_the_examples_are_tabs_for_the_keyboard(context):
     page = opened(context, "mock", max_tokens="4")
     article = ask(page, "hello")
     article.get_by_text("The same request as").click()
-    article.get_by_role("tab", name="curl").focus()
+    article.get_by_role("tab", name="curl", exact=True).focus()
     page.keyboard.press("ArrowRight")
     expect(article.get_by_role("tab", name="Python")).to_be_focused()
     expect(article.get_by_role("tabpanel")).to_contain_text("from openai import OpenAI")

@@ -25,7 +25,7 @@ use openai_bridge::api::{self, Stamp};
 use crate::shared::Shared;
 use call::Kind;
 
-pub(crate) use config::{OpenAiConfig, Paths};
+pub(crate) use config::{OpenAiConfig, PATHS, Paths};
 
 /// The header that names a request.
 pub(crate) const REQUEST_ID: &str = "x-request-id";

@@ -3,7 +3,11 @@
 // as text, never as HTML.
 
 const byId = (id) => document.getElementById(id);
-const place = (path) => new URL(path, document.baseURI).href;
+const facts = JSON.parse(document.querySelector('meta[name="facts"]').content);
+// The page knows its own path, so it works behind a proxy that serves all below another.
+const trimmed = (path) => path.replace(/\/$/, "");
+const root = location.origin + trimmed(location.pathname).slice(0, -trimmed(facts.own).length || undefined);
+const place = (path) => root + path;
 const KEY = "stator-api-key";
 // How close to its end, in pixels, the log is followed while it grows.
 const FOLLOW_PIXELS = 80;
@@ -224,7 +228,7 @@ async function ask() {
   let error = null;
   let how = null;
   try {
-    const response = await fetch(place("v1/chat/completions"), {
+    const response = await fetch(place(facts.paths.chat), {
       method: "POST", headers: headers(true), body: JSON.stringify(body), signal: controller.signal,
     });
     if (!response.ok) throw await failure(response);
@@ -255,7 +259,7 @@ const hasKey = () => byId("key").value.trim() !== "";
 
 function curl(body) {
   const key = hasKey() ? `  -H "authorization: Bearer $STATOR_API_KEY" \\\n` : "";
-  return `curl -N ${place("v1/chat/completions")} \\\n  -H 'content-type: application/json' \\\n${key}` +
+  return `curl -N ${shell(place(facts.paths.chat))} \\\n  -H 'content-type: application/json' \\\n${key}` +
     `  -d ${shell(JSON.stringify(body, null, 2))}`;
 }
 
@@ -287,26 +291,29 @@ function python(body) {
   const known = Object.entries(body).filter(([name]) => SDK_FIELDS.has(name));
   const others = Object.fromEntries(Object.entries(body).filter(([name]) => !SDK_FIELDS.has(name)));
   if (Object.keys(others).length) known.push(["extra_body", others]);
+  // The SDK asks for this path below its base, wherever the route is.
+  const base = place(facts.paths.chat).replace(/\/chat\/completions$/, "");
   const fields = known.map(([name, value]) => `    ${name}=${pythonValue(value, "    ")},\n`).join("");
   return `${hasKey() ? "import os\n\n" : ""}from openai import OpenAI\n\n` +
-    `client = OpenAI(base_url=${JSON.stringify(place("v1"))}, api_key=${key})\n` +
+    `client = OpenAI(base_url=${JSON.stringify(base)}, api_key=${key})\n` +
     `stream = client.chat.completions.create(\n${fields})\n` +
     `for chunk in stream:\n    if chunk.choices:\n` +
     `        print(chunk.choices[0].delta.content or "", end="", flush=True)\nprint()`;
 }
 
-// Fields of the chat that are no settings of a KServe request.
+// Fields of the chat that are no settings of a KServe request, or others there.
 const NO_SETTINGS = new Set(["model", "messages", "stream", "stream_options"]);
+const OTHERS = new Set(["logprobs", "top_logprobs", "metadata", "user", "store"]);
 
 function grpcurl(body) {
-  const port = document.querySelector('meta[name="grpc-port"]').content;
   const left = [];
   const parameters = {};
   for (const [name, value] of Object.entries(body)) {
-    if (NO_SETTINGS.has(name)) continue;
-    if (typeof value === "boolean") parameters[name] = { bool_param: value };
+    if (NO_SETTINGS.has(name) || value === null) continue;
+    if (OTHERS.has(name) || (Array.isArray(value) && name !== "tools")) left.push(name);
+    else if (typeof value === "boolean") parameters[name] = { bool_param: value };
     else if (typeof value === "string") parameters[name] = { string_param: value };
-    else if (typeof value !== "number") left.push(name);
+    else if (typeof value === "object") parameters[name] = { string_param: JSON.stringify(value) };
     else if (Number.isInteger(value) && name !== "temperature") parameters[name] = { int64_param: value };
     else parameters[name] = { double_param: value };
   }
@@ -320,7 +327,7 @@ function grpcurl(body) {
     `  "inputs": [{"name": "messages", "datatype": "BYTES", "shape": [1],\n` +
     `              "contents": {"bytes_contents": [${contents}]}}],\n` +
     `  "outputs": [{"name": "text_output"}],\n  "parameters": ${shown}}' \\\n` +
-    `  ${location.hostname}:${port} inference.GRPCInferenceService/ModelInfer \\\n` +
+    `  ${location.hostname}:${facts.grpc_port} inference.GRPCInferenceService/ModelInfer \\\n` +
     `  | python3 -c 'import base64, json, sys; ` +
     `print(base64.b64decode(json.load(sys.stdin)["rawOutputContents"][0])[4:].decode())'`;
 }
@@ -462,7 +469,7 @@ async function listModels() {
   const select = byId("model");
   const wanted = select.value || new URLSearchParams(location.search).get("model");
   try {
-    const response = await fetch(place("v1/models"), { headers: headers(false) });
+    const response = await fetch(place(facts.paths.models), { headers: headers(false) });
     if (!response.ok) throw await failure(response);
     const names = (await response.json()).data.map((model) => model.id);
     if (wanted && !names.includes(wanted)) names.unshift(wanted);
@@ -474,6 +481,7 @@ async function listModels() {
   }
 }
 
+byId("docs").href = place(facts.paths.docs);
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
   send();

@@ -2,7 +2,11 @@
 // The reference: /openapi.json as a page, each route with its fields and a form to try it.
 
 const byId = (id) => document.getElementById(id);
-const place = (path) => new URL(path.replace(/^\//, ""), document.baseURI).href;
+const facts = JSON.parse(document.querySelector('meta[name="facts"]').content);
+// The page knows its own path, so it works behind a proxy that serves all below another.
+const trimmed = (path) => path.replace(/\/$/, "");
+const root = location.origin + trimmed(location.pathname).slice(0, -trimmed(facts.own).length || undefined);
+const place = (path) => root + path;
 const KEY = "stator-api-key";
 const METHODS = ["get", "post", "put", "delete", "patch"];
 // A schema that holds itself is shown to this depth.
@@ -77,19 +81,21 @@ function objects(schema, depth) {
 
 function flatten(schema) {
   const required = new Set(schema.required ?? []);
-  const properties = {};
+  const properties = { ...schema.properties };
   for (const part of schema.allOf ?? []) {
     const inner = flatten(resolve(part));
     Object.assign(properties, inner.properties);
     inner.required.forEach((name) => required.add(name));
   }
-  return { properties: Object.assign(properties, schema.properties), required };
+  return { properties, required };
 }
 
 /// Returns the table of an object's fields; objects within unfold.
 function fields(schema, depth = 0) {
   const { properties, required } = flatten(resolve(schema));
-  const rows = Object.entries(properties).map(([name, field]) => {
+  const isRequired = ([name]) => Number(required.has(name));
+  const entries = Object.entries(properties).sort((one, other) => isRequired(other) - isRequired(one));
+  const rows = entries.map(([name, field]) => {
     const about = make("td", {}, ...prose(field.description ?? resolve(field).description));
     const limits = bounds(field);
     if (limits) about.append(make("div", { className: "faint" }, limits));
@@ -279,14 +285,16 @@ function filter() {
 }
 
 async function start() {
+  byId("page").href = place(facts.paths.page);
+  byId("openapi").href = place(facts.paths.openapi);
   byId("key").value = sessionStorage.getItem(KEY) ?? "";
   byId("key").addEventListener("change", () => sessionStorage.setItem(KEY, byId("key").value.trim()));
   byId("filter").addEventListener("input", filter);
   const key = byId("key").value;
   const headers = key ? { authorization: `Bearer ${key}` } : {};
   try {
-    api = await (await fetch(place("openapi.json"), { headers })).json();
-    const models = await fetch(place("v1/models"), { headers });
+    api = await (await fetch(place(facts.paths.openapi), { headers })).json();
+    const models = await fetch(place(facts.paths.models), { headers });
     if (models.ok) firstModel = (await models.json()).data[0]?.id ?? firstModel;
     render();
   } catch (error) {

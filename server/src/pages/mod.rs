@@ -13,6 +13,9 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use ring::digest;
+use serde_json::{Map, Value, json};
+
+use crate::openai::Paths;
 
 pub use openapi::document;
 
@@ -26,21 +29,31 @@ struct Page {
     body: Bytes,
 }
 
+/// What the pages tell their scripts of the server, as JSON in a `meta` element.
+fn facts(grpc_port: u16, paths: &Paths, own: &str) -> String {
+    let routes: Map<String, Value> = ["page", "docs", "openapi", "models", "chat"]
+        .map(|name| (name.to_owned(), Value::from(paths.get(name))))
+        .into_iter()
+        .collect();
+    json!({ "grpc_port": grpc_port, "paths": routes, "own": paths.get(own) }).to_string()
+}
+
 /// Makes the routes; the chat tells the port of gRPC in its examples.
-pub(crate) fn router(grpc_port: u16) -> Router {
-    let chat = page(include_str!("chat.html"), include_str!("chat.js"), grpc_port);
-    let docs = page(include_str!("docs.html"), include_str!("docs.js"), grpc_port);
-    let json = Bytes::from(document().to_string());
+pub(crate) fn router(grpc_port: u16, paths: &Paths) -> Router {
+    let facts = |own| facts(grpc_port, paths, own);
+    let chat = page(include_str!("chat.html"), include_str!("chat.js"), &facts("page"));
+    let docs = page(include_str!("docs.html"), include_str!("docs.js"), &facts("docs"));
+    let json = Bytes::from(openapi::document_of(paths).to_string());
     let json = Page { kind: "application/json", policy: None, body: json };
     let route = |page: Page| get(move || async move { page.into_response() });
     Router::new()
-        .route("/", route(chat))
-        .route("/docs", route(docs))
-        .route("/openapi.json", route(json))
+        .route(paths.get("page"), route(chat))
+        .route(paths.get("docs"), route(docs))
+        .route(paths.get("openapi"), route(json))
 }
 
 /// Puts style and script into a frame, and names the script's digest in the policy.
-fn page(frame: &str, script: &str, grpc_port: u16) -> Page {
+fn page(frame: &str, script: &str, facts: &str) -> Page {
     let script = script.trim_end();
     let digest = digest::digest(&digest::SHA256, script.as_bytes());
     let policy = format!(
@@ -49,8 +62,9 @@ fn page(frame: &str, script: &str, grpc_port: u16) -> Page {
          frame-ancestors 'none'",
         BASE64_STANDARD.encode(digest)
     );
+    // The facts are ports and paths, which hold no quote; JSON's own are spelled for HTML.
     let body = frame
-        .replace("{{GRPC_PORT}}", &grpc_port.to_string())
+        .replace("{{FACTS}}", &facts.replace('&', "&amp;").replace('"', "&quot;"))
         .replace("{{STYLE}}", STYLE)
         .replace("{{SCRIPT}}", script);
     let policy = HeaderValue::try_from(policy).expect("a policy is made of ASCII");

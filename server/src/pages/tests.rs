@@ -2,10 +2,28 @@
 
 use super::*;
 
+fn paths() -> Paths {
+    Paths::parse("", &["chat=/a&b".to_owned()]).unwrap()
+}
+
 fn pages() -> [(&'static str, Page); 2] {
     [
-        ("chat", page(include_str!("chat.html"), include_str!("chat.js"), 9001)),
-        ("docs", page(include_str!("docs.html"), include_str!("docs.js"), 9001)),
+        (
+            "chat",
+            page(
+                include_str!("chat.html"),
+                include_str!("chat.js"),
+                &facts(9001, &paths(), "page"),
+            ),
+        ),
+        (
+            "docs",
+            page(
+                include_str!("docs.html"),
+                include_str!("docs.js"),
+                &facts(9001, &paths(), "docs"),
+            ),
+        ),
     ]
 }
 
@@ -26,7 +44,8 @@ fn a_page_is_whole_and_refers_to_nothing_outside() {
         ] {
             assert!(!text.contains(outside), "{name} contains `{outside}`");
         }
-        assert!(text.contains(r#"<meta name="grpc-port" content="9001">"#), "{name}");
+        let facts = "{&quot;grpc_port&quot;:9001,&quot;own&quot;:&quot;/";
+        assert!(text.contains(facts) && text.contains("&quot;/a&amp;b&quot;"), "{name}");
     }
 }
 

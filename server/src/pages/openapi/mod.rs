@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::openai::{PATHS, Paths};
+
 /// One file for each group of routes, and one of what all share.
 const PARTS: [&str; 8] = [
     include_str!("base.json"),
@@ -23,7 +25,7 @@ const MODEL: &str = "/v2/models/{model}";
 const OF_A_VERSION: [&str; 7] =
     ["", "/ready", "/config", "/stats", "/infer", "/generate", "/generate_stream"];
 
-/// Returns the OpenAPI 3.1 document of all routes.
+/// Returns the OpenAPI 3.1 document of all routes, each at its usual path.
 pub fn document() -> Value {
     let mut whole = json!({ "info": { "version": env!("CARGO_PKG_VERSION") } });
     for part in PARTS {
@@ -41,6 +43,26 @@ pub fn document() -> Value {
         }
     }
     whole
+}
+
+/// Returns the document with the routes where a server has them.
+pub(super) fn document_of(paths: &Paths) -> Value {
+    let mut whole = document();
+    let usual = whole["paths"].take();
+    let moved = usual.as_object().into_iter().flatten();
+    whole["paths"] = moved.map(|(path, item)| (moved_to(paths, path), item.clone())).collect();
+    whole
+}
+
+/// Returns where a path has gone: with the longest route that it is or lies below.
+fn moved_to(paths: &Paths, path: &str) -> String {
+    let below = |(name, usual): &(&str, &str)| {
+        let rest = path.strip_prefix(usual)?;
+        (rest.is_empty() || rest.starts_with('/') && *usual != "/")
+            .then(|| (usual.len(), format!("{}{rest}", paths.get(name))))
+    };
+    let longest = PATHS.iter().filter_map(below).max_by_key(|(length, _)| *length);
+    longest.map_or_else(|| path.to_owned(), |(_, moved)| moved)
 }
 
 /// Adds the entries of one object to another, objects within likewise.

@@ -7,11 +7,8 @@ use std::path::Path;
 use super::*;
 
 /// Files that hold routes, from the crate's root, and what their routes are nested under.
-const ROUTERS: [(&str, &[&str]); 3] = [
-    ("src/rest/mod.rs", &["", "/v2", MODEL]),
-    ("src/pages/mod.rs", &[""]),
-    ("src/openai", &["", "/v1"]),
-];
+const ROUTERS: [(&str, &[&str]); 2] =
+    [("src/rest/mod.rs", &["", "/v2", MODEL]), ("src/openai", &["", "/v1"])];
 
 /// Returns the sources at a path: a file, or those in a folder.
 fn sources(path: &str) -> String {
@@ -47,6 +44,31 @@ fn every_route_of_the_routers_is_described() {
         }
     }
     assert!(count > 30, "only {count} routes were found");
+    for (name, path) in PATHS {
+        assert!(described.contains(path), "the OpenAPI document lacks {name} at {path}");
+    }
+}
+
+#[test]
+fn moved_routes_are_described_where_they_are() {
+    let moves = ["models=/m", "page=/ui", "videos=/v", "chat=/a/chat/completions"];
+    let paths = Paths::parse("", &moves.map(str::to_owned)).unwrap();
+    let table = [
+        ("/v1/models", "/m"),
+        ("/v1/models/{model}", "/m/{model}"),
+        ("/", "/ui"),
+        ("/docs", "/docs"),
+        ("/v1/videos/generations", "/v"),
+        ("/v1/videos/generations/stream", "/v1/videos/generations/stream"),
+        ("/v1/chat/completions", "/a/chat/completions"),
+        ("/v1/messages/count_tokens", "/v1/messages/count_tokens"),
+        ("/v2/models/{model}", "/v2/models/{model}"),
+    ];
+    let document = document_of(&paths);
+    for (usual, moved) in table {
+        assert_eq!(moved_to(&paths, usual), moved, "{usual}");
+        assert!(document["paths"][moved].is_object(), "{moved}");
+    }
 }
 
 /// Calls a function with every object of a value.
