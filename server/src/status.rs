@@ -11,8 +11,6 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proto::Malformed;
 use tonic::{Code, Status};
 
-use crate::rest::receive::TOO_LARGE;
-
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
 const MAX_TEXT_CHARACTERS: usize = 600;
 
@@ -20,7 +18,7 @@ const MAX_TEXT_CHARACTERS: usize = 600;
 const RATE_LIMITED: &str = "rate_limit_exceeded";
 
 /// The code of an error for a body over its limit.
-const TOO_LARGE: &str = "request_too_large";
+pub(crate) const TOO_LARGE: &str = "request_too_large";
 
 /// Returns the gRPC status for a failed request.
 pub(crate) fn grpc(error: &Error) -> Status {
@@ -152,14 +150,13 @@ pub(crate) enum Dialect {
 /// Returns the HTTP status of an error at the OpenAI door; `overload` is that of a full queue.
 pub(crate) fn of_openai(error: &Error, overload: u16) -> StatusCode {
     match error.kind() {
-        _ if error.code() == Some(TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::AlreadyExists => StatusCode::CONFLICT,
         // The caller is gone, so nobody reads it; nginx's word for that in logs is 499.
         ErrorKind::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         ErrorKind::Overloaded => {
             StatusCode::from_u16(overload).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
         }
-        kind => http(kind),
+        _ => http_of(error),
     }
 }
 
