@@ -147,8 +147,16 @@ pub(crate) enum Dialect {
     Anthropic,
 }
 
-/// Returns the HTTP status of an error at the OpenAI door; `overload` is that of a full queue.
-pub(crate) fn of_openai(error: &Error, overload: u16) -> StatusCode {
+/// Anthropic's status for an overloaded server.
+const OVERLOADED: u16 = 529;
+
+/// Returns the HTTP status of an error at the OpenAI door; `overload` is that of a full queue,
+/// which one dialect has of its own.
+pub(crate) fn of_openai(dialect: Dialect, error: &Error, overload: u16) -> StatusCode {
+    let overload = match dialect {
+        Dialect::OpenAi => overload,
+        Dialect::Anthropic => OVERLOADED,
+    };
     match error.kind() {
         ErrorKind::AlreadyExists => StatusCode::CONFLICT,
         // The caller is gone, so nobody reads it; nginx's word for that in logs is 499.
@@ -313,6 +321,17 @@ mod tests {
             [&b"\x0a\x28"[..], kind, b"\x12\x0a\x0a\x08\x08\x01\x10\x80\xca\xb5\xee\x01"].concat();
         let expected = [&b"\x08\x08\x12\x01x\x1a\x36"[..], &info].concat();
         assert_eq!(status.details(), expected);
+    }
+
+    #[test]
+    fn the_status_of_overload_is_the_dialects() {
+        let full = Error::new(ErrorKind::Overloaded, "full");
+        assert_eq!(of_openai(Dialect::OpenAi, &full, 503), 503);
+        assert_eq!(of_openai(Dialect::Anthropic, &full, 503), 529);
+        assert_eq!(error_type(Dialect::Anthropic, &full), "overloaded_error");
+        let unknown = Error::not_found("x");
+        assert_eq!(of_openai(Dialect::Anthropic, &unknown, 503), 404);
+        assert_eq!(error_type(Dialect::Anthropic, &unknown), "not_found_error");
     }
 
     #[test]

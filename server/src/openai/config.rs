@@ -36,6 +36,10 @@ pub struct OpenAiConfig {
     pub keep_alive: Option<Duration>,
     /// The status of a refusal for overload: 503 or 529.
     pub overload_status: u16,
+    /// Most responses that are kept.
+    pub stored_responses: usize,
+    /// Most bytes of them.
+    pub stored_bytes: usize,
 }
 
 /// Where the routes are.
@@ -64,12 +68,17 @@ impl Paths {
             }
             paths[place] = path.to_owned();
         }
-        for (index, path) in paths.iter().enumerate() {
-            if paths[..index].contains(path) {
+        let paths = Self(paths);
+        let count = format!("{}/count_tokens", paths.get("messages"));
+        if paths.0.contains(&count) {
+            return Err(Invalid(format!("{flag}: two routes are at `{count}`")));
+        }
+        for (index, path) in paths.0.iter().enumerate() {
+            if paths.0[..index].contains(path) {
                 return Err(Invalid(format!("{flag}: two routes are at `{path}`")));
             }
         }
-        Ok(Self(paths))
+        Ok(paths)
     }
 
     /// Returns where a route is.
@@ -99,6 +108,7 @@ mod tests {
             ("chat=x", "`x` is no path"),
             ("chat=/v2/x", "`/v2/x` is no path"),
             ("chat=/a/{b}", "is no path"),
+            ("chat=/v1/messages/count_tokens", "two routes are at"),
             ("chat=/v1/models", "two routes are at `/v1/models`"),
         ];
         for (given, expected) in table {
