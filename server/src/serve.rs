@@ -258,7 +258,8 @@ async fn open_http(
     let found = address("--http-port", &listener, http.address)?;
     let open = openai::router(shared.clone(), &config.openai, http.max_input);
     let router = rest::router(shared.clone(), http).merge(open);
-    let router = protect(router, security.keys.as_ref(), &config.security.cors_origins);
+    let (keys, origins) = (security.keys.as_ref(), &config.security.cors_origins);
+    let router = protect(router, keys, origins, Some(&config.openai.paths));
     // A browser opens a page without a key; the key is asked for what the page does.
     let router = router.merge(pages::router(grpc_port, &config.openai.paths));
     let listener = Listener {
@@ -281,7 +282,7 @@ async fn open_metrics(
 ) -> Result<SocketAddr, ServeError> {
     let socket = bind("--metrics-port", wanted).await?;
     let found = address("--metrics-port", &socket, wanted)?;
-    let router = protect(admin::router(Arc::new(exporter)), security.keys.as_ref(), &[]);
+    let router = protect(admin::router(Arc::new(exporter)), security.keys.as_ref(), &[], None);
     let listener = Listener {
         socket,
         tls: security.acceptor(TlsListener::Metrics),

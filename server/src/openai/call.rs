@@ -16,6 +16,7 @@ use super::{OpenAi, RequestId, sse, stamp};
 use crate::inference::{self, Observation, heavy};
 use crate::models::{Model, TextModel};
 use crate::rest::receive::{Received, receive};
+use crate::security::Grant;
 use crate::status::Dialect;
 
 /// Reads the body of a call.
@@ -89,12 +90,12 @@ fn prepare(
     id: String,
 ) -> std::result::Result<Prepared, (Option<Arc<Model>>, Error)> {
     let body = body(received).map_err(|error| (None, error))?;
-    let (model, text) = text_model(door, &body).map_err(|error| (None, error))?;
+    let (model, text) = text_model(door, &body, &received.grant).map_err(|error| (None, error))?;
     let priority = priority(&body).map_err(|error| (Some(model.clone()), error))?;
     let stamp = stamp(body.get("model").and_then(Json::as_str).unwrap_or_default());
     let asked = (kind.read)(&text.texts.bridge, body, stamp);
     let asked = asked.map_err(|error| (Some(model.clone()), error))?;
-    let context = Context::new(id).with_priority(priority);
+    let context = Context::new(id).with_priority(priority).with_meter(received.grant.meter());
     Ok(Prepared { model, text, asked, context, parent: parent(&received.headers) })
 }
 
@@ -118,8 +119,12 @@ pub(super) fn body(received: &Received) -> Result<Body> {
 /// Returns the text model that a body names.
 ///
 /// Errors: no name, a model that is not there, one that is not for texts.
-pub(super) fn text_model(door: &OpenAi, body: &Body) -> Result<(Arc<Model>, TextModel)> {
-    let model = named(door, body)?;
+pub(super) fn text_model(
+    door: &OpenAi,
+    body: &Body,
+    grant: &Grant,
+) -> Result<(Arc<Model>, TextModel)> {
+    let model = named(door, body, grant)?;
     match &model.text {
         Some(text) => Ok((model.clone(), text.clone())),
         None => {
@@ -131,11 +136,14 @@ pub(super) fn text_model(door: &OpenAi, body: &Body) -> Result<(Arc<Model>, Text
 
 /// Returns the model that a body names.
 ///
-/// Errors: no name, a model that is not there.
-pub(super) fn named(door: &OpenAi, body: &Body) -> Result<Arc<Model>> {
+/// Errors: no name, a model that is not there or that the caller's key is not for.
+pub(super) fn named(door: &OpenAi, body: &Body, grant: &Grant) -> Result<Arc<Model>> {
     door.shared.admit()?;
     match body.get("model") {
-        Some(Json::String(name)) => door.model(name),
+        Some(Json::String(name)) => {
+            grant.allows_model(name).map_err(|error| error.with_param("model"))?;
+            door.model(name)
+        }
         None | Some(Json::Null) => Err(Error::invalid("`model`: is missing").with_param("model")),
         Some(_) => Err(Error::invalid("`model`: expected a text").with_param("model")),
     }

@@ -72,6 +72,17 @@ impl Paths {
         Ok(Self(paths))
     }
 
+    /// Returns the usual path of the route that is at a path; a path of no route is its own.
+    pub(crate) fn usual<'a>(&self, path: &'a str) -> &'a str {
+        let models = self.get("models");
+        let is_below = |rest: &str| rest.starts_with('/');
+        if path.strip_prefix(models).is_some_and(is_below) && !self.0.iter().any(|at| at == path) {
+            return "/v1/models/";
+        }
+        let place = self.0.iter().position(|at| at == path);
+        place.map_or(path, |place| PATHS[place].1)
+    }
+
     /// Returns where a route is.
     pub(crate) fn get(&self, name: &str) -> &str {
         let place = PATHS.iter().position(|(known, _)| *known == name);

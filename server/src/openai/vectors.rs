@@ -77,7 +77,7 @@ where
     let mut observation = door.shared.observe(rpc);
     let read = || -> Result<(Arc<Model>, TextModel, Body)> {
         let body = body(&received)?;
-        let (model, text) = text_model(door, &body)?;
+        let (model, text) = text_model(door, &body, &received.grant)?;
         Ok((model, text, body))
     };
     let (model, text, body) = match heavy(received.body.len(), read) {
@@ -91,5 +91,9 @@ where
     observation.begin_work(model, 1, &id, parent.as_deref());
     let result: std::result::Result<Json, Error> = work(text, body, Context::new(id)).await;
     observation.end(result.as_ref().map(|_| ()));
+    let tokens = result.as_ref().ok().and_then(|value| value["usage"]["total_tokens"].as_u64());
+    if let (Some(meter), Some(tokens)) = (received.grant.meter(), tokens) {
+        meter.count(tokens);
+    }
     result.map(|value| fine(&value))
 }

@@ -14,6 +14,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use super::Keys;
 use super::keys::forget;
 use super::scope::of_route;
+use crate::openai::Paths;
 use crate::status;
 
 /// What an answer's headers may tell web pages.
@@ -31,15 +32,25 @@ pub(crate) fn protect(
     mut router: Router,
     keys: Option<&Arc<Keys>>,
     origins: &[HeaderValue],
+    paths: Option<&Paths>,
 ) -> Router {
     if let Some(keys) = keys {
-        router = router.layer(middleware::from_fn_with_state(keys.clone(), check));
+        let guard = Guard { keys: keys.clone(), paths: paths.cloned().map(Arc::new) };
+        router = router.layer(middleware::from_fn_with_state(guard, check));
     }
     // Outermost: a browser's preflight request brings no key.
     match origins.is_empty() {
         true => router,
         false => router.layer(cors(origins)),
     }
+}
+
+/// What the check of a request needs to know.
+#[derive(Clone)]
+struct Guard {
+    keys: Arc<Keys>,
+    /// Where routes were moved to: what they need moves with them.
+    paths: Option<Arc<Paths>>,
 }
 
 fn cors(origins: &[HeaderValue]) -> CorsLayer {
@@ -57,9 +68,10 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
 }
 
 /// Lets a request pass that brings a key for its route, with its grant.
-async fn check(State(keys): State<Arc<Keys>>, mut request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let granted = keys.check(request.headers(), of_route(path));
+async fn check(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let given = request.uri().path();
+    let path = guard.paths.as_ref().map_or(given, |paths| paths.usual(given));
+    let granted = guard.keys.check(request.headers(), of_route(path));
     match granted.and_then(|grant| grant.admit().map(|()| grant)) {
         Ok(grant) => {
             forget(request.headers_mut());

@@ -85,6 +85,7 @@ pub(super) fn of_route(path: &str) -> Need {
     match path {
         "/live" | "/ready" | "/health" | "/v2/health/live" | "/v2/health/ready" => Need::Nothing,
         "/v2/repository/index" => Need::One(Scope::Metadata),
+        "/busy_threshold" => Need::One(Scope::Admin),
         "/metrics" => Need::One(Scope::Metrics),
         // Every client of a model lists the models first.
         "/v1/models" => Need::Either(Scope::Inference, Scope::Metadata),
