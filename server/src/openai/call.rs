@@ -151,7 +151,7 @@ pub(super) fn named(door: &OpenAi, grant: &Grant, body: &Body) -> Result<Arc<Mod
     door.shared.admit()?;
     match body.get("model") {
         Some(Json::String(name)) => {
-            grant.allows_model(name)?;
+            grant.allows_model(name).map_err(|error| error.with_param("model"))?;
             door.model(name)
         }
         None | Some(Json::Null) => Err(Error::invalid("`model`: is missing").with_param("model")),
