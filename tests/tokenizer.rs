@@ -30,3 +30,22 @@ fn ids_are_those_of_the_reference() {
         assert_eq!(ids, expected, "{text:?}");
     }
 }
+
+#[test]
+fn the_fast_path_gives_the_librarys_ids_on_long_texts() {
+    let file = Gguf::open(&model()).unwrap();
+    let vocabulary = worker::model::vocabulary(&file).unwrap();
+    let ours = Tokenizer::new(&vocabulary).unwrap();
+    let library = Tokenizer::reference(&vocabulary).unwrap();
+    assert!(ours.is_fast() && !library.is_fast());
+    // Prose, code, numbers, then every character that is not rare.
+    let golden = include_str!("../openai-bridge/tests/golden/smollm2_ids.json");
+    let prose = [include_str!("../ARCHITECTURE.md"), include_str!("tidy.rs"), golden].concat();
+    let characters: String = ('\0'..='\u{FFFF}').chain('\u{1F300}'..='\u{1FAFF}').collect();
+    let scattered: String = characters.chars().flat_map(|c| [c, ' ', c, 'a']).collect();
+    for text in [prose, characters, scattered] {
+        let ids = ours.encode(&text, false).unwrap();
+        assert_eq!(ids, library.encode(&text, false).unwrap());
+        assert_eq!(ids, ours.encode(&text, false).unwrap(), "remembered");
+    }
+}

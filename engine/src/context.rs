@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::Meter;
+
 /// The context of one request: goes down with it, never back; cheap to clone.
 ///
 /// ```
@@ -15,12 +17,13 @@ pub struct Context {
     id: Arc<str>,
     deadline: Option<Instant>,
     priority: u64,
+    meter: Option<Arc<dyn Meter>>,
 }
 
 impl Context {
     /// Makes a context for the request that the client calls `id` (empty: it has no name).
     pub fn new(id: impl Into<Arc<str>>) -> Self {
-        Self { id: id.into(), deadline: None, priority: 0 }
+        Self { id: id.into(), deadline: None, priority: 0, meter: None }
     }
 
     /// Sets the moment after which nobody waits for the answer.
@@ -35,6 +38,18 @@ impl Context {
     pub fn with_priority(mut self, priority: u64) -> Self {
         self.priority = priority;
         self
+    }
+
+    /// Sets what counts the request's tokens.
+    #[must_use]
+    pub fn with_meter(mut self, meter: Option<Arc<dyn Meter>>) -> Self {
+        self.meter = meter;
+        self
+    }
+
+    /// Returns what counts the request's tokens.
+    pub fn meter(&self) -> Option<&Arc<dyn Meter>> {
+        self.meter.as_ref()
     }
 
     /// Returns the client's name for the request, empty when it gave none.

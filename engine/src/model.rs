@@ -30,6 +30,12 @@ pub struct Vocabulary {
     pub kinds: Vec<TokenKind>,
     /// The merge rules, best first, two parts separated by a space.
     pub merges: Vec<String>,
+    /// How good each token is, for SentencePiece; as long as `tokens`, or empty.
+    pub scores: Vec<f32>,
+    /// Whether SentencePiece puts a space in front of a text.
+    pub add_space_prefix: bool,
+    /// The model's own `tokenizer.json`, if its file carries one; it counts more than the tables.
+    pub json: Option<String>,
     /// The token that begins a text.
     pub bos: Option<TokenId>,
     /// The token that ends a text.

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use engine::InferRequest;
 use libfuzzer_sys::fuzz_target;
-use openai_bridge::TextBridge;
+use openai_bridge::{Now, TextBridge};
 use proto::inference::ModelInferRequest;
 use proto::{Envelope, Payload};
 use tensor::request::WireInputs;
@@ -78,7 +78,7 @@ fn text(mut wire: ModelInferRequest, payloads: Vec<Payload>) {
     }
     let request = InferRequest { inputs, parameters, ..InferRequest::default() };
     if let Ok(completion) = BRIDGE.parse(&request)
-        && let Ok(requests) = BRIDGE.encode(&completion)
+        && let Ok(requests) = BRIDGE.encode(&completion, Now::default())
     {
         assert!(requests.iter().all(|request| request.stop.max_tokens > 0));
     }

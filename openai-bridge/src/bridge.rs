@@ -50,11 +50,12 @@ impl TextBridge {
             .transpose()?;
         let syntax = template.as_ref().map_or_else(Syntax::default, Syntax::of_template);
         let markers = Arc::new(markers(&syntax, vocabulary));
+        let tokenizer = Tokenizer::new(vocabulary)?;
         Ok(Self {
             name: card.name.clone(),
             context_length: card.context_length,
-            tokenizer: Tokenizer::new(vocabulary)?,
-            table: Arc::new(TokenTable::new(vocabulary)),
+            table: tokenizer.table(),
+            tokenizer,
             template,
             syntax,
             markers,

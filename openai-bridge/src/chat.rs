@@ -72,12 +72,6 @@ fn kwargs(settings: &Settings) -> Result<Map<String, Json>> {
         }
         kwargs.entry("reasoning_effort").or_insert_with(|| effort.into());
     }
-    for reserved in ["messages", "tools", "add_generation_prompt"] {
-        if kwargs.contains_key(reserved) {
-            let why = format!("`{reserved}` has a field of its own");
-            return Err(settings.wrong("chat_template_kwargs", &why));
-        }
-    }
     Ok(kwargs)
 }
 
@@ -96,7 +90,8 @@ fn size(value: &Json) -> usize {
 fn spell_out(messages: &mut Vec<Json>, tools: &[Json]) {
     for message in messages.iter_mut() {
         let Json::Object(fields) = message else { continue };
-        if let Some(Json::Array(calls)) = fields.remove("tool_calls") {
+        if let Some(Json::Array(calls)) = fields.get("tool_calls").cloned() {
+            fields.remove("tool_calls");
             let mut text = fields.get("content").and_then(Json::as_str).unwrap_or("").to_owned();
             for call in &calls {
                 let function = &call["function"];

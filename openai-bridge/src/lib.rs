@@ -30,6 +30,6 @@ pub use bridge::TextBridge;
 pub use completion::{Completion, DEFAULT_MAX_TOKENS};
 pub use continuations::Continuations;
 pub use delta::{Delta, Finish, Score, Scored, TextOutput};
-pub use template::Now;
+pub use template::{Conversation, Now, Template};
 pub use tensors::{Input, Inputs, TensorRequest};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{DEFAULT_CACHE_BYTES, Tokenizer};

@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use crate::models::Models;
+use crate::security::{SecurityConfig, TlsListener};
 
 /// Returns the calls for the first model of each kind.
-pub(crate) fn text(address: SocketAddr, models: &Models) -> String {
+pub(crate) fn text(address: SocketAddr, models: &Models, security: &SecurityConfig) -> String {
     let host = match address.ip().is_unspecified() {
         true => format!("localhost:{}", address.port()),
         false => address.to_string(),
@@ -15,6 +16,12 @@ pub(crate) fn text(address: SocketAddr, models: &Models) -> String {
     let names: Vec<&str> = ready.iter().map(|model| &*model.name).collect();
     let mut out = format!("\nStator serves KServe v2 over gRPC at {host}\n");
     let _ = writeln!(out, "models: {}\n", names.join(", "));
+    let tls = security.tls.as_ref();
+    let has_tls = tls.is_some_and(|tls| tls.listeners.contains(&TlsListener::Grpc));
+    if has_tls || security.api_keys.is_some() {
+        out.push_str(&secured(&host, has_tls, security));
+        return out;
+    }
     if let Some(model) = ready.iter().find(|model| model.text.is_some()) {
         out.push_str(&text_calls(&host, &model.name));
     }
@@ -23,6 +30,22 @@ pub(crate) fn text(address: SocketAddr, models: &Models) -> String {
         "Every call is listed by: grpcurl -plaintext {host} list inference.GRPCInferenceService"
     );
     out
+}
+
+/// Returns the one call that everybody who may get in can make; secrets and files are theirs to
+/// fill in.
+fn secured(host: &str, has_tls: bool, security: &SecurityConfig) -> String {
+    let has_client = security.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    let transport = match (has_tls, has_client) {
+        (false, _) => " -plaintext",
+        (true, false) => " -cacert CA.pem",
+        (true, true) => " -cacert CA.pem -cert CLIENT.crt -key CLIENT.key",
+    };
+    let key = match security.api_keys {
+        Some(_) => " -H \"authorization: Bearer $KEY\"",
+        None => "",
+    };
+    format!("Try it: grpcurl{transport}{key} {host} list inference.GRPCInferenceService\n")
 }
 
 fn text_calls(host: &str, model: &str) -> String {

@@ -9,6 +9,7 @@ use crate::forwarding::Forwarding;
 use crate::openai::{OpenAiConfig, Paths};
 use crate::repository::{ControlMode, RepositoryConfig};
 use crate::restriction::Restrictions;
+use crate::security::SecurityConfig;
 use crate::shared_memory::SharedMemoryConfig;
 use crate::source::{Builtin, Source};
 use crate::trace::{TraceConfig, TraceMode};
@@ -41,6 +42,8 @@ pub struct Config {
     pub http: Option<HttpConfig>,
     /// The OpenAI door, which is part of the HTTP door.
     pub openai: OpenAiConfig,
+    /// Certificates, keys and origins.
+    pub security: SecurityConfig,
     /// The embedded engine.
     pub engine: EngineConfig,
     /// Where metrics are served.
@@ -204,6 +207,7 @@ impl Config {
             grpc: GrpcConfig::from_args(&args.grpc)?,
             http: (!args.http.no_http).then(|| HttpConfig::from_args(&args.http)).transpose()?,
             openai: OpenAiConfig::from_args(&args.openai)?,
+            security: SecurityConfig::from_args(&args.security)?,
             engine: EngineConfig::from_args(&args.engine, &args.openai),
             metrics,
             shutdown_grace: Duration::from_millis(process.shutdown_grace_ms),

@@ -3,8 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use server::args::{self, Action, ServeArgs};
 use server::config::{Config, threads};
-use server::{args, serve, telemetry};
+use server::security::{self, Minted};
+use server::{chat, pages, serve, telemetry};
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
 /// and keep what a burst of them left behind. `.cargo/config.toml` says how this one is built.
@@ -12,17 +14,20 @@ use server::{args, serve, telemetry};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let (args, matches) = match args::parse() {
+    let (action, matches) = match args::parse() {
         Ok(parsed) => parsed,
         Err(error) => error.exit(),
     };
-    if args.process.dump_config {
-        return match std::io::stdout().write_all(args::dump(&matches).as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        };
-    }
-    match start(&args) {
+    let done = match &action {
+        Action::Serve(args) if args.process.dump_config => print(&args::dump(&matches)),
+        Action::Serve(args) => start(args),
+        Action::Key(key) => security::mint(&key.name, &key.scopes, &key.models)
+            .map_err(Into::into)
+            .and_then(|minted| hand_over(&minted)),
+        Action::Openapi => print(&format!("{:#}\n", pages::document())),
+        Action::Chat(args) => return chat::run(args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "stator: {error}");
@@ -31,7 +36,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: &args::ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
+/// The entry can be redirected to a file; the key is for the eyes alone.
+fn hand_over(minted: &Minted) -> Result<(), Box<dyn std::error::Error>> {
+    writeln!(std::io::stderr(), "The key, which is shown this once: {}", minted.key)?;
+    print(&minted.entry)
+}
+
+fn print(text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn start(args: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::from_args(args)?;
     let logging = telemetry::start(&args.process.log_level, args.process.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -14,15 +14,21 @@ use tonic::service::Routes;
 use crate::admin::{self, Exporter};
 use crate::backend::Backends;
 use crate::config::Config;
-use crate::kserve::{Door, Health, KserveService, listen};
+use crate::kserve::{Door, Grpc, Health, KserveService};
+use crate::listener::{Http, Listener, accept};
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::openai::Paths;
 use crate::repository::{ControlMode, Definition, Repository};
+use crate::security::{Security, TlsListener, protect};
 use crate::shared::Shared;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
 use crate::trace::Traces;
-use crate::{banner, openai, rest, shutdown};
+use crate::{banner, openai, pages, rest, shutdown};
+
+/// Open connections of the metrics listener; more wait in the listen queue.
+const MAX_METRICS_CONNECTIONS: usize = 64;
 
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +76,7 @@ impl Server {
     /// Opens the listeners: live at once, ready after [`load`](Self::load).
     pub async fn open(config: Config, logging: Logging) -> Result<Self, ServeError> {
         let started = Instant::now();
+        let security = Security::load(&config.security).map_err(ServeError::Start)?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let models = Arc::new(Models::default());
@@ -92,29 +99,38 @@ impl Server {
             max_stream_requests: config.grpc.max_stream_requests,
             server_name: config.grpc.server_name.clone(),
         });
+        // Before the HTTP door, whose page tells the port.
+        let listener = bind("--grpc-port", config.grpc.address).await?;
+        let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
-        let http_address = open_http(&config, &shared, groups).await?;
+        let exporter =
+            Exporter { registry, metrics: metrics.clone(), models: models.clone(), started };
+        let exporter = Arc::new(exporter);
+        let door = (&security, grpc_address.port(), &exporter);
+        let http_address = open_http(&config, &shared, door, groups).await?;
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(
             KserveService::new(shared, config.grpc.forwarding.clone()),
             others,
             &config.grpc,
+            security.keys.clone(),
             accepting.clone(),
         );
-        let listener = bind("--grpc-port", config.grpc.address).await?;
-        let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
-        let accept = listen(listener, door, config.grpc.clone(), metrics.clone(), groups);
-        accepting.spawn("grpc listener", accept);
+        let listener = Listener {
+            socket: listener,
+            tls: security.acceptor(TlsListener::Grpc),
+            max_connections: config.grpc.max_connections,
+            has_nodelay: config.grpc.has_nodelay,
+        };
+        let grpc = Grpc { door, config: config.grpc.clone(), metrics: metrics.clone() };
+        accepting.spawn("grpc listener", accept(listener, grpc, groups));
 
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
-            let listener = bind("--metrics-port", wanted).await?;
-            metrics_address = Some(address("--metrics-port", &listener, wanted)?);
-            let exporter =
-                Exporter { registry, metrics: metrics.clone(), models: models.clone(), started };
-            admin.spawn("metrics listener", admin::serve(listener, Arc::new(exporter)));
+            metrics_address = Some(open_metrics(wanted, exporter, &security, &admin).await?);
         }
+        security.follow(&config.security, &accepting);
         let (followed, follower) = (models.clone(), health.clone());
         accepting.spawn("health", async move { follower.follow(&followed).await });
         let tasks = (accepting, work, admin);
@@ -164,7 +180,9 @@ impl Server {
     /// Prints how to call the server, and logs that it is ready.
     fn announce(&self) {
         let mut out = std::io::stdout();
-        let _ = out.write_all(banner::text(self.grpc_address, &self.models).as_bytes());
+        let _ = out.write_all(
+            banner::text(self.grpc_address, &self.models, &self.config.security).as_bytes(),
+        );
         let _ = out.flush();
         tracing::info!(
             grpc = %self.grpc_address,
@@ -231,6 +249,7 @@ fn repository(
 async fn open_http(
     config: &Config,
     shared: &Arc<Shared>,
+    (security, grpc_port, exporter): (&Security, u16, &Arc<Exporter>),
     (accepting, work): (Tasks, Tasks),
 ) -> Result<Option<SocketAddr>, ServeError> {
     let Some(http) = &config.http else {
@@ -238,14 +257,44 @@ async fn open_http(
     };
     let listener = bind("--http-port", http.address).await?;
     let found = address("--http-port", &listener, http.address)?;
-    let router = rest::router(shared.clone(), http).merge(openai::router(
-        shared.clone(),
-        &config.openai,
-        http.max_input,
-    ));
-    let accept = rest::listen(listener, router, http.max_connections, (accepting.clone(), work));
+    let open = openai::router(shared.clone(), &config.openai, http.max_input);
+    let paths = &config.openai.paths;
+    let metrics = admin::router(paths.get("metrics"), exporter.clone());
+    let router = rest::router(shared.clone(), http).merge(open).merge(metrics);
+    let router = protect(router, security.keys.as_ref(), paths, &config.security.cors_origins);
+    // A browser opens a page without a key; the key is asked for what the page does.
+    let router = router.merge(pages::router(grpc_port, paths));
+    let listener = Listener {
+        socket: listener,
+        tls: security.acceptor(TlsListener::Http),
+        max_connections: http.max_connections,
+        has_nodelay: true,
+    };
+    let accept = accept(listener, Http::new(router), (accepting.clone(), work));
     accepting.spawn("http listener", accept);
     Ok(Some(found))
+}
+
+/// Opens the metrics listener; returns where.
+async fn open_metrics(
+    wanted: SocketAddr,
+    exporter: Arc<Exporter>,
+    security: &Security,
+    admin: &Tasks,
+) -> Result<SocketAddr, ServeError> {
+    let socket = bind("--metrics-port", wanted).await?;
+    let found = address("--metrics-port", &socket, wanted)?;
+    let router = admin::router("/metrics", exporter);
+    let router = protect(router, security.keys.as_ref(), &Paths::default(), &[]);
+    let listener = Listener {
+        socket,
+        tls: security.acceptor(TlsListener::Metrics),
+        max_connections: MAX_METRICS_CONNECTIONS,
+        has_nodelay: true,
+    };
+    let accept = accept(listener, Http::new(router), (admin.clone(), admin.clone()));
+    admin.spawn("metrics listener", accept);
+    Ok(found)
 }
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {

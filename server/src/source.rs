@@ -110,29 +110,34 @@ pub struct Builtin {
 }
 
 /// The kinds of built-in models, with their backends and settings.
-const KINDS: [(&str, &str, &[&str]); 6] = [
+const KINDS: [(&str, &str, &[&str]); 8] = [
     (
         "identity",
         "identity",
         &["datatype", "dims", "max_batch_size", "delay_ms", "echo_parameters"],
     ),
     ("add_sub", "add_sub", &["datatype", "dims", "max_batch_size"]),
+    ("image", "image", &[]),
+    ("video", "video", &[]),
     ("repeat_int32", "repeat", &[]),
     ("square", "square", &[]),
     ("sequence", "sequence", &["delay_ms", "idle_ms"]),
-    ("mock", "mock", &["pace_ms", "context_length"]),
+    ("mock", "mock", &["pace_ms", "context_length", "reply"]),
 ];
 
 impl Builtin {
-    /// Reads `[NAME=]KIND[,KEY=VALUE]...`.
+    /// Reads `[NAME=]KIND[,KEY=VALUE]...`; a `reply` comes last and may hold commas.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let invalid = |why: String| Invalid(format!("--builtin `{text}`: {why}"));
-        let mut parts = text.split(',');
-        let head = parts.next().unwrap_or_default();
-        let (name, kind) = head.split_once('=').unwrap_or((head, head));
+        let reply = text.find(",reply=").unwrap_or(text.len());
+        let (head, reply) = text.split_at(reply);
+        let reply = reply.strip_prefix(',');
+        let mut parts = head.split(',');
+        let kind = parts.next().unwrap_or_default();
+        let (name, kind) = kind.split_once('=').unwrap_or((kind, kind));
         let name = valid_name(name, text)?;
         let mut settings = Vec::new();
-        for part in parts {
+        for part in parts.chain(reply) {
             let pair = part.split_once('=');
             settings.push(pair.ok_or_else(|| invalid(format!("`{part}` is not KEY=VALUE")))?);
         }
@@ -262,6 +267,9 @@ mod tests {
             let error = Builtin::parse(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
+        let told = Builtin::parse("mock,pace_ms=1,reply={\"a\": 1, \"b=\": 2}").unwrap();
+        assert_eq!(told.declared.parameters["pace_ms"].string_value, "1");
+        assert_eq!(told.declared.parameters["reply"].string_value, r#"{"a": 1, "b=": 2}"#);
         let slow = Builtin::parse("slow=identity,datatype=BYTES,dims=2x-1,delay_ms=5").unwrap();
         assert_eq!((&*slow.name, &*slow.declared.backend), ("slow", "identity"));
         assert_eq!(slow.declared.input[0].dims, [2, -1]);

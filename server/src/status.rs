@@ -3,19 +3,33 @@
 //! The codes are Triton's (its table of internal codes to gRPC); where Triton has no case of its
 //! own, the closest canonical gRPC code is taken.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use engine::{Error, ErrorKind};
-use http::StatusCode;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proto::Malformed;
 use tonic::{Code, Status};
-
-use crate::rest::receive::TOO_LARGE;
 
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
 const MAX_TEXT_CHARACTERS: usize = 600;
 
+/// The code of an error for a caller over its rate.
+const RATE_LIMITED: &str = "rate_limit_exceeded";
+
+/// The code of an error for a body over its limit.
+pub(crate) const TOO_LARGE: &str = "request_too_large";
+
 /// Returns the gRPC status for a failed request.
 pub(crate) fn grpc(error: &Error) -> Status {
-    Status::new(code(error.kind()), cut(error.message()))
+    let text = cut(error.message());
+    match error.retry_after() {
+        None => Status::new(code_of(error), text),
+        Some(wait) => {
+            let details = details(code_of(error), &text, wait);
+            Status::with_details(code_of(error), text, details)
+        }
+    }
 }
 
 /// Cuts a text that repeats too much of the client's own: it travels in a header, and gRPC
@@ -25,6 +39,70 @@ pub(crate) fn cut(text: &str) -> String {
         None => text.to_owned(),
         Some((end, _)) => format!("{}…", &text[..end]),
     }
+}
+
+/// Returns the gRPC code of an error.
+pub(crate) fn code_of(error: &Error) -> Code {
+    match error.code() {
+        Some(RATE_LIMITED) => Code::ResourceExhausted,
+        _ => code(error.kind()),
+    }
+}
+
+/// Returns the HTTP status of an error: finer than that of its kind where its code says more.
+pub(crate) fn http_of(error: &Error) -> StatusCode {
+    match error.code() {
+        Some(RATE_LIMITED) => StatusCode::TOO_MANY_REQUESTS,
+        Some(TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
+        _ => http(error.kind()),
+    }
+}
+
+/// Says in an answer's headers when to come back, in seconds and in milliseconds.
+pub(crate) fn add_retry_after(error: &Error, headers: &mut HeaderMap) {
+    let Some(wait) = error.retry_after() else { return };
+    let ms = wait.as_millis().clamp(1, u128::from(u64::MAX)) as u64;
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)));
+    headers.insert("retry-after-ms", HeaderValue::from(ms));
+}
+
+/// Makes the details of a status that may be tried again: `google.rpc.Status` around a
+/// `google.rpc.RetryInfo`, which gRPC clients read.
+fn details(code: Code, text: &str, wait: Duration) -> Bytes {
+    let mut delay = Vec::new();
+    put_number(&mut delay, 1, wait.as_secs().min(i64::MAX as u64));
+    put_number(&mut delay, 2, wait.subsec_nanos().into());
+    let mut info = Vec::new();
+    put_bytes(&mut info, 1, &delay);
+    let mut any = Vec::new();
+    put_bytes(&mut any, 1, b"type.googleapis.com/google.rpc.RetryInfo");
+    put_bytes(&mut any, 2, &info);
+    let mut status = Vec::new();
+    put_number(&mut status, 1, code as u64);
+    put_bytes(&mut status, 2, text.as_bytes());
+    put_bytes(&mut status, 3, &any);
+    status.into()
+}
+
+/// Writes a protobuf field that is a number.
+fn put_number(out: &mut Vec<u8>, field: u8, number: u64) {
+    out.push(field << 3);
+    put_varint(out, number);
+}
+
+/// Writes a protobuf field that is bytes, a text or a message.
+fn put_bytes(out: &mut Vec<u8>, field: u8, bytes: &[u8]) {
+    out.push(field << 3 | 2);
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn put_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
 }
 
 /// Returns the gRPC code of a kind of error.
@@ -80,14 +158,13 @@ pub(crate) fn of_openai(dialect: Dialect, error: &Error, overload: u16) -> Statu
         Dialect::Anthropic => OVERLOADED,
     };
     match error.kind() {
-        _ if error.code() == Some(TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::AlreadyExists => StatusCode::CONFLICT,
         // The caller is gone, so nobody reads it; nginx's word for that in logs is 499.
         ErrorKind::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         ErrorKind::Overloaded => {
             StatusCode::from_u16(overload).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
         }
-        kind => http(kind),
+        _ => http_of(error),
     }
 }
 
@@ -222,6 +299,28 @@ mod tests {
         for (kind, expected) in table {
             assert_eq!(code_name(code(kind)), expected, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn the_code_of_an_error_may_say_more_than_its_kind() {
+        let limited = Error::new(ErrorKind::Overloaded, "x").with_code(RATE_LIMITED);
+        let limited = limited.with_retry_after(Duration::from_millis(1500));
+        assert_eq!(http_of(&limited), 429);
+        assert_eq!(http_of(&Error::invalid("x").with_code(TOO_LARGE)), 413);
+        assert_eq!(http_of(&Error::new(ErrorKind::Overloaded, "x")), 503);
+        let mut headers = HeaderMap::new();
+        add_retry_after(&limited, &mut headers);
+        assert_eq!(
+            (&headers["retry-after"], &headers["retry-after-ms"]),
+            (&HeaderValue::from_static("2"), &HeaderValue::from_static("1500"))
+        );
+        let status = grpc(&limited);
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let kind = b"type.googleapis.com/google.rpc.RetryInfo";
+        let info =
+            [&b"\x0a\x28"[..], kind, b"\x12\x0a\x0a\x08\x08\x01\x10\x80\xca\xb5\xee\x01"].concat();
+        let expected = [&b"\x08\x08\x12\x01x\x1a\x36"[..], &info].concat();
+        assert_eq!(status.details(), expected);
     }
 
     #[test]

@@ -35,7 +35,7 @@ const EMBEDDED_AT_ONCE: usize = 32;
 /// Returns the time of day, which templates may tell.
 pub(crate) fn now() -> Now {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Now(since.as_secs())
+    Now::from_unix(since.as_secs())
 }
 
 /// An engine over completions, and over texts to be embedded, around engines over tokens.
@@ -90,6 +90,9 @@ impl TextEngine {
         };
         let requests = self.heavy(bytes, encode).await?;
         let tokens = requests.iter().map(|request| request.tokens.len()).sum();
+        if let Some(meter) = context.meter() {
+            meter.count(tokens as u64);
+        }
         let vectors = stream::iter(requests).map(|request| self.one(request, context.clone()));
         let mut vectors = vectors.buffered(EMBEDDED_AT_ONCE);
         let mut all = Vec::new();

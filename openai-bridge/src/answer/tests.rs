@@ -73,7 +73,7 @@ fn answer(prompts: &[&str], parameters: &[(&str, Parameter)], outputs: &[&str]) 
     let TensorRequest::Generate(completion, answer) = bridge.parse(&request).unwrap() else {
         panic!("not a request for text");
     };
-    let (_, continuations) = bridge.encode(&completion, Now(0)).unwrap();
+    let (_, continuations) = bridge.encode(&completion, Now::default()).unwrap();
     Running(continuations, *answer)
 }
 

@@ -40,7 +40,7 @@ fn run(mut inputs: Vec<Tensor>, parameters: &[(&str, Parameter)]) -> Result<Vec<
     let parameters = parameters.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     let request = InferRequest { inputs, parameters, ..InferRequest::default() };
     match bridge.parse(&request)? {
-        TensorRequest::Generate(completion, _) => Ok(bridge.encode(&completion, Now(0))?.0),
+        TensorRequest::Generate(completion, _) => Ok(bridge.encode(&completion, Now::default())?.0),
         other => panic!("not a request for text: {other:?}"),
     }
 }

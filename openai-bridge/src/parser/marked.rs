@@ -36,7 +36,7 @@ pub(super) struct Spec {
     pub(super) closes: &'static [&'static str],
     /// Characters that begin calls without a marker, at the beginning of the text.
     pub(super) starts: &'static [char],
-    /// Reads the name once the header is complete; the header ends with an opening brace at the latest.
+    /// Reads the name once the header is complete, which it is with an opening brace at the latest.
     pub(super) header: Option<fn(&str) -> Option<Header>>,
     /// Calls are JSON objects.
     pub(super) has_objects: bool,
@@ -215,6 +215,9 @@ impl Marked {
 
     /// Takes a character between calls that is part of no marker.
     fn filler(&mut self, c: char, sink: &mut Sink) {
+        if c.is_ascii_whitespace() {
+            return self.raw.push(c);
+        }
         let before = self.raw.trim_end();
         let is_opened = !self.has_call && self.spec.opens.iter().any(|m| before.ends_with(m));
         self.raw.push(c);
@@ -227,7 +230,6 @@ impl Marked {
             ']' if self.has_call && self.spec.has_objects => self.raw.clear(),
             ',' | ';' | '[' | '}' if self.spec.has_objects => {}
             '`' if !self.spec.has_objects => {}
-            _ if c.is_ascii_whitespace() => {}
             _ if is_opened && self.spec.begins.is_empty() && self.spec.header.is_some() => {
                 self.state = State::Header(c.into());
             }

@@ -17,7 +17,7 @@ impl Matcher {
         let is_inside = |marker: &&str| {
             markers.iter().filter(|other| *other != marker).any(|other| other.contains(marker))
         };
-        debug_assert!(!markers.iter().any(|marker| is_inside(&marker)), "{markers:?}");
+        debug_assert!(!markers.iter().any(is_inside), "{markers:?}");
         Self { markers, held: String::new() }
     }
 
@@ -26,7 +26,12 @@ impl Matcher {
         self.held.is_empty()
     }
 
-    /// Takes a character; moves what is no marker to `text` and returns the marker that is complete.
+    /// Returns whether a character is no part of a marker, so that it need not be pushed.
+    pub(super) fn is_text(&self, c: char) -> bool {
+        self.held.is_empty() && !self.markers.iter().any(|marker| marker.starts_with(c))
+    }
+
+    /// Takes a character; moves what is no marker to `text`, returns the marker that is complete.
     pub(super) fn push(&mut self, c: char, text: &mut String) -> Option<&'static str> {
         self.held.push(c);
         loop {

@@ -29,6 +29,10 @@ impl Prose {
 
     /// Takes a character and returns the marker that it completes.
     pub(super) fn push(&mut self, c: char, sink: &mut Sink) -> Option<&'static str> {
+        if self.matcher.is_text(c) {
+            self.character(c, sink);
+            return None;
+        }
         let mut text = String::new();
         let found = self.matcher.push(c, &mut text);
         self.content(&text, sink);
@@ -42,16 +46,20 @@ impl Prose {
 
     /// Passes on text that is content for certain, but for white space at its end.
     pub(super) fn content(&mut self, text: &str, sink: &mut Sink) {
-        for c in text.chars() {
-            if c.is_ascii_whitespace() {
-                self.space.push(c);
-                continue;
-            }
-            sink.content(&self.take_space());
-            sink.content(as_text(c, &mut [0; 4]));
-            self.is_fresh = false;
-            self.is_after_call = false;
+        text.chars().for_each(|c| self.character(c, sink));
+    }
+
+    fn character(&mut self, c: char, sink: &mut Sink) {
+        if c.is_ascii_whitespace() {
+            self.space.push(c);
+            return;
         }
+        if !self.space.is_empty() {
+            sink.content(&self.take_space());
+        }
+        sink.content(as_text(c, &mut [0; 4]));
+        self.is_fresh = false;
+        self.is_after_call = false;
     }
 
     /// Says that a call was just read.

@@ -26,6 +26,8 @@ pub(super) struct Reasoning {
     matcher: Matcher,
     /// The beginning of the text, or white space that may be next to a marker.
     held: String,
+    /// How much of the beginning is white space.
+    space_bytes: usize,
     /// Markers that are not the reasoning's and end it all the same.
     interrupts: &'static [&'static str],
 }
@@ -46,7 +48,15 @@ impl Reasoning {
     /// Begins before any text; `is_open` says that it is reasoning without a marker, too.
     pub(super) fn new(marks: Marks, is_open: bool, interrupts: &'static [&'static str]) -> Self {
         let matcher = Matcher::new(marks.ends.iter().chain(interrupts).copied());
-        Self { marks, is_open, state: State::Start, matcher, held: String::new(), interrupts }
+        Self {
+            marks,
+            is_open,
+            state: State::Start,
+            matcher,
+            held: String::new(),
+            space_bytes: 0,
+            interrupts,
+        }
     }
 
     /// Takes the next character and appends what is no reasoning to `rest`.
@@ -88,8 +98,11 @@ impl Reasoning {
     }
 
     fn start(&mut self, c: char, rest: &mut String, sink: &mut Sink) {
+        if c.is_ascii_whitespace() && self.space_bytes == self.held.len() {
+            self.space_bytes += 1;
+        }
         self.held.push(c);
-        let text = self.held.trim_ascii_start();
+        let text = &self.held[self.space_bytes..];
         if self.marks.starts.contains(&text) {
             self.held.clear();
             self.state = State::Opened;

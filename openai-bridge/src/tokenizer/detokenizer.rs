@@ -2,6 +2,8 @@
 
 use engine::{TokenId, TokenKind, Vocabulary};
 
+use super::pieces::SPACE;
+
 /// The bytes of every token, in one piece of memory.
 #[derive(Debug)]
 pub(crate) struct TokenTable {
@@ -10,28 +12,61 @@ pub(crate) struct TokenTable {
     starts: Vec<u32>,
     /// Whether a token steers the model and is not text.
     is_control: Vec<bool>,
+    /// Whether a space at the start of a whole text is not part of it.
+    strips_space: bool,
+}
+
+/// How a vocabulary spells bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// One letter for each byte, as GPT-2 has it.
+    Letters,
+    /// Text in which `▁` is a space, and tokens like `<0x0A>` for single bytes.
+    Pieces {
+        /// Whether a space at the start of a whole text is not part of it.
+        strips_space: bool,
+    },
 }
 
 impl TokenTable {
-    /// Makes the table of a byte-level vocabulary.
+    /// Makes the table of a model file's vocabulary.
     pub(crate) fn new(vocabulary: &Vocabulary) -> Self {
-        let letters = letters();
-        let mut table = Self {
-            bytes: Vec::new(),
-            starts: vec![0],
-            is_control: Vec::with_capacity(vocabulary.tokens.len()),
+        let spelling = match vocabulary.model.as_str() {
+            "llama" => Spelling::Pieces { strips_space: vocabulary.add_space_prefix },
+            _ => Spelling::Letters,
         };
-        for (index, token) in vocabulary.tokens.iter().enumerate() {
-            let kind = vocabulary.kinds.get(index).copied().unwrap_or_default();
-            let is_spelled = !matches!(kind, TokenKind::Control | TokenKind::UserDefined);
-            let spelled: Option<Vec<u8>> =
-                token.chars().map(|letter| letters.get(&letter).copied()).collect();
-            match spelled.filter(|_| is_spelled) {
-                Some(bytes) => table.bytes.extend(bytes),
-                None => table.bytes.extend(token.as_bytes()),
+        let kind = |index: usize| vocabulary.kinds.get(index).copied().unwrap_or_default();
+        let tokens = vocabulary.tokens.iter().enumerate();
+        Self::spelled(spelling, tokens.map(|(index, token)| (token.as_str(), kind(index))))
+    }
+
+    /// Makes the table of tokens in the order of their ids.
+    pub(super) fn spelled<'a>(
+        spelling: Spelling,
+        tokens: impl Iterator<Item = (&'a str, TokenKind)>,
+    ) -> Self {
+        let letters = letters();
+        let strips_space = spelling == Spelling::Pieces { strips_space: true };
+        let (bytes, starts, is_control) = (Vec::new(), vec![0], Vec::new());
+        let mut table = Self { bytes, starts, is_control, strips_space };
+        for (token, kind) in tokens {
+            let is_text = !matches!(kind, TokenKind::Control | TokenKind::UserDefined);
+            match spelling {
+                Spelling::Letters => {
+                    let bytes = token.chars().map(|letter| letters.get(&letter).copied());
+                    match bytes.collect::<Option<Vec<u8>>>().filter(|_| is_text) {
+                        Some(bytes) => table.bytes.extend(bytes),
+                        None => table.bytes.extend(token.as_bytes()),
+                    }
+                }
+                Spelling::Pieces { .. } => match byte(token).filter(|_| is_text) {
+                    Some(byte) => table.bytes.push(byte),
+                    None => table.bytes.extend(token.replace(SPACE, " ").as_bytes()),
+                },
             }
             table.starts.push(table.bytes.len() as u32);
-            table.is_control.push(kind == TokenKind::Control);
+            let is_unknown = kind == TokenKind::Unknown && spelling != Spelling::Letters;
+            table.is_control.push(kind == TokenKind::Control || is_unknown);
         }
         table
     }
@@ -46,11 +81,32 @@ impl TokenTable {
             _ => &[],
         }
     }
+
+    /// Returns a whole text. What continues a text is decoded token by token, since the space that
+    /// begins it belongs to it.
+    pub(crate) fn text(&self, tokens: &[TokenId], shows_control: bool) -> String {
+        let (mut decoder, mut text) = (Decoder::default(), String::new());
+        for token in tokens {
+            decoder.push(self.bytes(*token, shows_control), &mut text);
+        }
+        decoder.finish(&mut text);
+        if self.strips_space && text.starts_with(' ') {
+            text.remove(0);
+        }
+        text
+    }
+}
+
+/// Returns the byte of a token like `<0x0A>`.
+pub(super) fn byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_byte = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_byte.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// Returns the byte that each letter of byte-level BPE stands for: printable bytes are
 /// themselves, the others follow from U+0100 on.
-fn letters() -> std::collections::HashMap<char, u8> {
+pub(super) fn letters() -> std::collections::HashMap<char, u8> {
     let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let hidden = (0..=u8::MAX).filter(|&byte| !is_printable(byte));
     let hidden = ('\u{100}'..).zip(hidden);

@@ -1,78 +1,162 @@
 //! Text to tokens and tokens to text.
+//!
+//! There are two encoders of a vocabulary: the library that models are published with, which is
+//! always right, and our own, which is many times faster. Ours is compared with the library's on a
+//! probe text when a model is loaded, and the library serves where ours differs or declines.
 
+mod byte_level;
+mod cache;
 mod detokenizer;
+mod fast;
+mod gguf;
+mod json;
+mod merges;
+mod pieces;
+mod presets;
+mod probe;
+mod splitter;
+mod words;
 
-use ahash::AHashMap;
-use engine::{Error, Result, TokenId, TokenKind, Vocabulary};
-use tokenizers::models::bpe::BPE;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::{AddedToken, PreTokenizerWrapper};
+use std::sync::Arc;
+
+use engine::{Error, Result, TokenId, Vocabulary};
+
+use cache::Cache;
+use fast::{Fast, Part};
 
 pub(crate) use detokenizer::{Decoder, TokenTable};
+
+/// The default bound on what a tokenizer remembers of earlier texts, in bytes.
+pub const DEFAULT_CACHE_BYTES: usize = 32 << 20;
 
 /// A model's tokenizer, made from the tables in its file.
 #[derive(Debug)]
 pub struct Tokenizer {
-    encoder: tokenizers::Tokenizer,
+    encoder: Encoder,
+    cache: Cache,
+    table: Arc<TokenTable>,
     bos: Option<TokenId>,
     /// The longest token, which bounds how much text fits into a context.
     longest_token_bytes: usize,
 }
 
+#[derive(Debug)]
+enum Encoder {
+    Fast(Box<Fast>),
+    Reference(Box<tokenizers::Tokenizer>),
+}
+
 impl Tokenizer {
     /// Makes the tokenizer.
     ///
-    /// Errors: a kind of tokenizer, or a pre-tokenizer, that is not known.
+    /// Errors: a kind of tokenizer, or a pre-tokenizer, that is not known; tables that do not fit
+    /// together.
     pub fn new(vocabulary: &Vocabulary) -> Result<Self> {
-        if vocabulary.model != "gpt2" {
-            let kind = &vocabulary.model;
-            let text = format!("tokenizer `{kind}` is not known; known is `gpt2`, byte-level BPE");
-            return Err(Error::invalid(text));
+        if let Some(json) = &vocabulary.json {
+            // The model's own file says all; the tables beside it are a summary of it.
+            let bos = vocabulary.bos.filter(|_| vocabulary.add_bos);
+            return Ok(Self { bos, ..Self::from_json(json.as_bytes())? });
         }
-        let failed = |error: tokenizers::Error| {
-            Error::invalid(format!("the tokenizer cannot be made: {error}"))
+        let encoder = match vocabulary.model.as_str() {
+            // The library has no such model: it knows merges, not scores.
+            "llama" => Encoder::Fast(Box::new(gguf::sentence_piece(vocabulary)?)),
+            _ => {
+                let preset = preset(vocabulary)?;
+                let reference = gguf::reference(vocabulary, &preset)?;
+                let fast = gguf::fast(vocabulary, &preset);
+                Encoder::checked(reference, fast, &vocabulary.tokens)
+            }
         };
-        let mut merges = Vec::with_capacity(vocabulary.merges.len());
-        for merge in &vocabulary.merges {
-            let (left, right) = merge.split_once(' ').ok_or_else(|| {
-                Error::invalid(format!("merge `{merge}`: expected two parts and a space"))
-            })?;
-            merges.push((left.to_owned(), right.to_owned()));
-        }
-        let ids: AHashMap<String, TokenId> = vocabulary.tokens.iter().cloned().zip(0..).collect();
-        let model = BPE::builder().vocab_and_merges(ids, merges).build().map_err(failed)?;
-        let mut encoder = tokenizers::Tokenizer::new(model);
-        encoder.with_pre_tokenizer(Some(pre_tokenizer(&vocabulary.pre_tokenizer)?));
-        let (special, added): (Vec<_>, Vec<_>) = vocabulary
-            .kinds
-            .iter()
-            .zip(&vocabulary.tokens)
-            .filter(|(kind, _)| matches!(kind, TokenKind::Control | TokenKind::UserDefined))
-            .map(|(kind, token)| (*kind == TokenKind::Control, token.clone()))
-            .partition(|(is_special, _)| *is_special);
-        let token = |special: bool| move |(_, text)| AddedToken::from(text, special);
-        encoder.add_special_tokens(special.into_iter().map(token(true))).map_err(failed)?;
-        encoder.add_tokens(added.into_iter().map(token(false))).map_err(failed)?;
-        let longest = vocabulary.tokens.iter().map(String::len).max().unwrap_or(1);
+        Ok(Self::with(encoder, vocabulary))
+    }
+
+    /// Makes the tokenizer of a `tokenizer.json`, as Hugging Face's library writes it.
+    ///
+    /// Errors: a file that the library refuses; a decoder that is not known, by its name.
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        let failed = |error: String| Error::invalid(format!("`tokenizer.json`: {error}"));
+        let mut reference =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
+        // Prompts are neither cut nor padded, whatever the file was made for.
+        reference.with_truncation(None).map_err(|error| failed(error.to_string()))?;
+        reference.with_padding(None);
+        let json = serde_json::from_slice(bytes).map_err(|error| failed(error.to_string()))?;
+        let tokens = json::tokens(&json);
+        let spelled: Vec<String> = tokens.iter().map(|(token, _)| token.clone()).collect();
+        let longest = longest(spelled.iter().map(String::as_str));
         Ok(Self {
-            encoder,
-            bos: vocabulary.bos.filter(|_| vocabulary.add_bos),
-            longest_token_bytes: longest,
+            encoder: Encoder::checked(reference, json::fast(&json), &spelled),
+            cache: Cache::new(DEFAULT_CACHE_BYTES),
+            table: Arc::new(json::table(&json, &tokens).map_err(failed)?),
+            bos: json::bos(&json),
+            // Where it is not known what normalising leaves, no text is too long to try.
+            longest_token_bytes: json::shrinkage(&json)
+                .map_or(usize::MAX, |shrinkage| longest.saturating_mul(shrinkage)),
         })
+    }
+
+    /// Makes the tokenizer of a byte-level vocabulary with the library's encoder alone, to compare
+    /// with.
+    ///
+    /// Errors: as [`new`](Tokenizer::new).
+    pub fn reference(vocabulary: &Vocabulary) -> Result<Self> {
+        let reference = gguf::reference(vocabulary, &preset(vocabulary)?)?;
+        Ok(Self::with(Encoder::Reference(Box::new(reference)), vocabulary))
+    }
+
+    fn with(encoder: Encoder, vocabulary: &Vocabulary) -> Self {
+        Self {
+            encoder,
+            cache: Cache::new(DEFAULT_CACHE_BYTES),
+            table: Arc::new(TokenTable::new(vocabulary)),
+            bos: vocabulary.bos.filter(|_| vocabulary.add_bos),
+            longest_token_bytes: longest(vocabulary.tokens.iter().map(String::as_str)),
+        }
+    }
+
+    /// Bounds what the tokenizer remembers of earlier texts; 0 remembers nothing.
+    #[must_use]
+    pub fn with_cache_bytes(self, bytes: usize) -> Self {
+        Self { cache: Cache::new(bytes), ..self }
+    }
+
+    /// Returns whether the fast encoder is in use.
+    pub fn is_fast(&self) -> bool {
+        matches!(self.encoder, Encoder::Fast(_))
     }
 
     /// Returns the tokens of a text. Control tokens that are spelled out in it are taken as such.
     ///
-    /// Errors: the tokenizer's own, which a byte-level one does not have.
+    /// Errors: the library's own, which a byte-level tokenizer does not have.
     pub fn encode(&self, text: &str, with_bos: bool) -> Result<Vec<TokenId>> {
-        let encoding = self
-            .encoder
-            .encode_fast(text, false)
-            .map_err(|error| Error::internal(format!("the prompt cannot be tokenized: {error}")))?;
-        let bos = self.bos.filter(|_| with_bos);
-        Ok(bos.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+        // English has four or five bytes a token.
+        let mut tokens = Vec::with_capacity(text.len() / 4 + 1);
+        tokens.extend(self.bos.filter(|_| with_bos));
+        match &self.encoder {
+            Encoder::Fast(fast) => {
+                for part in fast.parts(text) {
+                    match part {
+                        Part::Token(token) => tokens.push(token),
+                        Part::Text(text, is_first) => {
+                            let encode = |tokens: &mut _| fast.encode(text, is_first, tokens);
+                            self.cache.encode(text, is_first, &mut tokens, encode);
+                        }
+                    }
+                }
+            }
+            Encoder::Reference(reference) => tokens.extend(encode(reference, text)?),
+        }
+        Ok(tokens)
+    }
+
+    /// Returns the text of tokens. Control tokens are part of it if they are shown.
+    pub fn detokenize(&self, tokens: &[TokenId], shows_control: bool) -> String {
+        self.table.text(tokens, shows_control)
+    }
+
+    /// Returns the bytes of every token.
+    pub(crate) fn table(&self) -> Arc<TokenTable> {
+        self.table.clone()
     }
 
     /// Returns the least number of tokens that a text of so many bytes has.
@@ -81,19 +165,43 @@ impl Tokenizer {
     }
 }
 
-fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper> {
-    let byte_level = || PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true));
-    match name {
-        "smollm" => {
-            let digits = PreTokenizerWrapper::Digits(Digits::new(true));
-            Ok(Sequence::new(vec![digits, byte_level()]).into())
+impl Encoder {
+    /// Chooses the fast encoder if it is as the reference on a probe text.
+    fn checked(
+        reference: tokenizers::Tokenizer,
+        fast: std::result::Result<Fast, String>,
+        tokens: &[String],
+    ) -> Self {
+        match fast {
+            Ok(fast) if probe::agrees(&reference, &fast, tokens) => Self::Fast(Box::new(fast)),
+            _ => Self::Reference(Box::new(reference)),
         }
-        "gpt-2" | "default" | "" => Ok(byte_level()),
-        other => Err(Error::invalid(format!(
-            "pre-tokenizer `{other}` is not known; known are `smollm`, `gpt-2` and `default`"
+    }
+}
+
+/// Encodes by the library.
+fn encode(reference: &tokenizers::Tokenizer, text: &str) -> Result<Vec<TokenId>> {
+    let encoding = reference
+        .encode_fast(text, false)
+        .map_err(|error| Error::internal(format!("the prompt cannot be tokenized: {error}")))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+fn preset(vocabulary: &Vocabulary) -> Result<presets::Preset> {
+    match vocabulary.model.as_str() {
+        "gpt2" => presets::preset(&vocabulary.pre_tokenizer),
+        kind => Err(Error::invalid(format!(
+            "tokenizer `{kind}` is not known; known are `gpt2`, byte-level BPE, and `llama`, \
+             SentencePiece"
         ))),
     }
 }
 
+fn longest<'a>(tokens: impl Iterator<Item = &'a str>) -> usize {
+    tokens.map(str::len).max().unwrap_or(1).max(1)
+}
+
+#[cfg(test)]
+mod laws;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use engine::TokenKind;
+
 use super::*;
 
 /// Byte tokens 0..256, then `he`, `Ġt`, a control token and a user-defined one.
@@ -82,8 +84,75 @@ fn unknown_kinds_are_refused_by_name() {
         Tokenizer::new(&vocabulary).unwrap_err().to_string()
     };
     assert!(refusal(|v| v.model = "bert".into()).contains("tokenizer `bert` is not known"));
-    assert!(refusal(|v| v.pre_tokenizer = "x".into()).contains("known are `smollm`"));
+    assert!(refusal(|v| v.pre_tokenizer = "x".into()).contains("pre-tokenizer `x` is not known"));
     assert!(refusal(|v| v.merges.push("abc".into())).contains("merge `abc`"));
+}
+
+/// A tokenizer of `a`, `b` and `ab` with a decoder.
+fn json(decoder: &str) -> String {
+    let model = r#"{"type": "BPE", "vocab": {"▁": 0, "a": 1, "b": 2, "ab": 3}, "merges": ["a b"]}"#;
+    let added = r#"[{"id": 4, "content": "<s>", "special": true, "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false}]"#;
+    let before =
+        r#"{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false}"#;
+    let after = r#"{"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>",
+        "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence":
+        {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens":
+        {"<s>": {"id": "<s>", "ids": [4], "tokens": ["<s>"]}}}"#;
+    format!(
+        r#"{{"version": "1.0", "model": {model}, "added_tokens": {added}, "decoder": {decoder},
+        "pre_tokenizer": {before}, "post_processor": {after}, "normalizer": null}}"#
+    )
+}
+
+#[test]
+fn a_tokenizer_json_counts_more_than_tables() {
+    let metaspace = r#"{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}"#;
+    let tokenizer = Tokenizer::from_json(json(metaspace).as_bytes()).unwrap();
+    assert!(tokenizer.is_fast());
+    assert_eq!(tokenizer.encode("ab b", true).unwrap(), [4, 0, 3, 0, 2]);
+    assert_eq!(tokenizer.encode("<s>ab", false).unwrap(), [4, 3]);
+    assert_eq!(tokenizer.detokenize(&[0, 3, 0, 2, 4], false), "ab b");
+    assert_eq!(tokenizer.detokenize(&[0, 3, 4], true), "ab<s>");
+
+    let vocabulary = Vocabulary { json: Some(json(metaspace)), ..vocabulary() };
+    let tokenizer = Tokenizer::new(&vocabulary).unwrap();
+    assert_eq!(tokenizer.encode("ab", false).unwrap(), [0, 3]);
+}
+
+#[test]
+fn a_tokenizer_json_that_cannot_be_decoded_is_refused_by_name() {
+    let refusal = |json: &str| Tokenizer::from_json(json.as_bytes()).unwrap_err().to_string();
+    let pieces = r###"{"type": "WordPiece", "prefix": "##", "cleanup": true}"###;
+    assert!(refusal(&json(pieces)).contains("decoder `WordPiece` is not known"));
+    assert!(refusal(&json("null")).contains("decoder `null` is not known"));
+    assert!(refusal("{").contains("`tokenizer.json`"));
+}
+
+#[test]
+fn sentence_piece_merges_the_best_score_first_and_the_leftmost_of_equals() {
+    let tokens = ["<unk>", "▁", "a", "b", "ab", "ba", "▁a", "aa", "x"];
+    let scores = vec![0.0, -9.0, -9.0, -9.0, -1.0, -0.5, -2.0, -3.0, -9.0];
+    let kinds = [vec![TokenKind::Unknown], vec![TokenKind::Normal; tokens.len() - 1]].concat();
+    let tokens = tokens.map(str::to_owned).to_vec();
+    let vocabulary =
+        Vocabulary { model: "llama".into(), tokens, kinds, scores, ..Vocabulary::default() };
+    let tokenizer = Tokenizer::new(&vocabulary).unwrap();
+    let encode = |text: &str| tokenizer.encode(text, false).unwrap();
+    assert_eq!(encode("ab"), [4]);
+    assert_eq!(encode("aba"), [2, 5]);
+    assert_eq!(encode("aaa"), [7, 2]);
+    assert_eq!(encode(" ax"), [6, 8]);
+    assert_eq!(encode("a??b"), [2, 0, 3]);
+    assert_eq!(tokenizer.detokenize(&[6, 0, 3], false), " ab");
+
+    // Time in proportion to the text, whatever it is made of.
+    assert_eq!(encode(&" ".repeat(200_000)).len(), 200_000);
+    assert_eq!(encode(&"ba".repeat(100_000)), [5; 100_000]);
+
+    let spaced = Tokenizer::new(&Vocabulary { add_space_prefix: true, ..vocabulary }).unwrap();
+    assert_eq!(spaced.encode("a", false).unwrap(), [6]);
+    assert_eq!(spaced.detokenize(&[6, 1, 3], false), "a b");
 }
 
 proptest! {

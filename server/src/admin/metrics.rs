@@ -12,7 +12,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::Models;
@@ -61,11 +60,8 @@ impl Exporter {
     }
 }
 
-/// Serves the metrics until the task is cancelled.
-pub(crate) async fn serve(listener: TcpListener, exporter: Arc<Exporter>) {
+/// Makes the route at a path.
+pub(crate) fn router(path: &str, exporter: Arc<Exporter>) -> Router {
     let scrape = |State(exporter): State<Arc<Exporter>>| async move { exporter.render() };
-    let router = Router::new().route("/metrics", get(scrape)).with_state(exporter);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "the metrics listener failed");
-    }
+    Router::new().route(path, get(scrape)).with_state(exporter)
 }

@@ -2,4 +2,4 @@
 
 mod metrics;
 
-pub(crate) use metrics::{Exporter, serve};
+pub(crate) use metrics::{Exporter, router};

@@ -3,12 +3,14 @@
 //! A flag beats its `STATOR_*` variable, which beats a `DYN_*` alias, which beats the file,
 //! which beats the default. Every value goes through the flag's own parser, wherever it is from.
 
+mod chat;
 mod dump;
 mod engine;
 mod grpc;
 mod http;
 mod openai;
 mod process;
+mod security;
 mod shared_memory;
 mod trace;
 
@@ -19,12 +21,14 @@ use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Su
 
 use crate::repository::ControlMode;
 
+pub use chat::ChatArgs;
 pub use dump::dump;
 pub use engine::EngineArgs;
 pub use grpc::GrpcArgs;
 pub use http::HttpArgs;
 pub use openai::OpenAiArgs;
 pub use process::ProcessArgs;
+pub use security::SecurityArgs;
 pub use shared_memory::SharedMemoryArgs;
 pub use trace::TraceArgs;
 
@@ -59,6 +63,27 @@ pub struct Cli {
 pub enum Action {
     /// Serve models; with none given, the default model SmolLM2-135M-Instruct
     Serve(Box<ServeArgs>),
+    /// Make an API key: it goes to standard error, and its entry for --api-keys to standard output
+    Key(KeyArgs),
+    /// Chat in the terminal with a running server
+    Chat(ChatArgs),
+    /// Print the OpenAPI document of the HTTP door
+    Openapi,
+}
+
+/// The flags of `stator key`.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// Whose key it is, as logs and messages call it
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// What it may be used for: inference, metadata, admin, metrics, `*` for all
+    #[arg(long, value_name = "SCOPE", default_value = "inference,metadata")]
+    #[arg(value_parser = ["inference", "metadata", "admin", "metrics", "*"], value_delimiter = ',')]
+    pub scopes: Vec<String>,
+    /// Models it may call, `*` in a name stands for anything
+    #[arg(long, value_name = "NAME", default_value = "*", value_delimiter = ',')]
+    pub models: Vec<String>,
 }
 
 /// The flags of `stator serve`.
@@ -76,7 +101,7 @@ pub struct ServeArgs {
     pub no_default_model: bool,
     /// Serve a built-in model: [NAME=]KIND[,KEY=VALUE]..., KIND one of identity (datatype, dims
     /// as 2x-1, max_batch_size, delay_ms, echo_parameters), add_sub (datatype, dims,
-    /// max_batch_size), repeat_int32, square, sequence (delay_ms, idle_ms), mock (pace_ms,
+    /// max_batch_size), repeat_int32, square, sequence (delay_ms, idle_ms), image, video, mock (pace_ms,
     /// context_length)
     #[arg(long, value_name = "SPEC", env = "STATOR_BUILTIN", value_delimiter = ';')]
     #[arg(help_heading = "Models")]
@@ -112,6 +137,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub openai: OpenAiArgs,
     #[command(flatten)]
+    pub security: SecurityArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
     pub trace: TraceArgs,
@@ -119,10 +146,10 @@ pub struct ServeArgs {
     pub process: ProcessArgs,
 }
 
-/// Reads the command line of this process.
+/// Reads the command line of this process; the matches are those of the action.
 ///
 /// Errors: clap's, which print usage and know their exit code (0 for `--help`).
-pub fn parse() -> Result<(ServeArgs, ArgMatches), clap::Error> {
+pub fn parse() -> Result<(Action, ArgMatches), clap::Error> {
     parse_from(std::env::args_os(), |name| std::env::var_os(name))
 }
 
@@ -130,11 +157,12 @@ pub fn parse() -> Result<(ServeArgs, ArgMatches), clap::Error> {
 fn parse_from(
     args: impl IntoIterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<(ServeArgs, ArgMatches), clap::Error> {
+) -> Result<(Action, ArgMatches), clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     let first = Cli::command().try_get_matches_from(&args)?;
     let mut command = Cli::command();
-    if let Some(path) = first.subcommand().and_then(|(_, m)| m.get_one::<PathBuf>("config")) {
+    let serve = first.subcommand_matches("serve");
+    if let Some(path) = serve.and_then(|matches| matches.get_one::<PathBuf>("config")) {
         command = with_file(command, path)?;
     }
     for (alias, id) in ALIASES {
@@ -151,9 +179,9 @@ fn parse_from(
         command = with_default(command, "openai_path", moves);
     }
     let matches = command.try_get_matches_from(&args)?;
-    let Action::Serve(serve) = Cli::from_arg_matches(&matches)?.command;
+    let action = Cli::from_arg_matches(&matches)?.command;
     let matches = matches.subcommand().map(|(_, m)| m.clone()).unwrap_or_default();
-    Ok((*serve, matches))
+    Ok((action, matches))
 }
 
 /// Makes the values of a TOML file the defaults of their flags.

@@ -7,7 +7,10 @@ fn parse(args: &[&str], alias: Option<&str>) -> Result<(ServeArgs, ArgMatches), 
     let variable = |name: &str| {
         alias.filter(|_| name == "DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE").map(OsString::from)
     };
-    parse_from(args, variable).map_err(|error| error.to_string())
+    match parse_from(args, variable).map_err(|error| error.to_string())? {
+        (Action::Serve(serve), matches) => Ok((*serve, matches)),
+        (other, _) => Err(format!("{other:?} is not `serve`")),
+    }
 }
 
 fn file(name: &str, text: &str) -> String {
@@ -77,26 +80,52 @@ fn reference() -> String {
     let command = Cli::command();
     let serve = command.find_subcommand("serve").unwrap();
     let mut out = String::from(INTRODUCTION);
-    for heading in ["Models", "Shared memory", "gRPC", "HTTP", "Engine", "Traces", "Process"] {
-        let head = "| flag | variable | default | |\n|---|---|---|---|\n";
-        out += &format!("\n## {heading}\n\n{head}");
-        for arg in serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading)) {
-            let Some(flag) = arg.get_long() else { continue };
-            let variable = arg.get_env().map(|name| format!("`{}`", name.to_string_lossy()));
-            let defaults: Vec<_> =
-                arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
-            let default = match defaults.is_empty() {
-                true => String::new(),
-                false => format!("`{}`", defaults.join(",")),
-            };
-            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            let help = help.replace('\n', " ");
-            let variable = variable.unwrap_or_default();
-            out += &format!("| `--{flag}` | {variable} | {default} | {help} |\n");
-        }
+    let headings = [
+        "Models",
+        "Shared memory",
+        "gRPC",
+        "HTTP",
+        "OpenAI",
+        "Security",
+        "Engine",
+        "Traces",
+        "Process",
+    ];
+    for heading in headings {
+        let args = serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading));
+        out += &format!("\n## {heading}\n\n{}", table(args));
+    }
+    let chat = command.find_subcommand("chat").unwrap();
+    out + CHAT + &table(chat.get_arguments())
+}
+
+/// Returns a table of flags.
+fn table<'a>(args: impl Iterator<Item = &'a clap::Arg>) -> String {
+    let mut out = String::from("| flag | variable | default | |\n|---|---|---|---|\n");
+    for arg in args {
+        let Some(flag) = arg.get_long() else { continue };
+        let variable = arg.get_env().map(|name| format!("`{}`", name.to_string_lossy()));
+        let defaults: Vec<_> =
+            arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+        let default = match defaults.is_empty() {
+            true => String::new(),
+            false => format!("`{}`", defaults.join(",")),
+        };
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let help = help.replace('\n', " ");
+        let variable = variable.unwrap_or_default();
+        out += &format!("| `--{flag}` | {variable} | {default} | {help} |\n");
     }
     out
 }
+
+const CHAT: &str = "
+## stator chat
+
+`stator chat [URL]` talks with a running server over its HTTP door, by default `http://localhost:8000` (variable `STATOR_URL`); of
+its commands: [chat.md](chat.md). Its flags stand in no file.
+
+";
 
 const INTRODUCTION: &str = "\
 # Configuration
@@ -108,6 +137,9 @@ A flag beats its variable, which beats the reference's names `DYN_GRPC_INITIAL_C
 `DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE`, which beat the TOML file of `--config`, which beats the default. In the file a setting is
 called as its flag, without dashes in front: `grpc-port = 9001`. `--dump-config` prints the configuration in force with the origin of
 each value, as such a file. A value that cannot be used stops the start. Of RPCs and tensors: [protocol.md](protocol.md).
+
+`stator key NAME` makes an API key; `--scopes` says what it may be used for and `--models` of which models, both separated by commas:
+[security.md](security.md).
 ";
 
 #[test]

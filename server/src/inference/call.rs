@@ -14,12 +14,15 @@ use tensor::{Parameters, Payload, Tensor, parameters};
 use super::options::Options;
 use super::outputs::Outputs;
 use crate::models::Model;
+use crate::security::Grant;
 use crate::shared::Shared;
 use crate::shared_memory::{Place, Region, Regions};
 
 /// A request as a door decoded it.
 pub(crate) struct Asked {
     pub envelope: Envelope,
+    /// What the caller may do.
+    pub grant: Grant,
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
     /// Parameters that the client sent as headers; the request's own come first.
@@ -64,6 +67,8 @@ impl Call {
         let refuse = |model: Option<Arc<Model>>, error: Error| {
             Box::new(Refusal { model, id: id.clone(), error })
         };
+        let grant = asked.grant.clone();
+        grant.allows_model(&wire.model_name).map_err(|error| refuse(None, error))?;
         let model = shared
             .models
             .get(&wire.model_name, &wire.model_version)
@@ -79,7 +84,8 @@ impl Call {
             Ok(Decoded { request, options, outputs }) => {
                 let context = Context::new(id.as_str())
                     .with_deadline(deadline)
-                    .with_priority(options.priority);
+                    .with_priority(options.priority)
+                    .with_meter(grant.meter());
                 let batch = batch_size(&model, &request);
                 let wants_empty_final = options.wants_empty_final;
                 Ok(Self { model, id, batch, wants_empty_final, outputs, parent, request, context })

@@ -1,4 +1,4 @@
-//! The gRPC listener: connections, HTTP/2 settings, and which service a call is for.
+//! The gRPC door: connections, HTTP/2 settings, and which service a call is for.
 //!
 //! The HTTP/2 server is hyper's own rather than tonic's, so that `grpc-timeout` is answered by us
 //! with DEADLINE_EXCEEDED and the number of connections has a bound.
@@ -20,8 +20,6 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use proto::Reply;
 use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -33,8 +31,10 @@ use super::frames::{Answers, Requests};
 use super::service::KserveService;
 use super::timeout::deadline;
 use crate::config::{Compression, GrpcConfig};
+use crate::listener::{Protocol, Transport};
 use crate::metrics::Metrics;
 use crate::restriction::{self, Restrictions};
+use crate::security::{Grant, Keys, forget, of_rpc};
 use crate::{orca, status};
 
 /// Largest header list of a call, in bytes; gRPC's own default is half of it.
@@ -42,9 +42,6 @@ const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 
 /// How long a new connection may be silent.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Waits after a failed accept, which mostly means that file descriptors ran out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// The services behind the port.
 #[derive(Clone)]
@@ -55,6 +52,7 @@ pub(crate) struct Door {
     accepting: Tasks,
     limits: Limits,
     restrictions: Arc<Restrictions>,
+    keys: Option<Arc<Keys>>,
 }
 
 /// What the door needs to know of the configuration.
@@ -71,6 +69,7 @@ impl Door {
         service: KserveService,
         others: Routes,
         config: &GrpcConfig,
+        keys: Option<Arc<Keys>>,
         accepting: Tasks,
     ) -> Self {
         let mut inference = GrpcInferenceServiceServer::new(service.clone())
@@ -91,7 +90,22 @@ impl Door {
             compression: config.response_compression,
         };
         let restrictions = Arc::new(config.restrictions.clone());
-        Self { service, inference, others: others.prepare(), accepting, limits, restrictions }
+        Self { service, inference, others: others.prepare(), accepting, limits, restrictions, keys }
+    }
+
+    /// Asks for a key, where calls need one, and leaves its grant in the request. A stream's
+    /// requests are counted one by one, as they come.
+    fn check(&self, request: &mut Request<Incoming>) -> engine::Result<()> {
+        let Some(keys) = &self.keys else { return Ok(()) };
+        let path = request.uri().path();
+        let is_stream = path == "/inference.GRPCInferenceService/ModelStreamInfer";
+        let grant = keys.check(request.headers(), of_rpc(path))?;
+        if !is_stream {
+            grant.admit()?;
+        }
+        forget(request.headers_mut());
+        request.extensions_mut().insert(grant);
+        Ok(())
     }
 
     /// Returns whether neither side of a call is compressed, so that tensors pass uncopied.
@@ -124,7 +138,9 @@ async fn unary(
     };
     let envelope = envelope.unwrap_or_else(|| Err(status::without_message()));
     let reply = match envelope {
-        Ok(envelope) => service.unary(&parts.headers, envelope).await,
+        Ok(envelope) => {
+            service.unary((&parts.headers, Grant::of(&parts.extensions)), envelope).await
+        }
         Err(error) => Err(error),
     };
     match reply {
@@ -146,7 +162,7 @@ fn streaming(
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let requests = Box::pin(Requests::new(body, limits.max_receive));
-    match service.session(&parts.headers, requests) {
+    match service.session((&parts.headers, Grant::of(&parts.extensions)), requests) {
         Ok(session) => respond(Answers::new(session.map_ok(Reply::into_payload), limits.max_send)),
         Err(error) => error.into_http(),
     }
@@ -167,7 +183,11 @@ impl Service<Request<Incoming>> for Door {
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if let Err(error) = self.check(&mut request) {
+            let refusal = status::grpc(&error).into_http();
+            return Box::pin(std::future::ready(Ok(refusal)));
+        }
         let path = request.uri().path();
         let group = restriction::group_of_rpc(path);
         let lacking = group.and_then(|group| self.restrictions.lacking(group, request.headers()));
@@ -224,59 +244,30 @@ fn with_triton_size_code(mut response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// Accepts connections until `accepting` is cancelled; each is a task of `work` and gets to
-/// finish its calls.
-pub(crate) async fn listen(
-    listener: TcpListener,
-    door: Door,
-    config: GrpcConfig,
-    metrics: Arc<Metrics>,
-    (accepting, work): (Tasks, Tasks),
-) {
-    let permits = Arc::new(Semaphore::new(config.max_connections));
-    let connection = Connection { door, config, metrics, accepting };
-    loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let connection = connection.clone();
-                work.spawn("grpc connection", async move {
-                    tracing::debug!(%peer, "connection opened");
-                    connection.serve(stream).await;
-                    tracing::debug!(%peer, "connection closed");
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
+/// gRPC over HTTP/2, answered by a [`Door`].
 #[derive(Clone)]
-struct Connection {
-    door: Door,
-    config: GrpcConfig,
-    metrics: Arc<Metrics>,
-    accepting: Tasks,
+pub(crate) struct Grpc {
+    pub door: Door,
+    pub config: GrpcConfig,
+    pub metrics: Arc<Metrics>,
 }
 
-impl Connection {
-    async fn serve(self, stream: TcpStream) {
-        if let Err(error) = stream.set_nodelay(self.config.has_nodelay) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-        if !self.has_begun(&stream).await {
+impl Protocol for Grpc {
+    const TASK: &'static str = "grpc connection";
+
+    async fn serve(self, mut transport: Transport, accepting: Tasks) {
+        // A silent connection holds no place for long.
+        let has_begun = tokio::select! {
+            has_begun = transport.has_begun(FIRST_BYTE_TIMEOUT) => has_begun,
+            () = accepting.cancelled() => false,
+        };
+        if !has_begun {
             return;
         }
         self.metrics.connections.inc();
-        let is_over = self.accepting.cancelled();
+        let is_over = accepting.cancelled();
         let age = self.config.max_connection_age;
-        let served = http2(&self.config).serve_connection(TokioIo::new(stream), self.door);
+        let served = http2(&self.config).serve_connection(TokioIo::new(transport), self.door);
         let mut served = pin!(served);
         let mut end: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
             tokio::select! {
@@ -294,18 +285,6 @@ impl Connection {
         self.metrics.connections.dec();
         if let Err(error) = result {
             tracing::debug!(%error, "connection failed");
-        }
-    }
-}
-
-impl Connection {
-    /// Waits for a connection's first byte; a silent one holds no place for long.
-    async fn has_begun(&self, stream: &TcpStream) -> bool {
-        let mut first = [0];
-        tokio::select! {
-            peeked = stream.peek(&mut first) => peeked.is_ok_and(|length| length > 0),
-            () = tokio::time::sleep(FIRST_BYTE_TIMEOUT) => false,
-            () = self.accepting.cancelled() => false,
         }
     }
 }

@@ -9,5 +9,5 @@ mod stream;
 mod timeout;
 
 pub(crate) use health::Health;
-pub(crate) use listen::{Door, listen};
+pub(crate) use listen::{Door, Grpc};
 pub(crate) use service::KserveService;

@@ -15,6 +15,7 @@ use super::stream::{Inbound, Session, StreamOptions};
 use super::timeout::deadline;
 use crate::forwarding::Forwarding;
 use crate::inference::{self, Asked};
+use crate::security::Grant;
 use crate::shared::Shared;
 use crate::{catalog, control, status};
 
@@ -50,14 +51,14 @@ impl KserveService {
     /// Answers a ModelInfer call.
     pub(super) async fn unary(
         &self,
-        headers: &HeaderMap,
+        (headers, grant): (&HeaderMap, Grant),
         envelope: Envelope,
     ) -> Result<Reply<ModelInferResponse>, Status> {
         let observation = self.shared.observe("ModelInfer");
         let asked = deadline(headers).map(|deadline| {
             let (forwarded, parent) =
                 (self.forwarding.parameters(headers), inference::parent(headers));
-            Asked { envelope, deadline, forwarded, parent, is_unary: true }
+            Asked { envelope, grant, deadline, forwarded, parent, is_unary: true }
         });
         let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
             Ok(Reply::Encoded(tensor::wire::encode_response(head, tensors)))
@@ -67,9 +68,14 @@ impl KserveService {
     }
 
     /// Begins a ModelStreamInfer call.
-    pub(super) fn session(&self, headers: &HeaderMap, inbound: Inbound) -> Result<Session, Status> {
+    pub(super) fn session(
+        &self,
+        (headers, grant): (&HeaderMap, Grant),
+        inbound: Inbound,
+    ) -> Result<Session, Status> {
         self.shared.admit().map_err(|error| status::grpc(&error))?;
         let options = StreamOptions {
+            grant,
             deadline: deadline(headers).map_err(|error| status::grpc(&error))?,
             parent: inference::parent(headers),
             forwarded: self.forwarding.parameters(headers),
@@ -153,8 +159,9 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<Envelope>,
     ) -> Result<Response<Reply<ModelInferResponse>>, Status> {
-        let (metadata, _, envelope) = request.into_parts();
-        self.unary(&metadata.into_headers(), envelope).await.map(Response::new)
+        let (metadata, extensions, envelope) = request.into_parts();
+        let caller = (&metadata.into_headers(), Grant::of(&extensions));
+        self.unary(caller, envelope).await.map(Response::new)
     }
 
     type ModelStreamInferStream = Session;
@@ -163,9 +170,9 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<Streaming<Envelope>>,
     ) -> Result<Response<Session>, Status> {
-        let (metadata, _, inbound) = request.into_parts();
+        let (metadata, extensions, inbound) = request.into_parts();
         let inbound = Box::pin(inbound.map_err(status::oversized));
-        self.session(&metadata.into_headers(), inbound).map(Response::new)
+        self.session((&metadata.into_headers(), Grant::of(&extensions)), inbound).map(Response::new)
     }
 
     async fn repository_model_load(

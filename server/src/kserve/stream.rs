@@ -23,6 +23,7 @@ use tonic::Status;
 
 use crate::inference::{Asked, Call, Observation, Outputs, Refusal};
 use crate::models::Model;
+use crate::security::Grant;
 use crate::shared::Shared;
 use crate::status;
 
@@ -50,6 +51,8 @@ pub(crate) struct Session {
 /// What the client said when it opened the stream.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamOptions {
+    /// What the caller may do; every request counts.
+    pub grant: Grant,
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
     /// The caller's span.
@@ -100,12 +103,13 @@ impl Session {
     fn begin(&mut self, envelope: Envelope) {
         let mut observation = self.shared.observe("ModelStreamInfer");
         let name = envelope.message.model_name.clone();
-        let admitted = self.shared.admit().map_err(|error| {
+        let admitted = self.shared.admit().and_then(|()| self.options.grant.admit());
+        let admitted = admitted.map_err(|error| {
             let id = envelope.message.id.clone();
             Box::new(Refusal { model: None, id, error })
         });
-        let StreamOptions { deadline, forwarded, parent, .. } = self.options.clone();
-        let asked = Asked { envelope, deadline, forwarded, parent, is_unary: false };
+        let StreamOptions { grant, deadline, forwarded, parent, .. } = self.options.clone();
+        let asked = Asked { envelope, grant, deadline, forwarded, parent, is_unary: false };
         let call = admitted.and_then(|()| Call::prepare(&self.shared, asked));
         match call {
             Ok(call) => {

@@ -3,11 +3,12 @@
 //! It stands innermost, right above the engine, so that it sees tokens as the engine gives them.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use engine::{Context, Engine, GenerateOutput, GenerateRequest, OutputStream, Result};
+use engine::{Context, Engine, GenerateOutput, GenerateRequest, Meter, OutputStream, Result};
 use futures_util::Stream;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
@@ -38,11 +39,16 @@ impl<E: Engine<GenerateRequest>> Engine<GenerateRequest> for Observe<E> {
         let started = Instant::now();
         let prompt_tokens = request.tokens.len() as u64;
         let choices = request.choices.get() as usize;
+        let meter = context.meter().cloned();
         let stream = self.engine.call(request, context).await?;
         self.metrics.prompt_tokens.inc_by(prompt_tokens);
+        if let Some(meter) = &meter {
+            meter.count(prompt_tokens);
+        }
         Ok(Box::pin(Observed {
             stream,
             metrics: self.metrics.clone(),
+            meter,
             started,
             last: vec![None; choices],
         }))
@@ -52,6 +58,8 @@ impl<E: Engine<GenerateRequest>> Engine<GenerateRequest> for Observe<E> {
 struct Observed {
     stream: OutputStream<GenerateRequest>,
     metrics: TokenMetrics,
+    /// Counts the tokens for the caller.
+    meter: Option<Arc<dyn Meter>>,
     started: Instant,
     /// When each continuation last had tokens.
     last: Vec<Option<Instant>>,
@@ -76,6 +84,9 @@ impl Observed {
             *last = Some(now);
         }
         self.metrics.generated_tokens.inc_by(tokens as u64);
+        if let Some(meter) = &self.meter {
+            meter.count(tokens as u64);
+        }
     }
 }
 

@@ -31,8 +31,11 @@ pub(super) type Answer = Result<Response, Failure>;
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = status::http(self.0.kind());
-        (status, body(&json!({ "error": status::cut(self.0.message()) }))).into_response()
+        let status = status::http_of(&self.0);
+        let content = body(&json!({ "error": status::cut(self.0.message()) }));
+        let mut response = (status, content).into_response();
+        status::add_retry_after(&self.0, response.headers_mut());
+        response
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) async fn generate(
         let body = receive::json(&received.body)?;
         let envelope = envelope(&model, &path, body, false)?;
         // A decoupled tensor model may give exactly one response; it is asked and counted.
-        Ok(rest.asked(envelope, &received.headers, model.text.is_some()))
+        Ok(rest.asked(envelope, &received, model.text.is_some()))
     });
     let headers = received.headers;
     let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| object(head, tensors);
@@ -64,7 +64,7 @@ pub(super) async fn generate_stream(
         .and_then(|()| rest.shared.models.get(&path.model, &path.version))
         .and_then(|model| {
             let envelope = envelope(&model, &path, receive::json(&received.body)?, true)?;
-            Ok(rest.asked(envelope, &received.headers, false))
+            Ok(rest.asked(envelope, &received, false))
         })
         .map_err(|error| (None, error))
         .and_then(|asked| {
@@ -294,9 +294,16 @@ fn input(
 
 impl Rest {
     /// Makes the request that a call asks for; an HTTP call has no deadline of its own.
-    pub(super) fn asked(&self, envelope: Envelope, headers: &HeaderMap, is_unary: bool) -> Asked {
+    pub(super) fn asked(
+        &self,
+        envelope: Envelope,
+        received: &receive::Received,
+        is_unary: bool,
+    ) -> Asked {
+        let headers = &received.headers;
         Asked {
             envelope,
+            grant: received.grant.clone(),
             deadline: None,
             forwarded: self.forwarding.parameters(headers),
             parent: inference::parent(headers),

@@ -5,7 +5,6 @@ mod catalog;
 mod control;
 mod generate;
 mod infer;
-mod listen;
 pub(crate) mod receive;
 
 use std::sync::Arc;
@@ -30,8 +29,6 @@ use crate::orca;
 use crate::restriction::{self, Restrictions};
 use crate::shared::Shared;
 use answer::{Answer, Failure, json_with};
-
-pub(crate) use listen::listen;
 
 /// The state of the routes.
 #[derive(Clone)]
@@ -124,11 +121,11 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
         let path = (path.model.as_str(), path.version.as_str());
         heavy(received.body.len(), || infer::decode(&received, path, &model.config))
     });
-    let headers = received.headers;
     let (asked, wanted) = match decoded {
-        Ok((envelope, wanted)) => (Ok(rest.asked(envelope, &headers, true)), wanted),
+        Ok((envelope, wanted)) => (Ok(rest.asked(envelope, &received, true)), wanted),
         Err(error) => (Err(error), infer::BinaryOutputs::default()),
     };
+    let headers = received.headers;
     let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
         let size = tensors.iter().map(|tensor| tensor.data.len()).sum();
         heavy(size, || infer::encode(&headers, &wanted, head, tensors))

@@ -18,11 +18,12 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::security::Grant;
+
+use crate::status::TOO_LARGE;
+
 /// How long a body may stop coming.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The code of the error for a body over the limit.
-pub(crate) const TOO_LARGE: &str = "request_too_large";
 
 /// How deep JSON may be nested.
 const MAX_DEPTH: usize = 100;
@@ -30,6 +31,8 @@ const MAX_DEPTH: usize = 100;
 /// A request with its whole body.
 pub(crate) struct Received {
     pub headers: HeaderMap,
+    /// What the caller may do.
+    pub grant: Grant,
     pub body: Bytes,
 }
 
@@ -58,7 +61,8 @@ pub(crate) async fn receive(request: Request, limit: usize) -> Result<Received> 
             return Err(Error::new(ErrorKind::Unimplemented, text));
         }
     };
-    Ok(Received { headers: parts.headers, body })
+    let grant = Grant::of(&parts.extensions);
+    Ok(Received { headers: parts.headers, grant, body })
 }
 
 /// Reads a body as long as it keeps coming.

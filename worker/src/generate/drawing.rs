@@ -4,7 +4,7 @@ use engine::{Error, FinishReason, GenerateRequest, Result, StopConditions, Token
 use engine::{TokenLogprobs, Usage};
 
 use super::logprobs::logprobs;
-use super::output::Addition;
+use super::output::{Addition, Told};
 use super::sampler::{Rules, Sampler, Scratch};
 use crate::guided::{Guide, Progress};
 
@@ -91,7 +91,7 @@ impl Drawing {
         logits: &[f32],
         eos_tokens: &[TokenId],
         scratch: &mut Scratch,
-    ) -> Result<(Option<(TokenId, Option<TokenLogprobs>)>, Option<FinishReason>)> {
+    ) -> Result<(Option<Told>, Option<FinishReason>)> {
         let token = self.draw(logits, eos_tokens, scratch)?;
         self.sampler.note(token);
         self.drawn += 1;

@@ -12,11 +12,11 @@ use engine::{
 };
 
 use super::SchedulerConfig;
-use super::guides::Guides;
+use super::guides::{Guides, STACK_BYTES};
 use super::intake::Intake;
 use super::output::{News, Output, Reader};
 use super::scheduler::{Counters, Scheduler};
-use super::waiting::{Job, Waiting, Work};
+use super::waiting::{Generation, Job, Waiting, Work};
 use crate::guided::Compiler;
 use crate::runner::Runner;
 
@@ -58,6 +58,7 @@ impl GenerateEngine {
         let shared = (waiting.clone(), counters.clone());
         let thread = std::thread::Builder::new()
             .name("scheduler".into())
+            .stack_size(STACK_BYTES)
             .spawn(move || {
                 let (waiting, counters) = shared;
                 let mut scheduler =
@@ -110,7 +111,7 @@ impl Engine<GenerateRequest> for GenerateEngine {
             Some(guided) => Some(self.guides.guide(guided.clone()).await?),
             None => None,
         };
-        let work = Work::Generate(Box::new(request), guide);
+        let work = Work::Generate(Box::new(Generation { request, guide }));
         Ok(Box::pin(self.queue::<GenerateOutput>(work, context, blocks)?))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Error, ErrorKind, Guided, Result};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::guided::{Compiler, Guide};
 
@@ -13,6 +13,10 @@ const COMPILING: usize = 2;
 
 /// The longest that a request waits for its constraint to be compiled.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The stack of a thread that follows a constraint, reserved and not taken: the parser goes down
+/// as deep as terminals of a grammar refer to each other, which is bounded by its lines.
+pub(super) const STACK_BYTES: usize = 64 << 20;
 
 /// Makes guides for the requests of one model.
 #[derive(Debug)]
@@ -46,15 +50,21 @@ impl Guides {
         })?;
         let compiled = async {
             let place = self.places.clone().acquire_owned().await;
+            let (answer, compiled) = oneshot::channel();
             // The place is given back by the work itself: it goes on when nobody waits any more.
-            let compile = move || (compiler.compile(&guided), drop(place)).0;
-            tokio::task::spawn_blocking(compile).await
+            let compile = move || {
+                let _place = place;
+                let _ = answer.send(compiler.compile(&guided));
+            };
+            std::thread::Builder::new()
+                .name("constraint".into())
+                .stack_size(STACK_BYTES)
+                .spawn(compile)
+                .map_err(failed)?;
+            compiled.await.map_err(failed)?
         };
         match tokio::time::timeout(COMPILE_TIMEOUT, compiled).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => {
-                Err(Error::internal("the constraint's compiler failed").with_source(error))
-            }
+            Ok(outcome) => outcome,
             Err(_) => {
                 let text = format!(
                     "the constraint took longer than {} seconds to compile",
@@ -64,4 +74,8 @@ impl Guides {
             }
         }
     }
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::internal("the constraint could not be compiled").with_source(error)
 }

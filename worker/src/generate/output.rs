@@ -39,10 +39,13 @@ pub(super) struct State {
     waker: Option<Waker>,
 }
 
+/// A token that is handed out, and what was asked about it.
+pub(super) type Told = (TokenId, Option<TokenLogprobs>);
+
 /// What one step adds to a continuation.
 #[derive(Debug, Default)]
 pub(super) struct Addition {
-    pub token: Option<(TokenId, Option<TokenLogprobs>)>,
+    pub token: Option<Told>,
     /// Of the prompt, once.
     pub prompt_logprobs: Vec<Option<TokenLogprobs>>,
     pub end: Option<(FinishReason, Usage)>,

@@ -4,13 +4,13 @@ use std::slice::ChunksExact;
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Error, GenerateRequest, TokenId};
+use engine::{Error, TokenId};
 
 use super::drawing::Drawing;
 use super::output::Output;
 use super::pooling::Pooling;
 use super::sampler::Scratch;
-use super::waiting::{Job, Work};
+use super::waiting::{Generation, Job, Work};
 use crate::runner::{BlockId, Entry, Limits, Outputs, Wants};
 
 /// One sequence of a request, in the batch.
@@ -55,8 +55,8 @@ impl Sequence {
     /// Makes the sequence of one continuation, or of a text to embed.
     pub(super) fn new(job: &Job, index: u32, blocks: Vec<BlockId>, limits: &Limits) -> Self {
         let (prompt, goal) = match &job.work {
-            Work::Generate(request, guide) => {
-                let request: &GenerateRequest = request;
+            Work::Generate(generation) => {
+                let Generation { request, guide } = &**generation;
                 let room = limits.context_length - request.tokens.len();
                 let drawing = Drawing::new(request, guide.clone(), index, room);
                 (&request.tokens, Goal::Draw(Box::new(drawing)))

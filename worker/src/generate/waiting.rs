@@ -23,17 +23,24 @@ pub(super) struct Job {
 /// What is asked for.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// Continuations, and the constraint on each.
-    Generate(Box<GenerateRequest>, Option<Guide>),
+    /// Continuations.
+    Generate(Box<Generation>),
     /// The vector of a text.
     Embed(EmbedRequest),
+}
+
+/// A request for continuations and the constraint on each.
+#[derive(Debug)]
+pub(super) struct Generation {
+    pub request: GenerateRequest,
+    pub guide: Option<Guide>,
 }
 
 impl Work {
     /// Returns how many sequences it takes.
     pub(super) fn sequences(&self) -> u32 {
         match self {
-            Self::Generate(request, _) => request.choices.get(),
+            Self::Generate(generation) => generation.request.choices.get(),
             Self::Embed(_) => 1,
         }
     }

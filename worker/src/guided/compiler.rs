@@ -18,6 +18,14 @@ const MAX_LEXER_STATES: usize = 50_000;
 /// Symbols of one grammar.
 const MAX_GRAMMAR_SYMBOLS: usize = 100_000;
 
+/// Places in the grammar that the parser may be at, at one point of the text. Only ambiguous
+/// grammars have many, and their cost grows with the square.
+const MAX_PARSER_ITEMS: usize = 1000;
+
+/// Parser items and units of lexer work that one step may cost: some 10 milliseconds.
+const MAX_STEP_ITEMS: usize = 20_000;
+const MAX_STEP_LEXER_FUEL: u64 = 150_000;
+
 /// The longest text that a constraint may wait for, in bytes.
 const MAX_MARKER_BYTES: usize = 256;
 
@@ -51,6 +59,9 @@ impl Compiler {
         let limits = factory.limits_mut();
         limits.max_lexer_states = MAX_LEXER_STATES;
         limits.max_grammar_size = MAX_GRAMMAR_SYMBOLS;
+        limits.max_items_in_row = MAX_PARSER_ITEMS;
+        limits.step_max_items = MAX_STEP_ITEMS;
+        limits.step_lexer_fuel = MAX_STEP_LEXER_FUEL;
         limits.verbose_errors = false;
         Some(Self { factory, words: words.into() })
     }
@@ -69,7 +80,11 @@ impl Compiler {
                 )));
             }
             let parser = self.factory.create_parser(grammar(&guided.constraint)?);
-            let matcher = Matcher::new(Ok(parser.map_err(|error| refusal(&error.to_string()))?));
+            let parser = parser.map_err(|error| refusal(&error.to_string()))?;
+            let mut matcher = Matcher::new(Ok(parser));
+            // The first step is the dearest: it fills what later ones find, and not on the
+            // scheduler's thread.
+            matcher.compute_mask_or_eos().map_err(|error| refusal(&error.to_string()))?;
             Ok(Guide::new(matcher, marker, self.words.clone()))
         };
         compile().map_err(|error: Error| match error.kind() {

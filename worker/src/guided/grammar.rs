@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 /// The largest constraint, in bytes of its text.
 const MAX_TEXT_BYTES: usize = 256 << 10;
 
+/// The most lines of a grammar: terminals that stand in each other cost the cube of their number.
+const MAX_GRAMMAR_LINES: usize = 500;
+
 /// The most texts of a choice.
 const MAX_CHOICES: usize = 10_000;
 
@@ -33,6 +36,12 @@ pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar> {
         Constraint::Regex(pattern) => regex(whole(pattern)?),
         Constraint::Grammar(text) if text.trim().is_empty() => {
             return Err(Error::invalid("the grammar is empty"));
+        }
+        Constraint::Grammar(text) if text.lines().count() > MAX_GRAMMAR_LINES => {
+            return Err(Error::invalid(format!(
+                "the grammar: expected at most {MAX_GRAMMAR_LINES} lines, got {}",
+                text.lines().count()
+            )));
         }
         Constraint::Grammar(text) => GrammarWithLexer::from_lark(text.clone()),
         Constraint::Choice(texts) => choice(texts)?,
@@ -141,7 +150,7 @@ mod tests {
             (Constraint::Choice(many), "expected at most 10000 texts"),
         ];
         for (constraint, expected) in table {
-            let error = grammar(&constraint).err().expect("it had to be refused");
+            let error = grammar(&constraint).expect_err("it had to be refused");
             assert!(error.message().contains(expected), "{error}");
         }
     }

@@ -5,6 +5,21 @@ use engine::{TokenId, TokenKind, Vocabulary};
 use crate::Error;
 use crate::gguf::{Gguf, Value};
 
+/// The pre-tokenizers whose models want a beginning token unless their file says otherwise, as
+/// llama.cpp has it.
+const ADDS_BOS: [&str; 10] = [
+    "llama3",
+    "llama-v3",
+    "llama-bpe",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "tekken",
+    "chameleon",
+];
+
 /// Reads the vocabulary.
 ///
 /// Errors: no tokens, or tables of other kinds or lengths than they should have.
@@ -21,17 +36,53 @@ pub fn vocabulary(file: &Gguf) -> Result<Vocabulary, Error> {
             Err(Error::Model(format!("`{key}`: {id} is not one of {} tokens", tokens.len())))
         }
     };
+    let model = text("tokenizer.ggml.model")?.unwrap_or_default();
+    let pre_tokenizer = text("tokenizer.ggml.pre")?.unwrap_or_default();
+    let is_sentence_piece = model == "llama";
+    let adds_bos = is_sentence_piece || ADDS_BOS.contains(&pre_tokenizer.as_str());
     Ok(Vocabulary {
-        model: text("tokenizer.ggml.model")?.unwrap_or_default(),
-        pre_tokenizer: text("tokenizer.ggml.pre")?.unwrap_or_default(),
         kinds: kinds(file, tokens.len())?,
         merges: strings(file, "tokenizer.ggml.merges")?,
         bos: id("tokenizer.ggml.bos_token_id")?,
         eos: id("tokenizer.ggml.eos_token_id")?,
-        add_bos: matches!(file.get("tokenizer.ggml.add_bos_token"), Some(Value::Bool(true))),
+        add_bos: flag(file, "tokenizer.ggml.add_bos_token", adds_bos)?,
+        scores: scores(file, tokens.len())?,
+        add_space_prefix: flag(file, "tokenizer.ggml.add_space_prefix", is_sentence_piece)?,
+        json: text("tokenizer.huggingface.json")?,
         chat_template: text("tokenizer.chat_template")?,
+        model,
+        pre_tokenizer,
         tokens,
     })
+}
+
+fn flag(file: &Gguf, key: &str, default: bool) -> Result<bool, Error> {
+    match file.get(key) {
+        None => Ok(default),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(_) => Err(Error::Model(format!("`{key}`: expected a boolean"))),
+    }
+}
+
+fn scores(file: &Gguf, tokens: usize) -> Result<Vec<f32>, Error> {
+    let key = "tokenizer.ggml.scores";
+    let wrong = || Error::Model(format!("`{key}`: expected an array of numbers"));
+    let values = match file.get(key) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(values)) => values,
+        Some(_) => return Err(wrong()),
+    };
+    if values.len() != tokens {
+        let got = values.len();
+        return Err(Error::Model(format!("`{key}`: expected {tokens} elements, got {got}")));
+    }
+    let score = |value: &Value| match value {
+        Value::Float(score) => Ok(*score as f32),
+        Value::Signed(score) => Ok(*score as f32),
+        Value::Unsigned(score) => Ok(*score as f32),
+        _ => Err(wrong()),
+    };
+    values.iter().map(score).collect()
 }
 
 fn strings(file: &Gguf, key: &str) -> Result<Vec<String>, Error> {

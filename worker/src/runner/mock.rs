@@ -216,11 +216,9 @@ pub fn vocabulary() -> Vocabulary {
         pre_tokenizer: "gpt-2".into(),
         kinds: (0..tokens.len()).map(kind).collect(),
         tokens,
-        merges: Vec::new(),
-        bos: None,
         eos: Some(BYTES as TokenId),
-        add_bos: false,
         chat_template: Some(TEMPLATE.into()),
+        ..Vocabulary::default()
     }
 }
 

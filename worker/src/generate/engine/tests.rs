@@ -297,3 +297,6 @@ async fn a_panic_hangs_nobody_and_is_told() {
     assert!(!engine.is_healthy());
     assert_eq!(refusal(&engine, request(1, 9)).await.kind(), ErrorKind::Internal);
 }
+
+mod constraints;
+mod prompts;

@@ -1,0 +1,37 @@
+//! The flags of certificates, keys and origins.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::security::TlsListener;
+
+/// Who may talk to the server.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Security")]
+pub struct SecurityArgs {
+    /// Certificate of the server and its chain, PEM: serve TLS
+    #[arg(long, value_name = "FILE", env = "STATOR_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM
+    #[arg(long, value_name = "FILE", env = "STATOR_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities of client certificates, PEM: gRPC and HTTP require one from every client
+    #[arg(long, value_name = "FILE", env = "STATOR_TLS_CLIENT_CA")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Listeners that serve TLS, the others serve in the clear
+    #[arg(long, value_name = "LIST", value_enum, default_value = "grpc,http,metrics")]
+    #[arg(env = "STATOR_TLS_LISTENERS", value_delimiter = ',')]
+    pub tls_listeners: Vec<TlsListener>,
+    /// Seconds between two looks at the files of certificates and API keys; 0 looks only at
+    /// SIGHUP
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, env = "STATOR_TLS_RELOAD_SECS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub tls_reload_secs: u32,
+    /// File of API keys, TOML or JSON (.json): calls need one of them; `stator key NAME` makes one
+    #[arg(long, value_name = "FILE", env = "STATOR_API_KEYS")]
+    pub api_keys: Option<PathBuf>,
+    /// Origin of web pages that may call over HTTP, `*` for all [default: none]; may be repeated
+    #[arg(long, value_name = "ORIGIN", env = "STATOR_CORS_ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+}

@@ -1,0 +1,171 @@
+//! HTTP/1.1 and HTTP/2 on one port, told apart by the first bytes (and ALPN under TLS).
+//!
+//! A connection that sends no whole request in time is closed, whichever version it began to speak.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::Response;
+use engine::Tasks;
+use futures_util::future::BoxFuture;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tower::ServiceExt;
+
+use super::{Protocol, Transport};
+
+/// How long a connection may be idle before a request, and the request's headers take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// How long a ping over HTTP/2 may go unanswered; it is sent after the same silence as above.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Largest header list of a request over HTTP/2, in bytes.
+const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
+
+/// Open requests of one HTTP/2 connection.
+const MAX_STREAMS: u32 = 1024;
+
+/// HTTP/2 windows in bytes: of a request, and of all of a connection's requests.
+const WINDOW_BYTES: (u32, u32) = (1 << 20, 4 << 20);
+
+/// HTTP, answered by a router.
+#[derive(Clone)]
+pub(crate) struct Http {
+    router: Router,
+    header_timeout: Duration,
+}
+
+impl Http {
+    /// Serves a router.
+    pub(crate) fn new(router: Router) -> Self {
+        Self { router, header_timeout: HEADER_TIMEOUT }
+    }
+}
+
+impl Protocol for Http {
+    const TASK: &'static str = "http connection";
+
+    async fn serve(self, transport: Transport, accepting: Tasks) {
+        let has_begun = Arc::new(AtomicBool::new(false));
+        let builder = builder(self.header_timeout);
+        let service = Begun { router: self.router, has_begun: has_begun.clone() };
+        let mut served = pin!(builder.serve_connection(TokioIo::new(transport), service));
+        let silence = async {
+            tokio::time::sleep(self.header_timeout).await;
+            if has_begun.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        let result = tokio::select! {
+            result = served.as_mut() => result,
+            () = silence => return,
+            () = accepting.cancelled() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "connection failed");
+        }
+    }
+}
+
+fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(WINDOW_BYTES.0)
+        .initial_connection_window_size(WINDOW_BYTES.1)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .keep_alive_interval(header_timeout)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// A router that tells of the first request.
+struct Begun {
+    router: Router,
+    has_begun: Arc<AtomicBool>,
+}
+
+impl Service<Request<Incoming>> for Begun {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.has_begun.store(true, Ordering::Relaxed);
+        Box::pin(self.router.clone().oneshot(request.map(axum::body::Body::new)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_millis(300);
+
+    /// Returns what the server says to these bytes until it closes the connection, and how long
+    /// that takes.
+    async fn ask(bytes: &[u8]) -> (Vec<u8>, Duration) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "hello" }));
+        let http = Http { router, header_timeout: TIMEOUT };
+        let serve = async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            http.serve(Transport::Plain(stream), Tasks::new()).await;
+        };
+        let client = async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let started = Instant::now();
+            stream.write_all(bytes).await.unwrap();
+            let mut said = Vec::new();
+            let _ = stream.read_to_end(&mut said).await;
+            (said, started.elapsed())
+        };
+        let both = async { tokio::join!(serve, client).1 };
+        tokio::time::timeout(20 * TIMEOUT, both).await.expect("the connection was not closed")
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_whole_request_is_closed_in_time() {
+        let begun: [&[u8]; 5] = [
+            b"",
+            b"P",
+            b"PRI * HTTP/2.0\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+            b"GET / HTTP/1.1\r\nhost:",
+        ];
+        for bytes in begun {
+            let (said, time) = ask(bytes).await;
+            let shown = String::from_utf8_lossy(bytes);
+            assert!(time >= TIMEOUT, "{shown:?} was closed after {time:?}");
+            assert!(!String::from_utf8_lossy(&said).contains("200 OK"), "{shown:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_answered_and_then_the_connection_may_idle_as_long() {
+        let (said, time) = ask(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert!(String::from_utf8_lossy(&said).starts_with("HTTP/1.1 200 OK"));
+        assert!(time >= TIMEOUT, "{time:?}");
+    }
+}

@@ -1,0 +1,106 @@
+//! One accept loop for every door: a bounded number of connections, TLS where it is wanted, an
+//! end that lets calls finish.
+//!
+//! A connection counts against the bound from the moment it is accepted, so a slow handshake
+//! takes no more than its own place.
+
+mod http;
+mod transport;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::Tasks;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::security::Acceptor;
+
+pub(crate) use http::Http;
+pub(crate) use transport::Transport;
+
+/// Waits after a failed accept, which mostly means that file descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An open port and the rules for its connections.
+pub(crate) struct Listener {
+    pub socket: TcpListener,
+    /// What makes TLS of a connection; none serves it in the clear.
+    pub tls: Option<Acceptor>,
+    /// Open connections; more wait in the listen queue.
+    pub max_connections: usize,
+    /// TCP_NODELAY.
+    pub has_nodelay: bool,
+}
+
+/// What is spoken on a connection.
+pub(crate) trait Protocol: Clone + Send + Sync + 'static {
+    /// What a connection's task is called.
+    const TASK: &'static str;
+
+    /// Serves a connection to its end; asks it to end once `accepting` is cancelled.
+    fn serve(self, transport: Transport, accepting: Tasks) -> impl Future<Output = ()> + Send;
+}
+
+/// Accepts connections until `accepting` is cancelled; each is a task of `work` and gets to
+/// finish its calls.
+pub(crate) async fn accept<P: Protocol>(
+    listener: Listener,
+    protocol: P,
+    (accepting, work): (Tasks, Tasks),
+) {
+    let permits = Arc::new(Semaphore::new(listener.max_connections));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.socket.accept().await {
+            Ok((stream, peer)) => {
+                if let Err(error) = stream.set_nodelay(listener.has_nodelay) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+                let (protocol, tls) = (protocol.clone(), listener.tls.clone());
+                let accepting = accepting.clone();
+                work.spawn(P::TASK, async move {
+                    tracing::debug!(%peer, "connection opened");
+                    if let Some(transport) = secure(stream, tls, &accepting).await {
+                        protocol.serve(transport, accepting).await;
+                    }
+                    tracing::debug!(%peer, "connection closed");
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Shakes hands, if the listener does; none when that failed or took too long.
+async fn secure(stream: TcpStream, tls: Option<Acceptor>, accepting: &Tasks) -> Option<Transport> {
+    let Some(tls) = tls else {
+        return Some(Transport::Plain(stream));
+    };
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
+    let shaken = tokio::select! {
+        shaken = handshake => shaken,
+        () = accepting.cancelled() => return None,
+    };
+    match shaken {
+        Ok(Ok(stream)) => Some(Transport::tls(stream)),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "TLS handshake failed");
+            None
+        }
+        Err(_) => {
+            tracing::debug!("TLS handshake took too long");
+            None
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The real model through the engine: constraints are kept whatever it would rather say, and
+//! prompts and texts come to the same however they are cut.
+//!
+//! The schemas are shared with the tests of the clients.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+
+use engine::{
+    Constraint, Context, EmbedRequest, Engine, FinishReason, GenerateOutput, GenerateRequest,
+    Guided, Sampling, StopConditions, Vocabulary,
+};
+use futures_util::StreamExt;
+use worker::generate::{GenerateEngine, SchedulerConfig};
+use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
+
+/// Tokens that every text of the schemas fits into, but for the recursive ones.
+const MAX_TOKENS: u32 = 220;
+
+#[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
+fn model() -> PathBuf {
+    let path = std::env::var("STATOR_TEST_MODEL");
+    path.expect("STATOR_TEST_MODEL is not set: run the tests by ./test").into()
+}
+
+fn start(batch_tokens: usize) -> (GenerateEngine, Vocabulary) {
+    let options = CpuOptions {
+        threads: 2,
+        context_length: Some(1024),
+        kv_cache_bytes: 256 << 20,
+        batch_tokens,
+    };
+    let Loaded { runner, card, vocabulary } = CpuRunner::load(&model(), &options).unwrap();
+    let (eos, config) = (card.eos_tokens, SchedulerConfig::default());
+    (GenerateEngine::start(Box::new(runner), &vocabulary, eos, config).unwrap(), vocabulary)
+}
+
+/// Returns the text of some tokens of a byte-level vocabulary.
+fn text(vocabulary: &Vocabulary, output: &GenerateOutput) -> String {
+    let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let hidden: Vec<u8> = (0..=u8::MAX).filter(|&byte| !is_printable(byte)).collect();
+    let byte = |letter: char| match u32::from(letter) {
+        code @ 0x100.. => hidden[code as usize - 0x100],
+        code => code as u8,
+    };
+    let spelled = output.tokens.iter().flat_map(|&id| vocabulary.tokens[id as usize].chars());
+    String::from_utf8_lossy(&spelled.map(byte).collect::<Vec<u8>>()).into_owned()
+}
+
+async fn one(engine: &GenerateEngine, request: GenerateRequest) -> GenerateOutput {
+    let mut stream = engine.call(request, Context::new("test")).await.unwrap();
+    let mut whole = GenerateOutput::default();
+    while let Some(output) = stream.next().await {
+        let output = output.unwrap();
+        whole.tokens.extend(output.tokens);
+        whole.logprobs.extend(output.logprobs);
+        whole.prompt_logprobs.extend(output.prompt_logprobs);
+        whole.finish = output.finish;
+    }
+    whole
+}
+
+#[tokio::test]
+async fn fifty_schemas_are_kept_at_temperature_one() {
+    let (engine, vocabulary) = start(512);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/schemas.json");
+    let cases: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let cases = cases.as_array().unwrap();
+    assert_eq!(cases.len(), 50);
+    let runs = cases.iter().enumerate().map(|(index, case)| {
+        let mut request = GenerateRequest::new(
+            vec![198, 504, 3575, 2241, 314, 198],
+            StopConditions::after(MAX_TOKENS),
+        );
+        request.guided = Some(Guided::new(Constraint::JsonSchema(case["schema"].to_string())));
+        let seed = Some(index as u64);
+        request.sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
+        one(&engine, request)
+    });
+    let outputs = futures_util::future::join_all(runs).await;
+    let mut unfinished = Vec::new();
+    for (case, output) in cases.iter().zip(&outputs) {
+        let (name, text) = (case["name"].as_str().unwrap(), text(&vocabulary, output));
+        println!("{name}: {text}");
+        if output.finish == Some(FinishReason::Length) {
+            unfinished.push(name);
+            continue;
+        }
+        let value: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}: {text}"));
+        let validator =
+            jsonschema::options().should_validate_formats(true).build(&case["schema"]).unwrap();
+        assert!(validator.is_valid(&value), "{name}: {text}");
+    }
+    let may_be_long = |name: &&str| name.starts_with("recursive") || name.starts_with("number");
+    assert!(unfinished.iter().all(may_be_long), "{unfinished:?}");
+}
+
+#[tokio::test]
+async fn prompts_and_texts_come_to_the_same_however_they_are_cut() {
+    let prompt: Vec<u32> = (0..12u32).map(|p| (p * 37 + 101) % 40_000 + 20).collect();
+    let mut found = Vec::new();
+    for batch_tokens in [512, 5] {
+        let (engine, _) = start(batch_tokens);
+        let mut drawn = GenerateRequest::new(prompt.clone(), StopConditions::after(8));
+        drawn.stop.ignore_eos = true;
+        drawn.logprobs = Some(3);
+        let drawn = one(&engine, drawn).await;
+        let text: Vec<u32> = prompt.iter().chain(&drawn.tokens).copied().collect();
+        let mut scored = GenerateRequest::new(text.clone(), StopConditions::after(0));
+        scored.prompt_logprobs = Some(3);
+        let scored = one(&engine, scored).await.prompt_logprobs;
+        assert_eq!((scored.len(), &scored[0]), (20, &None));
+        let tail: Vec<_> = scored[12..].iter().flatten().cloned().collect();
+        assert_eq!(tail, drawn.logprobs);
+        let request = EmbedRequest { tokens: text.into() };
+        let mut stream = engine.call(request, Context::new("test")).await.unwrap();
+        let embedding = stream.next().await.unwrap().unwrap();
+        let length: f32 = embedding.values.iter().map(|value| value * value).sum();
+        assert!((length - 1.0).abs() < 1e-5);
+        found.push((scored, embedding));
+    }
+    assert!(found[0] == found[1]);
+}
