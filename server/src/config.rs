@@ -274,6 +274,8 @@ impl OpenAiConfig {
             paths: Paths::parse("--openai-path", &args.openai_path)?,
             keep_alive: (!keep_alive.is_zero()).then_some(keep_alive),
             overload_status: if args.openai_overload_status == "529" { 529 } else { 503 },
+            stored_responses: args.openai_stored_responses as usize,
+            stored_bytes: args.openai_stored_response_bytes as usize,
         })
     }
 }

@@ -11,8 +11,6 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proto::Malformed;
 use tonic::{Code, Status};
 
-use crate::rest::receive::TOO_LARGE;
-
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
 const MAX_TEXT_CHARACTERS: usize = 600;
 
@@ -20,7 +18,7 @@ const MAX_TEXT_CHARACTERS: usize = 600;
 const RATE_LIMITED: &str = "rate_limit_exceeded";
 
 /// The code of an error for a body over its limit.
-const TOO_LARGE: &str = "request_too_large";
+pub(crate) const TOO_LARGE: &str = "request_too_large";
 
 /// Returns the gRPC status for a failed request.
 pub(crate) fn grpc(error: &Error) -> Status {
@@ -52,10 +50,10 @@ pub(crate) fn code_of(error: &Error) -> Code {
 }
 
 /// Returns the HTTP status of an error: finer than that of its kind where its code says more.
+/// A body that is too large is Triton's 400 here, and 413 at the OpenAI door.
 pub(crate) fn http_of(error: &Error) -> StatusCode {
     match error.code() {
         Some(RATE_LIMITED) => StatusCode::TOO_MANY_REQUESTS,
-        Some(TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
         _ => http(error.kind()),
     }
 }
@@ -149,17 +147,24 @@ pub(crate) enum Dialect {
     Anthropic,
 }
 
-/// Returns the HTTP status of an error at the OpenAI door; `overload` is that of a full queue.
-pub(crate) fn of_openai(error: &Error, overload: u16) -> StatusCode {
+/// Anthropic's status for an overloaded server.
+const OVERLOADED: u16 = 529;
+
+/// Returns the HTTP status of an error at the OpenAI door; `overload` is that of a full queue,
+/// which one dialect has of its own.
+pub(crate) fn of_openai(dialect: Dialect, error: &Error, overload: u16) -> StatusCode {
+    let overload = match dialect {
+        Dialect::OpenAi => overload,
+        Dialect::Anthropic => OVERLOADED,
+    };
     match error.kind() {
-        _ if error.code() == Some(TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::AlreadyExists => StatusCode::CONFLICT,
         // The caller is gone, so nobody reads it; nginx's word for that in logs is 499.
         ErrorKind::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         ErrorKind::Overloaded => {
             StatusCode::from_u16(overload).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
         }
-        kind => http(kind),
+        _ => http_of(error),
     }
 }
 
@@ -301,7 +306,11 @@ mod tests {
         let limited = Error::new(ErrorKind::Overloaded, "x").with_code(RATE_LIMITED);
         let limited = limited.with_retry_after(Duration::from_millis(1500));
         assert_eq!(http_of(&limited), 429);
-        assert_eq!(http_of(&Error::invalid("x").with_code(TOO_LARGE)), 413);
+        let large = Error::invalid("x").with_code(TOO_LARGE);
+        assert_eq!(
+            (http_of(&large), of_openai(Dialect::OpenAi, &large, 503).as_u16()),
+            (StatusCode::BAD_REQUEST, 413)
+        );
         assert_eq!(http_of(&Error::new(ErrorKind::Overloaded, "x")), 503);
         let mut headers = HeaderMap::new();
         add_retry_after(&limited, &mut headers);
@@ -316,6 +325,17 @@ mod tests {
             [&b"\x0a\x28"[..], kind, b"\x12\x0a\x0a\x08\x08\x01\x10\x80\xca\xb5\xee\x01"].concat();
         let expected = [&b"\x08\x08\x12\x01x\x1a\x36"[..], &info].concat();
         assert_eq!(status.details(), expected);
+    }
+
+    #[test]
+    fn the_status_of_overload_is_the_dialects() {
+        let full = Error::new(ErrorKind::Overloaded, "full");
+        assert_eq!(of_openai(Dialect::OpenAi, &full, 503), 503);
+        assert_eq!(of_openai(Dialect::Anthropic, &full, 503), 529);
+        assert_eq!(error_type(Dialect::Anthropic, &full), "overloaded_error");
+        let unknown = Error::not_found("x");
+        assert_eq!(of_openai(Dialect::Anthropic, &unknown, 503), 404);
+        assert_eq!(error_type(Dialect::Anthropic, &unknown), "not_found_error");
     }
 
     #[test]

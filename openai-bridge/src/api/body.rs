@@ -11,6 +11,20 @@ pub(super) fn wrong(field: &str, why: &str) -> Error {
     Error::invalid(format!("`{field}`: {why}")).with_param(field)
 }
 
+/// Brings an error about a field to the name that another API has for it.
+pub(super) fn renamed(error: Error, names: &[(&str, &str)]) -> Error {
+    let found = names.iter().find(|(name, _)| error.param() == Some(name));
+    let Some((name, own)) = found else {
+        return error;
+    };
+    let message = error.message().replace(&format!("`{name}`"), &format!("`{own}`"));
+    let renamed = Error::new(error.kind(), message).with_param(*own);
+    match error.code() {
+        Some(code) => renamed.with_code(code),
+        None => renamed,
+    }
+}
+
 /// Returns a field; null is as good as none.
 pub(super) fn get<'a>(body: &'a Body, field: &str) -> Option<&'a Json> {
     body.get(field).filter(|value| !value.is_null())

@@ -24,10 +24,21 @@ const REFUSED: [(&str, &str); 4] = [
 /// Reads the body of a chat completion.
 ///
 /// Errors: a field that is wrong or cannot be honoured, by name.
-pub fn read(bridge: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> {
+pub fn read(bridge: &TextBridge, body: Body, stamp: Stamp) -> Result<Asked> {
     body::refuse(&body, &REFUSED)?;
     modalities(&body)?;
     let options = StreamOptions::read(&body)?;
+    let (completion, is_forced) = completion(bridge, body)?;
+    let choices = completion.choices.get() as usize;
+    let form = Box::new(Chat::new(stamp, options, choices, is_forced));
+    Ok(Asked { completion, form, is_streaming: options.is_streaming })
+}
+
+/// Reads what is asked of a chat, whatever the form of its answer, and whether the client named
+/// the tool to be called.
+///
+/// Errors: a field that is wrong, by name.
+pub(super) fn completion(bridge: &TextBridge, mut body: Body) -> Result<(Completion, bool)> {
     let has_logprobs = body::flag(&body, "logprobs")?.unwrap_or(false);
     let top = body::number(&body, "top_logprobs", 0..=20)?;
     if top.is_some_and(|top| top > 0) && !has_logprobs {
@@ -50,9 +61,7 @@ pub fn read(bridge: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> 
     let is_forced = is_forced(&prompts);
     let mut completion = Completion::new(&settings, prompts, bridge.context_length())?;
     completion.logprobs = has_logprobs.then(|| top.unwrap_or(0) as u32);
-    let choices = completion.choices.get() as usize;
-    let form = Box::new(Chat::new(stamp, options, choices, is_forced));
-    Ok(Asked { completion, form, is_streaming: options.is_streaming })
+    Ok((completion, is_forced))
 }
 
 /// Returns whether the client named the tool to be called.

@@ -13,7 +13,6 @@ pub(super) fn frame(out: &mut Vec<u8>, value: &Json) {
 }
 
 /// Writes a frame with an event's name.
-#[expect(dead_code, reason = "used by the APIs with named events")]
 pub(super) fn named(out: &mut Vec<u8>, event: &str, value: &Json) {
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(event.as_bytes());

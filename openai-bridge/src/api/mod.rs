@@ -3,14 +3,18 @@
 //! Each API is one file: it reads a body into what is asked and knows the [`Form`] of its answer.
 //! The frames are server-sent events; a form never waits, so whoever drives it owns the time.
 
+mod blocks;
 mod body;
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
 mod fold;
 mod frames;
+pub mod messages;
 pub mod rerank;
+pub mod responses;
 pub mod tokens;
+mod turns;
 
 use serde_json::{Map, Value as Json};
 
@@ -54,10 +58,15 @@ pub trait Form: Send + Sync {
     /// key `error`.
     fn fail(&mut self, error: &Json, out: &mut Vec<u8>);
 
+    /// Takes some news of an answer that is told as one value.
+    fn collect(&mut self, output: TextOutput, fold: &mut Fold) {
+        fold.push(output);
+    }
+
     /// Returns the answer as one value.
     fn whole(&mut self, fold: Fold) -> Json;
 
-    /// Returns what is to be kept of a streamed answer, once it is over, if anything is.
+    /// Returns what is to be kept of an answer, once it is over, if anything is.
     fn record(&mut self) -> Option<Json> {
         None
     }

@@ -18,6 +18,14 @@ pub struct OpenAiArgs {
     #[arg(long, value_name = "STATUS", default_value = "503", value_parser = ["503", "529"])]
     #[arg(env = "STATOR_OPENAI_OVERLOAD_STATUS")]
     pub openai_overload_status: String,
+    /// Most responses that are kept to be asked for again and gone on from; the one that was used
+    /// longest ago goes first; 0: none
+    #[arg(long, value_name = "N", default_value_t = 1000, env = "STATOR_OPENAI_STORED_RESPONSES")]
+    pub openai_stored_responses: u32,
+    /// Most bytes of kept responses, with the conversations that led to them
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    #[arg(env = "STATOR_OPENAI_STORED_RESPONSE_BYTES")]
+    pub openai_stored_response_bytes: u64,
     /// Format of tool calls, instead of the one that a model's template shows; `none` for none
     #[arg(long, value_name = "FORMAT", env = "STATOR_TOOL_CALL_PARSER")]
     pub tool_call_parser: Option<String>,

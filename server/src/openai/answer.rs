@@ -25,7 +25,7 @@ pub(super) fn fine(value: &Json) -> Response {
 
 /// Makes the answer of a call that failed.
 pub(super) fn failure(door: &OpenAi, dialect: Dialect, error: &Error) -> Response {
-    let status = status::of_openai(error, door.config.overload_status);
+    let status = status::of_openai(dialect, error, door.config.overload_status);
     let mut response = json(status, &body(dialect, error)).into_response();
     if matches!(error.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable) {
         let headers = response.headers_mut();

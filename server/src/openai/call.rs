@@ -12,7 +12,8 @@ use openai_bridge::{Completion, TextBridge};
 use serde_json::Value as Json;
 
 use super::answer::{failure, fine};
-use super::{OpenAi, RequestId, sse, stamp};
+use super::store::Keep;
+use super::{OpenAi, RequestId, responses, sse, stamp};
 use crate::inference::{self, Observation, heavy};
 use crate::models::{Model, TextModel};
 use crate::rest::receive::{Received, receive};
@@ -28,6 +29,10 @@ pub(super) struct Kind {
     /// Its name in metrics.
     pub rpc: &'static str,
     pub read: Read,
+    /// Whose errors its clients read.
+    pub dialect: Dialect,
+    /// Its answers can be kept, and gone on from.
+    pub is_kept: bool,
 }
 
 /// A call whose body was read.
@@ -41,14 +46,13 @@ struct Prepared {
 
 /// Answers a call for text.
 pub(super) async fn answer(door: OpenAi, kind: Kind, request: Request) -> Response {
-    let dialect = Dialect::OpenAi;
-    match run(&door, kind, request, dialect).await {
+    match run(&door, kind, request).await {
         Ok(response) => response,
-        Err(error) => failure(&door, dialect, &error),
+        Err(error) => failure(&door, kind.dialect, &error),
     }
 }
 
-async fn run(door: &OpenAi, kind: Kind, request: Request, dialect: Dialect) -> Result<Response> {
+async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
     let id = id(&request);
     let received = receive(request, door.max_input).await?;
     let mut observation = door.shared.observe(kind.rpc);
@@ -71,9 +75,10 @@ async fn run(door: &OpenAi, kind: Kind, request: Request, dialect: Dialect) -> R
             return Err(error);
         }
     };
+    let keep = kind.is_kept.then(|| door.stored.keep());
     match is_streaming {
-        true => sse::answer(door, dialect, stream, form, observation).await,
-        false => whole(stream, form, observation).await,
+        true => sse::answer(door, kind.dialect, stream, form, observation, keep).await,
+        false => whole(stream, form, observation, keep).await,
     }
 }
 
@@ -89,9 +94,12 @@ fn prepare(
     received: &Received,
     id: String,
 ) -> std::result::Result<Prepared, (Option<Arc<Model>>, Error)> {
-    let body = body(received).map_err(|error| (None, error))?;
+    let mut body = body(received).map_err(|error| (None, error))?;
     let (model, text) = text_model(door, &body, &received.grant).map_err(|error| (None, error))?;
     let priority = priority(&body).map_err(|error| (Some(model.clone()), error))?;
+    if kind.is_kept {
+        responses::resolve(door, &mut body).map_err(|error| (Some(model.clone()), error))?;
+    }
     let stamp = stamp(body.get("model").and_then(Json::as_str).unwrap_or_default());
     let asked = (kind.read)(&text.texts.bridge, body, stamp);
     let asked = asked.map_err(|error| (Some(model.clone()), error))?;
@@ -181,13 +189,14 @@ async fn whole(
     mut stream: OutputStream<Completion>,
     mut form: Box<dyn Form>,
     mut observation: Observation,
+    keep: Option<Keep>,
 ) -> Result<Response> {
     let mut fold = Fold::default();
     while let Some(output) = stream.next().await {
         match output {
             Ok(output) => {
                 observation.queued(output.queue_time);
-                fold.push(output);
+                form.collect(output, &mut fold);
             }
             Err(error) => {
                 observation.end(Err(&error));
@@ -196,6 +205,9 @@ async fn whole(
         }
     }
     let response = fine(&form.whole(fold));
+    if let Some((keep, record)) = keep.zip(form.record()) {
+        keep(record);
+    }
     observation.end(Ok(()));
     Ok(response)
 }

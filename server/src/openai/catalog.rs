@@ -3,7 +3,7 @@
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use http::StatusCode;
-use openai_bridge::api::tokens;
+use openai_bridge::api::{messages, tokens};
 use serde_json::{Value as Json, json};
 
 use super::OpenAi;
@@ -91,6 +91,21 @@ pub(super) async fn detokenize(State(door): State<OpenAi>, request: Request) -> 
         text.texts.heavy(size, move |bridge| tokens::detokenize(bridge, &body)).await
     };
     answer(&door, work.await)
+}
+
+/// `POST /v1/messages/count_tokens`, Anthropic's.
+pub(super) async fn count_tokens(State(door): State<OpenAi>, request: Request) -> Response {
+    let work = async {
+        let received = receive(request, door.max_input).await?;
+        let body = body(&received)?;
+        let (_, text) = text_model(&door, &body, &received.grant)?;
+        let size = received.body.len();
+        text.texts.heavy(size, move |bridge| messages::count_tokens(bridge, body, now())).await
+    };
+    match work.await {
+        Ok(value) => fine(&value),
+        Err(error) => failure(&door, Dialect::Anthropic, &error),
+    }
 }
 
 fn answer(door: &OpenAi, result: engine::Result<Json>) -> Response {

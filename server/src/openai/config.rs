@@ -36,6 +36,10 @@ pub struct OpenAiConfig {
     pub keep_alive: Option<Duration>,
     /// The status of a refusal for overload: 503 or 529.
     pub overload_status: u16,
+    /// Most responses that are kept.
+    pub stored_responses: usize,
+    /// Most bytes of them.
+    pub stored_bytes: usize,
 }
 
 /// Where the routes are.
@@ -64,23 +68,28 @@ impl Paths {
             }
             paths[place] = path.to_owned();
         }
-        for (index, path) in paths.iter().enumerate() {
-            if paths[..index].contains(path) {
+        let paths = Self(paths);
+        let count = format!("{}/count_tokens", paths.get("messages"));
+        if paths.0.contains(&count) {
+            return Err(Invalid(format!("{flag}: two routes are at `{count}`")));
+        }
+        for (index, path) in paths.0.iter().enumerate() {
+            if paths.0[..index].contains(path) {
                 return Err(Invalid(format!("{flag}: two routes are at `{path}`")));
             }
         }
-        Ok(Self(paths))
+        Ok(paths)
     }
 
-    /// Returns the usual path of the route that is at a path; a path of no route is its own.
+    /// Returns the usual path of the route that a path is at or below; another path is its own.
     pub(crate) fn usual<'a>(&self, path: &'a str) -> &'a str {
-        let models = self.get("models");
-        let is_below = |rest: &str| rest.starts_with('/');
-        if path.strip_prefix(models).is_some_and(is_below) && !self.0.iter().any(|at| at == path) {
-            return "/v1/models/";
-        }
-        let place = self.0.iter().position(|at| at == path);
-        place.map_or(path, |place| PATHS[place].1)
+        let is_there = |at: &str| {
+            let below = path.strip_prefix(at).filter(|_| at != "/");
+            path == at || below.is_some_and(|rest| rest.starts_with('/'))
+        };
+        let places = self.0.iter().enumerate().filter(|(_, at)| is_there(at));
+        let nearest = places.max_by_key(|(_, at)| at.len());
+        nearest.map_or(path, |(place, _)| PATHS[place].1)
     }
 
     /// Returns where a route is.
@@ -110,11 +119,34 @@ mod tests {
             ("chat=x", "`x` is no path"),
             ("chat=/v2/x", "`/v2/x` is no path"),
             ("chat=/a/{b}", "is no path"),
+            ("chat=/v1/messages/count_tokens", "two routes are at"),
             ("chat=/v1/models", "two routes are at `/v1/models`"),
         ];
         for (given, expected) in table {
             let error = parse(&[given]).unwrap_err();
             assert!(error.contains(expected), "{given}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_a_path_is_for_does_not_change_with_its_place() {
+        let moves = ["chat=/live", "live=/chat", "models=/m", "responses=/health/r"];
+        let paths = Paths::parse("--openai-path", &moves.map(str::to_owned)).unwrap();
+        let table = [
+            ("/live", "/v1/chat/completions"),
+            ("/chat", "/live"),
+            ("/m", "/v1/models"),
+            ("/m/a/b", "/v1/models"),
+            ("/health", "/health"),
+            ("/health/r/1/cancel", "/v1/responses"),
+            ("/v1/messages/count_tokens", "/v1/messages"),
+            ("/v1/models", "/v1/models"),
+            ("/v2/models/m", "/v2/models/m"),
+            ("/", "/"),
+            ("/lively", "/lively"),
+        ];
+        for (path, expected) in table {
+            assert_eq!(paths.usual(path), expected, "{path}");
         }
     }
 }

@@ -8,7 +8,9 @@ mod answer;
 mod call;
 mod catalog;
 mod config;
+mod responses;
 mod sse;
+mod store;
 mod vectors;
 
 use std::sync::Arc;
@@ -23,9 +25,14 @@ use http::HeaderValue;
 use openai_bridge::api::{self, Stamp};
 
 use crate::shared::Shared;
+use crate::status::Dialect;
 use call::Kind;
+use store::Store;
 
 pub(crate) use config::{OpenAiConfig, PATHS, Paths};
+
+/// Anthropic's header for the same.
+const REQUEST_ID_TOO: &str = "request-id";
 
 /// The header that names a request.
 pub(crate) const REQUEST_ID: &str = "x-request-id";
@@ -40,6 +47,8 @@ pub(crate) struct OpenAi {
     pub config: Arc<OpenAiConfig>,
     /// Largest body, bytes.
     pub max_input: usize,
+    /// Responses that can be asked for again and gone on from.
+    pub stored: Arc<Store>,
     /// When the server started, in seconds since 1970.
     pub started: u64,
 }
@@ -49,22 +58,39 @@ pub(crate) struct OpenAi {
 struct RequestId(String);
 
 /// The kinds of texts that are called for by a path of their own.
-const CHAT: Kind = Kind { rpc: "OpenAiChat", read: api::chat::read };
-const COMPLETION: Kind = Kind { rpc: "OpenAiCompletion", read: api::completions::read };
+const CHAT: Kind =
+    Kind { rpc: "OpenAiChat", read: api::chat::read, dialect: Dialect::OpenAi, is_kept: false };
+const COMPLETION: Kind = Kind { rpc: "OpenAiCompletion", read: api::completions::read, ..CHAT };
+const RESPONSE: Kind =
+    Kind { rpc: "OpenAiResponse", read: api::responses::read, is_kept: true, ..CHAT };
+const MESSAGE: Kind = Kind {
+    rpc: "AnthropicMessage",
+    read: api::messages::read,
+    dialect: Dialect::Anthropic,
+    ..CHAT
+};
 
 /// Makes the routes.
 pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usize) -> Router {
-    let door = OpenAi { shared, config: Arc::new(config.clone()), max_input, started: seconds() };
+    let stored = Arc::new(Store::new(config.stored_responses, config.stored_bytes));
+    let config = Arc::new(config.clone());
+    let door = OpenAi { shared, config: config.clone(), max_input, stored, started: seconds() };
     let path = |name| config.paths.get(name);
     let text = |kind: Kind| {
         post(move |State(door): State<OpenAi>, request: Request| async move {
             call::answer(door, kind, request).await
         })
     };
-    let models = path("models");
+    let (models, responses, messages) = (path("models"), path("responses"), path("messages"));
     Router::new()
         .route(path("chat"), text(CHAT))
         .route(path("completions"), text(COMPLETION))
+        .route(responses, text(RESPONSE))
+        .route(&format!("{responses}/{{id}}"), get(responses::retrieve).delete(responses::delete))
+        .route(&format!("{responses}/{{id}}/cancel"), post(responses::cancel))
+        .route(&format!("{responses}/{{id}}/input_items"), get(responses::input_items))
+        .route(messages, text(MESSAGE))
+        .route(&format!("{messages}/count_tokens"), post(catalog::count_tokens))
         .route(path("embeddings"), post(vectors::embeddings))
         .route(path("rerank"), post(vectors::rerank))
         .route(path("tokenize"), post(catalog::tokenize))
@@ -87,7 +113,8 @@ async fn name_request(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(RequestId(name.clone()));
     let mut response = next.run(request).await;
     if let Ok(value) = HeaderValue::try_from(name) {
-        response.headers_mut().insert(REQUEST_ID, value);
+        response.headers_mut().insert(REQUEST_ID, value.clone());
+        response.headers_mut().insert(REQUEST_ID_TOO, value);
     }
     response
 }

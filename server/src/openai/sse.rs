@@ -1,4 +1,4 @@
-//! Streams of events: frames as the text grows, comments while it does not.
+//! Streams of events: frames as the text grows, comments or pings while it does not.
 //!
 //! The head goes out with the first news, so an error before it has a status of its own; but not
 //! later than the first comment is due, since clients and proxies give up on silence.
@@ -17,22 +17,24 @@ use futures_util::{Stream, StreamExt};
 use http::{HeaderValue, header};
 use openai_bridge::api::Form;
 use openai_bridge::{Completion, TextOutput};
-use serde_json::Value as Json;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::OpenAi;
 use super::answer::value;
+use super::store::Keep;
 use crate::inference::Observation;
 use crate::status::Dialect;
 
 /// Frames that are ready at once leave together, up to about this many bytes.
 const CHUNK_BYTES: usize = 16 << 10;
 
-/// A line that says nothing.
-const COMMENT: &[u8] = b": keep-alive\n\n";
-
-/// What is done with the record of a stream that is over.
-type Keep = Box<dyn FnOnce(Json) + Send>;
+/// Returns a frame that says nothing.
+fn silence(dialect: Dialect) -> &'static [u8] {
+    match dialect {
+        Dialect::OpenAi => b": keep-alive\n\n",
+        Dialect::Anthropic => b"event: ping\ndata: {\"type\": \"ping\"}\n\n",
+    }
+}
 
 /// Answers as the text grows.
 ///
@@ -43,6 +45,7 @@ pub(super) async fn answer(
     mut stream: OutputStream<Completion>,
     form: Box<dyn Form>,
     mut observation: Observation,
+    keep: Option<Keep>,
 ) -> Result<Response> {
     let patience = door.config.keep_alive.unwrap_or(Duration::MAX);
     let first = match timeout(patience, stream.next()).await {
@@ -65,7 +68,7 @@ pub(super) async fn answer(
         observation,
         dialect,
         keep_alive: door.config.keep_alive.map(|pause| (pause, Box::pin(sleep(pause)))),
-        keep: None,
+        keep,
     };
     let mut response = Response::new(Body::from_stream(frames));
     let headers = response.headers_mut();
@@ -134,7 +137,7 @@ impl Frames {
     fn comment(&mut self, cx: &mut Poller<'_>, out: &mut Vec<u8>) {
         let Some((pause, timer)) = &mut self.keep_alive else { return };
         while timer.as_mut().poll(cx).is_ready() {
-            out.extend_from_slice(COMMENT);
+            out.extend_from_slice(silence(self.dialect));
             timer.as_mut().reset(Instant::now() + *pause);
         }
     }

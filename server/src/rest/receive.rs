@@ -20,11 +20,10 @@ use serde::{Deserialize, Deserializer};
 
 use crate::security::Grant;
 
+use crate::status::TOO_LARGE;
+
 /// How long a body may stop coming.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The code of the error for a body over the limit.
-pub(crate) const TOO_LARGE: &str = "request_too_large";
 
 /// How deep JSON may be nested.
 const MAX_DEPTH: usize = 100;
