@@ -12,7 +12,7 @@ use proto::inference as wire;
 use tensor::ModelConfig;
 use wire::model_config::SchedulingChoice;
 use worker::generate::{GenerateEngine, SchedulerConfig};
-use worker::infer::{Accumulator, AddSub, Identity, RepeatInt32, Square};
+use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
 use worker::runner::Runner;
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
 use worker::runner::mock::{self, MockConfig, MockRunner};
@@ -21,7 +21,9 @@ use crate::config::EngineConfig;
 use crate::hub;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, TextModel};
-use crate::pipeline::{Deadline, Observe, SequenceOptions, Sequences, TokenMetrics};
+use crate::pipeline::{
+    Admit, Deadline, Observe, SequenceOptions, Sequences, Thresholds, TokenMetrics,
+};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{Place, sequences};
 use crate::text::{TensorText, TextEngine};
@@ -157,8 +159,13 @@ impl Backends {
             prompt_tokens: metrics.prompt_tokens.get_or_create(&labels).clone(),
             generated_tokens: metrics.generated_tokens.get_or_create(&labels).clone(),
         };
-        let observed: Arc<dyn Engine<GenerateRequest>> =
-            Arc::new(Observe { engine: generate.clone(), metrics: tokens });
+        let thresholds = Arc::new(Thresholds::default());
+        let load = generate.clone();
+        let admitted: Arc<dyn Engine<GenerateRequest>> = Arc::new(Admit {
+            engine: Observe { engine: generate.clone(), metrics: tokens },
+            thresholds: thresholds.clone(),
+            load: Box::new(move || load.load()),
+        });
         let bridge = Arc::new(bridge);
         let mut config = bridge.config();
         config.backend.clone_from(&declared.backend);
@@ -171,10 +178,11 @@ impl Backends {
             model_transaction_policy: own.model_transaction_policy,
             ..declared.clone()
         };
-        let texts = Arc::new(TextEngine::new(bridge, observed, generate.clone()));
+        let texts = Arc::new(TextEngine::new(bridge, admitted, generate.clone()));
         let engine = Arc::new(Deadline(TensorText(texts.clone())));
         let mut model = bare(config, declared, engine);
-        model.text = Some(TextModel { engine: Arc::new(Deadline(texts.clone())), texts });
+        let engine = Arc::new(Deadline(texts.clone()));
+        model.text = Some(TextModel { engine, texts, thresholds });
         model.health = Some(Box::new({
             let generate = generate.clone();
             move || generate.is_healthy()
@@ -191,6 +199,8 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
     let default = match backend {
         "identity" => None,
         "add_sub" => Some(AddSub::config(name)),
+        "image" => Some(Painter::images().config(name)),
+        "video" => Some(Painter::videos().config(name)),
         "repeat" => Some(RepeatInt32::config(name)),
         "square" => Some(Square::config(name)),
         "sequence" => Some(Accumulator::config(name)),
@@ -201,7 +211,8 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
                 None => "the configuration names no `backend`".to_owned(),
             };
             return Err(format!(
-                "{why}; there are text, mock, identity, add_sub, repeat, square, sequence"
+                "{why}; there are text, mock, identity, add_sub, repeat, square, sequence, \
+                 image, video"
             ));
         }
     };
@@ -230,6 +241,8 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
             let engine = AddSub::new(&config).map_err(why)?;
             inferring(config, declared, engine)
         }
+        "image" => inferring(config, declared, Painter::images()),
+        "video" => inferring(config, declared, Painter::videos()),
         "repeat" => {
             let engine = RepeatInt32::new(&config).map_err(why)?;
             inferring(config, declared, engine)

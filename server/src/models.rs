@@ -13,6 +13,7 @@ use proto::inference as wire;
 use tensor::ModelConfig;
 use tokio::sync::watch;
 
+use crate::pipeline::Thresholds;
 use crate::statistics::Statistics;
 use crate::text::TextEngine;
 
@@ -52,6 +53,8 @@ pub(crate) struct TextModel {
     pub engine: Arc<dyn Engine<Completion>>,
     /// Embeds, ranks and counts texts.
     pub texts: Arc<TextEngine>,
+    /// When it counts as busy.
+    pub thresholds: Arc<Thresholds>,
 }
 
 impl fmt::Debug for Model {

@@ -18,6 +18,7 @@ use crate::kserve::{Door, Grpc, Health, KserveService};
 use crate::listener::{Http, Listener, accept};
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::openai::Paths;
 use crate::repository::{ControlMode, Definition, Repository};
 use crate::security::{Security, TlsListener, protect};
 use crate::shared::Shared;
@@ -102,7 +103,10 @@ impl Server {
         let listener = bind("--grpc-port", config.grpc.address).await?;
         let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
-        let door = (&security, grpc_address.port());
+        let exporter =
+            Exporter { registry, metrics: metrics.clone(), models: models.clone(), started };
+        let exporter = Arc::new(exporter);
+        let door = (&security, grpc_address.port(), &exporter);
         let http_address = open_http(&config, &shared, door, groups).await?;
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(
@@ -124,10 +128,7 @@ impl Server {
 
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
-            let exporter =
-                Exporter { registry, metrics: metrics.clone(), models: models.clone(), started };
-            let found = open_metrics(wanted, exporter, &security, &admin).await?;
-            metrics_address = Some(found);
+            metrics_address = Some(open_metrics(wanted, exporter, &security, &admin).await?);
         }
         security.follow(&config.security, &accepting);
         let (followed, follower) = (models.clone(), health.clone());
@@ -248,7 +249,7 @@ fn repository(
 async fn open_http(
     config: &Config,
     shared: &Arc<Shared>,
-    (security, grpc_port): (&Security, u16),
+    (security, grpc_port, exporter): (&Security, u16, &Arc<Exporter>),
     (accepting, work): (Tasks, Tasks),
 ) -> Result<Option<SocketAddr>, ServeError> {
     let Some(http) = &config.http else {
@@ -257,10 +258,12 @@ async fn open_http(
     let listener = bind("--http-port", http.address).await?;
     let found = address("--http-port", &listener, http.address)?;
     let open = openai::router(shared.clone(), &config.openai, http.max_input);
-    let router = rest::router(shared.clone(), http).merge(open);
-    let router = protect(router, security.keys.as_ref(), &config.security.cors_origins);
+    let paths = &config.openai.paths;
+    let metrics = admin::router(paths.get("metrics"), exporter.clone());
+    let router = rest::router(shared.clone(), http).merge(open).merge(metrics);
+    let router = protect(router, security.keys.as_ref(), paths, &config.security.cors_origins);
     // A browser opens a page without a key; the key is asked for what the page does.
-    let router = router.merge(pages::router(grpc_port, &config.openai.paths));
+    let router = router.merge(pages::router(grpc_port, paths));
     let listener = Listener {
         socket: listener,
         tls: security.acceptor(TlsListener::Http),
@@ -275,13 +278,14 @@ async fn open_http(
 /// Opens the metrics listener; returns where.
 async fn open_metrics(
     wanted: SocketAddr,
-    exporter: Exporter,
+    exporter: Arc<Exporter>,
     security: &Security,
     admin: &Tasks,
 ) -> Result<SocketAddr, ServeError> {
     let socket = bind("--metrics-port", wanted).await?;
     let found = address("--metrics-port", &socket, wanted)?;
-    let router = protect(admin::router(Arc::new(exporter)), security.keys.as_ref(), &[]);
+    let router = admin::router("/metrics", exporter);
+    let router = protect(router, security.keys.as_ref(), &Paths::default(), &[]);
     let listener = Listener {
         socket,
         tls: security.acceptor(TlsListener::Metrics),

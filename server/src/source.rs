@@ -110,13 +110,15 @@ pub struct Builtin {
 }
 
 /// The kinds of built-in models, with their backends and settings.
-const KINDS: [(&str, &str, &[&str]); 6] = [
+const KINDS: [(&str, &str, &[&str]); 8] = [
     (
         "identity",
         "identity",
         &["datatype", "dims", "max_batch_size", "delay_ms", "echo_parameters"],
     ),
     ("add_sub", "add_sub", &["datatype", "dims", "max_batch_size"]),
+    ("image", "image", &[]),
+    ("video", "video", &[]),
     ("repeat_int32", "repeat", &[]),
     ("square", "square", &[]),
     ("sequence", "sequence", &["delay_ms", "idle_ms"]),

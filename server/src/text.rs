@@ -90,6 +90,9 @@ impl TextEngine {
         };
         let requests = self.heavy(bytes, encode).await?;
         let tokens = requests.iter().map(|request| request.tokens.len()).sum();
+        if let Some(meter) = context.meter() {
+            meter.count(tokens as u64);
+        }
         let vectors = stream::iter(requests).map(|request| self.one(request, context.clone()));
         let mut vectors = vectors.buffered(EMBEDDED_AT_ONCE);
         let mut all = Vec::new();

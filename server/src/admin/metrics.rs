@@ -60,8 +60,8 @@ impl Exporter {
     }
 }
 
-/// Makes the routes of the metrics listener.
-pub(crate) fn router(exporter: Arc<Exporter>) -> Router {
+/// Makes the route at a path.
+pub(crate) fn router(path: &str, exporter: Arc<Exporter>) -> Router {
     let scrape = |State(exporter): State<Arc<Exporter>>| async move { exporter.render() };
-    Router::new().route("/metrics", get(scrape)).with_state(exporter)
+    Router::new().route(path, get(scrape)).with_state(exporter)
 }

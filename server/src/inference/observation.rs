@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Error, ErrorKind};
+use openai_bridge::TextOutput;
 use tensor::Tensor;
 use tonic::Code;
 
@@ -29,6 +30,10 @@ pub(crate) struct Observation {
     input: Duration,
     output: Duration,
     queue: Duration,
+    /// Tokens of the prompts and of the texts, where the request is for texts.
+    tokens: (u32, u32),
+    /// The client's name for the request and its span.
+    origin: (String, Option<String>),
     is_over: bool,
 }
 
@@ -47,6 +52,8 @@ impl Observation {
             input: Duration::ZERO,
             output: Duration::ZERO,
             queue: Duration::ZERO,
+            tokens: (0, 0),
+            origin: Default::default(),
             is_over: false,
         }
     }
@@ -72,6 +79,9 @@ impl Observation {
     ) {
         self.input = self.started.elapsed();
         self.batch = batch;
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            self.origin = (id.to_owned(), parent.map(str::to_owned));
+        }
         let trace = self.traces.begin(&model.name, &model.version, id, parent);
         self.trace = trace.map(|mut trace| {
             trace.started -= self.input;
@@ -103,6 +113,13 @@ impl Observation {
         self.output += time;
     }
 
+    /// Notes what a text cost so far.
+    pub(crate) fn told(&mut self, output: &TextOutput) {
+        self.queued(output.queue_time);
+        self.tokens.0 = output.prompt_tokens.iter().sum();
+        self.tokens.1 += output.deltas.iter().map(|delta| delta.tokens).sum::<u32>();
+    }
+
     /// Notes the time in the engine's queue.
     pub(crate) fn queued(&mut self, time: Duration) {
         self.queue = self.queue.max(time);
@@ -121,9 +138,22 @@ impl Observation {
         };
         if let Some(trace) = self.trace.take() {
             let (input, queue, output) = (self.input, self.queue, self.output);
-            let steps = Steps { input, queue, output, total, is_ok: code == Code::Ok };
+            let operation = operation(self.rpc);
+            let (tokens, is_ok) = (self.tokens, code == Code::Ok);
+            let steps = Steps { input, queue, output, total, operation, tokens, is_ok };
             self.traces.end(*trace, steps);
         }
+        tracing::debug!(
+            request_id = self.origin.0,
+            traceparent = self.origin.1,
+            rpc = self.rpc,
+            model = &*model.name,
+            code = status::code_name(code),
+            milliseconds = total.as_secs_f64() * 1e3,
+            prompt_tokens = self.tokens.0,
+            completion_tokens = self.tokens.1,
+            "request over"
+        );
         let labels = self.rpc_labels(&model);
         self.metrics.in_flight.get_or_create(&labels).dec();
         self.metrics.duration.get_or_create(&labels).observe(total.as_secs_f64());
@@ -144,6 +174,17 @@ impl Observation {
 
     fn rpc_labels(&self, model: &Model) -> RpcLabels {
         RpcLabels { rpc: self.rpc, model: model.name.clone() }
+    }
+}
+
+/// Returns the operation of an RPC in the words of OpenTelemetry's GenAI conventions, where it has
+/// one there.
+fn operation(rpc: &str) -> &'static str {
+    match rpc {
+        "OpenAiChat" | "OpenAiResponse" | "AnthropicMessage" => "chat",
+        "OpenAiCompletion" => "text_completion",
+        "OpenAiEmbeddings" => "embeddings",
+        _ => "infer",
     }
 }
 

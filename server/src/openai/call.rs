@@ -17,6 +17,7 @@ use super::{OpenAi, RequestId, responses, sse, stamp};
 use crate::inference::{self, Observation, heavy};
 use crate::models::{Model, TextModel};
 use crate::rest::receive::{Received, receive};
+use crate::security::Grant;
 use crate::status::Dialect;
 
 /// Reads the body of a call.
@@ -55,6 +56,7 @@ async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
     let id = id(&request);
     let received = receive(request, door.max_input).await?;
     let mut observation = door.shared.observe(kind.rpc);
+    let owner = received.grant.owner().to_owned();
     let prepared = heavy(received.body.len(), || prepare(door, kind, &received, id));
     let prepared = match prepared {
         Ok(prepared) => prepared,
@@ -74,7 +76,7 @@ async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
             return Err(error);
         }
     };
-    let keep = kind.is_kept.then(|| door.stored.keep());
+    let keep = kind.is_kept.then(|| door.stored.keep(owner));
     match is_streaming {
         true => sse::answer(door, kind.dialect, stream, form, observation, keep).await,
         false => whole(stream, form, observation, keep).await,
@@ -94,15 +96,16 @@ fn prepare(
     id: String,
 ) -> std::result::Result<Prepared, (Option<Arc<Model>>, Error)> {
     let mut body = body(received).map_err(|error| (None, error))?;
-    let (model, text) = text_model(door, &body).map_err(|error| (None, error))?;
+    let grant = &received.grant;
+    let (model, text) = text_model(door, grant, &body).map_err(|error| (None, error))?;
     let priority = priority(&body).map_err(|error| (Some(model.clone()), error))?;
     if kind.is_kept {
-        responses::resolve(door, &mut body).map_err(|error| (Some(model.clone()), error))?;
+        responses::resolve(door, grant, &mut body).map_err(|error| (Some(model.clone()), error))?;
     }
     let stamp = stamp(body.get("model").and_then(Json::as_str).unwrap_or_default());
     let asked = (kind.read)(&text.texts.bridge, body, stamp);
     let asked = asked.map_err(|error| (Some(model.clone()), error))?;
-    let context = Context::new(id).with_priority(priority);
+    let context = Context::new(id).with_priority(priority).with_meter(grant.meter());
     Ok(Prepared { model, text, asked, context, parent: parent(&received.headers) })
 }
 
@@ -125,9 +128,13 @@ pub(super) fn body(received: &Received) -> Result<Body> {
 
 /// Returns the text model that a body names.
 ///
-/// Errors: no name, a model that is not there, one that is not for texts.
-pub(super) fn text_model(door: &OpenAi, body: &Body) -> Result<(Arc<Model>, TextModel)> {
-    let model = named(door, body)?;
+/// Errors: no name, a model that is not there or not allowed, one that is not for texts.
+pub(super) fn text_model(
+    door: &OpenAi,
+    grant: &Grant,
+    body: &Body,
+) -> Result<(Arc<Model>, TextModel)> {
+    let model = named(door, grant, body)?;
     match &model.text {
         Some(text) => Ok((model.clone(), text.clone())),
         None => {
@@ -139,11 +146,14 @@ pub(super) fn text_model(door: &OpenAi, body: &Body) -> Result<(Arc<Model>, Text
 
 /// Returns the model that a body names.
 ///
-/// Errors: no name, a model that is not there.
-pub(super) fn named(door: &OpenAi, body: &Body) -> Result<Arc<Model>> {
+/// Errors: no name, a model that is not there or not allowed.
+pub(super) fn named(door: &OpenAi, grant: &Grant, body: &Body) -> Result<Arc<Model>> {
     door.shared.admit()?;
     match body.get("model") {
-        Some(Json::String(name)) => door.model(name),
+        Some(Json::String(name)) => {
+            grant.allows_model(name).map_err(|error| error.with_param("model"))?;
+            door.model(name)
+        }
         None | Some(Json::Null) => Err(Error::invalid("`model`: is missing").with_param("model")),
         Some(_) => Err(Error::invalid("`model`: expected a text").with_param("model")),
     }
@@ -187,7 +197,7 @@ async fn whole(
     while let Some(output) = stream.next().await {
         match output {
             Ok(output) => {
-                observation.queued(output.queue_time);
+                observation.told(&output);
                 form.collect(output, &mut fold);
             }
             Err(error) => {

@@ -74,7 +74,7 @@ pub(super) async fn tokenize(State(door): State<OpenAi>, request: Request) -> Re
     let work = async {
         let received = receive(request, door.max_input).await?;
         let body = body(&received)?;
-        let (_, text) = text_model(&door, &body)?;
+        let (_, text) = text_model(&door, &received.grant, &body)?;
         let size = received.body.len();
         text.texts.heavy(size, move |bridge| tokens::tokenize(bridge, &body, now())).await
     };
@@ -86,7 +86,7 @@ pub(super) async fn detokenize(State(door): State<OpenAi>, request: Request) -> 
     let work = async {
         let received = receive(request, door.max_input).await?;
         let body = body(&received)?;
-        let (_, text) = text_model(&door, &body)?;
+        let (_, text) = text_model(&door, &received.grant, &body)?;
         let size = received.body.len();
         text.texts.heavy(size, move |bridge| tokens::detokenize(bridge, &body)).await
     };
@@ -98,7 +98,7 @@ pub(super) async fn count_tokens(State(door): State<OpenAi>, request: Request) -
     let work = async {
         let received = receive(request, door.max_input).await?;
         let body = body(&received)?;
-        let (_, text) = text_model(&door, &body)?;
+        let (_, text) = text_model(&door, &received.grant, &body)?;
         let size = received.body.len();
         text.texts.heavy(size, move |bridge| messages::count_tokens(bridge, body, now())).await
     };

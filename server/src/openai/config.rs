@@ -46,6 +46,12 @@ pub struct OpenAiConfig {
 #[derive(Clone, Debug)]
 pub(crate) struct Paths(Vec<String>);
 
+impl Default for Paths {
+    fn default() -> Self {
+        Self(PATHS.map(|(_, path)| path.to_owned()).to_vec())
+    }
+}
+
 impl Paths {
     /// Reads moves of the form `NAME=PATH`.
     ///
@@ -81,6 +87,21 @@ impl Paths {
         Ok(paths)
     }
 
+    /// Returns the usual path of a path, whose route may have been moved.
+    pub(crate) fn usual(&self, path: &str) -> String {
+        let below = |moved: &str| {
+            let rest = path.strip_prefix(moved)?;
+            (rest.is_empty() || moved != "/" && rest.starts_with('/')).then_some(rest)
+        };
+        let routes = self.0.iter().zip(PATHS);
+        let found =
+            routes.filter_map(|(moved, (_, usual))| Some((moved.len(), usual, below(moved)?)));
+        match found.max_by_key(|(length, ..)| *length) {
+            Some((_, usual, rest)) => format!("{usual}{rest}"),
+            None => path.to_owned(),
+        }
+    }
+
     /// Returns where a route is.
     pub(crate) fn get(&self, name: &str) -> &str {
         let place = PATHS.iter().position(|(known, _)| *known == name);
@@ -102,6 +123,11 @@ mod tests {
         assert_eq!(paths.get("chat"), "/chat");
         assert_eq!(paths.get("completions"), "/v1/chat/completions");
         assert_eq!(paths.get("models"), "/v1/models");
+        assert_eq!(paths.usual("/chat"), "/v1/chat/completions");
+        assert_eq!(paths.usual("/v1/chat/completions"), "/v1/completions");
+        assert_eq!(paths.usual("/v1/models/a/b"), "/v1/models/a/b");
+        assert_eq!(paths.usual("/chatter"), "/chatter");
+        assert_eq!((paths.usual("/"), paths.usual("/v2/x")), ("/".into(), "/v2/x".into()));
         let table = [
             ("chat", "expected NAME=PATH"),
             ("talk=/x", "`talk` is no route"),

@@ -5,9 +5,11 @@
 //! call reaches; only the reading and the form of the answer are different.
 
 mod answer;
+mod busy;
 mod call;
 mod catalog;
 mod config;
+mod pictures;
 mod responses;
 mod sse;
 mod store;
@@ -97,6 +99,10 @@ pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usiz
         .route(path("detokenize"), post(catalog::detokenize))
         .route(models, get(catalog::models))
         .route(&format!("{models}/{{*id}}"), get(catalog::model))
+        .route(path("images"), post(pictures::images))
+        .route(path("videos"), post(pictures::videos))
+        .route(path("videos_stream"), post(pictures::stream_videos))
+        .route(path("busy_threshold"), get(busy::list).post(busy::set))
         .route(path("health"), get(catalog::health))
         .route(path("live"), get(catalog::live))
         .layer(middleware::from_fn(name_request))

@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::OpenAi;
 use super::answer::{failure, fine};
+use crate::security::Grant;
 use crate::status::Dialect;
 
 /// Items of one page of a list, when nothing is said and at most.
@@ -18,12 +19,12 @@ const MAX_PAGE: usize = 100;
 /// Puts the conversation that a body goes on from before its input.
 ///
 /// Errors: the response that it names is not kept.
-pub(super) fn resolve(door: &OpenAi, body: &mut Body) -> Result<()> {
+pub(super) fn resolve(door: &OpenAi, grant: &Grant, body: &mut Body) -> Result<()> {
     let field = "previous_response_id";
     match body.get(field) {
         None | Some(Json::Null) => Ok(()),
         Some(Json::String(id)) => {
-            let record = door.stored.get(id).ok_or_else(|| {
+            let record = door.stored.get(grant.owner(), id).ok_or_else(|| {
                 Error::invalid(format!("Previous response with id '{id}' not found."))
                     .with_param(field)
                     .with_code("previous_response_not_found")
@@ -38,6 +39,7 @@ pub(super) fn resolve(door: &OpenAi, body: &mut Body) -> Result<()> {
 /// `GET /v1/responses/ID`
 pub(super) async fn retrieve(
     State(door): State<OpenAi>,
+    grant: Grant,
     Path(id): Path<String>,
     uri: Uri,
 ) -> Response {
@@ -45,14 +47,18 @@ pub(super) async fn retrieve(
     let found = match is_streaming {
         true => Err(Error::invalid("`stream`: a response that is over is not streamed again")
             .with_param("stream")),
-        false => record(&door, &id).map(|mut record| record["response"].take()),
+        false => record(&door, &grant, &id).map(|mut record| record["response"].take()),
     };
     answer(&door, found)
 }
 
 /// `DELETE /v1/responses/ID`
-pub(super) async fn delete(State(door): State<OpenAi>, Path(id): Path<String>) -> Response {
-    let result = match door.stored.remove(&id) {
+pub(super) async fn delete(
+    State(door): State<OpenAi>,
+    grant: Grant,
+    Path(id): Path<String>,
+) -> Response {
+    let result = match door.stored.remove(grant.owner(), &id) {
         true => Ok(json!({"id": id, "object": "response", "deleted": true})),
         false => Err(unknown(&id)),
     };
@@ -61,19 +67,24 @@ pub(super) async fn delete(State(door): State<OpenAi>, Path(id): Path<String>) -
 
 /// `POST /v1/responses/ID/cancel`: what is kept is over, and what is not over ends with its
 /// client's connection.
-pub(super) async fn cancel(State(door): State<OpenAi>, Path(id): Path<String>) -> Response {
+pub(super) async fn cancel(
+    State(door): State<OpenAi>,
+    grant: Grant,
+    Path(id): Path<String>,
+) -> Response {
     let refused =
         |_| Err(Error::invalid("Cannot cancel a synchronous response.").with_param("background"));
-    answer(&door, record(&door, &id).and_then(refused))
+    answer(&door, record(&door, &grant, &id).and_then(refused))
 }
 
 /// `GET /v1/responses/ID/input_items`
 pub(super) async fn input_items(
     State(door): State<OpenAi>,
+    grant: Grant,
     Path(id): Path<String>,
     uri: Uri,
 ) -> Response {
-    let found = record(&door, &id).and_then(|mut record| match record["input"].take() {
+    let found = record(&door, &grant, &id).and_then(|mut record| match record["input"].take() {
         Json::Array(items) => page(items, &uri),
         _ => Err(Error::internal("a kept response has no items")),
     });
@@ -87,8 +98,8 @@ fn answer(door: &OpenAi, result: Result<Json>) -> Response {
     }
 }
 
-fn record(door: &OpenAi, id: &str) -> Result<Json> {
-    door.stored.get(id).ok_or_else(|| unknown(id))
+fn record(door: &OpenAi, grant: &Grant, id: &str) -> Result<Json> {
+    door.stored.get(grant.owner(), id).ok_or_else(|| unknown(id))
 }
 
 fn unknown(id: &str) -> Error {

@@ -93,7 +93,7 @@ struct Frames {
 
 impl Frames {
     fn tell(&mut self, output: TextOutput, out: &mut Vec<u8>) {
-        self.observation.queued(output.queue_time);
+        self.observation.told(&output);
         let is_last = output.is_last;
         self.form.write(output, out);
         if is_last {

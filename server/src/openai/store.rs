@@ -41,24 +41,24 @@ impl Store {
         Self { most, most_bytes, kept: Mutex::default() }
     }
 
-    /// Returns what keeps the record of one response.
-    pub(super) fn keep(self: &Arc<Self>) -> Keep {
+    /// Returns what keeps the record of one response, which is its owner's alone.
+    pub(super) fn keep(self: &Arc<Self>, owner: String) -> Keep {
         let store = self.clone();
         Box::new(move |record| {
-            let id = record["response"]["id"].as_str().unwrap_or_default().to_owned();
-            store.put(id, &record);
+            let id = record["response"]["id"].as_str().unwrap_or_default();
+            store.put(place(&owner, id), &record);
         })
     }
 
-    /// Returns a record.
-    pub(super) fn get(&self, id: &str) -> Option<Json> {
-        let text = self.lock().touch(id)?;
+    /// Returns a record of an owner's.
+    pub(super) fn get(&self, owner: &str, id: &str) -> Option<Json> {
+        let text = self.lock().touch(&place(owner, id))?;
         serde_json::from_str(&text).ok()
     }
 
-    /// Forgets a response; returns whether it was there.
-    pub(super) fn remove(&self, id: &str) -> bool {
-        self.lock().remove(id)
+    /// Forgets a response of an owner's; returns whether it was there.
+    pub(super) fn remove(&self, owner: &str, id: &str) -> bool {
+        self.lock().remove(&place(owner, id))
     }
 
     /// Keeps a record, unless it is larger than all of them may be.
@@ -85,6 +85,11 @@ impl Store {
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns the key of a record. An id has no line break.
+fn place(owner: &str, id: &str) -> String {
+    format!("{owner}\n{id}")
 }
 
 impl Kept {
@@ -123,31 +128,42 @@ mod tests {
     }
 
     fn ids(store: &Store) -> Vec<String> {
-        store.lock().by_use.values().cloned().collect()
+        let kept = store.lock();
+        let ids = kept.by_use.values().map(|place| place.replace("me\n", ""));
+        ids.collect()
     }
 
     #[test]
     fn what_was_used_longest_ago_makes_room() {
         for (most, records) in [(2, 100), (100, 2)] {
             let store = store(most, records);
-            store.keep()(record("a"));
-            store.keep()(record("b"));
-            assert_eq!(store.get("a"), Some(record("a")));
-            store.keep()(record("c"));
+            store.keep("me".into())(record("a"));
+            store.keep("me".into())(record("b"));
+            assert_eq!(store.get("me", "a"), Some(record("a")));
+            store.keep("me".into())(record("c"));
             assert_eq!(ids(&store), ["a", "c"]);
-            assert_eq!(store.get("b"), None);
+            assert_eq!(store.get("me", "b"), None);
         }
+    }
+
+    #[test]
+    fn a_response_is_its_owners_alone() {
+        let store = store(9, 9);
+        store.keep("me".into())(record("a"));
+        assert_eq!(store.get("you", "a"), None);
+        assert!(!store.remove("you", "a"));
+        assert_eq!(store.get("me", "a"), Some(record("a")));
     }
 
     #[test]
     fn the_bytes_are_those_that_are_kept() {
         let store = store(9, 9);
         for id in ["a", "b", "a"] {
-            store.keep()(record(id));
+            store.keep("me".into())(record(id));
         }
         assert_eq!(store.lock().bytes, 2 * record("a").to_string().len());
-        assert!(store.remove("a") && !store.remove("a"));
-        assert!(store.remove("b"));
+        assert!(store.remove("me", "a") && !store.remove("me", "a"));
+        assert!(store.remove("me", "b"));
         assert_eq!(store.lock().bytes, 0);
         assert!(ids(&store).is_empty());
     }
@@ -155,11 +171,11 @@ mod tests {
     #[test]
     fn what_is_too_large_is_not_kept_and_drives_nothing_out() {
         let store = store(9, 1);
-        store.keep()(record("a"));
-        store.keep()(record("longer than all of them may be"));
+        store.keep("me".into())(record("a"));
+        store.keep("me".into())(record("longer than all of them may be"));
         assert_eq!(ids(&store), ["a"]);
         let none = Arc::new(Store::new(0, 1000));
-        none.keep()(record("a"));
-        assert_eq!(none.get("a"), None);
+        none.keep("me".into())(record("a"));
+        assert_eq!(none.get("me", "a"), None);
     }
 }

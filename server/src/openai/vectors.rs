@@ -77,7 +77,7 @@ where
     let mut observation = door.shared.observe(rpc);
     let read = || -> Result<(Arc<Model>, TextModel, Body)> {
         let body = body(&received)?;
-        let (model, text) = text_model(door, &body)?;
+        let (model, text) = text_model(door, &received.grant, &body)?;
         Ok((model, text, body))
     };
     let (model, text, body) = match heavy(received.body.len(), read) {
@@ -88,8 +88,9 @@ where
         }
     };
     let parent = parent(&received.headers);
+    let context = Context::new(id.as_str()).with_meter(received.grant.meter());
     observation.begin_work(model, 1, &id, parent.as_deref());
-    let result: std::result::Result<Json, Error> = work(text, body, Context::new(id)).await;
+    let result: std::result::Result<Json, Error> = work(text, body, context).await;
     observation.end(result.as_ref().map(|_| ()));
     result.map(|value| fine(&value))
 }

@@ -1,9 +1,11 @@
 //! The decorators around an engine, one a file, and the order in which they are stacked.
 
+mod admit;
 mod deadline;
 mod observe;
 mod sequence;
 
+pub(crate) use admit::{Admit, Limits, Thresholds};
 pub(crate) use deadline::Deadline;
 pub(crate) use observe::{Observe, TokenMetrics};
 pub(crate) use sequence::{SequenceOptions, Sequences};

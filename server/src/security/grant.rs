@@ -1,9 +1,12 @@
 //! What the caller of a request may do; it travels in the request's extensions.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use engine::{Meter, Result};
+use axum::extract::FromRequestParts;
+use engine::Meter;
 use http::Extensions;
+use http::request::Parts;
 
 use super::keys::{Key, denied};
 
@@ -27,7 +30,7 @@ impl Grant {
     ///
     /// Errors: `Unauthenticated` once the key is no longer in force; `Overloaded` with the code
     /// `rate_limit_exceeded` and the time to wait, over one of its rates.
-    pub(crate) fn admit(&self) -> Result<()> {
+    pub(crate) fn admit(&self) -> engine::Result<()> {
         match &self.0 {
             None => Ok(()),
             Some(key) => {
@@ -40,7 +43,7 @@ impl Grant {
     /// Refuses models that the key is not for.
     ///
     /// Errors: `PermissionDenied`.
-    pub(crate) fn allows_model(&self, name: &str) -> Result<()> {
+    pub(crate) fn allows_model(&self, name: &str) -> engine::Result<()> {
         let Some(key) = &self.0 else { return Ok(()) };
         match key.entry.models.iter().any(|pattern| matches(pattern, name)) {
             true => Ok(()),
@@ -48,9 +51,22 @@ impl Grant {
         }
     }
 
+    /// Returns the name of the key, empty without keys: whose the things are that are kept.
+    pub(crate) fn owner(&self) -> &str {
+        self.0.as_ref().map_or("", |key| &key.entry.name)
+    }
+
     /// Returns what counts the caller's tokens, for [`engine::Context::with_meter`].
     pub(crate) fn meter(&self) -> Option<Arc<dyn Meter>> {
         self.0.as_ref().map(|key| key.meter())
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Grant {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(&parts.extensions))
     }
 }
 

@@ -14,6 +14,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use super::Keys;
 use super::keys::forget;
 use super::scope::of_route;
+use crate::openai::Paths;
 use crate::status;
 
 /// What an answer's headers may tell web pages.
@@ -30,10 +31,12 @@ const PREFLIGHT_SECS: u64 = 600;
 pub(crate) fn protect(
     mut router: Router,
     keys: Option<&Arc<Keys>>,
+    paths: &Paths,
     origins: &[HeaderValue],
 ) -> Router {
     if let Some(keys) = keys {
-        router = router.layer(middleware::from_fn_with_state(keys.clone(), check));
+        let state = (keys.clone(), paths.clone());
+        router = router.layer(middleware::from_fn_with_state(state, check));
     }
     // Outermost: a browser's preflight request brings no key.
     match origins.is_empty() {
@@ -57,8 +60,12 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
 }
 
 /// Lets a request pass that brings a key for its route, with its grant.
-async fn check(State(keys): State<Arc<Keys>>, mut request: Request, next: Next) -> Response {
-    let path = request.uri().path();
+async fn check(
+    State((keys, paths)): State<(Arc<Keys>, Paths)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let path = &paths.usual(request.uri().path());
     let granted = keys.check(request.headers(), of_route(path));
     match granted.and_then(|grant| grant.admit().map(|()| grant)) {
         Ok(grant) => {

@@ -85,6 +85,7 @@ pub(super) fn of_route(path: &str) -> Need {
     match path {
         "/live" | "/ready" | "/health" | "/v2/health/live" | "/v2/health/ready" => Need::Nothing,
         "/v2/repository/index" => Need::One(Scope::Metadata),
+        "/busy_threshold" => Need::One(Scope::Admin),
         "/metrics" => Need::One(Scope::Metrics),
         // Every client of a model lists the models first.
         "/v1/models" => Need::Either(Scope::Inference, Scope::Metadata),
@@ -123,6 +124,7 @@ mod tests {
             ("/v1/chat/completions", Need::One(Scope::Inference)),
             ("/v1/models/a/b", Need::Either(Scope::Inference, Scope::Metadata)),
             ("/metrics", Need::One(Scope::Metrics)),
+            ("/busy_threshold", Need::One(Scope::Admin)),
             ("/anything", Need::One(Scope::Metadata)),
         ];
         for (path, need) in table {

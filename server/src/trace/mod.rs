@@ -104,6 +104,10 @@ pub(crate) struct Steps {
     pub queue: Duration,
     pub output: Duration,
     pub total: Duration,
+    /// What was done, in the words of OpenTelemetry's GenAI conventions.
+    pub operation: &'static str,
+    /// Tokens of the prompts and of the texts.
+    pub tokens: (u32, u32),
     pub is_ok: bool,
 }
 

@@ -47,10 +47,18 @@ impl Exporter {
         let parent = parent
             .map_or_else(Context::new, |parent| Context::new().with_remote_span_context(parent));
         let mut attributes = vec![
+            KeyValue::new("gen_ai.operation.name", steps.operation),
+            KeyValue::new("gen_ai.provider.name", "stator"),
             KeyValue::new("gen_ai.request.model", trace.model.to_string()),
+            KeyValue::new("gen_ai.response.model", trace.model.to_string()),
             KeyValue::new("stator.model.version", trace.version.to_string()),
             KeyValue::new("stator.request.id", trace.request_id.clone()),
         ];
+        if steps.tokens != (0, 0) {
+            let (prompt, text) = steps.tokens;
+            attributes.push(KeyValue::new("gen_ai.usage.input_tokens", i64::from(prompt)));
+            attributes.push(KeyValue::new("gen_ai.usage.output_tokens", i64::from(text)));
+        }
         for tensor in &trace.tensors {
             let key = format!("stator.{}.{}", tensor.activity.to_ascii_lowercase(), tensor.name);
             let value = format!("{} [{}] {}", tensor.datatype, tensor.shape, tensor.data);
@@ -58,7 +66,7 @@ impl Exporter {
         }
         let end = trace.started + steps.total;
         let builder = tracer
-            .span_builder(format!("infer {}", trace.model))
+            .span_builder(format!("{} {}", steps.operation, trace.model))
             .with_kind(SpanKind::Server)
             .with_start_time(trace.started)
             .with_attributes(attributes);

@@ -6,12 +6,14 @@
 mod accumulator;
 mod add_sub;
 mod identity;
+mod painter;
 mod repeat_int32;
 mod square;
 
 pub use accumulator::Accumulator;
 pub use add_sub::AddSub;
 pub use identity::Identity;
+pub use painter::Painter;
 pub use repeat_int32::RepeatInt32;
 pub use square::Square;
 

@@ -1,0 +1,95 @@
+//! `/busy_threshold`: when a model counts as busy, read and changed while it runs.
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use engine::{Error, Result};
+use openai_bridge::api::Body;
+use serde_json::{Value as Json, json};
+
+use super::OpenAi;
+use super::answer::{failure, fine};
+use super::call::{body, text_model};
+use crate::pipeline::Limits;
+use crate::rest::receive::receive;
+use crate::status::Dialect;
+
+/// The fields, by the reference's names.
+const BLOCKS: &str = "active_decode_blocks_threshold";
+const PREFILL: &str = "active_prefill_tokens_threshold";
+
+/// `GET /busy_threshold`: the thresholds of every text model.
+pub(super) async fn list(State(door): State<OpenAi>) -> Response {
+    let ready = door.shared.models.ready();
+    let texts = ready.iter().filter_map(|model| Some((model, model.text.as_ref()?)));
+    let all: Vec<Json> =
+        texts.map(|(model, text)| described(&model.name, text.thresholds.limits())).collect();
+    fine(&json!({ "thresholds": all }))
+}
+
+/// `POST /busy_threshold`: changes the thresholds that the body names; null takes one away.
+pub(super) async fn set(State(door): State<OpenAi>, request: Request) -> Response {
+    let work = async {
+        let received = receive(request, door.max_input).await?;
+        let body = body(&received)?;
+        let (model, text) = text_model(&door, &received.grant, &body)?;
+        let limits = changed(text.thresholds.limits(), &body)?;
+        text.thresholds.set(limits);
+        Ok(described(&model.name, limits))
+    };
+    match work.await {
+        Ok(value) => fine(&value),
+        Err(error) => failure(&door, Dialect::OpenAi, &error),
+    }
+}
+
+fn described(model: &str, limits: Limits) -> Json {
+    json!({ "model": model, BLOCKS: limits.blocks, PREFILL: limits.prefill_tokens })
+}
+
+fn changed(mut limits: Limits, body: &Body) -> Result<Limits> {
+    let wrong = |field: &str, expected: &str, got: &Json| {
+        Error::invalid(format!("`{field}`: expected {expected} or null, got {got}"))
+            .with_param(field)
+    };
+    match body.get(BLOCKS) {
+        None => {}
+        Some(Json::Null) => limits.blocks = None,
+        Some(value) => {
+            let share = value.as_f64().filter(|share| *share > 0.0 && *share <= 1.0);
+            let share = share.ok_or_else(|| wrong(BLOCKS, "a number above 0 and up to 1", value));
+            limits.blocks = Some(share?);
+        }
+    }
+    match body.get(PREFILL) {
+        None => {}
+        Some(Json::Null) => limits.prefill_tokens = None,
+        Some(value) => {
+            let tokens = value.as_u64().filter(|tokens| *tokens > 0);
+            let tokens = tokens.ok_or_else(|| wrong(PREFILL, "a whole number from 1", value));
+            limits.prefill_tokens = Some(tokens?);
+        }
+    }
+    Ok(limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_named_changes() {
+        let before = Limits { blocks: Some(0.5), prefill_tokens: Some(100) };
+        let change = |body: Json| {
+            let Json::Object(body) = body else { panic!("not an object") };
+            changed(before, &body).map_err(|error| error.to_string())
+        };
+        assert_eq!(change(json!({})), Ok(before));
+        let without = Limits { blocks: None, ..before };
+        assert_eq!(change(json!({ BLOCKS: null })), Ok(without));
+        let more = Limits { prefill_tokens: Some(7), ..before };
+        assert_eq!(change(json!({ PREFILL: 7 })), Ok(more));
+        for body in [json!({ BLOCKS: 0 }), json!({ BLOCKS: 1.5 }), json!({ PREFILL: "x" })] {
+            assert!(change(body.clone()).unwrap_err().contains("expected"), "{body}");
+        }
+    }
+}
