@@ -48,13 +48,6 @@ def test_a_chat_is_answered(sdk):
     assert usage.completion_tokens_details.reasoning_tokens == 0
 
 
-def test_a_prompt_that_came_before_is_in_the_cache(sdk):
-    messages = [{"role": "user", "content": "Tell me of the sea and the ships on it. " * 8}]
-    chat(sdk, "smollm", messages, max_completion_tokens=1)
-    usage = chat(sdk, "smollm", messages, max_completion_tokens=1).usage
-    assert 16 <= usage.prompt_tokens_details.cached_tokens < usage.prompt_tokens
-
-
 def test_a_stream_says_what_the_whole_answer_says(sdk):
     for options in ({}, {"temperature": 1, "seed": 11}, {"temperature": 0.8, "seed": 3, "n": 2}):
         whole = chat(sdk, "smollm", **options)
@@ -187,10 +180,11 @@ def test_without_a_limit_a_text_ends_at_the_context(actor):
 
 
 def test_penalties_change_the_text(sdk):
-    prompt = [{"role": "user", "content": "Repeat the word sea many times: sea sea sea sea sea"}]
-    plain = text(chat(sdk, "smollm", prompt))
-    assert text(chat(sdk, "smollm", prompt, frequency_penalty=2.0)) != plain
-    assert text(chat(sdk, "smollm", prompt, presence_penalty=2.0)) != plain
+    def told(**options):
+        return text(chat(sdk, "smollm", max_completion_tokens=40,
+                         extra_body={"ignore_eos": True}, **options))
+
+    assert told(frequency_penalty=2.0) != told() != told(presence_penalty=2.0)
 
 
 @pytest.mark.parametrize("options", [
