@@ -9,6 +9,7 @@ import subprocess
 import threading
 
 import grpc
+import openai
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2_grpc
@@ -30,6 +31,23 @@ BUILTINS = [
     "repeat_int32",
     "mock=mock,pace_ms=10",
     "mock_fast=mock",
+]
+
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "%s"}}\n</tool_call>'
+# Models that say one text, byte by byte.
+SCRIPTS = [
+    "hello=mock,reply=Hello, world.",
+    "org/name=mock,reply=Hi.",
+    "party=mock,reply=Grüße 🎉!",
+    "thinker=mock,reply=<think>\nLet me see.\n</think>\n\nThe answer.",
+    "caller=mock,reply=" + CALL % "Paris",
+    "callers=mock,reply=I will look.\n" + CALL % "Paris" + "\n" + CALL % "Rome",
+    'json=mock,reply={"city": "Paris", "is_capital": true}',
+    'listed=mock,reply=[{"name": "get_weather", "parameters": {"city": "Oslo"}}]',
+    'named=mock,reply={"city": "Bern"}',
+    "words=mock",
+    "slow=mock,pace_ms=20",
+    "short=mock,context_length=64",
 ]
 
 
@@ -89,6 +107,12 @@ def running(*arguments, **options):
         server.stop()
 
 
+def sdk_of(server, **options):
+    """Makes OpenAI's own client of a server; what fails is not tried again."""
+    options = {"api_key": "none", "max_retries": 0, "timeout": 60, **options}
+    return openai.OpenAI(base_url=f"http://{server.http}/v1", **options)
+
+
 @pytest.fixture(scope="session")
 def server():
     """The server that most tests share: every built-in and the real text model `smollm`."""
@@ -100,6 +124,31 @@ def server():
     with running(*arguments) as server:
         yield server
         assert server.is_running(), "the server died under the tests:\n" + "".join(server.log[-50:])
+
+
+@pytest.fixture(scope="session")
+def sdk(server):
+    """OpenAI's own client of the server that most tests share."""
+    with sdk_of(server) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def scripted():
+    """A server whose models say what SCRIPTS has, read by the parsers of common formats."""
+    arguments = ["--no-default-model", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"]
+    for spec in SCRIPTS:
+        arguments += ["--builtin", spec]
+    with running(*arguments) as server:
+        yield server
+        assert server.is_running(), "the server died under the tests:\n" + "".join(server.log[-50:])
+
+
+@pytest.fixture(scope="session")
+def actor(scripted):
+    """OpenAI's own client of the scripted models."""
+    with sdk_of(scripted) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
