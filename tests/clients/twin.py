@@ -313,8 +313,9 @@ def _tensor_logprobs(step, token, top):
     best = sorted((one for one in step.values() if one["rank"] <= top), key=lambda one: one["rank"])
     best = {one["decoded_token"]: one["logprob"] for one in best}
     if token is None:
-        own = max(step.values(), key=lambda one: one["rank"])
-        return (None if len(step) <= top else own["decoded_token"], None, best)
+        # One more than the alternatives: the token itself.
+        own = max(step.values(), key=lambda one: one["rank"]) if len(step) > top else {}
+        return (own.get("decoded_token"), own.get("logprob"), best)
     own = step[str(token)]
     return (own["decoded_token"], own["logprob"], best)
 
