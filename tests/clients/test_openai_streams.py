@@ -241,3 +241,34 @@ def test_what_was_cut_off_does_not_look_whole():
     assert all(set(error) == {"message", "type", "param", "code"} for error in errors)
     assert all(choice["finish_reason"] is None for frame in frames
                for choice in frame.get("choices", []))
+
+
+# So ambiguous that keeping it becomes too much work after some words.
+AMBIGUOUS = """start: s
+s: s s | "a" | "b" | " " | s "t" s | s "h" | /[a-z ]/
+"""
+
+
+def test_an_error_on_the_way_is_a_frame_that_clients_raise(scripted):
+    body = {"model": "words", "max_tokens": 3000, "guided_grammar": AMBIGUOUS}
+    for path, asked in (("/v1/chat/completions", {"messages": QUESTION}),
+                        ("/v1/completions", {"prompt": "x"})):
+        answer, text = lines_of(scripted, path, **body, **asked)
+        assert answer.status_code == 200
+        *chunks, last = chunks_of(text)
+        assert len(chunks) > 2 and "error" not in chunks[-1]
+        assert set(last) == {"error"}
+        assert last["error"]["type"] == "invalid_request_error"
+        assert last["error"]["code"] == "invalid_constraint" and last["error"]["message"]
+        whole = httpx.post(f"http://{scripted.http}{path}", timeout=60,
+                           json={**body, **asked, "temperature": 0})
+        assert whole.status_code == 400 and whole.json()["error"]["code"] == "invalid_constraint"
+    with sdk_of(scripted) as client:
+        told = []
+        with pytest.raises(openai.APIError) as caught:
+            for chunk in client.chat.completions.create(
+                    model="words", messages=QUESTION, stream=True, max_tokens=3000, temperature=0,
+                    extra_body={"guided_grammar": AMBIGUOUS}):
+                told.append(chunk)
+        assert caught.value.code == "invalid_constraint" and len(told) > 2
+    wait_for(lambda: running_sequences(scripted, "words") == 0)
