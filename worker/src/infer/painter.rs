@@ -145,7 +145,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_picture_has_the_size_that_was_asked_for() {
-        let call = |width| Painter::images().call(request(width), Context::new("r"));
+        let painter = Painter::images();
+        let call = |width| painter.call(request(width), Context::new("r"));
         let mut stream = call(5).await.unwrap();
         let output = stream.next().await.unwrap().unwrap();
         assert!(output.is_last && stream.next().await.is_none());

@@ -243,7 +243,7 @@ fn thinking(body: &Body, chat: &mut Body) -> Result<()> {
         _ => return Err(wrong("thinking.type", "expected enabled, disabled or adaptive")),
     };
     let budget = &thinking["budget_tokens"];
-    if !budget.is_null() && !budget.as_u64().is_some_and(|budget| budget > 0) {
+    if !budget.is_null() && matches!(budget.as_u64(), None | Some(0)) {
         return Err(wrong("thinking.budget_tokens", "expected a whole number above 0"));
     }
     let mut arguments = match get(body, "chat_template_kwargs") {
