@@ -158,8 +158,9 @@ def test_log_probabilities_come_with_their_bytes(actor, sdk):
 
 
 def test_a_bias_forces_and_forbids_tokens(actor):
-    assert text(chat(actor, "hello", logit_bias={str(ord("z")): 100}, max_tokens=3)) == "zzz"
-    forbidden = text(chat(actor, "hello", logit_bias={str(ord("H")): -100}, max_tokens=3))
+    forced = chat(actor, "hello", logit_bias={str(ord("z")): 100}, max_completion_tokens=3)
+    assert text(forced) == "zzz"
+    forbidden = text(chat(actor, "hello", logit_bias={str(ord("H")): -100}))
     assert not forbidden.startswith("H")
 
 

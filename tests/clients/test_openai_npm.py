@@ -9,8 +9,8 @@ from conftest import ROOT
 
 HERE = pathlib.Path(__file__).parent / "npm"
 FOLDER = ROOT / ".tools" / "openai-npm"
-INSTALL_SECONDS = 300
-TEST_SECONDS = 300
+INSTALL_SECONDS = 900
+TEST_SECONDS = 600
 
 
 def installed():

@@ -219,23 +219,56 @@ def test_a_stream_finishes_while_the_server_drains():
         assert server.process.wait(timeout=10) == 0
 
 
-def test_an_error_after_the_head_is_a_frame_of_its_own():
-    """With a comment sent, the status is gone: what fails then has to be told in the stream."""
-    with running("--no-default-model", "--builtin", "crawl=mock,pace_ms=3000",
-                 "--openai-keep-alive-ms", "50", "--max-running-sequences", "1",
+def test_what_was_cut_off_does_not_look_whole():
+    """The same down to the bytes: no finish, and no `[DONE]` but behind an error."""
+    with running("--no-default-model", "--builtin", "slow=mock,pace_ms=20",
                  "--shutdown-grace-ms", "0") as server:
-        body = {"model": "crawl", "messages": QUESTION, "stream": True, "max_tokens": 100}
-        with httpx.stream("POST", f"http://{server.http}/v1/chat/completions", json=body,
-                          timeout=30) as answer:
-            assert answer.status_code == 200
-            text = ""
-            with contextlib.suppress(httpx.TransportError):
+        body = {"model": "slow", "messages": QUESTION, "stream": True, "max_tokens": 4000}
+        text, is_broken = "", False
+        try:
+            with httpx.stream("POST", f"http://{server.http}/v1/chat/completions", json=body,
+                              timeout=30) as answer:
                 for piece in answer.iter_text():
                     if not text:
                         server.terminate()
                     text += piece
-        frames = [frame for frame in text.split("\n\n") if frame.startswith("data: {")]
-        errors = [json.loads(frame[6:]) for frame in frames if '"error"' in frame]
-        assert not any('"finish_reason":"stop"' in frame for frame in frames)
-        for error in errors:
-            assert set(error["error"]) == {"message", "type", "param", "code"}
+        except httpx.TransportError:
+            is_broken = True
+    frames = [json.loads(frame[6:]) for frame in text.split("\n\n") if frame.startswith("data: {")]
+    errors = [frame["error"] for frame in frames if "error" in frame]
+    assert is_broken or errors
+    assert errors or "[DONE]" not in text
+    assert all(set(error) == {"message", "type", "param", "code"} for error in errors)
+    assert all(choice["finish_reason"] is None for frame in frames
+               for choice in frame.get("choices", []))
+
+
+# So ambiguous that keeping it becomes too much work after some words.
+AMBIGUOUS = """start: s
+s: s s | "a" | "b" | " " | s "t" s | s "h" | /[a-z ]/
+"""
+
+
+def test_an_error_on_the_way_is_a_frame_that_clients_raise(scripted):
+    body = {"model": "words", "max_tokens": 3000, "guided_grammar": AMBIGUOUS}
+    for path, asked in (("/v1/chat/completions", {"messages": QUESTION}),
+                        ("/v1/completions", {"prompt": "x"})):
+        answer, text = lines_of(scripted, path, **body, **asked)
+        assert answer.status_code == 200
+        *chunks, last = chunks_of(text)
+        assert len(chunks) > 2 and "error" not in chunks[-1]
+        assert set(last) == {"error"}
+        assert last["error"]["type"] == "invalid_request_error"
+        assert last["error"]["code"] == "invalid_constraint" and last["error"]["message"]
+        whole = httpx.post(f"http://{scripted.http}{path}", timeout=60,
+                           json={**body, **asked, "temperature": 0})
+        assert whole.status_code == 400 and whole.json()["error"]["code"] == "invalid_constraint"
+    with sdk_of(scripted) as client:
+        told = []
+        with pytest.raises(openai.APIError) as caught:
+            for chunk in client.chat.completions.create(
+                    model="words", messages=QUESTION, stream=True, max_tokens=3000, temperature=0,
+                    extra_body={"guided_grammar": AMBIGUOUS}):
+                told.append(chunk)
+        assert caught.value.code == "invalid_constraint" and len(told) > 2
+    wait_for(lambda: running_sequences(scripted, "words") == 0)

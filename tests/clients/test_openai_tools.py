@@ -249,4 +249,5 @@ def test_a_schema_that_is_none_is_refused_by_name(actor):
             "type": "json_schema",
             "json_schema": {"name": "x", "schema": {"type": "no such type"}}})
     assert caught.value.type == "invalid_request_error"
-    assert "no such type" in caught.value.message or "schema" in caught.value.message.lower()
+    assert "no such type" in caught.value.message
+    assert caught.value.param == "response_format"
