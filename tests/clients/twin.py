@@ -120,7 +120,7 @@ def _chat(rng, some, settings):
         messages = _calls(rng)
         settings = {key: value for key, value in settings.items()
                     if key in ("tools", "seed", "return_token_ids", "tool_choice", "n", "logit_bias")}
-        settings["temperature"] = 0
+        settings.update(temperature=0, tools=[TIME])
     if kind in ("required", "named", "copied"):
         for name in ("stop", "max_completion_tokens"):
             settings.pop(name, None)
@@ -131,18 +131,14 @@ def _chat(rng, some, settings):
 
 
 def _calls(rng):
-    messages = []
-    cities = rng.sample(["Oslo", "Rome", "Lima", "Bern", "Kiev"], 4)
-    for index, city in enumerate(cities):
-        messages.append({"role": "user", "content": f"Weather in {city}?"})
-        if index < 3:
-            arguments = json.dumps({"city": city})
-            call_ = {"id": f"c{index}", "type": "function",
-                     "function": {"name": "get_weather", "arguments": arguments}}
-            messages += [{"role": "assistant", "content": None, "tool_calls": [call_]},
-                         {"role": "tool", "tool_call_id": f"c{index}", "content": "12 C"},
-                         {"role": "assistant", "content": f"{city}: 12 C."}]
-    return messages
+    """Makes a chat in which the same tool was called again and again."""
+    messages, zones = [], [rng.choice(["UTC", "CET"]) for _ in range(4)]
+    for index, zone in enumerate(zones):
+        messages.append({"role": "user", "content": f"{zone}?"})
+        function = {"name": "get_time", "arguments": json.dumps({"zone": zone})}
+        called = {"id": f"c{index}", "type": "function", "function": function}
+        messages.append({"role": "assistant", "content": None, "tool_calls": [called]})
+    return messages[:-1]
 
 
 def _completion(rng, some, settings):
