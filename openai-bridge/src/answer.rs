@@ -21,6 +21,8 @@ use crate::tensors::Wanted;
 pub struct Answer {
     wanted: Wanted,
     is_streaming: bool,
+    /// The client named the call, which is then no reason to finish.
+    names_a_call: bool,
     choices: usize,
     /// `[prompts, choices]`: the elements of every output.
     continuations: Vec<News>,
@@ -56,7 +58,8 @@ impl Answer {
         let continuations =
             std::iter::repeat_with(News::default).take(completion.continuations()).collect();
         let choices = completion.choices.get() as usize;
-        Self { wanted, is_streaming, choices, continuations }
+        let names_a_call = completion.names_a_call();
+        Self { wanted, is_streaming, names_a_call, choices, continuations }
     }
 
     /// Returns whether responses come as the text grows.
@@ -68,7 +71,7 @@ impl Answer {
     pub fn take(&mut self, output: TextOutput) -> Option<InferOutput> {
         for delta in output.deltas {
             if let Some(news) = self.continuations.get_mut(delta.index as usize) {
-                news.take(delta);
+                news.take(delta, self.names_a_call);
             }
         }
         (self.is_streaming || output.is_last).then(|| {
@@ -149,7 +152,7 @@ impl Answer {
 }
 
 impl News {
-    fn take(&mut self, delta: Delta) {
+    fn take(&mut self, delta: Delta, names_a_call: bool) {
         for event in delta.events {
             match event {
                 // The first piece of a response is most often the only one.
@@ -181,7 +184,7 @@ impl News {
         if let Some(finish) = delta.finish {
             self.cached_tokens = finish.cached_tokens;
             self.finish = Some(match finish.reason {
-                FinishReason::Stop if self.has_calls => "tool_calls",
+                FinishReason::Stop if self.has_calls && !names_a_call => "tool_calls",
                 reason => reason.as_str(),
             });
         }

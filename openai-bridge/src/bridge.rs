@@ -130,7 +130,8 @@ impl TextBridge {
         for index in 0..count {
             let row = &completion.rows[index];
             let prompt = self.prompt(completion, index, now)?;
-            let tokens: Arc<[TokenId]> = prompt.tokens.into();
+            let kept = completion.truncation.unwrap_or(usize::MAX).min(prompt.tokens.len());
+            let tokens: Arc<[TokenId]> = prompt.tokens[prompt.tokens.len() - kept..].into();
             beginnings.push(Beginning {
                 tokens: tokens.clone(),
                 min_tokens: row.stop.min_tokens,
@@ -155,6 +156,8 @@ impl TextBridge {
             stops: completion.stops.clone(),
             has_stop_in_output: completion.has_stop_in_output,
             has_token_ids: completion.has_token_ids,
+            has_prompt_scores: completion.prompt_logprobs.is_some(),
+            is_single_call: completion.is_single_call(),
         };
         let choices = completion.choices.get() as usize;
         Ok((requests, Continuations::new(reading, beginnings, choices)))
@@ -240,6 +243,11 @@ impl TextBridge {
         let bytes: Vec<u8> =
             tokens.iter().flat_map(|&token| self.table.bytes(token, true)).copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Returns whether the vocabulary has a token.
+    pub fn knows(&self, token: TokenId) -> bool {
+        self.table.has(token)
     }
 
     /// Returns what a token stands for, which may be a part of a character.

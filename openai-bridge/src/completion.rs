@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 
 use crate::chat::Chat;
 use crate::settings::Settings;
+use crate::tools::Choice;
 
 /// Tokens that a continuation may have when a tensor request says nothing.
 pub const DEFAULT_MAX_TOKENS: u32 = 256;
@@ -39,6 +40,10 @@ pub struct Completion {
     pub(crate) has_token_ids: bool,
     /// What every text has to look like.
     pub(crate) constraint: Option<Constraint>,
+    /// The setting that the constraint is from, or the tools.
+    pub(crate) constraint_field: &'static str,
+    /// Only so many of a prompt's last tokens are taken.
+    pub(crate) truncation: Option<usize>,
 }
 
 /// The prompts, one a row.
@@ -69,6 +74,7 @@ impl Completion {
             return Err(Error::invalid("expected at least 1 prompt, got 0"));
         }
         settings.check(count)?;
+        let (field, constraint) = crate::constraint::read(settings)?.unzip();
         let row = |row| Row::read(settings, row, max_tokens);
         let number = |name| settings.integer(name, 0).map(|count| count as u32);
         Ok(Self {
@@ -81,7 +87,9 @@ impl Completion {
             logprobs: number("logprobs"),
             prompt_logprobs: number("prompt_logprobs"),
             has_token_ids: settings.flag("return_token_ids").unwrap_or(false),
-            constraint: crate::constraint::read(settings)?,
+            constraint,
+            constraint_field: field.unwrap_or("tool_choice"),
+            truncation: number("truncate_prompt_tokens").map(|count| count as usize),
             prompts,
         })
     }
@@ -91,9 +99,31 @@ impl Completion {
         self.rows.len() * self.choices.get() as usize
     }
 
+    /// Returns whether the client named the tool to be called.
+    pub(crate) fn names_a_call(&self) -> bool {
+        self.chats().iter().any(|chat| matches!(chat.tools.choice, Choice::Named(_)))
+    }
+
+    /// Returns whether no more than one call is welcome.
+    pub(crate) fn is_single_call(&self) -> bool {
+        self.chats().iter().any(|chat| !chat.tools.all.is_empty() && !chat.tools.is_parallel)
+    }
+
+    fn chats(&self) -> &[Chat] {
+        match &self.prompts {
+            Prompts::Chats(chats) => chats,
+            Prompts::Texts(_) | Prompts::Tokens(_) => &[],
+        }
+    }
+
     /// Returns how many prompts there are.
     pub fn prompts(&self) -> usize {
         self.rows.len()
+    }
+
+    /// Returns the setting that the constraint on the texts is from, for errors about it.
+    pub fn constraint_field(&self) -> &'static str {
+        self.constraint_field
     }
 
     /// Returns the size of the prompts, in bytes of text or four a token.

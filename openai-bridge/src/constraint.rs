@@ -5,12 +5,12 @@ use serde_json::Value as Json;
 
 use crate::settings::Settings;
 
-/// Reads the constraint that a request names, if it names one.
+/// Reads the constraint that a request names, if it names one, with the setting that it is from.
 ///
 /// Errors: two of them, or one that is malformed, by name. Whether a schema or a grammar can be
 /// kept is the engine's to say.
-pub(crate) fn read(settings: &Settings) -> Result<Option<Constraint>> {
-    let mut found: Option<(&str, Constraint)> = None;
+pub(crate) fn read(settings: &Settings) -> Result<Option<(&'static str, Constraint)>> {
+    let mut found: Option<(&'static str, Constraint)> = None;
     let mut add = |name: &'static str, constraint: Option<Constraint>| match (&found, constraint) {
         (_, None) => Ok(()),
         (None, Some(constraint)) => {
@@ -28,7 +28,7 @@ pub(crate) fn read(settings: &Settings) -> Result<Option<Constraint>> {
     add("guided_grammar", word("guided_grammar").map(Constraint::Grammar))?;
     let choices = settings.texts("guided_choice");
     add("guided_choice", (!choices.is_empty()).then_some(Constraint::Choice(choices)))?;
-    Ok(found.map(|(_, constraint)| constraint))
+    Ok(found)
 }
 
 /// vLLM takes a schema also as its JSON text.

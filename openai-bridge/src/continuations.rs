@@ -24,6 +24,10 @@ pub(crate) struct Reading {
     pub stops: Vec<String>,
     pub has_stop_in_output: bool,
     pub has_token_ids: bool,
+    /// Nothing is told of a prompt's texts before its scores are known.
+    pub has_prompt_scores: bool,
+    /// Calls after the first are left out.
+    pub is_single_call: bool,
 }
 
 /// The continuations of one request: `[prompts, choices]`.
@@ -64,6 +68,8 @@ struct Continuation {
     parser: Option<OutputParser>,
     min_tokens: u32,
     drawn: u32,
+    /// The prompt's scores are there, if they were asked for.
+    is_scored: bool,
     is_over: bool,
     /// What the next delta tells.
     news: Delta,
@@ -87,6 +93,7 @@ impl Continuations {
                     parser: beginning.parser.clone(),
                     min_tokens: beginning.min_tokens,
                     drawn: 0,
+                    is_scored: !reading.has_prompt_scores,
                     is_over: false,
                     news: Delta { index, ..Delta::default() },
                 });
@@ -112,10 +119,17 @@ impl Continuations {
             Some(found) => score(token, found, table),
             None => Score { token: scored(token, f32::NAN, table), rank: 0, top: Vec::new() },
         });
-        continuation.prompt_logprobs.extend(scores);
+        let scores: Vec<Score> = scores.collect();
         continuation.queue.extend(output.tokens);
         continuation.logprobs.extend(output.logprobs);
         continuation.end = output.finish.zip(output.usage.or(Some(Usage::default())));
+        if !scores.is_empty() {
+            // The first choice brings them for all.
+            for sibling in &mut self.all[row * self.choices..][..self.choices] {
+                sibling.prompt_logprobs.clone_from(&scores);
+                sibling.is_scored = true;
+            }
+        }
     }
 
     /// Returns the next news, if what was pushed makes any: at most a token of each continuation.
@@ -155,7 +169,7 @@ impl Continuations {
     /// Decodes one token of a continuation; returns whether there was something to do.
     fn advance(&mut self, index: usize) -> bool {
         let continuation = &mut self.all[index];
-        if continuation.is_over {
+        if continuation.is_over || !continuation.is_scored {
             return false;
         }
         let has_output = !continuation.queue.is_empty() || continuation.end.is_some();
@@ -167,7 +181,7 @@ impl Continuations {
             continuation.take(token, &self.reading);
         }
         if continuation.queue.is_empty() && !continuation.is_over {
-            continuation.end();
+            continuation.end(&self.reading);
         }
         if continuation.is_over {
             let row = index / self.choices;
@@ -197,19 +211,20 @@ impl Continuation {
         let mut piece = String::new();
         self.decoder.push(reading.table.bytes(token, is_shown), &mut piece);
         if self.matcher.is_idle() || self.drawn <= self.min_tokens {
-            return self.tell(piece);
+            return self.tell(piece, reading);
         }
         let mut safe = String::new();
         let stop = self.matcher.push(&piece, &mut safe);
-        self.tell(safe);
+        self.tell(safe, reading);
         if let Some(stop) = stop {
             let stop = Some(reading.stops[stop].clone());
-            self.finish(Finish { reason: FinishReason::Stop, stop, cached_tokens: 0 });
+            let finish = Finish { reason: FinishReason::Stop, stop, cached_tokens: 0 };
+            self.finish(finish, reading);
         }
     }
 
     /// Ends as the engine said, if it did.
-    fn end(&mut self) {
+    fn end(&mut self, reading: &Reading) {
         let Some((reason, usage)) = self.end.take() else {
             return;
         };
@@ -217,15 +232,16 @@ impl Continuation {
         self.decoder.finish(&mut rest);
         let is_stopped = self.matcher.push(&rest, &mut safe).is_some();
         self.matcher.flush(&mut safe);
-        self.tell(safe);
+        self.tell(safe, reading);
         // The engine also counts the token that ended the text, which is not in the text.
         self.news.tokens += usage.completion_tokens.saturating_sub(self.drawn);
         let reason = if is_stopped { FinishReason::Stop } else { reason };
-        self.finish(Finish { reason, stop: None, cached_tokens: usage.cached_tokens });
+        let cached_tokens = usage.cached_tokens;
+        self.finish(Finish { reason, stop: None, cached_tokens }, reading);
     }
 
     /// Adds text to the news.
-    fn tell(&mut self, text: String) {
+    fn tell(&mut self, text: String, reading: &Reading) {
         if text.is_empty() {
             return;
         }
@@ -233,12 +249,24 @@ impl Continuation {
             None => self.news.events.push(Event::Content(text)),
             Some(parser) => parser.push(&text, &mut self.news.events),
         }
+        self.drop_calls(reading);
     }
 
-    fn finish(&mut self, finish: Finish) {
+    /// Leaves out the calls that are too many.
+    fn drop_calls(&mut self, reading: &Reading) {
+        if reading.is_single_call {
+            self.news.events.retain(|event| match event {
+                Event::CallBegun { index, .. } | Event::Arguments { index, .. } => *index == 0,
+                Event::Content(_) | Event::Reasoning(_) => true,
+            });
+        }
+    }
+
+    fn finish(&mut self, finish: Finish, reading: &Reading) {
         if let Some(parser) = &mut self.parser {
             parser.finish(&mut self.news.events);
         }
+        self.drop_calls(reading);
         self.news.finish = Some(finish);
         self.is_over = true;
         self.queue.clear();

@@ -20,6 +20,9 @@ const RATE_LIMITED: &str = "rate_limit_exceeded";
 /// The code of an error for a body over its limit.
 pub(crate) const TOO_LARGE: &str = "request_too_large";
 
+/// The code of an error for a body in an encoding that is not known.
+pub(crate) const UNKNOWN_ENCODING: &str = "unsupported_content_encoding";
+
 /// Returns the gRPC status for a failed request.
 pub(crate) fn grpc(error: &Error) -> Status {
     let text = cut(error.message());
@@ -159,6 +162,7 @@ pub(crate) fn of_openai(dialect: Dialect, error: &Error, overload: u16) -> Statu
     };
     match error.kind() {
         ErrorKind::AlreadyExists => StatusCode::CONFLICT,
+        _ if error.code() == Some(UNKNOWN_ENCODING) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         // The caller is gone, so nobody reads it; nginx's word for that in logs is 499.
         ErrorKind::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         ErrorKind::Overloaded => {

@@ -133,15 +133,24 @@ impl Engine<Completion> for TextEngine {
         context: Context,
     ) -> Result<OutputStream<Completion>> {
         let now = now();
-        let size = completion.size();
+        let (size, field) = (completion.size(), completion.constraint_field());
         let encode = move |bridge: &TextBridge| bridge.encode(&completion, now);
         let (requests, continuations) = self.heavy(size, encode).await?;
         let mut rows = Vec::with_capacity(requests.len());
         for request in requests {
-            rows.push(Some(self.generate.call(request, context.clone()).await?));
+            let stream = self.generate.call(request, context.clone()).await;
+            rows.push(Some(stream.map_err(|error| named(error, field))?));
         }
         let (queue_time, is_over) = (Duration::ZERO, false);
         Ok(Box::pin(TextStream { rows, continuations, queue_time, is_over }))
+    }
+}
+
+/// Names the setting that a constraint is from which cannot be kept.
+fn named(error: Error, field: &'static str) -> Error {
+    match error.code() {
+        Some("invalid_constraint") => error.with_prefix(&format!("`{field}`: ")).with_param(field),
+        _ => error,
     }
 }
 

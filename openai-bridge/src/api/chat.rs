@@ -7,10 +7,9 @@ use super::body::{self, StreamOptions, get, wrong};
 use super::fold::{Told, word};
 use super::frames::{Chunks, DONE, frame, json};
 use super::{Asked, Body, Fold, Form, Stamp};
-use crate::completion::{Completion, Prompts};
+use crate::completion::Completion;
 use crate::parser::Event;
 use crate::settings::Settings;
-use crate::tools::Choice;
 use crate::{Delta, Score, Scored, TextBridge, TextOutput};
 
 /// Fields of the API that cannot be honoured.
@@ -58,16 +57,10 @@ pub(super) fn completion(bridge: &TextBridge, mut body: Body) -> Result<(Complet
     let settings = Settings::of_body(&body)?;
     settings.check(1)?;
     let prompts = bridge.chats(&settings, vec![messages])?;
-    let is_forced = is_forced(&prompts);
     let mut completion = Completion::new(&settings, prompts, bridge.context_length())?;
     completion.logprobs = has_logprobs.then(|| top.unwrap_or(0) as u32);
+    let is_forced = completion.names_a_call();
     Ok((completion, is_forced))
-}
-
-/// Returns whether the client named the tool to be called.
-pub(super) fn is_forced(prompts: &Prompts) -> bool {
-    let is_named = |choice: &Choice| matches!(choice, Choice::Named(_));
-    matches!(prompts, Prompts::Chats(chats) if chats.iter().any(|chat| is_named(&chat.tools.choice)))
 }
 
 fn modalities(body: &Body) -> Result<()> {

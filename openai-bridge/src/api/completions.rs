@@ -11,7 +11,8 @@ use super::{Asked, Body, Fold, Form, Stamp};
 use crate::completion::{Completion, Prompts};
 use crate::parser::Event;
 use crate::settings::Settings;
-use crate::{Delta, Input, Score, TextBridge, TextOutput};
+use crate::tokenizer::Decoder;
+use crate::{Delta, Input, Score, Scored, TextBridge, TextOutput};
 
 /// What the API gives when nothing is said.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -80,8 +81,8 @@ struct Text {
     options: StreamOptions,
     chunks: Chunks,
     has_logprobs: bool,
-    /// Characters told of each continuation, where the next token's text begins.
-    offsets: Vec<usize>,
+    /// Where the next token's text begins, in each continuation.
+    places: Vec<Place>,
     fold: Fold,
 }
 
@@ -93,7 +94,7 @@ impl Text {
             options,
             chunks,
             has_logprobs,
-            offsets: vec![0; count],
+            places: vec![Place::default(); count],
             fold: Fold::default(),
         }
     }
@@ -101,9 +102,9 @@ impl Text {
     fn delta(&mut self, delta: &Delta, out: &mut Vec<u8>) {
         let text: String = delta.events.iter().map(content).collect();
         let scores = all_scores(&delta.prompt_logprobs, &delta.logprobs);
-        let offset = self.offsets.get_mut(delta.index as usize);
-        let offset = offset.filter(|_| self.has_logprobs && !scores.is_empty());
-        let logprobs = offset.map(|offset| logprobs(&scores, offset));
+        let place = self.places.get_mut(delta.index as usize);
+        let place = place.filter(|_| self.has_logprobs && !scores.is_empty());
+        let logprobs = place.map(|place| logprobs(&scores, place));
         let finish = delta.finish.as_ref().map(|finish| word(Some(finish), false));
         let choice = |out: &mut Vec<u8>| {
             out.extend_from_slice(b"{\"index\":");
@@ -154,8 +155,8 @@ impl Form for Text {
     fn whole(&mut self, fold: Fold) -> Json {
         let choice = |(index, told): (usize, &Told)| {
             let scores = all_scores(&told.prompt_logprobs, &told.logprobs);
-            let logprobs =
-                (self.has_logprobs && !scores.is_empty()).then(|| logprobs(&scores, &mut 0));
+            let logprobs = (self.has_logprobs && !scores.is_empty())
+                .then(|| logprobs(&scores, &mut Place::default()));
             let mut choice = json!({
                 "index": index,
                 "text": told.content,
@@ -196,21 +197,40 @@ fn all_scores<'a>(prompt: &'a [Score], drawn: &'a [Score]) -> Vec<&'a Score> {
     prompt.iter().chain(drawn).collect()
 }
 
-/// Writes the API's four lists; `offset` counts the characters.
-fn logprobs(scores: &[&Score], offset: &mut usize) -> Json {
-    let tokens: Vec<String> = scores.iter().map(|score| score.token.text()).collect();
-    let begin = |text: &String| {
-        let begin = *offset;
-        *offset += text.chars().count();
+/// How many characters of a text are whole so far.
+#[derive(Clone, Debug, Default)]
+struct Place {
+    characters: usize,
+    decoder: Decoder,
+}
+
+/// Returns a token's text; a part of a character is spelled by its bytes, as OpenAI does.
+fn spelled(token: &Scored) -> String {
+    match std::str::from_utf8(&token.bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            let bytes = token.bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+            std::iter::once("bytes:".to_owned()).chain(bytes).collect()
+        }
+    }
+}
+
+/// Writes the API's four lists.
+fn logprobs(scores: &[&Score], place: &mut Place) -> Json {
+    let begin = |score: &&Score| {
+        let begin = place.characters;
+        let mut text = String::new();
+        place.decoder.push(&score.token.bytes, &mut text);
+        place.characters += text.chars().count();
         begin
     };
-    let offsets: Vec<usize> = tokens.iter().map(begin).collect();
+    let offsets: Vec<usize> = scores.iter().map(begin).collect();
     let top = |score: &&Score| match score.rank {
         0 => Json::Null,
-        _ => score.top.iter().map(|one| (one.text(), json!(one.finite()))).collect(),
+        _ => score.top.iter().map(|one| (spelled(one), json!(one.finite()))).collect(),
     };
     json!({
-        "tokens": tokens,
+        "tokens": scores.iter().map(|score| spelled(&score.token)).collect::<Vec<_>>(),
         "token_logprobs": scores.iter().map(|score| score.token.finite()).collect::<Vec<_>>(),
         "top_logprobs": scores.iter().map(top).collect::<Vec<_>>(),
         "text_offset": offsets,

@@ -48,6 +48,9 @@ pub fn detokenize(bridge: &TextBridge, body: &Body) -> Result<Json> {
     match get(body, "tokens") {
         Some(Json::Array(list)) => {
             let tokens = body::tokens(list, "tokens")?;
+            if let Some(token) = tokens.iter().find(|&&token| !bridge.knows(token)) {
+                return Err(wrong("tokens", &format!("{token} is not in the vocabulary")));
+            }
             Ok(json!({"prompt": bridge.detokenize(&tokens)}))
         }
         Some(other) => {

@@ -84,7 +84,7 @@ impl Conversation {
 
 /// Makes the error of a place in the request.
 pub(super) fn wrong(place: &str, why: &str) -> Error {
-    Error::invalid(format!("{place}: {why}")).with_param(place)
+    Error::invalid(format!("`{place}`: {why}")).with_param(place)
 }
 
 fn check_message(message: &mut Json, place: &str) -> Result<()> {

@@ -71,6 +71,11 @@ impl TokenTable {
         table
     }
 
+    /// Returns whether there is a token of this id.
+    pub(crate) fn has(&self, token: TokenId) -> bool {
+        (token as usize) < self.is_control.len()
+    }
+
     /// Returns the bytes that a token stands for; a control token is text only if it is shown.
     pub(crate) fn bytes(&self, token: TokenId, shows_control: bool) -> &[u8] {
         let index = token as usize;

@@ -58,3 +58,17 @@ pub(super) fn value(dialect: Dialect, error: &Error) -> Json {
         Dialect::Anthropic => json!({ "type": kind, "message": message }),
     }
 }
+
+/// Answers a path that is no route.
+pub(crate) async fn unknown_route(uri: http::Uri) -> Response {
+    let error = Error::not_found(format!("there is nothing at {}", uri.path()));
+    let error = error.with_code("unknown_url");
+    json(StatusCode::NOT_FOUND, &body(Dialect::OpenAi, &error))
+}
+
+/// Answers a route that is called by another method than its own.
+pub(crate) async fn wrong_method(method: http::Method, uri: http::Uri) -> Response {
+    let error = Error::invalid(format!("{} does not take {method}", uri.path()));
+    let error = error.with_code("method_not_allowed");
+    json(StatusCode::METHOD_NOT_ALLOWED, &body(Dialect::OpenAi, &error))
+}

@@ -31,6 +31,8 @@ pub(super) struct Kind {
     pub read: Read,
     /// Whose errors its clients read.
     pub dialect: Dialect,
+    /// The field that holds the prompt.
+    pub prompt: &'static str,
     /// Its answers can be kept, and gone on from.
     pub is_kept: bool,
 }
@@ -73,13 +75,21 @@ async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
         Ok(stream) => stream,
         Err(error) => {
             observation.end(Err(&error));
-            return Err(error);
+            return Err(about(kind.prompt, error));
         }
     };
     let keep = kind.is_kept.then(|| door.stored.keep(owner));
     match is_streaming {
         true => sse::answer(door, kind.dialect, stream, form, observation, keep).await,
         false => whole(stream, form, observation, keep).await,
+    }
+}
+
+/// Names the field that an error is about: below, only the prompt can still be wrong.
+pub(super) fn about(field: &'static str, error: Error) -> Error {
+    match (error.kind(), error.param()) {
+        (engine::ErrorKind::InvalidRequest, None) => error.with_param(field),
+        _ => error,
     }
 }
 

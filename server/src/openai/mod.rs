@@ -31,6 +31,7 @@ use crate::status::Dialect;
 use call::Kind;
 use store::Store;
 
+pub(crate) use answer::unknown_route;
 pub(crate) use config::{OpenAiConfig, PATHS, Paths};
 
 /// Anthropic's header for the same.
@@ -60,11 +61,22 @@ pub(crate) struct OpenAi {
 struct RequestId(String);
 
 /// The kinds of texts that are called for by a path of their own.
-const CHAT: Kind =
-    Kind { rpc: "OpenAiChat", read: api::chat::read, dialect: Dialect::OpenAi, is_kept: false };
-const COMPLETION: Kind = Kind { rpc: "OpenAiCompletion", read: api::completions::read, ..CHAT };
-const RESPONSE: Kind =
-    Kind { rpc: "OpenAiResponse", read: api::responses::read, is_kept: true, ..CHAT };
+const CHAT: Kind = Kind {
+    rpc: "OpenAiChat",
+    read: api::chat::read,
+    dialect: Dialect::OpenAi,
+    prompt: "messages",
+    is_kept: false,
+};
+const COMPLETION: Kind =
+    Kind { rpc: "OpenAiCompletion", read: api::completions::read, prompt: "prompt", ..CHAT };
+const RESPONSE: Kind = Kind {
+    rpc: "OpenAiResponse",
+    read: api::responses::read,
+    prompt: "input",
+    is_kept: true,
+    ..CHAT
+};
 const MESSAGE: Kind = Kind {
     rpc: "AnthropicMessage",
     read: api::messages::read,
@@ -105,6 +117,7 @@ pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usiz
         .route(path("busy_threshold"), get(busy::list).post(busy::set))
         .route(path("health"), get(catalog::health))
         .route(path("live"), get(catalog::live))
+        .method_not_allowed_fallback(answer::wrong_method)
         .layer(middleware::from_fn(name_request))
         .with_state(door)
 }

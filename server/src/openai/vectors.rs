@@ -11,7 +11,7 @@ use openai_bridge::api::{Body, embeddings, rerank};
 use serde_json::Value as Json;
 
 use super::answer::{failure, fine};
-use super::call::{body, id, text_model};
+use super::call::{about, body, id, text_model};
 use super::{OpenAi, stamp};
 use crate::inference::heavy;
 use crate::inference::parent;
@@ -23,7 +23,8 @@ use crate::status::Dialect;
 pub(super) async fn embeddings(State(door): State<OpenAi>, request: Request) -> Response {
     let work = |text: TextModel, body: Body, context: Context| async move {
         let asked = embeddings::read(&body)?;
-        let (vectors, tokens) = text.texts.embed(asked.inputs, context).await?;
+        let (vectors, tokens) =
+            text.texts.embed(asked.inputs, context).await.map_err(|error| about("input", error))?;
         let encode = asked.is_base64.then_some(base64 as fn(&[u8]) -> String);
         Ok(embeddings::answer(&stamp(model_name(&body)), &vectors, tokens, encode))
     };
@@ -35,7 +36,8 @@ pub(super) async fn rerank(State(door): State<OpenAi>, request: Request) -> Resp
     let work = |text: TextModel, body: Body, context: Context| async move {
         let asked = rerank::read(&body)?;
         let (query, documents) = (asked.query.clone(), asked.documents.clone());
-        let (scores, tokens) = text.texts.rerank(query, documents, context).await?;
+        let scored = text.texts.rerank(query, documents, context).await;
+        let (scores, tokens) = scored.map_err(|error| about("documents", error))?;
         Ok(rerank::answer(&stamp(model_name(&body)), &asked, &scores, tokens))
     };
     answer(door, "OpenAiRerank", request, work).await

@@ -44,8 +44,11 @@ fn a_page_is_whole_and_refers_to_nothing_outside() {
         ] {
             assert!(!text.contains(outside), "{name} contains `{outside}`");
         }
-        let facts = "{&quot;grpc_port&quot;:9001,&quot;own&quot;:&quot;/";
-        assert!(text.contains(facts) && text.contains("&quot;/a&amp;b&quot;"), "{name}");
+        for fact in
+            ["&quot;grpc_port&quot;:9001", "&quot;own&quot;:&quot;/", "&quot;/a&amp;b&quot;"]
+        {
+            assert!(text.contains(fact), "{name} lacks {fact}");
+        }
     }
 }
 

@@ -266,9 +266,11 @@ fn input(
     spec: &TensorSpec,
     value: &Value,
 ) -> Result<(InferInputTensor, tensor::Payload)> {
-    // Messages of a chat may be written as they are: the input is their JSON text.
-    let holds_objects = value.as_array().is_some_and(|all| all.iter().any(Value::is_object));
-    let value = match holds_objects && model.text.is_some() {
+    // Messages, tools and other structures may be written as they are: the input is their JSON
+    // text.
+    let holds_structure =
+        value.is_object() || value.as_array().is_some_and(|all| all.iter().any(Value::is_object));
+    let value = match holds_structure && model.text.is_some() {
         true => Value::String(value.to_string()),
         false => value.clone(),
     };

@@ -25,6 +25,7 @@ use tensor::wire::ResponseHead;
 use crate::config::HttpConfig;
 use crate::forwarding::Forwarding;
 use crate::inference::{self, heavy};
+use crate::openai;
 use crate::orca;
 use crate::restriction::{self, Restrictions};
 use crate::shared::Shared;
@@ -147,7 +148,10 @@ async fn restrict(State(rest): State<Rest>, request: Request, next: Next) -> Res
     }
 }
 
-async fn unknown() -> Response {
+async fn unknown(uri: http::Uri) -> Response {
+    if uri.path().starts_with("/v1/") {
+        return openai::unknown_route(uri).await;
+    }
     json_with(StatusCode::NOT_FOUND, &json!({ "error": "Not Found" }))
 }
 

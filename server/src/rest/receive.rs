@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::security::Grant;
 
-use crate::status::TOO_LARGE;
+use crate::status::{TOO_LARGE, UNKNOWN_ENCODING};
 
 /// How long a body may stop coming.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,7 +58,7 @@ pub(crate) async fn receive(request: Request, limit: usize) -> Result<Received> 
         }
         Some(other) => {
             let text = format!("Content-Encoding `{other}` is not supported; gzip and deflate are");
-            return Err(Error::new(ErrorKind::Unimplemented, text));
+            return Err(Error::new(ErrorKind::Unimplemented, text).with_code(UNKNOWN_ENCODING));
         }
     };
     let grant = Grant::of(&parts.extensions);

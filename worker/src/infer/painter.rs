@@ -43,7 +43,8 @@ impl Painter {
 
     /// Returns its configuration.
     pub fn config(self, name: &str) -> ModelConfig {
-        let optional = |name: &'static str, datatype| TensorSpec::new(name, datatype, [1]).optional();
+        let optional =
+            |name: &'static str, datatype| TensorSpec::new(name, datatype, [1]).optional();
         let mut inputs = vec![
             TensorSpec::new("prompt", Datatype::Bytes, [1]),
             optional("width", Datatype::Int32),

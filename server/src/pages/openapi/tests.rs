@@ -43,7 +43,8 @@ fn every_route_of_the_routers_is_described() {
             count += 1;
         }
     }
-    assert!(count > 30, "only {count} routes were found");
+    // The routes that can be moved are named in PATHS, and looked for below.
+    assert!(count > 25, "only {count} routes were found");
     for (name, path) in PATHS {
         assert!(described.contains(path), "the OpenAPI document lacks {name} at {path}");
     }
