@@ -196,7 +196,7 @@ WRONG = [
     ({"chat_template_kwargs": "[1]"}, "input `chat_template_kwargs`: expected an object"),
     ({"chat_template_kwargs": '{"messages": 1}'}, "chat_template_kwargs.messages"),
     ({"reasoning_effort": "vast"}, "input `reasoning_effort`: expected one of none, minimal"),
-    ({"messages": '[{"content": "a"}]'}, "input `messages`: messages[0]"),
+    ({"messages": '[{"content": "a"}]'}, "input `messages`: `messages[0]`"),
     ({"messages": '[{"role": "user", "content": [{"type": "image_url"}]}]'}, "`image_url`"),
     ({"messages": "[]"}, "input `messages`"),
 ]

@@ -91,3 +91,6 @@ impl Stamp {
         format!("fp_{}", &of_model.derived(0)[..10])
     }
 }
+
+#[cfg(test)]
+mod tests;
