@@ -76,7 +76,7 @@ def test_offsets_point_into_the_text(actor):
     assert choice.text == "Grüße 🎉!"
     lists = choice.logprobs
     told = [(token, offset) for token, offset in zip(lists.tokens, lists.text_offset)
-            if token.isascii()]
+            if not token.startswith("bytes:")]
     assert [token for token, _ in told] == list("Gre !")
     assert all(choice.text[offset:].startswith(token) for token, offset in told), told
 

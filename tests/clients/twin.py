@@ -189,9 +189,19 @@ def _openai_logprobs(logprobs):
     if not logprobs:
         return []
     if "tokens" in logprobs:
-        return list(zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"]))
+        tokens = [_plain(token) for token in logprobs["tokens"]]
+        tops = [best and {_plain(token): value for token, value in best.items()}
+                for best in logprobs["top_logprobs"]]
+        return list(zip(tokens, logprobs["token_logprobs"], tops))
     best = lambda one: {top["token"]: top["logprob"] for top in one["top_logprobs"]}
     return [(one["token"], one["logprob"], best(one)) for one in logprobs["content"]]
+
+
+def _plain(token):
+    """Returns a token as the tensors spell it: what is no character is U+FFFD, not its bytes."""
+    if not token.startswith("bytes:"):
+        return token
+    return bytes.fromhex(token[6:].replace("\\x", "")).decode(errors="replace")
 
 
 def as_tensors(prompt, settings):
