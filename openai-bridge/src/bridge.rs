@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 use tensor::{ModelConfig, Tensor};
 
 use crate::chat::Chat;
-use crate::completion::{Completion, Prompts};
+use crate::completion::{Completion, MAX_CONTINUATIONS, Prompts};
 use crate::continuations::{Beginning, Continuations, Reading};
 use crate::parser::OutputParser;
 use crate::settings::Settings;
@@ -21,6 +21,12 @@ use crate::tensors::Input;
 use crate::tokenizer::{TokenTable, Tokenizer};
 use crate::tools::{Choice, Tools};
 use crate::{TensorRequest, profile};
+
+/// Most bytes of the tools of one request, times its prompts.
+const MAX_TOOLS_BYTES: usize = 16 << 20;
+
+/// Most scores of prompts that one request may ask for: tokens, alternatives and choices.
+const MAX_PROMPT_SCORES: usize = 1_000_000;
 
 /// Everything that is needed of a text model but its weights.
 #[derive(Debug)]
@@ -108,7 +114,16 @@ impl TextBridge {
         let template = self.template.as_ref().ok_or_else(|| {
             Error::invalid(format!("'{}' has no chat template", self.name)).with_param("messages")
         })?;
+        let count = conversations.len();
+        if count > MAX_CONTINUATIONS {
+            let text = format!("expected at most {MAX_CONTINUATIONS} conversations, got {count}");
+            return Err(Error::invalid(text).with_param("messages"));
+        }
         let tools = Tools::read(settings)?;
+        if tools.size().saturating_mul(count) > MAX_TOOLS_BYTES {
+            let text = format!("`tools`: expected at most {MAX_TOOLS_BYTES} bytes for all prompts");
+            return Err(Error::invalid(text).with_param("tools"));
+        }
         let chat = |messages| Chat::new(settings, messages, &tools, template);
         let chats = conversations.into_iter().map(chat).collect::<Result<_>>()?;
         Ok(Prompts::Chats(chats))
@@ -132,10 +147,23 @@ impl TextBridge {
             let prompt = self.prompt(completion, index, now)?;
             let kept = completion.truncation.unwrap_or(usize::MAX).min(prompt.tokens.len());
             let tokens: Arc<[TokenId]> = prompt.tokens[prompt.tokens.len() - kept..].into();
+            let choices = completion.choices.get() as usize;
+            if let Some(top) = completion.prompt_logprobs
+                && tokens.len() * (top as usize + 1) * choices > MAX_PROMPT_SCORES
+            {
+                let text = format!(
+                    "`prompt_logprobs`: {} tokens with {top} alternatives for {choices} choices \
+                     are more than {MAX_PROMPT_SCORES} scores",
+                    tokens.len()
+                );
+                return Err(Error::invalid(text).with_param("prompt_logprobs"));
+            }
+            let is_cut = kept < prompt.tokens.len();
+            let text = if is_cut { self.detokenize(&tokens) } else { prompt.text };
             beginnings.push(Beginning {
                 tokens: tokens.clone(),
                 min_tokens: row.stop.min_tokens,
-                echo: completion.has_echo.then_some(prompt.text),
+                echo: completion.has_echo.then_some(text),
                 parser: prompt.parser,
             });
             requests.push(GenerateRequest {
@@ -168,7 +196,7 @@ impl TextBridge {
         match &completion.prompts {
             Prompts::Texts(texts) => {
                 let text = texts[index].clone();
-                let tokens = self.tokens(&text, true)?;
+                let tokens = self.prompt_tokens(&text, true, completion)?;
                 Ok(Prompt { tokens, text, parser: None, guided: guided() })
             }
             Prompts::Tokens(lists) => {
@@ -182,7 +210,7 @@ impl TextBridge {
             Prompts::Chats(chats) => {
                 let chat = &chats[index];
                 let text = self.render(chat, now)?;
-                let tokens = self.tokens(&text, false)?;
+                let tokens = self.prompt_tokens(&text, false, completion)?;
                 let thinks = self.syntax.starts_in_reasoning(&text);
                 let guided = self.guided(completion, chat, thinks)?;
                 let parser = self.syntax.parser(&chat.tools, thinks);
@@ -206,14 +234,30 @@ impl TextBridge {
                 return Err(Error::invalid(text).with_param("tool_choice"));
             }
             (None, Some(_)) if chat.tools.choice == Choice::Auto => {
-                let text = "`response_format`: cannot be kept while the model may call tools; \
-                            set `tool_choice` to none";
-                return Err(Error::invalid(text).with_param("response_format"));
+                let field = completion.constraint_field();
+                let text = format!(
+                    "`{field}`: cannot be kept while the model may call tools; set `tool_choice` \
+                     to none"
+                );
+                return Err(Error::invalid(text).with_param(field));
             }
             (call, format) => call.or(format),
         };
         let after = if thinks { self.syntax.reasoning_end() } else { None };
         Ok(constraint.map(|constraint| Guided { constraint, after }))
+    }
+
+    /// Returns the tokens of a prompt, which have to fit into the context unless they are cut.
+    fn prompt_tokens(
+        &self,
+        text: &str,
+        with_bos: bool,
+        completion: &Completion,
+    ) -> Result<Vec<TokenId>> {
+        match completion.truncation {
+            None => self.tokens(text, with_bos),
+            Some(_) => self.tokenizer.encode(text, with_bos),
+        }
     }
 
     /// Returns the tokens of a text, which have to fit into the context.

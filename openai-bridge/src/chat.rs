@@ -76,7 +76,7 @@ fn kwargs(settings: &Settings) -> Result<Map<String, Json>> {
 }
 
 /// Returns about how much text a JSON value holds.
-fn size(value: &Json) -> usize {
+pub(crate) fn size(value: &Json) -> usize {
     match value {
         Json::String(text) => text.len(),
         Json::Array(all) => all.iter().map(size).sum(),
@@ -90,6 +90,7 @@ fn size(value: &Json) -> usize {
 fn spell_out(messages: &mut Vec<Json>, tools: &[Json]) {
     for message in messages.iter_mut() {
         let Json::Object(fields) = message else { continue };
+        flatten(fields);
         if let Some(Json::Array(calls)) = fields.get("tool_calls").cloned() {
             fields.remove("tool_calls");
             let mut text = fields.get("content").and_then(Json::as_str).unwrap_or("").to_owned();
@@ -132,6 +133,18 @@ fn spell_out(messages: &mut Vec<Json>, tools: &[Json]) {
             message["content"] = format!("{own}\n\n{text}").into();
         }
         None => messages.insert(0, json!({"role": "system", "content": text})),
+    }
+}
+
+/// Joins a content of text parts to one text; other parts stay, and are refused later.
+fn flatten(fields: &mut Map<String, Json>) {
+    let Some(Json::Array(parts)) = fields.get("content") else { return };
+    let text = |part: &Json| match part["type"].as_str() {
+        Some("text") => part["text"].as_str().map(str::to_owned),
+        _ => None,
+    };
+    if let Some(text) = parts.iter().map(text).collect::<Option<String>>() {
+        fields.insert("content".into(), text.into());
     }
 }
 

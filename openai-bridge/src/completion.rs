@@ -13,7 +13,7 @@ use crate::tools::Choice;
 pub const DEFAULT_MAX_TOKENS: u32 = 256;
 
 /// Most continuations of one request: prompts times `n`.
-const MAX_CONTINUATIONS: usize = 256;
+pub(crate) const MAX_CONTINUATIONS: usize = 256;
 
 /// Most stop texts, and most stop tokens, of one request.
 const MAX_STOPS: usize = 64;
@@ -74,12 +74,14 @@ impl Completion {
             return Err(Error::invalid("expected at least 1 prompt, got 0"));
         }
         settings.check(count)?;
+        let choices = choices(settings, count)?;
         let (field, constraint) = crate::constraint::read(settings)?.unzip();
-        let row = |row| Row::read(settings, row, max_tokens);
+        let common = (biases(settings)?, stop_tokens(settings)?);
+        let row = |row| Row::read(settings, row, max_tokens, &common);
         let number = |name| settings.integer(name, 0).map(|count| count as u32);
         Ok(Self {
             rows: (0..count).map(row).collect::<Result<_>>()?,
-            choices: choices(settings, count)?,
+            choices,
             has_echo: settings.flag("echo").unwrap_or(false),
             stops: stops(settings)?,
             has_stop_in_output: settings.flag("include_stop_str_in_output").unwrap_or(false),
@@ -147,7 +149,12 @@ impl Prompts {
 }
 
 impl Row {
-    fn read(settings: &Settings, row: usize, max_tokens: u32) -> Result<Self> {
+    fn read(
+        settings: &Settings,
+        row: usize,
+        max_tokens: u32,
+        (biases, stop_tokens): &(Vec<(TokenId, f32)>, Vec<TokenId>),
+    ) -> Result<Self> {
         let default = Sampling::default();
         let real = |name, default| settings.real(name, row).unwrap_or(default);
         let asked = settings.integer("max_completion_tokens", row);
@@ -174,12 +181,12 @@ impl Row {
             presence_penalty: real("presence_penalty", default.presence_penalty),
             frequency_penalty: real("frequency_penalty", default.frequency_penalty),
             seed: settings.integer("seed", row).map(|seed| seed as u64),
-            logit_bias: biases(settings)?,
+            logit_bias: biases.clone(),
         };
         let stop = StopConditions {
             max_tokens,
             min_tokens,
-            stop_token_ids: stop_tokens(settings)?,
+            stop_token_ids: stop_tokens.clone(),
             ignore_eos: settings.flag("ignore_eos").unwrap_or(false),
         };
         Ok(Self { sampling, stop })

@@ -140,7 +140,9 @@ impl Settings {
         let values = match value {
             Json::Null => return Ok(()),
             value if field.kind == Kind::Structure => vec![Value::Json(value.clone())],
-            Json::Array(values) => values.iter().map(json_scalar).collect(),
+            Json::Array(values) if source != Source::Body || is_list(field.kind) => {
+                values.iter().map(json_scalar).collect()
+            }
             value => vec![json_scalar(value)],
         };
         self.add(field, source, values)
@@ -169,7 +171,7 @@ impl Settings {
     /// Checks that every setting fits the number of rows and its declared kind.
     pub(crate) fn check(&self, rows: usize) -> Result<()> {
         for setting in self.by_meaning.values() {
-            let is_list = matches!(setting.field.kind, Kind::Texts | Kind::Tokens);
+            let is_list = is_list(setting.field.kind);
             let count = setting.values.len();
             if !is_list && count != 1 && count != rows {
                 let expected = match rows {
@@ -294,6 +296,11 @@ impl Setting {
         Error::invalid(format!("{name}: expected {expected}, got {got}"))
             .with_param(self.field.name)
     }
+}
+
+/// Returns whether a setting of a kind has any number of values.
+fn is_list(kind: Kind) -> bool {
+    matches!(kind, Kind::Texts | Kind::Tokens)
 }
 
 /// Reads the text of a JSON value; a bare word, such as `auto`, stands for itself.

@@ -67,6 +67,7 @@ impl Tools {
                 choose(choice, &mut all).map_err(|why| settings.wrong("tool_choice", &why))?
             }
         };
+        let choice = if all.is_empty() { Choice::None } else { choice };
         let schema = |tool: &Json| {
             let function = &tool["function"];
             (name(tool).to_owned(), function.get("parameters").cloned().unwrap_or(json!({})))
@@ -74,6 +75,11 @@ impl Tools {
         let schemas = Arc::new(all.iter().map(schema).collect());
         let is_parallel = settings.flag("parallel_tool_calls").unwrap_or(true);
         Ok(Self { all, schemas, choice, is_parallel })
+    }
+
+    /// Returns about how many bytes the tools have.
+    pub(crate) fn size(&self) -> usize {
+        self.all.iter().map(crate::chat::size).sum()
     }
 
     /// Returns what the text has to look like so that the right tool is called; none if the model

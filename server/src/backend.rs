@@ -159,12 +159,11 @@ impl Backends {
             prompt_tokens: metrics.prompt_tokens.get_or_create(&labels).clone(),
             generated_tokens: metrics.generated_tokens.get_or_create(&labels).clone(),
         };
-        let thresholds = Arc::new(Thresholds::default());
         let load = generate.clone();
+        let thresholds = Arc::new(Thresholds::new(move || load.load()));
         let admitted: Arc<dyn Engine<GenerateRequest>> = Arc::new(Admit {
             engine: Observe { engine: generate.clone(), metrics: tokens },
             thresholds: thresholds.clone(),
-            load: Box::new(move || load.load()),
         });
         let bridge = Arc::new(bridge);
         let mut config = bridge.config();
@@ -178,7 +177,8 @@ impl Backends {
             model_transaction_policy: own.model_transaction_policy,
             ..declared.clone()
         };
-        let texts = Arc::new(TextEngine::new(bridge, admitted, generate.clone()));
+        let texts =
+            Arc::new(TextEngine::new(bridge, admitted, generate.clone(), thresholds.clone()));
         let engine = Arc::new(Deadline(TensorText(texts.clone())));
         let mut model = bare(config, declared, engine);
         let engine = Arc::new(Deadline(texts.clone()));

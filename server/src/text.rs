@@ -22,12 +22,17 @@ use openai_bridge::{
 use tensor::Tensor;
 use tokio::sync::Semaphore;
 
+use crate::pipeline::Thresholds;
+
 /// A prompt of this many bytes is tokenised off the async runtime, since it takes longer than
 /// other streams should wait.
 const LONG_PROMPT_BYTES: usize = 4096;
 
 /// Threads that tokenise long prompts of one model.
 const MAX_TOKENIZERS: usize = 4;
+
+/// Most texts of one request that are embedded, as in the OpenAI API.
+const MAX_EMBEDDED: usize = 2048;
 
 /// Texts of one request that are embedded at once.
 const EMBEDDED_AT_ONCE: usize = 32;
@@ -44,7 +49,9 @@ pub(crate) struct TextEngine {
     generate: Arc<dyn Engine<GenerateRequest>>,
     embed: Arc<dyn Engine<EmbedRequest>>,
     /// Long prompts that are tokenised at once; the others wait, and leave if nobody waits for them.
-    tokenizers: Semaphore,
+    tokenizers: Arc<Semaphore>,
+    /// When the model counts as busy.
+    thresholds: Arc<Thresholds>,
 }
 
 impl TextEngine {
@@ -53,8 +60,10 @@ impl TextEngine {
         bridge: Arc<TextBridge>,
         generate: Arc<dyn Engine<GenerateRequest>>,
         embed: Arc<dyn Engine<EmbedRequest>>,
+        thresholds: Arc<Thresholds>,
     ) -> Self {
-        Self { bridge, generate, embed, tokenizers: Semaphore::new(MAX_TOKENIZERS) }
+        let tokenizers = Arc::new(Semaphore::new(MAX_TOKENIZERS));
+        Self { bridge, generate, embed, tokenizers, thresholds }
     }
 
     /// Does work on so many bytes of text; off the runtime if it is long.
@@ -66,9 +75,14 @@ impl TextEngine {
         if bytes < LONG_PROMPT_BYTES {
             return work(&self.bridge);
         }
-        let _permit = self.tokenizers.acquire().await;
+        let permit = self.tokenizers.clone().acquire_owned().await;
         let bridge = self.bridge.clone();
-        tokio::task::spawn_blocking(move || work(&bridge))
+        // The place is given back by the work itself: it goes on when nobody waits any more.
+        let work = move || {
+            let _permit = permit;
+            work(&bridge)
+        };
+        tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| Error::internal("the tokenizer failed").with_source(error))?
     }
@@ -83,6 +97,11 @@ impl TextEngine {
             Input::Text(text) => text.len(),
             Input::Tokens(tokens) => tokens.len(),
         };
+        if inputs.texts.len() > MAX_EMBEDDED {
+            let got = inputs.texts.len();
+            let text = format!("expected at most {MAX_EMBEDDED} texts, got {got}");
+            return Err(Error::invalid(text));
+        }
         let bytes = inputs.texts.iter().map(size).sum();
         let texts = inputs.texts.clone();
         let encode = move |bridge: &TextBridge| {
@@ -136,13 +155,15 @@ impl Engine<Completion> for TextEngine {
         let (size, field) = (completion.size(), completion.constraint_field());
         let encode = move |bridge: &TextBridge| bridge.encode(&completion, now);
         let (requests, continuations) = self.heavy(size, encode).await?;
+        // Once for all prompts: a request's own do not make the model busy for it.
+        self.thresholds.check()?;
         let mut rows = Vec::with_capacity(requests.len());
         for request in requests {
             let stream = self.generate.call(request, context.clone()).await;
             rows.push(Some(stream.map_err(|error| named(error, field))?));
         }
         let (queue_time, is_over) = (Duration::ZERO, false);
-        Ok(Box::pin(TextStream { rows, continuations, queue_time, is_over }))
+        Ok(Box::pin(TextStream { rows, continuations, queue_time, field, is_over }))
     }
 }
 
@@ -158,6 +179,8 @@ struct TextStream {
     rows: Vec<Option<OutputStream<GenerateRequest>>>,
     continuations: Continuations,
     queue_time: Duration,
+    /// The setting that a constraint is from.
+    field: &'static str,
     is_over: bool,
 }
 
@@ -197,7 +220,7 @@ impl TextStream {
                 return Poll::Ready(None);
             }
             match self.advance(cx) {
-                Err(error) => return Poll::Ready(Some(Err(error))),
+                Err(error) => return Poll::Ready(Some(Err(named(error, self.field)))),
                 Ok(true) => {}
                 Ok(false) if self.rows.iter().all(Option::is_none) => {
                     let error = Error::internal("the engine ended without a finish reason");

@@ -204,11 +204,12 @@ impl Tail<'_> {
 
 impl Form for Chat {
     fn write(&mut self, output: TextOutput, out: &mut Vec<u8>) {
+        let deltas = output.deltas.iter().map(counts).collect();
+        let prompt_tokens = output.prompt_tokens.clone();
+        self.fold.push(TextOutput { deltas, prompt_tokens, ..TextOutput::default() });
         for delta in &output.deltas {
             self.delta(delta, out);
         }
-        let deltas = output.deltas.into_iter().map(forgotten).collect();
-        self.fold.push(TextOutput { deltas, ..output });
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {
@@ -266,14 +267,14 @@ impl Form for Chat {
     }
 }
 
-/// Returns a delta without what only its frames need.
-pub(super) fn forgotten(delta: Delta) -> Delta {
+/// Returns what a delta counts, without what only its frames need.
+pub(super) fn counts(delta: &Delta) -> Delta {
     Delta {
-        events: Vec::new(),
-        logprobs: Vec::new(),
-        token_ids: Vec::new(),
-        prompt_logprobs: Vec::new(),
-        ..delta
+        index: delta.index,
+        tokens: delta.tokens,
+        reasoning_tokens: delta.reasoning_tokens,
+        finish: delta.finish.clone(),
+        ..Delta::default()
     }
 }
 

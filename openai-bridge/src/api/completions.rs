@@ -4,7 +4,7 @@ use engine::Result;
 use serde_json::{Value as Json, json};
 
 use super::body::{self, StreamOptions, get, wrong};
-use super::chat::forgotten;
+use super::chat::counts;
 use super::fold::{Told, word};
 use super::frames::{Chunks, DONE, frame, json};
 use super::{Asked, Body, Fold, Form, Stamp};
@@ -56,7 +56,7 @@ pub fn read(_: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> {
         completion.rows.iter_mut().for_each(|row| row.stop.max_tokens = 0);
     }
     let count = completion.continuations();
-    let form = Box::new(Text::new(stamp, options, count, logprobs.is_some()));
+    let form = Box::new(Text::new(stamp, options, count, (logprobs.is_some(), has_echo)));
     Ok(Asked { completion, form, is_streaming: options.is_streaming })
 }
 
@@ -81,27 +81,40 @@ struct Text {
     options: StreamOptions,
     chunks: Chunks,
     has_logprobs: bool,
+    /// The prompt's scores are told with the text's.
+    has_echo: bool,
     /// Where the next token's text begins, in each continuation.
     places: Vec<Place>,
     fold: Fold,
 }
 
 impl Text {
-    fn new(stamp: Stamp, options: StreamOptions, count: usize, has_logprobs: bool) -> Self {
+    fn new(
+        stamp: Stamp,
+        options: StreamOptions,
+        count: usize,
+        (has_logprobs, has_echo): (bool, bool),
+    ) -> Self {
         let chunks = Chunks::new(&head(&stamp), options.has_usage);
         Self {
             stamp,
             options,
             chunks,
             has_logprobs,
+            has_echo,
             places: vec![Place::default(); count],
             fold: Fold::default(),
         }
     }
 
+    fn scores<'a>(&self, prompt: &'a [Score], drawn: &'a [Score]) -> Vec<&'a Score> {
+        let prompt = if self.has_echo { prompt } else { &[] };
+        prompt.iter().chain(drawn).collect()
+    }
+
     fn delta(&mut self, delta: &Delta, out: &mut Vec<u8>) {
         let text: String = delta.events.iter().map(content).collect();
-        let scores = all_scores(&delta.prompt_logprobs, &delta.logprobs);
+        let scores = self.scores(&delta.prompt_logprobs, &delta.logprobs);
         let place = self.places.get_mut(delta.index as usize);
         let place = place.filter(|_| self.has_logprobs && !scores.is_empty());
         let logprobs = place.map(|place| logprobs(&scores, place));
@@ -130,11 +143,12 @@ impl Text {
 
 impl Form for Text {
     fn write(&mut self, output: TextOutput, out: &mut Vec<u8>) {
+        let deltas = output.deltas.iter().map(counts).collect();
+        let prompt_tokens = output.prompt_tokens.clone();
+        self.fold.push(TextOutput { deltas, prompt_tokens, ..TextOutput::default() });
         for delta in &output.deltas {
             self.delta(delta, out);
         }
-        let deltas = output.deltas.into_iter().map(forgotten).collect();
-        self.fold.push(TextOutput { deltas, ..output });
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {
@@ -154,7 +168,7 @@ impl Form for Text {
 
     fn whole(&mut self, fold: Fold) -> Json {
         let choice = |(index, told): (usize, &Told)| {
-            let scores = all_scores(&told.prompt_logprobs, &told.logprobs);
+            let scores = self.scores(&told.prompt_logprobs, &told.logprobs);
             let logprobs = (self.has_logprobs && !scores.is_empty())
                 .then(|| logprobs(&scores, &mut Place::default()));
             let mut choice = json!({
@@ -191,10 +205,6 @@ fn content(event: &Event) -> &str {
         Event::Content(text) => text,
         _ => "",
     }
-}
-
-fn all_scores<'a>(prompt: &'a [Score], drawn: &'a [Score]) -> Vec<&'a Score> {
-    prompt.iter().chain(drawn).collect()
 }
 
 /// How many characters of a text are whole so far.

@@ -30,7 +30,8 @@ pub(super) fn failure(door: &OpenAi, dialect: Dialect, error: &Error) -> Respons
     if matches!(error.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable) {
         let headers = response.headers_mut();
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        headers.insert("retry-after-ms", HeaderValue::from_static("500"));
+        headers.insert("retry-after-ms", HeaderValue::from_static("1000"));
+        status::add_retry_after(error, headers);
     }
     response
 }

@@ -85,7 +85,7 @@ async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
     }
 }
 
-/// Names the field that an error is about: below, only the prompt can still be wrong.
+/// Names the field that an error is about: what names none is about the prompt.
 pub(super) fn about(field: &'static str, error: Error) -> Error {
     match (error.kind(), error.param()) {
         (engine::ErrorKind::InvalidRequest, None) => error.with_param(field),

@@ -12,14 +12,18 @@ use super::call::{body, text_model};
 use crate::catalog;
 use crate::models::Model;
 use crate::rest::receive::receive;
+use crate::security::Grant;
 use crate::status::Dialect;
 use crate::text::now;
 
 /// `GET /v1/models`: what can be called with texts.
-pub(super) async fn models(State(door): State<OpenAi>) -> Response {
+pub(super) async fn models(State(door): State<OpenAi>, grant: Grant) -> Response {
     let ready = door.shared.models.ready();
     let mut data: Vec<Json> = Vec::new();
-    for model in ready.iter().filter(|model| model.text.is_some()) {
+    let is_shown = |model: &&std::sync::Arc<Model>| {
+        model.text.is_some() && grant.allows_model(&model.name).is_ok()
+    };
+    for model in ready.iter().filter(is_shown) {
         // The latest version of a name is the one that is called.
         let is_latest = door.model(&model.name).is_ok_and(|latest| latest.version == model.version);
         if is_latest {
@@ -30,8 +34,12 @@ pub(super) async fn models(State(door): State<OpenAi>) -> Response {
 }
 
 /// `GET /v1/models/ID`; an id may have slashes.
-pub(super) async fn model(State(door): State<OpenAi>, Path(id): Path<String>) -> Response {
-    match door.model(&id) {
+pub(super) async fn model(
+    State(door): State<OpenAi>,
+    grant: Grant,
+    Path(id): Path<String>,
+) -> Response {
+    match grant.allows_model(&id).and_then(|()| door.model(&id)) {
         Ok(model) => fine(&described(&door, &model)),
         Err(error) => failure(&door, Dialect::OpenAi, &error),
     }

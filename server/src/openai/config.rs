@@ -69,7 +69,14 @@ impl Paths {
             })?;
             let is_path = path.starts_with('/')
                 && path.bytes().all(|byte| byte.is_ascii_graphic() && !b"{}*?#%".contains(&byte));
-            if !is_path || path.starts_with("/v2/") || path == "/v2" {
+            let has_children = matches!(name, "models" | "responses" | "messages");
+            let is_root = path == "/";
+            if !is_path
+                || path.starts_with("/v2/")
+                || path == "/v2"
+                || is_root && has_children
+                || !is_root && path.ends_with('/')
+            {
                 return Err(invalid(format!("`{path}` is no path for a route")));
             }
             paths[place] = path.to_owned();
@@ -134,6 +141,8 @@ mod tests {
             ("chat=x", "`x` is no path"),
             ("chat=/v2/x", "`/v2/x` is no path"),
             ("chat=/a/{b}", "is no path"),
+            ("chat=/a/", "is no path"),
+            ("models=/", "is no path"),
             ("chat=/v1/messages/count_tokens", "two routes are at"),
             ("chat=/v1/models", "two routes are at `/v1/models`"),
         ];

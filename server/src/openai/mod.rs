@@ -25,6 +25,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use http::HeaderValue;
 use openai_bridge::api::{self, Stamp};
+use ring::rand::SecureRandom;
 
 use crate::shared::Shared;
 use crate::status::Dialect;
@@ -140,7 +141,12 @@ async fn name_request(mut request: Request, next: Next) -> Response {
 
 /// Returns 32 random hexadecimal digits.
 fn random_id() -> String {
-    format!("{:032x}", fastrand::u128(..))
+    // It also guards what is kept, so nobody may guess it.
+    let mut bytes = [0; 16];
+    if ring::rand::SystemRandom::new().fill(&mut bytes).is_err() {
+        bytes = fastrand::u128(..).to_le_bytes();
+    }
+    format!("{:032x}", u128::from_le_bytes(bytes))
 }
 
 /// Returns the seconds since 1970.

@@ -28,6 +28,17 @@ use crate::models::Model;
 use crate::rest::receive::receive;
 use crate::status::Dialect;
 
+/// Fields of the APIs that cannot be honoured; a video is streamed by a route of its own.
+const REFUSED: [&str; 7] = [
+    "stream",
+    "quality",
+    "style",
+    "background",
+    "output_format",
+    "output_compression",
+    "partial_images",
+];
+
 /// Most pictures of one call, as in the OpenAI API.
 const MAX_PICTURES: u64 = 10;
 
@@ -151,12 +162,18 @@ fn orders(model: &Arc<Model>, kind: Kind, body: &Body) -> Result<Vec<InferReques
     }
     let wrong =
         |field: &str, why: &str| Error::invalid(format!("`{field}`: {why}")).with_param(field);
+    let is_set =
+        |field: &&&str| !matches!(body.get(**field), None | Some(Json::Null | Json::Bool(false)));
+    if let Some(field) = REFUSED.iter().find(is_set) {
+        return Err(wrong(field, "is not supported"));
+    }
     let prompt = match body.get("prompt") {
         Some(Json::String(prompt)) => prompt,
         _ => return Err(wrong("prompt", "expected a text")),
     };
-    match body.get("response_format").and_then(Json::as_str) {
-        None | Some("b64_json") => {}
+    match body.get("response_format") {
+        None | Some(Json::Null) => {}
+        Some(Json::String(format)) if format == "b64_json" => {}
         Some(_) => return Err(wrong("response_format", "only `b64_json` is served")),
     }
     let number = |field: &str, least: u64, most: u64| match body.get(field) {
@@ -181,7 +198,12 @@ fn orders(model: &Arc<Model>, kind: Kind, body: &Body) -> Result<Vec<InferReques
     }
     let seed = number("seed", 0, u64::MAX)?;
     let count = number("n", 1, MAX_PICTURES)?.unwrap_or(1);
-    let has_seed = config.inputs.iter().any(|spec| spec.name == "seed");
+    let is_seed =
+        |spec: &tensor::TensorSpec| spec.name == "seed" && spec.datatype == Datatype::Uint64;
+    let has_seed = config.inputs.iter().any(is_seed);
+    if seed.is_some() && !has_seed {
+        return Err(wrong("seed", "the model cannot be told"));
+    }
     let order = |index: u64| {
         let mut inputs = inputs.clone();
         if has_seed && (seed.is_some() || count > 1) {
@@ -248,5 +270,8 @@ fn events(running: Running) -> Response {
     let mut response = Response::new(HttpBody::from_stream(frames.map(Ok::<Bytes, Infallible>)));
     let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }

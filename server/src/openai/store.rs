@@ -87,9 +87,9 @@ impl Store {
     }
 }
 
-/// Returns the key of a record. An id has no line break.
+/// Returns the key of a record; the length keeps owner and id apart.
 fn place(owner: &str, id: &str) -> String {
-    format!("{owner}\n{id}")
+    format!("{} {owner} {id}", owner.len())
 }
 
 impl Kept {
@@ -129,7 +129,7 @@ mod tests {
 
     fn ids(store: &Store) -> Vec<String> {
         let kept = store.lock();
-        let ids = kept.by_use.values().map(|place| place.replace("me\n", ""));
+        let ids = kept.by_use.values().map(|place| place.replace("2 me ", ""));
         ids.collect()
     }
 

@@ -1,7 +1,7 @@
 //! Refuses requests for a model that is too busy, by thresholds that can be changed while it runs.
 //!
-//! It stands outermost around the scheduler: what it refuses takes no place in the queue. Without
-//! thresholds only the queue's own bound holds.
+//! A whole request is checked before any of its prompts is queued; the decorator around the scheduler
+//! counts the prompts that wait. Without thresholds only the queue's own bound holds.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,6 +15,9 @@ use engine::{
 };
 use futures_util::Stream;
 
+/// Reads the load of an engine.
+type ReadLoad = Box<dyn Fn() -> WorkerLoad + Send + Sync>;
+
 /// When a model is busy. Nothing set means never.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Limits {
@@ -25,14 +28,20 @@ pub(crate) struct Limits {
 }
 
 /// The limits of one model, and what they are compared with.
-#[derive(Debug, Default)]
 pub(crate) struct Thresholds {
     limits: Mutex<Limits>,
+    load: ReadLoad,
     /// Prompt tokens of requests that have no output yet.
     prefill_tokens: AtomicU64,
 }
 
 impl Thresholds {
+    /// Makes the thresholds of an engine whose load can be read: none at first.
+    pub(crate) fn new(load: impl Fn() -> WorkerLoad + Send + Sync + 'static) -> Self {
+        let (limits, prefill_tokens) = (Mutex::default(), AtomicU64::new(0));
+        Self { limits, load: Box::new(load), prefill_tokens }
+    }
+
     /// Returns the limits in force.
     pub(crate) fn limits(&self) -> Limits {
         *self.lock()
@@ -48,7 +57,9 @@ impl Thresholds {
     }
 
     /// Refuses a request while the model is busy.
-    fn check(&self, load: impl FnOnce() -> WorkerLoad) -> Result<()> {
+    ///
+    /// Errors: overloaded, with the code `busy`.
+    pub(crate) fn check(&self) -> Result<()> {
         let limits = self.limits();
         let busy = |text: String| Err(Error::new(ErrorKind::Overloaded, text).with_code("busy"));
         if let Some(most) = limits.prefill_tokens {
@@ -60,7 +71,7 @@ impl Thresholds {
             }
         }
         if let Some(most) = limits.blocks {
-            let WorkerLoad { used_blocks, total_blocks, .. } = load();
+            let WorkerLoad { used_blocks, total_blocks, .. } = (self.load)();
             if f64::from(used_blocks) > most * f64::from(total_blocks) {
                 return busy(format!(
                     "the model is busy: {used_blocks} of {total_blocks} KV blocks are in use, \
@@ -72,14 +83,10 @@ impl Thresholds {
     }
 }
 
-/// Reads the load of an engine.
-type ReadLoad = Box<dyn Fn() -> WorkerLoad + Send + Sync>;
-
-/// A generating engine that refuses requests while it is busy.
+/// A generating engine whose waiting prompts are counted.
 pub(crate) struct Admit<E> {
     pub engine: E,
     pub thresholds: Arc<Thresholds>,
-    pub load: ReadLoad,
 }
 
 #[async_trait]
@@ -89,7 +96,6 @@ impl<E: Engine<GenerateRequest>> Engine<GenerateRequest> for Admit<E> {
         request: GenerateRequest,
         context: Context,
     ) -> Result<OutputStream<GenerateRequest>> {
-        self.thresholds.check(&self.load)?;
         let prefill = Prefill::begin(self.thresholds.clone(), request.tokens.len() as u64);
         let stream = self.engine.call(request, context).await?;
         Ok(Box::pin(Admitted { stream, prefill: Some(prefill) }))
@@ -141,7 +147,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_busy_model_refuses_until_it_is_not() {
-        let thresholds = Arc::new(Thresholds::default());
         let used = Arc::new(AtomicU64::new(0));
         let load = {
             let used = used.clone();
@@ -151,25 +156,26 @@ mod tests {
                 ..WorkerLoad::default()
             }
         };
+        let thresholds = Arc::new(Thresholds::new(load));
         let script = vec![Step::Output(GenerateOutput::default())];
         let admit = Admit {
             engine: Scripted::<GenerateRequest>::new(script),
             thresholds: thresholds.clone(),
-            load: Box::new(load),
         };
         let call = || admit.call(request(), Context::new("r"));
         thresholds.set(Limits { blocks: Some(0.5), prefill_tokens: Some(9) });
         let mut first = call().await.unwrap();
-        let refused = call().await.err().unwrap();
+        let refused = thresholds.check().unwrap_err();
         assert_eq!((refused.kind(), refused.code()), (ErrorKind::Overloaded, Some("busy")));
         assert!(refused.message().contains("10 prompt tokens"), "{refused}");
         assert!(first.next().await.is_some(), "its prompt waits no longer");
+        assert!(thresholds.check().is_ok());
         drop(call().await.unwrap());
         used.store(6, Relaxed);
-        let refused = call().await.err().unwrap();
+        let refused = thresholds.check().unwrap_err();
         assert!(refused.message().contains("6 of 10 KV blocks"), "{refused}");
         thresholds.set(Limits::default());
-        assert!(call().await.is_ok());
+        assert!(thresholds.check().is_ok());
         assert_eq!(thresholds.prefill_tokens.load(Relaxed), 0, "dropped streams are not counted");
     }
 }

@@ -48,8 +48,12 @@ impl Guides {
             let text = "Exceeds maximum queue size of constraints to be compiled";
             Error::new(ErrorKind::Overloaded, text)
         })?;
+        let place = tokio::time::timeout(COMPILE_TIMEOUT, self.places.clone().acquire_owned());
+        let place = place.await.map_err(|_| {
+            let text = "other constraints are still being compiled";
+            Error::new(ErrorKind::Overloaded, text)
+        })?;
         let compiled = async {
-            let place = self.places.clone().acquire_owned().await;
             let (answer, compiled) = oneshot::channel();
             // The place is given back by the work itself: it goes on when nobody waits any more.
             let compile = move || {

@@ -42,7 +42,8 @@ impl Intake {
             return Err(Error::invalid(format!(
                 "`n`: expected at most {} continuations, got {choices}",
                 self.max_running_sequences
-            )));
+            ))
+            .with_param("n"));
         }
         let needed = (prompt + max_tokens).min(context_length).div_ceil(block_size);
         if needed.saturating_mul(choices) > blocks {
@@ -50,7 +51,8 @@ impl Intake {
                 "{choices} continuations of {prompt} and up to {max_tokens} tokens need {} KV \
                  blocks, there are {blocks}",
                 needed.saturating_mul(choices)
-            )));
+            ))
+            .with_param("max_tokens"));
         }
         Ok(needed)
     }

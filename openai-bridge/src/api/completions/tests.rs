@@ -28,7 +28,7 @@ fn an_echo_has_scores_from_the_second_token_on() {
         ..TextOutput::default()
     };
     let stamp = Stamp { id: "0".into(), created: 1, model: "m".into() };
-    let mut form = Text::new(stamp, StreamOptions::default(), 1, true);
+    let mut form = Text::new(stamp, StreamOptions::default(), 1, (true, true));
     let mut out = Vec::new();
     form.write(output.clone(), &mut out);
     let streamed: Json = serde_json::from_slice(&out[6..]).unwrap();
