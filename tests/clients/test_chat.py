@@ -16,7 +16,7 @@ import pytest
 
 from conftest import BINARY
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 
 
 def chat(server, *arguments, text="", url=None):

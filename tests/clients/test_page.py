@@ -14,7 +14,7 @@ from playwright.sync_api import expect, sync_playwright
 from conftest import BINARY
 
 BROWSERS = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"]
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 QUESTION = """It's "so", $HOME `id` \\ {"a": 1}: what is the capital of Österreich?"""
 
 
@@ -99,12 +99,14 @@ def delta(finish=None, **fields):
 
 def test_an_answer_is_streamed_and_measured(context):
     page = opened(context, "mock", max_tokens="60")
-    article = ask(page, "count", is_done=False)
-    seen = set()
-    while article.get_attribute("aria-busy") == "true":
-        seen.add(text_of(article))
-        page.wait_for_timeout(30)
-    assert len(seen) > 3, seen
+    # The page itself counts how often the text grew: it may be over before the test looks again.
+    page.evaluate("""() => {
+        window.growths = 0;
+        const options = { characterData: true, childList: true, subtree: true };
+        new MutationObserver(() => { window.growths += 1; }).observe(document.getElementById("log"), options);
+    }""")
+    article = ask(page, "count")
+    assert page.evaluate("growths") > 10
     stats = article.locator(".stats").text_content()
     for part in ["time to first token", "tokens/s", "60 answer tokens", "finish: length"]:
         assert part in stats, stats
@@ -136,7 +138,7 @@ def test_curl_python_and_grpcurl_give_the_same_text(context):
     assert text
 
     def run(command):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
