@@ -72,8 +72,7 @@ const fn alias(name: &'static str, meaning: &'static str, datatype: Datatype, ki
 
 const COUNT: Kind = Kind::Integer { least: 1, most: i32::MAX as i128 };
 const CHOICES: Kind = Kind::Integer { least: 1, most: 128 };
-/// The OpenAI API has signed seeds.
-const SEED: Kind = Kind::Integer { least: i64::MIN as i128, most: u64::MAX as i128 };
+const SEED: Kind = Kind::Integer { least: 0, most: u64::MAX as i128 };
 const ONE: Kind = Kind::Integer { least: 1, most: 1 };
 const ALTERNATIVES: Kind = Kind::Integer { least: 0, most: 20 };
 const PENALTY: Kind = Kind::Real { range: Range::closed(-2.0, 2.0) };

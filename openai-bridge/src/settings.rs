@@ -143,6 +143,13 @@ impl Settings {
             Json::Array(values) if source != Source::Body || is_list(field.kind) => {
                 values.iter().map(json_scalar).collect()
             }
+            // The OpenAI API has signed seeds.
+            Json::Number(seed) if source == Source::Body && field.meaning == "seed" => {
+                vec![seed.as_i64().map_or_else(
+                    || json_scalar(value),
+                    |seed| Value::Integer((seed as u64).into()),
+                )]
+            }
             value => vec![json_scalar(value)],
         };
         self.add(field, source, values)

@@ -56,7 +56,6 @@ pub(crate) fn code_of(error: &Error) -> Code {
 pub(crate) fn http_of(error: &Error) -> StatusCode {
     match error.code() {
         Some(RATE_LIMITED) => StatusCode::TOO_MANY_REQUESTS,
-        Some(TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
         _ => http(error.kind()),
     }
 }
@@ -162,6 +161,8 @@ pub(crate) fn of_openai(dialect: Dialect, error: &Error, overload: u16) -> Statu
     };
     match error.kind() {
         ErrorKind::AlreadyExists => StatusCode::CONFLICT,
+        // Triton's doors answer 400.
+        _ if error.code() == Some(TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
         _ if error.code() == Some(UNKNOWN_ENCODING) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         // The caller is gone, so nobody reads it; nginx's word for that in logs is 499.
         ErrorKind::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
@@ -310,7 +311,11 @@ mod tests {
         let limited = Error::new(ErrorKind::Overloaded, "x").with_code(RATE_LIMITED);
         let limited = limited.with_retry_after(Duration::from_millis(1500));
         assert_eq!(http_of(&limited), 429);
-        assert_eq!(http_of(&Error::invalid("x").with_code(TOO_LARGE)), 413);
+        let large = Error::invalid("x").with_code(TOO_LARGE);
+        assert_eq!(
+            (http_of(&large), of_openai(Dialect::OpenAi, &large, 503)),
+            (StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE)
+        );
         assert_eq!(http_of(&Error::new(ErrorKind::Overloaded, "x")), 503);
         let mut headers = HeaderMap::new();
         add_retry_after(&limited, &mut headers);

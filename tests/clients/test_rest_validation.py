@@ -176,7 +176,7 @@ TABLE = {
     "name of controls": (x("a%00%0d%0ab", FLOAT), 404, "Request for unknown model"),
     "name not UTF-8": (x("%ff", FLOAT), 400, "UTF-8"),
     "unknown route": (("/v2/dream", None), 404, "Not Found"),
-    "unknown root": (("/", None), 404, "Not Found"),
+    "unknown root": (("/nothing", None), 404, "Not Found"),
     "a model's route": (("/v2/models/identity/dream", None), 404, "Not Found"),
     "GET for POST": (("/v2/models/identity/infer", None), 405, "Method Not Allowed"),
     "POST for GET": (("/v2/health/live", {}), 405, "Method Not Allowed"),
