@@ -26,6 +26,7 @@ KEYS = "".join([
     entry("expired", "sk-expired", "expires = 2020-01-01T00:00:00Z"),
     entry("few", "sk-few", "requests_per_minute = 3"),
     entry("stream", "sk-stream", "requests_per_minute = 2"),
+    entry("spender", "sk-spender", "tokens_per_minute = 5"),
     entry("tokens", "sk-tokens", "tokens_per_minute = 5"),
 ])
 METHODS = {
@@ -232,6 +233,32 @@ def test_tokens_are_counted_and_refuse_the_next_request(server):
     assert "5 tokens per minute" in refused.json()["error"]
     # At least 3 + 8 tokens are used, so 6 have to come back before the next may run.
     assert int(refused.headers["retry-after"]) > 60
+
+
+def complete(server, key, path="/v1/completions", model="mock"):
+    body = {"model": model, "prompt": "a b c", "max_tokens": 8}
+    return httpx.post(f"http://{server.http}{path}", json=body,
+                      headers={"authorization": f"Bearer {key}"})
+
+
+def test_openai_routes_keep_to_models_and_count_tokens(server):
+    assert complete(server, "sk-one").status_code == 200
+    refused = complete(server, "sk-one", model="simple")
+    assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
+    assert "'simple' is not allowed" in refused.json()["error"]["message"]
+    assert complete(server, "sk-spender").status_code == 200
+    assert complete(server, "sk-spender").status_code == 429
+
+
+def test_a_route_that_moves_takes_its_scope_along(tmp_path):
+    file = tmp_path / "keys.toml"
+    file.write_text(KEYS)
+    moves = ["--openai-path", "completions=/live", "--openai-path", "live=/alive"]
+    with running("--api-keys", str(file), *moves, *FAST, *MODELS) as server:
+        assert complete(server, "sk-reader", "/live").status_code == 403
+        assert complete(server, "sk-wrong", "/live").json()["error"]["code"] == "invalid_api_key"
+        assert complete(server, "sk-caller", "/live").status_code == 200
+        assert get(server, "/alive").status_code == 200
 
 
 def test_metrics_need_their_scope(server):

@@ -1,12 +1,14 @@
 //! Answers of the OpenAI door: JSON, and errors in the client's dialect.
 
 use axum::body::Body;
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use engine::{Error, ErrorKind};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value as Json, json};
 
 use super::OpenAi;
+use crate::rest::receive::drain;
 use crate::status::{self, Dialect};
 
 /// Makes a JSON answer.
@@ -68,7 +70,9 @@ pub(crate) async fn unknown_route(uri: http::Uri) -> Response {
 }
 
 /// Answers a route that is called by another method than its own.
-pub(crate) async fn wrong_method(method: http::Method, uri: http::Uri) -> Response {
+pub(crate) async fn wrong_method(request: Request) -> Response {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    drain(request).await;
     let error = Error::invalid(format!("{} does not take {method}", uri.path()));
     let error = error.with_code("method_not_allowed");
     json(StatusCode::METHOD_NOT_ALLOWED, &body(Dialect::OpenAi, &error))

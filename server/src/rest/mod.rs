@@ -148,7 +148,9 @@ async fn restrict(State(rest): State<Rest>, request: Request, next: Next) -> Res
     }
 }
 
-async fn unknown(uri: http::Uri) -> Response {
+async fn unknown(request: Request) -> Response {
+    let uri = request.uri().clone();
+    receive::drain(request).await;
     if uri.path().starts_with("/v1/") {
         return openai::unknown_route(uri).await;
     }

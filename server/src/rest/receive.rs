@@ -25,6 +25,10 @@ use crate::status::{TOO_LARGE, UNKNOWN_ENCODING};
 /// How long a body may stop coming.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How much of a body is taken in before a refusal, and for how long.
+const DRAINED_BYTES: usize = 1 << 20;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How deep JSON may be nested.
 const MAX_DEPTH: usize = 100;
 
@@ -63,6 +67,15 @@ pub(crate) async fn receive(request: Request, limit: usize) -> Result<Received> 
     };
     let grant = Grant::of(&parts.extensions);
     Ok(Received { headers: parts.headers, grant, body })
+}
+
+/// Takes in some of a body that nobody reads, before a refusal: HTTP/2 clients lose an answer that
+/// comes while they still send.
+pub(crate) async fn drain(request: Request) {
+    if request.version() == http::Version::HTTP_2 {
+        let whole = axum::body::to_bytes(request.into_body(), DRAINED_BYTES);
+        drop(tokio::time::timeout(DRAIN_TIMEOUT, whole).await);
+    }
 }
 
 /// Reads a body as long as it keeps coming.

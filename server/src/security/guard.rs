@@ -15,6 +15,7 @@ use super::Keys;
 use super::keys::forget;
 use super::scope::of_route;
 use crate::openai::Paths;
+use crate::rest::receive::drain;
 use crate::status;
 
 /// What an answer's headers may tell web pages.
@@ -73,7 +74,10 @@ async fn check(
             request.extensions_mut().insert(grant);
             next.run(request).await
         }
-        Err(error) => refusal(path, &error),
+        Err(error) => {
+            drain(request).await;
+            refusal(path, &error)
+        }
     }
 }
 
