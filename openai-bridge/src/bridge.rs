@@ -186,6 +186,7 @@ impl TextBridge {
             has_token_ids: completion.has_token_ids,
             has_prompt_scores: completion.prompt_logprobs.is_some(),
             is_single_call: completion.is_single_call(),
+            is_calls_only: completion.is_calls_only(),
         };
         let choices = completion.choices.get() as usize;
         Ok((requests, Continuations::new(reading, beginnings, choices)))

@@ -111,6 +111,12 @@ impl Completion {
         self.chats().iter().any(|chat| !chat.tools.all.is_empty() && !chat.tools.is_parallel)
     }
 
+    /// Returns whether the texts are held to be calls and nothing else.
+    pub(crate) fn is_calls_only(&self) -> bool {
+        let is_held = |choice: &Choice| matches!(choice, Choice::Named(_) | Choice::Required);
+        self.chats().iter().any(|chat| is_held(&chat.tools.choice))
+    }
+
     fn chats(&self) -> &[Chat] {
         match &self.prompts {
             Prompts::Chats(chats) => chats,

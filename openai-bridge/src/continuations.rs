@@ -28,6 +28,8 @@ pub(crate) struct Reading {
     pub has_prompt_scores: bool,
     /// Calls after the first are left out.
     pub is_single_call: bool,
+    /// The whole text is calls: what is left of one that was cut off is no content.
+    pub is_calls_only: bool,
 }
 
 /// The continuations of one request: `[prompts, choices]`.
@@ -252,12 +254,15 @@ impl Continuation {
         self.drop_calls(reading);
     }
 
-    /// Leaves out the calls that are too many.
+    /// Leaves out the calls that are too many, and what is left of those that were cut off.
     fn drop_calls(&mut self, reading: &Reading) {
-        if reading.is_single_call {
+        if reading.is_single_call || reading.is_calls_only {
             self.news.events.retain(|event| match event {
-                Event::CallBegun { index, .. } | Event::Arguments { index, .. } => *index == 0,
-                Event::Content(_) | Event::Reasoning(_) => true,
+                Event::CallBegun { index, .. } | Event::Arguments { index, .. } => {
+                    *index == 0 || !reading.is_single_call
+                }
+                Event::Content(_) => !reading.is_calls_only,
+                Event::Reasoning(_) => true,
             });
         }
     }

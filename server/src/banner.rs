@@ -7,16 +7,26 @@ use crate::models::Models;
 use crate::security::{SecurityConfig, TlsListener};
 
 /// Returns the calls for the first model of each kind.
-pub(crate) fn text(address: SocketAddr, models: &Models, security: &SecurityConfig) -> String {
-    let host = match address.ip().is_unspecified() {
-        true => format!("localhost:{}", address.port()),
-        false => address.to_string(),
-    };
+pub(crate) fn text(
+    address: SocketAddr,
+    http: Option<SocketAddr>,
+    models: &Models,
+    security: &SecurityConfig,
+) -> String {
+    let host = host_of(address);
     let ready = models.ready();
     let names: Vec<&str> = ready.iter().map(|model| &*model.name).collect();
     let mut out = format!("\nStator serves KServe v2 over gRPC at {host}\n");
-    let _ = writeln!(out, "models: {}\n", names.join(", "));
     let tls = security.tls.as_ref();
+    if let Some(http) = http.map(host_of) {
+        let has_tls = tls.is_some_and(|tls| tls.listeners.contains(&TlsListener::Http));
+        let scheme = if has_tls { "https" } else { "http" };
+        let _ = writeln!(
+            out,
+            "and the OpenAI API at {scheme}://{http}/v1; a page to chat is at {scheme}://{http}/"
+        );
+    }
+    let _ = writeln!(out, "models: {}\n", names.join(", "));
     let has_tls = tls.is_some_and(|tls| tls.listeners.contains(&TlsListener::Grpc));
     if has_tls || security.api_keys.is_some() {
         out.push_str(&secured(&host, has_tls, security));
@@ -30,6 +40,14 @@ pub(crate) fn text(address: SocketAddr, models: &Models, security: &SecurityConf
         "Every call is listed by: grpcurl -plaintext {host} list inference.GRPCInferenceService"
     );
     out
+}
+
+/// Returns how a client on this machine names an address.
+fn host_of(address: SocketAddr) -> String {
+    match address.ip().is_unspecified() {
+        true => format!("localhost:{}", address.port()),
+        false => address.to_string(),
+    }
 }
 
 /// Returns the one call that everybody who may get in can make; secrets and files are theirs to

@@ -181,7 +181,8 @@ impl Server {
     fn announce(&self) {
         let mut out = std::io::stdout();
         let _ = out.write_all(
-            banner::text(self.grpc_address, &self.models, &self.config.security).as_bytes(),
+            banner::text(self.grpc_address, self.http_address, &self.models, &self.config.security)
+                .as_bytes(),
         );
         let _ = out.flush();
         tracing::info!(
