@@ -204,9 +204,7 @@ impl Tail<'_> {
 
 impl Form for Chat {
     fn write(&mut self, output: TextOutput, out: &mut Vec<u8>) {
-        let deltas = output.deltas.iter().map(counts).collect();
-        let prompt_tokens = output.prompt_tokens.clone();
-        self.fold.push(TextOutput { deltas, prompt_tokens, ..TextOutput::default() });
+        self.fold.count(&output);
         for delta in &output.deltas {
             self.delta(delta, out);
         }
@@ -264,17 +262,6 @@ impl Form for Chat {
             "choices": fold.told.iter().enumerate().map(choice).collect::<Vec<_>>(),
             "usage": fold.usage().json(),
         })
-    }
-}
-
-/// Returns what a delta counts, without what only its frames need.
-pub(super) fn counts(delta: &Delta) -> Delta {
-    Delta {
-        index: delta.index,
-        tokens: delta.tokens,
-        reasoning_tokens: delta.reasoning_tokens,
-        finish: delta.finish.clone(),
-        ..Delta::default()
     }
 }
 

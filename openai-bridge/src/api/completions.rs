@@ -4,7 +4,6 @@ use engine::Result;
 use serde_json::{Value as Json, json};
 
 use super::body::{self, StreamOptions, get, wrong};
-use super::chat::counts;
 use super::fold::{Told, word};
 use super::frames::{Chunks, DONE, frame, json};
 use super::{Asked, Body, Fold, Form, Stamp};
@@ -143,9 +142,7 @@ impl Text {
 
 impl Form for Text {
     fn write(&mut self, output: TextOutput, out: &mut Vec<u8>) {
-        let deltas = output.deltas.iter().map(counts).collect();
-        let prompt_tokens = output.prompt_tokens.clone();
-        self.fold.push(TextOutput { deltas, prompt_tokens, ..TextOutput::default() });
+        self.fold.count(&output);
         for delta in &output.deltas {
             self.delta(delta, out);
         }

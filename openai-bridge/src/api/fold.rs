@@ -64,6 +64,22 @@ impl Fold {
         }
     }
 
+    /// Adds what news count, without their texts: for streams, which need no more.
+    pub(super) fn count(&mut self, output: &TextOutput) {
+        let counts = |delta: &Delta| Delta {
+            index: delta.index,
+            tokens: delta.tokens,
+            reasoning_tokens: delta.reasoning_tokens,
+            finish: delta.finish.clone(),
+            ..Delta::default()
+        };
+        self.push(TextOutput {
+            deltas: output.deltas.iter().map(counts).collect(),
+            prompt_tokens: output.prompt_tokens.clone(),
+            ..TextOutput::default()
+        });
+    }
+
     /// Returns the tokens of all prompts, of all continuations, of thoughts, and from the cache.
     pub fn usage(&self) -> Usage {
         let sum = |count: fn(&Told) -> u32| self.told.iter().map(count).sum();

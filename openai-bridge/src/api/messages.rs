@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::blocks::{Block, Blocks, Kind, Step};
 use super::body;
-use super::chat::{self, counts};
+use super::chat;
 use super::frames::named;
 use super::{Asked, Body, Fold, Form, Stamp};
 use crate::settings::Settings;
@@ -211,8 +211,7 @@ impl Form for Messages {
         for delta in output.deltas.iter().filter(|delta| delta.index == 0) {
             self.blocks.take(delta, |block, step| writer.step(block, step, out));
         }
-        let deltas = output.deltas.iter().map(counts).collect();
-        self.fold.push(TextOutput { deltas, ..output });
+        self.fold.count(&output);
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {

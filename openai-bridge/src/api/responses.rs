@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 
 use super::blocks::Blocks;
 use super::body::{self, get, wrong};
-use super::chat::{self, counts};
+use super::chat;
 use super::{Asked, Body, Fold, Form, Stamp};
 use crate::{Finish, TextBridge, TextOutput};
 use write::Writer;
@@ -200,8 +200,7 @@ impl Form for Responses {
         for delta in output.deltas.iter().filter(|delta| delta.index == 0) {
             self.blocks.take(delta, |block, step| writer.step(block, step, out));
         }
-        let deltas = output.deltas.iter().map(counts).collect();
-        self.fold.push(TextOutput { deltas, ..output });
+        self.fold.count(&output);
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {
