@@ -1,31 +1,12 @@
-"use strict";
 // The chat: one conversation, streamed over /v1/chat/completions. What a model says enters the page
 // as text, never as HTML.
 
-const byId = (id) => document.getElementById(id);
-const facts = JSON.parse(document.querySelector('meta[name="facts"]').content);
-// The page knows its own path, so it works behind a proxy that serves all below another.
-const trimmed = (path) => path.replace(/\/$/, "");
-const root = location.origin + trimmed(location.pathname).slice(0, -trimmed(facts.own).length || undefined);
-const place = (path) => root + path;
-const KEY = "stator-api-key";
 // How close to its end, in pixels, the log is followed while it grows.
 const FOLLOW_PIXELS = 80;
 
 let messages = []; // without the system prompt
 let running = null; // the AbortController of the answer under way
 let unanswered = []; // tool calls whose results the next messages are
-
-/// Makes an element with properties and children.
-function make(name, properties = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
-    if (key.includes("-") || key === "role") element.setAttribute(key, value);
-    else element[key] = value;
-  }
-  element.append(...children);
-  return element;
-}
 
 // ---- requests ----
 

@@ -1,30 +1,11 @@
-"use strict";
 // The reference: /openapi.json as a page, each route with its fields and a form to try it.
 
-const byId = (id) => document.getElementById(id);
-const facts = JSON.parse(document.querySelector('meta[name="facts"]').content);
-// The page knows its own path, so it works behind a proxy that serves all below another.
-const trimmed = (path) => path.replace(/\/$/, "");
-const root = location.origin + trimmed(location.pathname).slice(0, -trimmed(facts.own).length || undefined);
-const place = (path) => root + path;
-const KEY = "stator-api-key";
 const METHODS = ["get", "post", "put", "delete", "patch"];
 // A schema that holds itself is shown to this depth.
 const MAX_DEPTH = 6;
 
 let api = null;
 let firstModel = "MODEL";
-
-/// Makes an element with properties and children.
-function make(name, properties = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
-    if (key.includes("-") || key === "role") element.setAttribute(key, value);
-    else element[key] = value;
-  }
-  element.append(...children);
-  return element;
-}
 
 /// Follows a reference into the document.
 function resolve(item) {

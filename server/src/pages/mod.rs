@@ -21,6 +21,9 @@ pub use openapi::document;
 
 const STYLE: &str = include_str!("style.css");
 
+/// What the scripts of both pages begin with.
+const COMMON: &str = include_str!("common.js");
+
 /// A document that is ready to be sent.
 #[derive(Clone)]
 struct Page {
@@ -54,7 +57,7 @@ pub(crate) fn router(grpc_port: u16, paths: &Paths) -> Router {
 
 /// Puts style and script into a frame, and names the script's digest in the policy.
 fn page(frame: &str, script: &str, facts: &str) -> Page {
-    let script = script.trim_end();
+    let script = format!("{COMMON}\n{}", script.trim_end());
     let digest = digest::digest(&digest::SHA256, script.as_bytes());
     let policy = format!(
         "default-src 'none'; script-src 'sha256-{}'; style-src 'unsafe-inline'; \
@@ -66,7 +69,7 @@ fn page(frame: &str, script: &str, facts: &str) -> Page {
     let body = frame
         .replace("{{FACTS}}", &facts.replace('&', "&amp;").replace('"', "&quot;"))
         .replace("{{STYLE}}", STYLE)
-        .replace("{{SCRIPT}}", script);
+        .replace("{{SCRIPT}}", &script);
     let policy = HeaderValue::try_from(policy).expect("a policy is made of ASCII");
     Page { kind: "text/html; charset=utf-8", policy: Some(policy), body: Bytes::from(body) }
 }
