@@ -155,8 +155,7 @@ def test_a_client_that_stops_waiting_stops_the_work(scripted):
         async with openai.AsyncOpenAI(**options) as client:
             call = asyncio.create_task(client.completions.create(
                 model="slow", prompt="x", max_tokens=5000, n=4))
-            await asyncio.sleep(0.3)
-            assert running_sequences(scripted) == 4
+            await asyncio.to_thread(wait_for, lambda: running_sequences(scripted) == 4)
             call.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await call
