@@ -129,13 +129,13 @@ pub fn rotations(position: usize, base: f32, out: &mut [Rotation]) {
     }
 }
 
-/// Rotates the neighbouring pairs of each head in `heads`, as GGUF's Llama layout has them.
+/// Rotates each head in `heads`; a pair is one dimension of its first half and its partner in the
+/// second.
 pub fn rotate(heads: &mut [f32], rotations: &[Rotation]) {
     for head in heads.chunks_exact_mut(2 * rotations.len()) {
-        for (pair, [cosine, sine]) in head.chunks_exact_mut(2).zip(rotations) {
-            let (a, b) = (pair[0], pair[1]);
-            pair[0] = a * cosine - b * sine;
-            pair[1] = a * sine + b * cosine;
+        let (first, second) = head.split_at_mut(rotations.len());
+        for ((a, b), [cosine, sine]) in first.iter_mut().zip(second).zip(rotations) {
+            (*a, *b) = (*a * cosine - *b * sine, *a * sine + *b * cosine);
         }
     }
 }
