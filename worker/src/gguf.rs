@@ -58,6 +58,8 @@ pub enum WeightType {
     F32,
     /// IEEE 754 binary16.
     F16,
+    /// The upper half of a binary32.
+    Bf16,
     /// 32 elements: an f16 scale and 4-bit numbers from -8.
     Q4_0,
     /// 32 elements: an f16 scale, an f16 minimum and 4-bit numbers from 0.
@@ -75,6 +77,7 @@ impl WeightType {
             2 => Some(Self::Q4_0),
             3 => Some(Self::Q4_1),
             8 => Some(Self::Q8_0),
+            30 => Some(Self::Bf16),
             _ => None,
         }
     }
@@ -83,7 +86,7 @@ impl WeightType {
     pub fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
-            Self::F16 => (1, 2),
+            Self::F16 | Self::Bf16 => (1, 2),
             Self::Q4_0 => (32, 18),
             Self::Q4_1 => (32, 20),
             Self::Q8_0 => (32, 34),
@@ -200,7 +203,9 @@ impl Gguf {
         let entry = directory.get(name).ok_or_else(|| broken("is missing".into()))?;
         let weight_type = WeightType::from_number(entry.type_number).ok_or_else(|| {
             let number = entry.type_number;
-            broken(format!("type {number} is not known; known are F32, F16, Q4_0, Q4_1 and Q8_0"))
+            broken(format!(
+                "type {number} is not known; known are F32, F16, BF16, Q4_0, Q4_1 and Q8_0"
+            ))
         })?;
         let (elements, bytes) = weight_type.block();
         let row = entry.dims.first().copied().unwrap_or(1);

@@ -23,7 +23,7 @@ pub(super) enum Layout {
     Q4,
     /// 16 f16 scales, 8 times 64 bytes: columns `4k..4k+4` of each row, as 128 plus the number.
     Q8,
-    /// Column after column, 16 f32 each; F16 is widened.
+    /// Column after column, 16 f32 each; F16 and BF16 are widened.
     F32,
 }
 
@@ -60,7 +60,7 @@ impl Packed {
         let layout = match stored.weight_type {
             WeightType::Q4_0 | WeightType::Q4_1 => Layout::Q4,
             WeightType::Q8_0 => Layout::Q8,
-            WeightType::F32 | WeightType::F16 => Layout::F32,
+            WeightType::F32 | WeightType::F16 | WeightType::Bf16 => Layout::F32,
         };
         let blocks = columns / BLOCK;
         let bytes = rows.div_ceil(ROWS) * blocks * layout.tile_bytes();
@@ -137,6 +137,11 @@ fn pack_block(weight_type: WeightType, tile: &mut [u8], lane: usize, block: &[u8
             for column in 0..BLOCK {
                 let number = read_f16(block, column).to_le_bytes();
                 tile[(column * ROWS + lane) * 4..][..4].copy_from_slice(&number);
+            }
+        }
+        WeightType::Bf16 => {
+            for (column, number) in block.chunks_exact(2).enumerate() {
+                tile[(column * ROWS + lane) * 4 + 2..][..2].copy_from_slice(number);
             }
         }
     }

@@ -1,14 +1,20 @@
 //! Every weight type on every instruction set against a float64 reference, and the promise that a
 //! token's result depends on that token alone.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::*;
 use crate::cpu::activations::{BASE, BLOCK};
 use crate::gguf::WeightType;
 
-const TYPES: [WeightType; 5] =
-    [WeightType::F32, WeightType::F16, WeightType::Q4_0, WeightType::Q4_1, WeightType::Q8_0];
+const TYPES: [WeightType; 6] = [
+    WeightType::F32,
+    WeightType::F16,
+    WeightType::Bf16,
+    WeightType::Q4_0,
+    WeightType::Q4_1,
+    WeightType::Q8_0,
+];
 
 /// Numbers that look random and are the same everywhere.
 fn noise(seed: u64) -> impl FnMut() -> u64 {
@@ -30,6 +36,13 @@ fn matrix(kind: WeightType, rows: usize, columns: usize) -> (StoredTensor, Vec<f
         let (s, m) = (f64::from(scale), f64::from(minimum));
         let nibbles = bytes[..16].iter().map(|b| b & 15).chain(bytes[..16].iter().map(|b| b >> 4));
         match kind {
+            WeightType::Bf16 => {
+                for byte in &bytes {
+                    let number = bf16::from_f32(f32::from(*byte) / 100.0 - 1.0);
+                    numbers.push(f64::from(number));
+                    data.extend(number.to_le_bytes());
+                }
+            }
             WeightType::F32 | WeightType::F16 => {
                 for byte in &bytes {
                     let number = f16::from_f32(f32::from(*byte) / 100.0 - 1.0);
@@ -73,7 +86,7 @@ fn seen(
     x: &[f32],
     columns: usize,
 ) -> Vec<f64> {
-    if matches!(kind, WeightType::F32 | WeightType::F16) {
+    if matches!(kind, WeightType::F32 | WeightType::F16 | WeightType::Bf16) {
         return x.iter().map(|&value| f64::from(value)).collect();
     }
     let mut scratch = Activations::default();
