@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::middleware;
 use engine::Tasks;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -263,6 +264,7 @@ async fn open_http(
     let metrics = admin::router(paths.get("metrics"), exporter.clone());
     let router = rest::router(shared.clone(), http).merge(open).merge(metrics);
     let router = protect(router, security.keys.as_ref(), paths, &config.security.cors_origins);
+    let router = router.layer(middleware::from_fn(openai::name_request));
     // A browser opens a page without a key; the key is asked for what the page does.
     let router = router.merge(pages::router(grpc_port, paths));
     let listener = Listener {

@@ -188,6 +188,7 @@ def test_refusals_read_as_their_api_writes_them(server):
                for path in ("/v1/chat/completions", "/v1/messages", "/v2/models/mock/generate")}
     assert {answer.status_code for answer in refused.values()} == {401}
     assert {answer.headers["www-authenticate"] for answer in refused.values()} == {"Bearer"}
+    assert all(len(answer.headers["x-request-id"]) == 32 for answer in refused.values())
     openai = refused["/v1/chat/completions"].json()["error"]
     message = openai.pop("message")
     assert openai == {"type": "authentication_error", "param": None, "code": "invalid_api_key"}

@@ -232,6 +232,7 @@ def test_flags_that_cannot_be_honoured_stop_the_start(authority, stranger, tmp_p
         ([*tls_of((cert, key)), "--tls-client-ca", authority.pem, "--tls-listeners", "metrics"],
          "--tls-client-ca: needs"),
         (["--tls-listeners", "smtp"], "--tls-listeners"),
+        (["--tls-listeners", "grpc"], "--tls-listeners: needs --tls-cert and --tls-key"),
         (["--api-keys", "/nowhere"], "--api-keys: cannot read `/nowhere`"),
         (["--api-keys", str(keys)], "--api-keys: "),
         (["--cors-origin", "example.org"], "--cors-origin: expected"),

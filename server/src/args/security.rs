@@ -19,8 +19,8 @@ pub struct SecurityArgs {
     /// Authorities of client certificates, PEM: gRPC and HTTP require one from every client
     #[arg(long, value_name = "FILE", env = "STATOR_TLS_CLIENT_CA")]
     pub tls_client_ca: Option<PathBuf>,
-    /// Listeners that serve TLS, the others serve in the clear
-    #[arg(long, value_name = "LIST", value_enum, default_value = "grpc,http,metrics")]
+    /// Listeners that serve TLS, the others serve in the clear [default: all of them]
+    #[arg(long, value_name = "LIST", value_enum)]
     #[arg(env = "STATOR_TLS_LISTENERS", value_delimiter = ',')]
     pub tls_listeners: Vec<TlsListener>,
     /// Seconds between two looks at the files of certificates and API keys; 0 looks only at

@@ -176,7 +176,9 @@ impl OpenAi {
     pub(super) fn model(&self, name: &str) -> Result<Arc<Model>> {
         self.shared.models.get(name, "").map_err(|error| match error.kind() {
             engine::ErrorKind::NotFound => {
-                Error::not_found(format!("the model `{name}` does not exist"))
+                let list = self.config.paths.get("models");
+                let text = format!("the model `{name}` does not exist; GET {list} lists those that do");
+                Error::not_found(text)
                     .with_param("model")
                     .with_code("model_not_found")
             }

@@ -20,7 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::middleware::{self, Next};
+use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{get, post};
 use http::HeaderValue;
@@ -119,12 +119,12 @@ pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usiz
         .route(path("health"), get(catalog::health))
         .route(path("live"), get(catalog::live))
         .method_not_allowed_fallback(answer::wrong_method)
-        .layer(middleware::from_fn(name_request))
         .with_state(door)
 }
 
-/// Gives a request its name, the client's or one of ours, and tells it in the answer.
-async fn name_request(mut request: Request, next: Next) -> Response {
+/// Gives a request its name, the client's or one of ours, and tells it in the answer, be it a
+/// refusal of whatever layer.
+pub(crate) async fn name_request(mut request: Request, next: Next) -> Response {
     let is_name = |value: &&HeaderValue| {
         (1..=MAX_REQUEST_ID).contains(&value.len()) && value.to_str().is_ok()
     };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use http::HeaderValue;
 
 use crate::args::SecurityArgs;
@@ -54,12 +55,18 @@ impl SecurityConfig {
                 certificate: certificate.clone(),
                 key: key.clone(),
                 client_ca: args.tls_client_ca.clone(),
-                listeners: args.tls_listeners.clone(),
+                listeners: match args.tls_listeners.is_empty() {
+                    true => TlsListener::value_variants().to_vec(),
+                    false => args.tls_listeners.clone(),
+                },
             }),
             (Some(_), None) => return invalid("--tls-cert: needs --tls-key"),
             (None, Some(_)) => return invalid("--tls-key: needs --tls-cert"),
             (None, None) if args.tls_client_ca.is_some() => {
                 return invalid("--tls-client-ca: needs --tls-cert and --tls-key");
+            }
+            (None, None) if !args.tls_listeners.is_empty() => {
+                return invalid("--tls-listeners: needs --tls-cert and --tls-key");
             }
             (None, None) => None,
         };

@@ -40,7 +40,8 @@ pub(super) fn chat(mut body: Body) -> Result<Body> {
     if let Some(value) = get(&body, "temperature")
         && !value.as_f64().is_some_and(|value| (0.0..=1.0).contains(&value))
     {
-        let why = format!("expected a number from 0 to 1, got {}", body::kind(value));
+        let got = if value.is_number() { value.to_string() } else { body::kind(value).to_owned() };
+        let why = format!("expected a number from 0 to 1, got {got}");
         return Err(wrong("temperature", &why));
     }
     let mut chat = Body::new();
