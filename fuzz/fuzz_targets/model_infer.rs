@@ -7,9 +7,9 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use engine::InferRequest;
+use engine::{GenerateRequest, InferRequest};
 use libfuzzer_sys::fuzz_target;
-use openai_bridge::{Now, TextBridge};
+use openai_bridge::{Now, TensorRequest, TextBridge};
 use proto::inference::ModelInferRequest;
 use proto::{Envelope, Payload};
 use tensor::request::WireInputs;
@@ -77,9 +77,12 @@ fn text(mut wire: ModelInferRequest, payloads: Vec<Payload>) {
         return;
     }
     let request = InferRequest { inputs, parameters, ..InferRequest::default() };
-    if let Ok(completion) = BRIDGE.parse(&request)
-        && let Ok(requests) = BRIDGE.encode(&completion, Now::default())
+    if let Ok(TensorRequest::Generate(completion, _)) = BRIDGE.parse(&request)
+        && let Ok((requests, _)) = BRIDGE.encode(&completion, Now::default())
     {
-        assert!(requests.iter().all(|request| request.stop.max_tokens > 0));
+        let draws = |request: &GenerateRequest| {
+            request.stop.max_tokens > 0 || request.prompt_logprobs.is_some()
+        };
+        assert!(requests.iter().all(draws));
     }
 }
