@@ -142,6 +142,11 @@ impl Parts {
             self.payloads.push(cursor.take(length)?);
             return Some(());
         }
+        if (1..=RAW_INPUTS).contains(&(tag >> 3)) && tag & 7 != 2 {
+            // Every field of a request has a length. The general decoder reads one for a map
+            // whatever the tag says, so what seems to follow here may lie inside of it.
+            return None;
+        }
         let rest = &mut self.rest;
         encode_varint(tag, rest);
         match tag & 7 {

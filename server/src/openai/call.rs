@@ -177,10 +177,9 @@ impl OpenAi {
         self.shared.models.get(name, "").map_err(|error| match error.kind() {
             engine::ErrorKind::NotFound => {
                 let list = self.config.paths.get("models");
-                let text = format!("the model `{name}` does not exist; GET {list} lists those that do");
-                Error::not_found(text)
-                    .with_param("model")
-                    .with_code("model_not_found")
+                let text =
+                    format!("the model `{name}` does not exist; GET {list} lists those that do");
+                Error::not_found(text).with_param("model").with_code("model_not_found")
             }
             _ => error,
         })

@@ -128,6 +128,16 @@ proptest! {
 }
 
 #[test]
+fn a_field_of_another_wire_type_is_left_to_the_general_decoder() {
+    // Field 4 is a map; its tag says varint here, and the decoder reads a length all the same.
+    let bytes = [0x20, 3, 0x3a, 1, b'P'];
+    let whole = ModelInferRequest::decode(&bytes[..]).map(Envelope::from);
+    let cut = Envelope::decode(bytes.chunks(2).map(Bytes::copy_from_slice).collect());
+    assert_eq!(whole.as_ref().map(|whole| whole.payloads.len()), Ok(0));
+    assert_eq!(cut.map(|cut| cut.payloads.len()), Ok(0));
+}
+
+#[test]
 fn a_large_payload_is_shared_both_ways() {
     let payload = Bytes::from(vec![1u8; 1 << 20]);
     let tensor = Tensor::new("OUT", Datatype::Uint8, vec![1 << 20], payload.clone());
