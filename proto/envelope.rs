@@ -181,6 +181,9 @@ impl Cursor {
         let mut value = 0u64;
         for index in 0..10 {
             let byte = self.byte()?;
+            if index == 9 && byte > 1 {
+                return None; // It has more than 64 bits.
+            }
             value |= u64::from(byte & 0x7f) << (7 * index);
             if byte & 0x80 == 0 {
                 return Some(value);

@@ -138,6 +138,17 @@ fn a_field_of_another_wire_type_is_left_to_the_general_decoder() {
 }
 
 #[test]
+fn a_number_of_more_than_64_bits_is_refused_however_it_is_cut() {
+    // Field 10, which no request has, as a varint of ten bytes.
+    for (last, is_sound) in [(1, true), (2, false)] {
+        let bytes = [&[0x50][..], &[0xff; 9], &[last]].concat();
+        let whole = Envelope::decode(Payload::from(Bytes::from(bytes.clone())));
+        let cut = Envelope::decode(bytes.chunks(3).map(Bytes::copy_from_slice).collect());
+        assert_eq!((whole.is_ok(), cut.is_ok()), (is_sound, is_sound), "{last}");
+    }
+}
+
+#[test]
 fn a_large_payload_is_shared_both_ways() {
     let payload = Bytes::from(vec![1u8; 1 << 20]);
     let tensor = Tensor::new("OUT", Datatype::Uint8, vec![1 << 20], payload.clone());
