@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::weights::Weights;
 
 /// The first four bytes of every file.
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -188,16 +189,18 @@ impl Gguf {
             Some(_) => Err(Error::Model(format!("`{key}`: expected a string"))),
         }
     }
+}
 
-    /// Returns whether the file has a tensor.
-    pub fn has_tensor(&self, name: &str) -> bool {
+impl Weights for Gguf {
+    fn has_tensor(&self, name: &str) -> bool {
         self.header.directory.contains_key(name)
     }
 
-    /// Reads a tensor.
-    ///
-    /// Errors: it is missing, of a type this worker does not run, or outside of the file.
-    pub fn tensor(&self, name: &str) -> Result<StoredTensor, Error> {
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.header.directory.keys().map(String::as_str))
+    }
+
+    fn tensor(&self, name: &str) -> Result<StoredTensor, Error> {
         let broken = |why: String| Error::Model(format!("tensor `{name}`: {why}"));
         let directory = &self.header.directory;
         let entry = directory.get(name).ok_or_else(|| broken("is missing".into()))?;

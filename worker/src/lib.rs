@@ -9,5 +9,6 @@ pub mod infer;
 pub mod kv;
 pub mod model;
 pub mod runner;
+pub mod weights;
 
 pub use error::Error;

@@ -9,7 +9,8 @@ use super::Hyperparameters;
 use crate::Error;
 use crate::cpu::activations::Precision;
 use crate::cpu::linear::Linear;
-use crate::gguf::{Gguf, StoredTensor, WeightType};
+use crate::gguf::{StoredTensor, WeightType};
+use crate::weights::Weights;
 
 pub use forward::{Buffers, Position};
 
@@ -39,7 +40,7 @@ impl Llama {
     /// Reads and packs the weights.
     ///
     /// Errors: a tensor is missing or has another shape; the text names it.
-    pub fn read(file: &Gguf, sizes: Hyperparameters) -> Result<Self, Error> {
+    pub fn read(file: &dyn Weights, sizes: Hyperparameters) -> Result<Self, Error> {
         let embedding = linear(file, "token_embd.weight", sizes.hidden, None)?;
         let vocabulary = embedding.rows();
         let head = match file.has_tensor("output.weight") {
@@ -60,7 +61,7 @@ impl Llama {
 }
 
 impl LayerWeights {
-    fn read(file: &Gguf, sizes: &Hyperparameters, index: usize) -> Result<Self, Error> {
+    fn read(file: &dyn Weights, sizes: &Hyperparameters, index: usize) -> Result<Self, Error> {
         let name = |part: &str| format!("blk.{index}.{part}.weight");
         let (hidden, wide) = (sizes.hidden, sizes.feed_forward);
         let (query, kv) = (sizes.query_width(), sizes.kv_width());
@@ -103,7 +104,7 @@ fn part_pairs(stored: &mut StoredTensor, head_dim: usize) {
 
 /// Reads a matrix and checks its shape.
 fn matrix(
-    file: &Gguf,
+    file: &dyn Weights,
     name: &str,
     columns: usize,
     rows: Option<usize>,
@@ -122,12 +123,17 @@ fn matrix(
     Err(Error::Model(format!("tensor `{name}`: expected [{columns}, {rows}], got {got:?}")))
 }
 
-fn linear(file: &Gguf, name: &str, columns: usize, rows: Option<usize>) -> Result<Linear, Error> {
+fn linear(
+    file: &dyn Weights,
+    name: &str,
+    columns: usize,
+    rows: Option<usize>,
+) -> Result<Linear, Error> {
     Linear::new(&[(name.to_owned(), matrix(file, name, columns, rows)?)])
 }
 
 /// Reads a vector of floats.
-fn vector(file: &Gguf, name: &str, length: usize) -> Result<Vec<f32>, Error> {
+fn vector(file: &dyn Weights, name: &str, length: usize) -> Result<Vec<f32>, Error> {
     let stored = file.tensor(name)?;
     if stored.dims != [length] || stored.weight_type != WeightType::F32 {
         let got = (stored.weight_type, stored.dims);
