@@ -1,6 +1,7 @@
 //! Computes: schedules sequences, owns the KV cache, runs models on devices.
 
 pub mod cpu;
+pub mod encode;
 mod error;
 pub mod generate;
 pub mod gguf;

@@ -10,11 +10,13 @@ pub mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod bidirectional;
 mod isa;
 pub mod linear;
 mod packed;
 pub mod pool;
 mod portable;
+pub mod postnorm;
 pub mod vector;
 
 pub use isa::Isa;

@@ -2,6 +2,7 @@
 //!
 //! A family is one file with its forward pass; what a file says of itself chooses it.
 
+pub mod bert;
 mod config;
 mod llama;
 mod vocabulary;

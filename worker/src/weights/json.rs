@@ -137,7 +137,7 @@ impl Json {
 /// Reads a text file of a bounded size.
 ///
 /// Errors: unreadable, no regular file, too large, or not UTF-8; the text names the file.
-pub(super) fn text(path: &Path) -> Result<String, Error> {
+pub(crate) fn text(path: &Path) -> Result<String, Error> {
     let unreadable = |source| Error::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;

@@ -11,6 +11,7 @@ mod safetensors;
 pub use crate::gguf::{StoredTensor, WeightType};
 pub use directory::Directory;
 pub use json::Json;
+pub(crate) use json::text;
 pub use safetensors::SafeTensors;
 
 use crate::Error;
