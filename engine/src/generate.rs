@@ -9,6 +9,11 @@ use crate::{Guided, Request, Sampling, StopConditions, Usage};
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;
 
+/// An adapter that an engine has loaded. The number stands for the content: what was computed with
+/// an adapter of the same number can be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AdapterId(pub u64);
+
 /// A prompt and how to continue it.
 ///
 /// ```
@@ -33,6 +38,8 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<u32>,
     /// What each continuation has to look like.
     pub guided: Option<Guided>,
+    /// The adapter that the model is asked with; none: as it is.
+    pub adapter: Option<AdapterId>,
 }
 
 impl GenerateRequest {
@@ -46,6 +53,7 @@ impl GenerateRequest {
             logprobs: None,
             prompt_logprobs: None,
             guided: None,
+            adapter: None,
         }
     }
 }

@@ -25,7 +25,9 @@ pub use context::Context;
 pub use embed::{EmbedRequest, Embedding};
 pub use engine::{Engine, OutputStream, Request};
 pub use error::{Error, ErrorKind, Result};
-pub use generate::{FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs};
+pub use generate::{
+    AdapterId, FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs,
+};
 pub use guided::{Constraint, Guided};
 pub use infer::{InferOutput, InferRequest, RequestedOutput};
 pub use meter::Meter;

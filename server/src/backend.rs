@@ -2,15 +2,18 @@
 //! runtime.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Engine, GenerateRequest, InferRequest, ModelCard, Vocabulary};
+use engine::{
+    EmbedRequest, Engine, GenerateRequest, InferRequest, ModelCard, Vocabulary, WorkerLoad,
+};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
 use tensor::ModelConfig;
 use wire::model_config::SchedulingChoice;
+use worker::encode::{self, EncodeConfig, EncodeEngine, Encoder, EncoderOptions};
 use worker::generate::{GenerateEngine, SchedulerConfig};
 use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
 use worker::runner::Runner;
@@ -24,9 +27,9 @@ use crate::models::{Model, TextModel};
 use crate::pipeline::{
     Admit, Deadline, Observe, SequenceOptions, Sequences, Thresholds, TokenMetrics,
 };
-use crate::repository::{Definition, WEIGHTS_FILE};
+use crate::repository::{Definition, WEIGHTS_FILE, is_published};
 use crate::source::{Place, sequences};
-use crate::text::{TensorText, TextEngine};
+use crate::text::{NoGeneration, TensorText, TextEngine};
 
 /// How long a sequence may be idle when its model does not say, as in Triton.
 const DEFAULT_IDLE_US: u64 = 1_000_000;
@@ -66,6 +69,9 @@ impl Backends {
     fn text(&self, definition: &Definition, version: u64) -> Result<Model, String> {
         let started = Instant::now();
         let path = self.weights(definition, version)?;
+        if path.is_dir() && encode::is_encoder(&path).map_err(|error| error.to_string())? {
+            return self.encoder(&path, definition, version);
+        }
         let options = CpuOptions {
             threads: self.engine.threads,
             context_length: self.engine.context_length,
@@ -96,7 +102,9 @@ impl Backends {
                 file if !file.contains(['/', '\\']) => file,
                 file => return Err(format!("`default_model_filename`: `{file}` is not a name")),
             };
-            return Ok(folder.join(version.to_string()).join(file));
+            let folder = folder.join(version.to_string());
+            let is_directory = !folder.join(file).exists() && is_published(&folder);
+            return Ok(if is_directory { folder } else { folder.join(file) });
         };
         match &source.place {
             Place::File(path) => Ok(path.clone()),
@@ -165,31 +173,91 @@ impl Backends {
             engine: Observe { engine: generate.clone(), metrics: tokens },
             thresholds: thresholds.clone(),
         });
-        let bridge = Arc::new(bridge);
-        let mut config = bridge.config();
-        config.backend.clone_from(&declared.backend);
-        let own = tensor::metadata::config(&config);
-        let declared = wire::ModelConfig {
-            input: own.input,
-            output: own.output,
-            max_batch_size: own.max_batch_size,
-            platform: own.platform,
-            model_transaction_policy: own.model_transaction_policy,
-            ..declared.clone()
-        };
-        let texts =
-            Arc::new(TextEngine::new(bridge, admitted, generate.clone(), thresholds.clone()));
-        let engine = Arc::new(Deadline(TensorText(texts.clone())));
-        let mut model = bare(config, declared, engine);
-        let engine = Arc::new(Deadline(texts.clone()));
-        model.text = Some(TextModel { engine, texts, thresholds });
-        model.health = Some(Box::new({
-            let generate = generate.clone();
-            move || generate.is_healthy()
-        }));
-        model.load = Some(Box::new(move || generate.load()));
-        Ok(model)
+        Ok(stacked(
+            Texts {
+                bridge: Arc::new(bridge),
+                generate: admitted,
+                embed: generate.clone(),
+                thresholds,
+                health: Box::new({
+                    let generate = generate.clone();
+                    move || generate.is_healthy()
+                }),
+                load: Box::new(move || generate.load()),
+            },
+            declared,
+        ))
     }
+
+    /// Loads and stacks a model that makes vectors and no texts.
+    fn encoder(&self, path: &Path, definition: &Definition, version: u64) -> Result<Model, String> {
+        let started = Instant::now();
+        let EngineConfig { threads, context_length, max_waiting_requests, batch_tokens, .. } =
+            self.engine;
+        let loaded = Encoder::load(path, &EncoderOptions { threads, context_length });
+        let encode::Loaded { encoder, mut card, vocabulary } =
+            loaded.map_err(|error| error.to_string())?;
+        card.name.clone_from(&definition.name);
+        let bridge = TextBridge::encoder(&card, &vocabulary).map_err(|error| error.to_string())?;
+        let bridge = Arc::new(bridge);
+        let limits = EncodeConfig { max_waiting_requests, batch_tokens };
+        let engine = EncodeEngine::start(encoder, limits).map_err(|error| error.to_string())?;
+        let engine = Arc::new(engine);
+        let load = {
+            let engine = engine.clone();
+            move || engine.load()
+        };
+        let texts = Texts {
+            generate: Arc::new(NoGeneration(bridge.clone())),
+            bridge,
+            embed: engine.clone(),
+            thresholds: Arc::new(Thresholds::new(load.clone())),
+            health: Box::new(move || engine.is_healthy()),
+            load: Box::new(load),
+        };
+        tracing::info!(
+            model = definition.name,
+            version,
+            architecture = card.architecture,
+            context_length = card.context_length,
+            seconds = started.elapsed().as_secs_f64(),
+            "encoder loaded"
+        );
+        Ok(stacked(texts, &definition.declared))
+    }
+}
+
+/// What a text model is stacked of.
+struct Texts {
+    bridge: Arc<TextBridge>,
+    generate: Arc<dyn Engine<GenerateRequest>>,
+    embed: Arc<dyn Engine<EmbedRequest>>,
+    thresholds: Arc<Thresholds>,
+    health: Box<dyn Fn() -> bool + Send + Sync>,
+    load: Box<dyn Fn() -> WorkerLoad + Send + Sync>,
+}
+
+/// Stacks the faces of a text model on its engines.
+fn stacked(texts: Texts, declared: &wire::ModelConfig) -> Model {
+    let Texts { bridge, generate, embed, thresholds, health, load } = texts;
+    let mut config = bridge.config();
+    config.backend.clone_from(&declared.backend);
+    let own = tensor::metadata::config(&config);
+    let declared = wire::ModelConfig {
+        input: own.input,
+        output: own.output,
+        max_batch_size: own.max_batch_size,
+        platform: own.platform,
+        model_transaction_policy: own.model_transaction_policy,
+        ..declared.clone()
+    };
+    let texts = Arc::new(TextEngine::new(bridge, generate, embed, thresholds.clone()));
+    let mut model = bare(config, declared, Arc::new(Deadline(TensorText(texts.clone()))));
+    let engine = Arc::new(Deadline(texts.clone()));
+    model.text = Some(TextModel { engine, texts, thresholds });
+    model.health = Some(health);
+    model.load = Some(load);
+    model
 }
 
 /// Makes a tensor model.

@@ -61,6 +61,10 @@ impl Source {
 impl Place {
     fn natural_name(&self) -> String {
         match self {
+            // What stands behind a point in a folder's name is part of it: `Qwen2.5-0.5B`.
+            Self::File(path) if path.is_dir() => {
+                path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+            }
             Self::File(path) | Self::Default(path) => {
                 path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
             }
@@ -73,7 +77,7 @@ impl Place {
 
 fn place(text: &str) -> Option<Place> {
     let path = Path::new(text);
-    let looks_like_file = text.starts_with(['/', '.', '~']) || path.is_file();
+    let looks_like_file = text.starts_with(['/', '.', '~']) || path.exists();
     if looks_like_file {
         return Some(Place::File(path.to_owned()));
     }

@@ -114,7 +114,7 @@ async fn prompts_and_texts_come_to_the_same_however_they_are_cut() {
         assert_eq!((scored.len(), &scored[0]), (20, &None));
         let tail: Vec<_> = scored[12..].iter().flatten().cloned().collect();
         assert_eq!(tail, drawn.logprobs);
-        let request = EmbedRequest { tokens: text.into() };
+        let request = EmbedRequest { tokens: text.into(), adapter: None };
         let mut stream = engine.call(request, Context::new("test")).await.unwrap();
         let embedding = stream.next().await.unwrap().unwrap();
         let length: f32 = embedding.values.iter().map(|value| value * value).sum();

@@ -82,8 +82,9 @@ impl Definition {
         name.clone_into(&mut declared.name);
         let found = versions(folder)?;
         if declared.backend.is_empty() && declared.platform.is_empty() {
-            let is_text = |version| folder.join(format!("{version}")).join(WEIGHTS_FILE).is_file();
-            if found.iter().any(is_text) {
+            let of = |version: &u64| folder.join(version.to_string());
+            let is_text = |folder: PathBuf| folder.join(WEIGHTS_FILE).is_file();
+            if found.iter().map(of).any(|folder| is_text(folder.clone()) || is_published(&folder)) {
                 declared.backend = "text".to_owned();
             }
         }
@@ -149,6 +150,13 @@ impl Definition {
         };
         Ok(read_text(&folder.join(file))?.lines().map(str::to_owned).collect())
     }
+}
+
+/// Returns whether a folder holds a model as it is published: its configuration and weights.
+pub(crate) fn is_published(folder: &Path) -> bool {
+    let weights = ["model.safetensors", "model.safetensors.index.json"];
+    let has = |name: &str| folder.join(name).is_file();
+    has("config.json") && weights.into_iter().any(has)
 }
 
 fn read_text(path: &Path) -> Result<String, String> {

@@ -131,6 +131,9 @@ impl Engine<EmbedRequest> for EncodeEngine {
         context: Context,
     ) -> Result<OutputStream<EmbedRequest>> {
         self.check(&request.tokens)?;
+        if request.adapter.is_some() {
+            return Err(Error::invalid("an encoder has no adapters"));
+        }
         let (reply, answer) = oneshot::channel();
         let job = Job { tokens: request.tokens, deadline: context.deadline(), reply };
         let ticket = self.queue.push(job, context.priority())?;

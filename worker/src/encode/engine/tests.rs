@@ -20,7 +20,7 @@ fn encoder(max_tokens: Option<usize>) -> Encoder {
 }
 
 async fn ask(engine: &EncodeEngine, tokens: Vec<TokenId>) -> Result<Embedding> {
-    let request = EmbedRequest { tokens: tokens.into() };
+    let request = EmbedRequest { tokens: tokens.into(), adapter: None };
     let mut stream = engine.call(request, Context::new("r")).await?;
     let vector = stream.next().await.unwrap();
     assert!(stream.next().await.is_none(), "there is exactly one");

@@ -31,12 +31,17 @@ impl Weights for Made {
 }
 
 impl Made {
-    fn add(&mut self, name: String, dims: &[usize], random: &mut fastrand::Rng) {
+    pub(crate) fn add(&mut self, name: String, dims: &[usize], random: &mut fastrand::Rng) {
         let count = dims.iter().product::<usize>();
         let values = (0..count).map(|_| random.f32() - 0.5);
         let data = values.flat_map(f32::to_le_bytes).collect();
         let tensor = StoredTensor { dims: dims.to_vec(), weight_type: WeightType::F32, data };
         self.0.insert(name, tensor);
+    }
+
+    /// Takes a tensor out.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
     }
 
     fn floats(&self, name: &str) -> Vec<f64> {
@@ -94,6 +99,11 @@ struct Reference<'a> {
 type Rows = Vec<Vec<f64>>;
 
 impl Reference<'_> {
+    /// Takes a tensor out.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
     fn floats(&self, name: &str) -> Vec<f64> {
         self.made.floats(&format!("{}{name}", self.prefix))
     }
