@@ -39,23 +39,11 @@ fn rows<const M: usize>(
     first: usize,
     out: &mut [[f32; ROWS]],
 ) -> usize {
-    let blocks = x.columns / BLOCK;
-    let x = View {
-        columns: x.columns,
-        values: &x.values[first * x.columns..][..M * x.columns],
-        low: match x.low.is_empty() {
-            true => &[],
-            false => &x.low[first * x.columns..][..M * x.columns],
-        },
-        scales: &x.scales[first * blocks..][..M * blocks],
-        sums: &x.sums[first * blocks..][..M * blocks],
-    };
-    assert_eq!(group.len(), blocks * layout.tile_bytes());
-    let sums = match (layout == Layout::Q4, x.low.is_empty()) {
-        (true, true) => q4::<M, false>(group, x),
-        (true, false) => q4::<M, true>(group, x),
-        (false, true) => q8::<M, false>(group, x),
-        (false, false) => q8::<M, true>(group, x),
+    assert_eq!(group.len(), x.columns / BLOCK * layout.tile_bytes());
+    let x = x.rows(first, M);
+    let sums = match layout == Layout::Q4 {
+        true => q4::<M>(group, x, first),
+        false => q8::<M>(group, x, first),
     };
     for (out, sum) in out.iter_mut().zip(sums) {
         // SAFETY: `out` is 16 floats, which is what the store writes.
@@ -82,13 +70,6 @@ fn load(tile: &[u8], at: usize) -> __m512i {
     unsafe { _mm512_loadu_si512(tile.as_ptr().add(at).cast()) }
 }
 
-/// Returns the products with wide numbers from those with their digits.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn join(high: __m512i, low: __m512i) -> __m512i {
-    _mm512_add_epi32(_mm512_mullo_epi32(high, _mm512_set1_epi32(BASE)), low)
-}
-
 /// Returns 16 halves as floats.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -110,7 +91,7 @@ fn prefetch(tile: &[u8]) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4<const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M] {
+fn q4<const M: usize>(group: &[u8], x: View<'_>, first: usize) -> [__m512; M] {
     let blocks = x.columns / BLOCK;
     let nibble = _mm512_set1_epi8(15);
     let mut sums = [_mm512_setzero_ps(); M];
@@ -124,21 +105,28 @@ fn q4<const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M
             low[k] = _mm512_and_si512(bytes, nibble);
             high[k] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
         }
-        for (m, sum) in sums.iter_mut().enumerate() {
+        let add = |sum: __m512, m: usize, (values, sums): (&[i8], &[f32]), worth: f32| {
             let at = m * x.columns + b * BLOCK;
-            let dot = |values: &[i8]| {
-                let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-                for k in 0..4 {
-                    even = _mm512_dpbusd_epi32(even, low[k], broadcast(values, at + 4 * k));
-                    odd = _mm512_dpbusd_epi32(odd, high[k], broadcast(values, at + 16 + 4 * k));
+            let mut dot = _mm512_setzero_si512();
+            for k in 0..4 {
+                dot = _mm512_dpbusd_epi32(dot, low[k], broadcast(values, at + 4 * k));
+                dot = _mm512_dpbusd_epi32(dot, high[k], broadcast(values, at + 16 + 4 * k));
+            }
+            let offset = _mm512_mul_ps(minimum, _mm512_set1_ps(sums[m * blocks + b]));
+            let product = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), offset);
+            _mm512_fmadd_ps(_mm512_set1_ps(worth), product, sum)
+        };
+        for (m, sum) in sums.iter_mut().enumerate() {
+            *sum = add(*sum, m, (x.values, x.sums), x.scales[m * blocks + b]);
+        }
+        let marks = x.marks(first, b);
+        if marks & ((1 << M) - 1) != 0 {
+            for (m, sum) in sums.iter_mut().enumerate() {
+                if marks >> m & 1 == 1 {
+                    let worth = x.scales[m * blocks + b] * (1.0 / BASE);
+                    *sum = add(*sum, m, (x.low, x.low_sums), worth);
                 }
-                _mm512_add_epi32(even, odd)
-            };
-            let dot = if WIDE { join(dot(x.values), dot(x.low)) } else { dot(x.values) };
-            let dot = _mm512_cvtepi32_ps(dot);
-            let offset = _mm512_mul_ps(minimum, _mm512_set1_ps(x.sums[m * blocks + b]));
-            let product = _mm512_fmadd_ps(scale, dot, offset);
-            *sum = _mm512_fmadd_ps(_mm512_set1_ps(x.scales[m * blocks + b]), product, *sum);
+            }
         }
     }
     sums
@@ -146,8 +134,9 @@ fn q4<const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q8<const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M] {
+fn q8<const M: usize>(group: &[u8], x: View<'_>, first: usize) -> [__m512; M] {
     let blocks = x.columns / BLOCK;
+    let excess = _mm512_set1_ps(-128.0);
     let mut sums = [_mm512_setzero_ps(); M];
     for (b, tile) in group.chunks_exact(Layout::Q8.tile_bytes()).enumerate() {
         prefetch(tile);
@@ -156,23 +145,28 @@ fn q8<const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M
         for (k, weights) in weights.iter_mut().enumerate() {
             *weights = load(tile, 2 * ROWS + 64 * k);
         }
-        for (m, sum) in sums.iter_mut().enumerate() {
+        let add = |sum: __m512, m: usize, (values, sums): (&[i8], &[f32]), worth: f32| {
             let at = m * x.columns + b * BLOCK;
-            let dot = |values: &[i8]| {
-                let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-                for k in 0..4 {
-                    let (left, right) = (at + 8 * k, at + 8 * k + 4);
-                    even = _mm512_dpbusd_epi32(even, weights[2 * k], broadcast(values, left));
-                    odd = _mm512_dpbusd_epi32(odd, weights[2 * k + 1], broadcast(values, right));
-                }
-                _mm512_add_epi32(even, odd)
-            };
-            let dot = if WIDE { join(dot(x.values), dot(x.low)) } else { dot(x.values) };
+            let mut dot = _mm512_setzero_si512();
+            for (k, weights) in weights.iter().enumerate() {
+                dot = _mm512_dpbusd_epi32(dot, *weights, broadcast(values, at + 4 * k));
+            }
             // The weights are stored 128 too large.
-            let excess = _mm512_set1_epi32(-128 * x.sums[m * blocks + b] as i32);
-            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot, excess));
-            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[m * blocks + b]));
-            *sum = _mm512_fmadd_ps(scale, dot, *sum);
+            let total = _mm512_set1_ps(sums[m * blocks + b]);
+            let dot = _mm512_fmadd_ps(excess, total, _mm512_cvtepi32_ps(dot));
+            _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(worth)), dot, sum)
+        };
+        for (m, sum) in sums.iter_mut().enumerate() {
+            *sum = add(*sum, m, (x.values, x.sums), x.scales[m * blocks + b]);
+        }
+        let marks = x.marks(first, b);
+        if marks & ((1 << M) - 1) != 0 {
+            for (m, sum) in sums.iter_mut().enumerate() {
+                if marks >> m & 1 == 1 {
+                    let worth = x.scales[m * blocks + b] * (1.0 / BASE);
+                    *sum = add(*sum, m, (x.low, x.low_sums), worth);
+                }
+            }
         }
     }
     sums

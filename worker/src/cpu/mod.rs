@@ -13,6 +13,7 @@ mod avx512;
 pub mod bidirectional;
 mod isa;
 pub mod linear;
+pub(crate) mod memory;
 mod packed;
 pub mod pool;
 mod portable;

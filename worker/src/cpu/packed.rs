@@ -5,9 +5,9 @@
 //! multiply by one broadcast of four activations.
 
 use half::f16;
-use memmap2::{Advice, MmapMut};
 
 use super::activations::BLOCK;
+use super::memory::Pages;
 use crate::Error;
 use crate::gguf::{StoredTensor, WeightType};
 
@@ -44,7 +44,7 @@ pub(super) struct Packed {
     pub layout: Layout,
     pub rows: usize,
     pub columns: usize,
-    tiles: MmapMut,
+    tiles: Pages<u8>,
 }
 
 impl Packed {
@@ -64,11 +64,8 @@ impl Packed {
         };
         let blocks = columns / BLOCK;
         let bytes = rows.div_ceil(ROWS) * blocks * layout.tile_bytes();
-        let mut tiles = MmapMut::map_anon(bytes)
+        let mut tiles = Pages::take(bytes)
             .map_err(|error| broken(format!("no memory for {bytes} bytes: {error}")))?;
-        // Small pages cost up to half of the bandwidth; where there are no large ones, so be it.
-        #[cfg(target_os = "linux")]
-        let _ = tiles.advise(Advice::HugePage);
         let (elements, block_bytes) = stored.weight_type.block();
         let source_blocks = BLOCK / elements;
         for (index, block) in stored.data.chunks_exact(block_bytes * source_blocks).enumerate() {

@@ -16,16 +16,16 @@ pub(super) fn quantized(
         let row = first + row;
         *out = [0.0; ROWS];
         for (b, tile) in group.chunks_exact(layout.tile_bytes()).enumerate() {
-            let mut values = [0i32; BLOCK];
-            for (k, value) in values.iter_mut().enumerate() {
-                let at = row * x.columns + b * BLOCK + k;
-                let digit = i32::from(x.values[at]);
-                *value = x.low.get(at).map_or(digit, |&low| digit * BASE + i32::from(low));
-            }
-            let (scale, sum) = (x.scales[row * blocks + b], x.sums[row * blocks + b]);
-            let products = products(layout, tile, &values, sum);
-            for (out, product) in out.iter_mut().zip(products) {
-                *out += scale * product;
+            let (at, block) = (row * x.columns + b * BLOCK, row * blocks + b);
+            let mut add = |values: &[i8], sum: f32, worth: f32| {
+                let values: [i32; BLOCK] = std::array::from_fn(|k| i32::from(values[at + k]));
+                for (out, product) in out.iter_mut().zip(products(layout, tile, &values, sum)) {
+                    *out += worth * product;
+                }
+            };
+            add(x.values, x.sums[block], x.scales[block]);
+            if x.marks(row, b) & 1 == 1 {
+                add(x.low, x.low_sums[block], x.scales[block] * (1.0 / BASE));
             }
         }
     }
