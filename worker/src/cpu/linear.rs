@@ -106,7 +106,7 @@ impl Linear {
         let tokens = self.tokens(x);
         assert_eq!(out.len(), tokens * self.rows);
         let output = Output::new(out, self.rows);
-        self.sweep(compute, tokens, |group, token, results| {
+        self.sweep(compute, tokens, |group, token, results, _| {
             let (part, group, row) = self.locate(group);
             let width = ROWS.min(part.rows - group * ROWS);
             multiply(compute.isa, part, group, x, token, results);
@@ -129,11 +129,9 @@ impl Linear {
         assert!(self.rows == up.rows && self.columns == up.columns);
         assert_eq!(out.len(), tokens * self.rows);
         let output = Output::new(out, self.rows);
-        self.sweep(compute, tokens, |group, token, gates| {
+        self.sweep(compute, tokens, |group, token, gates, ups| {
             let row = group * ROWS;
             let width = ROWS.min(self.rows - row);
-            let mut ups = [[0.0; ROWS]; TOKENS];
-            let ups = &mut ups[..gates.len()];
             multiply(compute.isa, gate_part, group, x, token, gates);
             multiply(compute.isa, up_part, group, x, token, ups);
             swiglu(compute.isa, gates.as_flattened_mut(), ups.as_flattened());
@@ -151,26 +149,28 @@ impl Linear {
     }
 
     /// Calls `work` with each group of rows and each tile of tokens: the group, the first token,
-    /// and room for the results.
+    /// and room for results of up to two matrices, a row for each token.
     fn sweep(
         &self,
         compute: &Compute,
         tokens: usize,
-        work: impl Fn(usize, usize, &mut [[f32; ROWS]]) + Sync,
+        work: impl Fn(usize, usize, &mut [[f32; ROWS]], &mut [[f32; ROWS]]) + Sync,
     ) {
         let groups: usize = self.parts.iter().map(Packed::groups).sum();
         let blocks = (tokens * self.columns).div_ceil(CACHED_BYTES).max(1);
         let block = tokens.div_ceil(blocks).next_multiple_of(TOKENS);
         let blocks = tokens.div_ceil(block);
-        let group_bytes = self.parts[0].group(0).len();
-        let grain = if tokens < TOKENS { GRAIN_BYTES / group_bytes } else { 1 };
+        let group_bytes = self.bytes() / groups.max(1);
+        let grain = if tokens < TOKENS { GRAIN_BYTES / group_bytes.max(1) } else { 1 };
         compute.pool.share(blocks * groups, grain, |_, items| {
+            let mut results = [[[0.0; ROWS]; TOKENS]; 2];
             for item in items {
                 let (first, group) = (item / groups * block, item % groups);
                 let end = tokens.min(first + block);
                 for token in (first..end).step_by(TOKENS) {
-                    let mut results = [[0.0; ROWS]; TOKENS];
-                    work(group, token, &mut results[..TOKENS.min(end - token)]);
+                    let count = TOKENS.min(end - token);
+                    let [first, second] = &mut results;
+                    work(group, token, &mut first[..count], &mut second[..count]);
                 }
             }
         });
