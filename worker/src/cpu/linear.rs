@@ -5,10 +5,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::activations::{Activations, Precision, RowsMut, View};
-use super::isa::{Kind, dispatched};
+use super::isa::Kind;
 use super::packed::{Layout, Packed, ROWS};
 use super::pool::Pool;
-use super::vector::multiply_add;
 use super::{Isa, portable};
 use crate::Error;
 use crate::gguf::StoredTensor;
@@ -75,6 +74,11 @@ impl Linear {
         self.columns
     }
 
+    /// Returns the size of the packed weights in bytes: what one token reads.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(Packed::bytes).sum()
+    }
+
     /// Writes one row of the matrix into `out`.
     pub fn unpack_row(&self, row: usize, out: &mut [f32]) {
         let mut row = row;
@@ -90,7 +94,7 @@ impl Linear {
     pub fn apply(&self, compute: &Compute, x: &[f32], scratch: &mut Activations, out: &mut [f32]) {
         let tokens = x.len() / self.columns;
         assert_eq!(out.len(), tokens * self.rows);
-        if self.parts.iter().any(|part| part.layout != Layout::F32) {
+        if self.parts.iter().any(|part| matches!(part.layout, Layout::Coded(_))) {
             let per_part = tokens.div_ceil(compute.pool.threads()).max(1);
             let rows = x.chunks(per_part * self.columns);
             let parts = scratch.parts((tokens, self.columns), self.precision, per_part).zip(rows);
@@ -162,38 +166,31 @@ fn multiply(
     out: &mut [[f32; ROWS]],
 ) {
     let tiles = part.group(group);
-    if part.layout == Layout::F32 {
-        let rows = &input.floats[first * part.columns..][..out.len() * part.columns];
-        return dense(isa, tiles, rows, out);
-    }
+    let floats = &input.floats[first * part.columns..][..out.len() * part.columns];
     let x = input.quantized;
-    match isa.kind() {
+    match (isa.kind(), part.layout) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: this `Isa` exists only where the features were detected.
-        Kind::Avx512 => unsafe { super::avx512::quantized(part.layout, tiles, x, first, out) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: this `Isa` exists only where the features were detected.
-        Kind::Avx2 => unsafe { super::avx2::quantized(part.layout, tiles, x, first, out) },
-        Kind::Portable => portable::quantized(part.layout, tiles, x, first, out),
-    }
-}
-
-dispatched! {
-    /// Multiplies a group of 16 rows of floats with rows of activations.
-    pub fn dense(tiles: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) = dense_body
-}
-
-#[inline(always)]
-fn dense_body<const FMA: bool>(tiles: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) {
-    let columns = tiles.as_chunks::<{ 4 * ROWS }>().0;
-    for (x, out) in x.chunks_exact(columns.len()).zip(out) {
-        let mut sums = [0f32; ROWS];
-        for (x, weights) in x.iter().zip(columns) {
-            for (sum, weight) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
-                *sum = multiply_add::<FMA>(f32::from_le_bytes(*weight), *x, *sum);
-            }
+        (Kind::Avx512, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx512::coded(codes, tiles, x, first, out) }
         }
-        *out = sums;
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx512, Layout::Dense(dense)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx512::dense(dense, tiles, floats, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx2, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx2::coded(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx2, Layout::Dense(dense)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx2::dense(dense, tiles, floats, out) }
+        }
+        (Kind::Portable, Layout::Coded(codes)) => portable::coded(codes, tiles, x, first, out),
+        (Kind::Portable, Layout::Dense(dense)) => portable::dense(dense, tiles, floats, out),
     }
 }
 
