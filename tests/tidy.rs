@@ -19,7 +19,7 @@ const FLOOR_PLAN: [(&str, &[&str]); 6] = [
 ];
 
 /// The files that hold `unsafe` code, each block with its reason.
-const UNSAFE_FILES: [&str; 9] = [
+const UNSAFE_FILES: [&str; 10] = [
     "server/src/shared_memory/guard.rs",
     "server/src/shared_memory/cuda.rs",
     "server/src/shared_memory/system.rs",
@@ -27,6 +27,7 @@ const UNSAFE_FILES: [&str; 9] = [
     "worker/src/cpu/avx512.rs",
     "worker/src/cpu/isa.rs",
     "worker/src/cpu/linear.rs",
+    "worker/src/cpu/neon.rs",
     "worker/src/cpu/pool.rs",
     "tests/tidy.rs",
 ];

@@ -208,16 +208,28 @@ fn tiles<F: Format, const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>)
     for (index, tile) in group.chunks_exact(F::CODES.tile_bytes()).enumerate() {
         let (header, codes) = tile.split_at(F::CODES.header_bytes());
         prefetch(header);
+        let mut excess = [[[0; ROWS]; 2]; M];
+        if F::CODES.scales() == Scales::Halves {
+            for (m, excess) in excess.iter_mut().enumerate() {
+                let at = m * x.columns + index * ROWS * BLOCK / 2;
+                excess[0] = excess_of_halves(x.values, at);
+                if WIDE {
+                    excess[1] = excess_of_halves(x.low, at);
+                }
+            }
+        }
         for (inner, codes) in codes.chunks_exact(F::CODES.block_bytes()).enumerate() {
             prefetch(codes);
             let b = index * F::CODES.blocks() + inner;
             let scales = scales::<F>(header, inner);
             let planes = unpack::<F>(codes);
-            let halves = halves_of(planes);
             for (m, sum) in sums.iter_mut().enumerate() {
                 let at = m * x.columns + b * BLOCK;
                 let product = match F::CODES.scales() {
-                    Scales::Halves => halves.product::<WIDE>(x, at, scales),
+                    Scales::Halves => {
+                        let excess = excess[m].map(|excess| place_of_halves(inner, &excess));
+                        product_of_halves::<WIDE>(&planes, x, at, (excess, scales))
+                    }
                     _ => product::<F, WIDE>(&planes, x, at, (m * blocks + b, scales)),
                 };
                 let scale = _mm512_set1_ps(x.scales[m * blocks + b]);
@@ -238,13 +250,11 @@ fn product<F: Format, const WIDE: bool>(
     (block, (scale, minimum)): (usize, (__m512, __m512)),
 ) -> __m512 {
     let dot = |values: &[i8]| {
-        let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-        for k in 0..PLANES / 2 {
-            let (left, right) = (2 * k, 2 * k + 1);
-            even = _mm512_dpbusd_epi32(even, planes[left], broadcast(values, at + 4 * left));
-            odd = _mm512_dpbusd_epi32(odd, planes[right], broadcast(values, at + 4 * right));
+        let mut dot = _mm512_setzero_si512();
+        for (k, plane) in planes.iter().enumerate() {
+            dot = _mm512_dpbusd_epi32(dot, *plane, broadcast(values, at + 4 * k));
         }
-        _mm512_add_epi32(even, odd)
+        dot
     };
     let dot = if WIDE { join(dot(x.values), dot(x.low)) } else { dot(x.values) };
     let sum = x.sums[block];
@@ -260,51 +270,59 @@ fn product<F: Format, const WIDE: bool>(
     }
 }
 
-/// Codes as signed numbers, for products of which each half of the columns has its own scale.
-///
-/// The sums of half a block's activations are not at hand. So the activations are made unsigned,
-/// by adding 128, and the excess, 128 times the sum of the weights, is known beforehand.
-struct Signed {
-    planes: [__m512i; PLANES],
-    excess: [__m512i; 2],
-}
-
+/// Returns, for each 16 of 256 activations, minus 32 times their sum: what the products of codes
+/// are too large by. The order is that of [`place_of_halves`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn halves_of(mut planes: [__m512i; PLANES]) -> Signed {
-    let (sign, zero) = (_mm512_set1_epi8(i8::MIN), _mm512_setzero_si512());
-    let mut excess = [zero; 2];
-    for (k, plane) in planes.iter_mut().enumerate() {
-        *plane = _mm512_sub_epi8(*plane, _mm512_set1_epi8(32));
-        excess[k / 4] = _mm512_dpbusd_epi32(excess[k / 4], sign, *plane);
-    }
-    Signed { planes, excess: excess.map(|excess| _mm512_sub_epi32(zero, excess)) }
+fn excess_of_halves(values: &[i8], at: usize) -> [i32; ROWS] {
+    let values = &values[at..][..256];
+    let fours = [0, 64, 128, 192].map(|at| {
+        // SAFETY: 64 of the 256 values.
+        let values = unsafe { _mm512_loadu_si512(values.as_ptr().add(at).cast()) };
+        _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(32), values)
+    });
+    // Each register has the sums of four columns, and 16 columns are its four words of 128 bits:
+    // two rounds of additions across.
+    let add = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (a, b) = (add(fours[0], fours[1]), add(fours[2], fours[3]));
+    let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    let mut excess = [0; ROWS];
+    let negative = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
+    // SAFETY: `excess` is 16 words, which is what the store writes.
+    unsafe { _mm512_storeu_si512(excess.as_mut_ptr().cast(), negative) };
+    excess
 }
 
-impl Signed {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn product<const WIDE: bool>(
-        &self,
-        x: View<'_>,
-        at: usize,
-        (first, second): (__m512, __m512),
-    ) -> __m512 {
-        let sign = _mm512_set1_epi8(i8::MIN);
-        let dot = |values: &[i8], half: usize| {
-            let mut dot = self.excess[half];
-            for k in 4 * half..4 * half + 4 {
-                let values = _mm512_xor_si512(broadcast(values, at + 4 * k), sign);
-                dot = _mm512_dpbusd_epi32(dot, values, self.planes[k]);
-            }
-            dot
-        };
-        let dot = |half: usize| {
-            let high = dot(x.values, half);
-            _mm512_cvtepi32_ps(if WIDE { join(high, dot(x.low, half)) } else { high })
-        };
-        _mm512_fmadd_ps(second, dot(1), _mm512_mul_ps(first, dot(0)))
-    }
+/// Returns the two numbers of a block out of those of [`excess_of_halves`].
+#[inline(always)]
+fn place_of_halves(block: usize, excess: &[i32; ROWS]) -> [i32; 2] {
+    [0, 1].map(|half| {
+        let sixteen = 2 * block + half;
+        excess[sixteen % 4 * 4 + sixteen / 4]
+    })
+}
+
+/// Returns the same as [`product`] where the two halves of the columns have scales of their own.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn product_of_halves<const WIDE: bool>(
+    planes: &[__m512i; PLANES],
+    x: View<'_>,
+    at: usize,
+    (excess, (first, second)): ([[i32; 2]; 2], (__m512, __m512)),
+) -> __m512 {
+    let dot = |values: &[i8], excess: [i32; 2], half: usize| {
+        let mut dot = _mm512_set1_epi32(excess[half]);
+        for k in 4 * half..4 * half + 4 {
+            dot = _mm512_dpbusd_epi32(dot, planes[k], broadcast(values, at + 4 * k));
+        }
+        dot
+    };
+    let dot = |half: usize| {
+        let high = dot(x.values, excess[0], half);
+        _mm512_cvtepi32_ps(if WIDE { join(high, dot(x.low, excess[1], half)) } else { high })
+    };
+    _mm512_fmadd_ps(second, dot(1), _mm512_mul_ps(first, dot(0)))
 }
 
 /// Multiplies a group of 16 rows of floats with some rows of activations.

@@ -189,6 +189,21 @@ fn multiply(
             // SAFETY: this `Isa` exists only where the features were detected.
             unsafe { super::avx2::dense(dense, tiles, floats, out) }
         }
+        #[cfg(target_arch = "aarch64")]
+        (Kind::NeonDotprod, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::neon::coded_dotprod(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Kind::Neon, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::neon::coded(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Kind::Neon | Kind::NeonDotprod, Layout::Dense(dense)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::neon::dense(dense, tiles, floats, out) }
+        }
         (Kind::Portable, Layout::Coded(codes)) => portable::coded(codes, tiles, x, first, out),
         (Kind::Portable, Layout::Dense(dense)) => portable::dense(dense, tiles, floats, out),
     }
