@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use worker::cpu::Isa;
 use worker::cpu::activations::Activations;
-use worker::cpu::linear::{Compute, Linear};
+use worker::cpu::linear::{Compute, Linear, Product};
 use worker::cpu::pool::Pool;
 use worker::gguf::{StoredTensor, WeightType};
 
@@ -62,11 +62,13 @@ fn matrix(kind: WeightType, rows: usize) -> Result<Linear, worker::Error> {
 fn best(linear: &Linear, compute: &Compute, tokens: usize) -> f64 {
     let x: Vec<f32> = (0..tokens * COLUMNS).map(|i| (i as f32 * 0.7).sin()).collect();
     let mut out = vec![0.0; tokens * linear.rows()];
-    let mut scratch = Activations::default();
+    let mut activations = Activations::default();
     let (started, mut best) = (Instant::now(), f64::INFINITY);
     while started.elapsed().as_secs_f64() < LEAST_SECONDS {
         let step = Instant::now();
-        linear.apply(compute, &x, &mut scratch, &mut out);
+        activations.floats(tokens, COLUMNS).copy_from_slice(&x);
+        activations.fill(compute, linear.precision(), |_, _| {});
+        linear.apply(compute, activations.view(), Product::Set(&mut out));
         best = best.min(step.elapsed().as_secs_f64());
     }
     best

@@ -45,17 +45,8 @@ fn rows<F: Format, const M: usize>(
     out: &mut [[f32; ROWS]],
 ) -> usize {
     let blocks = x.columns / BLOCK;
-    let x = View {
-        columns: x.columns,
-        values: &x.values[first * x.columns..][..M * x.columns],
-        low: match x.low.is_empty() {
-            true => &[],
-            false => &x.low[first * x.columns..][..M * x.columns],
-        },
-        scales: &x.scales[first * blocks..][..M * blocks],
-        sums: &x.sums[first * blocks..][..M * blocks],
-    };
     assert_eq!(group.len() * F::CODES.blocks(), blocks * F::CODES.tile_bytes());
+    let x = x.rows(first, M);
     let mut sums = [[_mm256_setzero_ps(); 2]; M];
     for (index, tile) in group.chunks_exact(F::CODES.tile_bytes()).enumerate() {
         let (header, codes) = tile.split_at(F::CODES.header_bytes());
@@ -64,11 +55,17 @@ fn rows<F: Format, const M: usize>(
             for half in 0..2 {
                 let scales = scales::<F>(header, inner, half);
                 let planes = unpack::<F>(codes, half);
+                let marks = x.marks(first, b);
                 for (m, sums) in sums.iter_mut().enumerate() {
-                    let at = m * x.columns + b * BLOCK;
-                    let product = product::<F>(&planes, x, at, (m * blocks + b, scales));
-                    let scale = _mm256_set1_ps(x.scales[m * blocks + b]);
-                    sums[half] = _mm256_fmadd_ps(scale, product, sums[half]);
+                    let (at, block) = (m * x.columns + b * BLOCK, m * blocks + b);
+                    let mut add = |values: &[i8], sum: f32, worth: f32| {
+                        let product = product::<F>(&planes, (values, at), sum, scales);
+                        sums[half] = _mm256_fmadd_ps(_mm256_set1_ps(worth), product, sums[half]);
+                    };
+                    add(x.values, x.sums[block], x.scales[block]);
+                    if marks >> m & 1 == 1 {
+                        add(x.low, x.low_sums[block], x.scales[block] * (1.0 / BASE));
+                    }
                 }
             }
         }
@@ -124,13 +121,6 @@ fn bytes(header: &[u8], at: usize) -> __m128i {
     debug_assert!(at + 8 <= header.len());
     // SAFETY: the slice is a header of known size, and `at` is inside.
     unsafe { _mm_loadl_epi64(header.as_ptr().add(at).cast()) }
-}
-
-/// Returns the products with wide numbers from those with their digits.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn join(high: __m256i, low: __m256i) -> __m256i {
-    _mm256_add_epi32(_mm256_mullo_epi32(high, _mm256_set1_epi32(BASE)), low)
 }
 
 /// Returns the codes of 32 columns of 8 rows, plane after plane; those of 6 and 8 bits as signed
@@ -244,39 +234,31 @@ fn dot<F: Format>(planes: &[__m256i], values: &[i8], at: usize) -> __m256i {
     dot
 }
 
-/// Returns the products of 32 columns of 8 rows with those of a token, without its scale.
+/// Returns the products of 32 columns of 8 rows with digits of a token, without their worth.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn product<F: Format>(
     planes: &[__m256i; PLANES],
-    x: View<'_>,
-    at: usize,
-    (block, (scale, other)): (usize, (__m256, __m256)),
+    (values, at): (&[i8], usize),
+    sum: f32,
+    (scale, other): (__m256, __m256),
 ) -> __m256 {
-    let dot = |planes: &[__m256i], at: usize| {
-        let high = dot::<F>(planes, x.values, at);
-        match x.low.is_empty() {
-            true => high,
-            false => join(high, dot::<F>(planes, x.low, at)),
-        }
-    };
+    let dot = |planes, at| _mm256_cvtepi32_ps(dot::<F>(planes, values, at));
     match F::CODES.scales() {
+        Scales::Centred if F::CODES.bits() == 8 => _mm256_mul_ps(scale, dot(planes, at)),
         Scales::Centred => {
-            let mut dot = dot(planes, at);
-            if F::CODES.bits() < 6 {
-                let excess = _mm256_set1_epi32(-F::CODES.centre() * x.sums[block] as i32);
-                dot = _mm256_add_epi32(dot, excess);
-            }
-            _mm256_mul_ps(scale, _mm256_cvtepi32_ps(dot))
+            // All whole numbers below 2^24, and so exact.
+            let centre = _mm256_set1_ps(-F::CODES.centre() as f32);
+            let dot = _mm256_fmadd_ps(centre, _mm256_set1_ps(sum), dot(planes, at));
+            _mm256_mul_ps(scale, dot)
         }
         Scales::Minimum | Scales::Nested => {
-            let offset = _mm256_mul_ps(other, _mm256_set1_ps(x.sums[block]));
-            _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot(planes, at)), offset)
+            let offset = _mm256_mul_ps(other, _mm256_set1_ps(sum));
+            _mm256_fmadd_ps(scale, dot(planes, at), offset)
         }
         Scales::Halves => {
             let (first, second) = planes.split_at(PLANES / 2);
-            let first = _mm256_cvtepi32_ps(dot(first, at));
-            let second = _mm256_cvtepi32_ps(dot(second, at + BLOCK / 2));
+            let (first, second) = (dot(first, at), dot(second, at + BLOCK / 2));
             _mm256_fmadd_ps(other, second, _mm256_mul_ps(scale, first))
         }
     }

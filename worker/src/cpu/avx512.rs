@@ -46,23 +46,9 @@ fn rows<F: Format, const M: usize>(
     first: usize,
     out: &mut [[f32; ROWS]],
 ) -> usize {
-    let blocks = x.columns / BLOCK;
-    let x = View {
-        columns: x.columns,
-        values: &x.values[first * x.columns..][..M * x.columns],
-        low: match x.low.is_empty() {
-            true => &[],
-            false => &x.low[first * x.columns..][..M * x.columns],
-        },
-        scales: &x.scales[first * blocks..][..M * blocks],
-        sums: &x.sums[first * blocks..][..M * blocks],
-    };
-    assert_eq!(group.len() * F::CODES.blocks(), blocks * F::CODES.tile_bytes());
-    let sums = match x.low.is_empty() {
-        true => tiles::<F, M, false>(group, x),
-        false => tiles::<F, M, true>(group, x),
-    };
-    store(out, sums);
+    assert_eq!(group.len() * F::CODES.blocks(), x.columns / BLOCK * F::CODES.tile_bytes());
+    let x = x.rows(first, M);
+    store(out, tiles::<F, M>(group, x, first));
     M
 }
 
@@ -110,13 +96,6 @@ fn bytes(header: &[u8], at: usize) -> __m128i {
     debug_assert!(at + 16 <= header.len());
     // SAFETY: the slice is a header of known size, and `at` is inside.
     unsafe { _mm_loadu_si128(header.as_ptr().add(at).cast()) }
-}
-
-/// Returns the products with wide numbers from those with their digits.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn join(high: __m512i, low: __m512i) -> __m512i {
-    _mm512_add_epi32(_mm512_mullo_epi32(high, _mm512_set1_epi32(BASE)), low)
 }
 
 #[inline]
@@ -202,20 +181,16 @@ fn scales<F: Format>(header: &[u8], block: usize) -> (__m512, __m512) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn tiles<F: Format, const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M] {
+fn tiles<F: Format, const M: usize>(group: &[u8], x: View<'_>, first: usize) -> [__m512; M] {
     let blocks = x.columns / BLOCK;
     let mut sums = [_mm512_setzero_ps(); M];
+    let mut excess = [[0; ROWS]; M];
     for (index, tile) in group.chunks_exact(F::CODES.tile_bytes()).enumerate() {
         let (header, codes) = tile.split_at(F::CODES.header_bytes());
         prefetch(header);
-        let mut excess = [[[0; ROWS]; 2]; M];
         if F::CODES.scales() == Scales::Halves {
             for (m, excess) in excess.iter_mut().enumerate() {
-                let at = m * x.columns + index * ROWS * BLOCK / 2;
-                excess[0] = excess_of_halves(x.values, at);
-                if WIDE {
-                    excess[1] = excess_of_halves(x.low, at);
-                }
+                *excess = excess_of_halves(x.values, m * x.columns + index * 8 * BLOCK);
             }
         }
         for (inner, codes) in codes.chunks_exact(F::CODES.block_bytes()).enumerate() {
@@ -223,55 +198,58 @@ fn tiles<F: Format, const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>)
             let b = index * F::CODES.blocks() + inner;
             let scales = scales::<F>(header, inner);
             let planes = unpack::<F>(codes);
-            for (m, sum) in sums.iter_mut().enumerate() {
+            let product = |values: &[i8], m: usize, sum: f32, excess: [i32; 2]| {
                 let at = m * x.columns + b * BLOCK;
-                let product = match F::CODES.scales() {
-                    Scales::Halves => {
-                        let excess = excess[m].map(|excess| place_of_halves(inner, &excess));
-                        product_of_halves::<WIDE>(&planes, x, at, (excess, scales))
-                    }
-                    _ => product::<F, WIDE>(&planes, x, at, (m * blocks + b, scales)),
-                };
-                let scale = _mm512_set1_ps(x.scales[m * blocks + b]);
-                *sum = _mm512_fmadd_ps(scale, product, *sum);
+                match F::CODES.scales() {
+                    Scales::Halves => product_of_halves(&planes, (values, at), excess, scales),
+                    _ => product::<F>(&planes, (values, at), sum, scales),
+                }
+            };
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let excess = excess_of_block(inner, &excess[m]);
+                let product = product(x.values, m, x.sums[m * blocks + b], excess);
+                *sum = _mm512_fmadd_ps(_mm512_set1_ps(x.scales[m * blocks + b]), product, *sum);
+            }
+            let marks = x.marks(first, b);
+            if marks & ((1 << M) - 1) != 0 {
+                for (m, sum) in sums.iter_mut().enumerate().filter(|(m, _)| marks >> m & 1 == 1) {
+                    let excess = excess_of_low(x.low, m * x.columns + b * BLOCK);
+                    let product = product(x.low, m, x.low_sums[m * blocks + b], excess);
+                    let worth = x.scales[m * blocks + b] * (1.0 / BASE);
+                    *sum = _mm512_fmadd_ps(_mm512_set1_ps(worth), product, *sum);
+                }
             }
         }
     }
     sums
 }
 
-/// Returns the products of 32 columns of 16 rows with those of a token, without its scale.
+/// Returns the products of 32 columns of 16 rows with digits of a token, without their worth.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn product<F: Format, const WIDE: bool>(
+fn product<F: Format>(
     planes: &[__m512i; PLANES],
-    x: View<'_>,
-    at: usize,
-    (block, (scale, minimum)): (usize, (__m512, __m512)),
+    (values, at): (&[i8], usize),
+    sum: f32,
+    (scale, minimum): (__m512, __m512),
 ) -> __m512 {
-    let dot = |values: &[i8]| {
-        let mut dot = _mm512_setzero_si512();
-        for (k, plane) in planes.iter().enumerate() {
-            dot = _mm512_dpbusd_epi32(dot, *plane, broadcast(values, at + 4 * k));
-        }
-        dot
-    };
-    let dot = if WIDE { join(dot(x.values), dot(x.low)) } else { dot(x.values) };
-    let sum = x.sums[block];
+    let mut dot = _mm512_setzero_si512();
+    for (k, plane) in planes.iter().enumerate() {
+        dot = _mm512_dpbusd_epi32(dot, *plane, broadcast(values, at + 4 * k));
+    }
+    let (dot, sum) = (_mm512_cvtepi32_ps(dot), _mm512_set1_ps(sum));
     match F::CODES.scales() {
         Scales::Centred => {
-            let excess = _mm512_set1_epi32(-F::CODES.centre() * sum as i32);
-            _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_add_epi32(dot, excess)))
+            // All whole numbers below 2^24, and so exact.
+            let centre = _mm512_set1_ps(-F::CODES.centre() as f32);
+            _mm512_mul_ps(scale, _mm512_fmadd_ps(centre, sum, dot))
         }
-        _ => {
-            let offset = _mm512_mul_ps(minimum, _mm512_set1_ps(sum));
-            _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), offset)
-        }
+        _ => _mm512_fmadd_ps(scale, dot, _mm512_mul_ps(minimum, sum)),
     }
 }
 
 /// Returns, for each 16 of 256 activations, minus 32 times their sum: what the products of codes
-/// are too large by. The order is that of [`place_of_halves`].
+/// are too large by. The order is that of [`excess_of_block`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn excess_of_halves(values: &[i8], at: usize) -> [i32; ROWS] {
@@ -295,32 +273,34 @@ fn excess_of_halves(values: &[i8], at: usize) -> [i32; ROWS] {
 
 /// Returns the two numbers of a block out of those of [`excess_of_halves`].
 #[inline(always)]
-fn place_of_halves(block: usize, excess: &[i32; ROWS]) -> [i32; 2] {
+fn excess_of_block(block: usize, excess: &[i32; ROWS]) -> [i32; 2] {
     [0, 1].map(|half| {
         let sixteen = 2 * block + half;
         excess[sixteen % 4 * 4 + sixteen / 4]
     })
 }
 
+/// Returns the two numbers of a block that is one of few.
+fn excess_of_low(values: &[i8], at: usize) -> [i32; 2] {
+    let sum = |values: &[i8]| values.iter().map(|&value| i32::from(value)).sum::<i32>();
+    [at, at + BLOCK / 2].map(|at| -32 * sum(&values[at..][..BLOCK / 2]))
+}
+
 /// Returns the same as [`product`] where the two halves of the columns have scales of their own.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn product_of_halves<const WIDE: bool>(
+fn product_of_halves(
     planes: &[__m512i; PLANES],
-    x: View<'_>,
-    at: usize,
-    (excess, (first, second)): ([[i32; 2]; 2], (__m512, __m512)),
+    (values, at): (&[i8], usize),
+    excess: [i32; 2],
+    (first, second): (__m512, __m512),
 ) -> __m512 {
-    let dot = |values: &[i8], excess: [i32; 2], half: usize| {
+    let dot = |half: usize| {
         let mut dot = _mm512_set1_epi32(excess[half]);
         for k in 4 * half..4 * half + 4 {
             dot = _mm512_dpbusd_epi32(dot, planes[k], broadcast(values, at + 4 * k));
         }
-        dot
-    };
-    let dot = |half: usize| {
-        let high = dot(x.values, excess[0], half);
-        _mm512_cvtepi32_ps(if WIDE { join(high, dot(x.low, excess[1], half)) } else { high })
+        _mm512_cvtepi32_ps(dot)
     };
     _mm512_fmadd_ps(second, dot(1), _mm512_mul_ps(first, dot(0)))
 }

@@ -67,13 +67,13 @@ impl Isa {
 ///
 /// The kernel is generic over `const FMA: bool`: whether fused multiply-add is one instruction.
 macro_rules! dispatched {
-    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*
         #[cfg_attr(
             target_arch = "x86_64",
             expect(unsafe_code, reason = "calls into functions that need checked CPU features")
         )]
-        pub fn $name(isa: crate::cpu::Isa, $($arg: $type),*) {
+        $vis fn $name(isa: crate::cpu::Isa, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]

@@ -73,17 +73,8 @@ fn rows<F: Format, const DOT: bool, const M: usize>(
     out: &mut [[f32; ROWS]],
 ) -> usize {
     let blocks = x.columns / BLOCK;
-    let x = View {
-        columns: x.columns,
-        values: &x.values[first * x.columns..][..M * x.columns],
-        low: match x.low.is_empty() {
-            true => &[],
-            false => &x.low[first * x.columns..][..M * x.columns],
-        },
-        scales: &x.scales[first * blocks..][..M * blocks],
-        sums: &x.sums[first * blocks..][..M * blocks],
-    };
     assert_eq!(group.len() * F::CODES.blocks(), blocks * F::CODES.tile_bytes());
+    let x = x.rows(first, M);
     let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; M];
     for (index, tile) in group.chunks_exact(F::CODES.tile_bytes()).enumerate() {
         let (header, codes) = tile.split_at(F::CODES.header_bytes());
@@ -92,10 +83,17 @@ fn rows<F: Format, const DOT: bool, const M: usize>(
             for quarter in 0..QUARTERS {
                 let scales = scales::<F>(header, inner, quarter);
                 let planes = unpack::<F>(codes, quarter);
+                let marks = x.marks(first, b);
                 for (m, sums) in sums.iter_mut().enumerate() {
-                    let at = m * x.columns + b * BLOCK;
-                    let product = product::<F, DOT>(&planes, x, at, (m * blocks + b, scales));
-                    sums[quarter] = vfmaq_n_f32(sums[quarter], product, x.scales[m * blocks + b]);
+                    let (at, block) = (m * x.columns + b * BLOCK, m * blocks + b);
+                    let mut add = |values: &[i8], sum: f32, worth: f32| {
+                        let product = product::<F, DOT>(&planes, (values, at), sum, scales);
+                        sums[quarter] = vfmaq_n_f32(sums[quarter], product, worth);
+                    };
+                    add(x.values, x.sums[block], x.scales[block]);
+                    if marks >> m & 1 == 1 {
+                        add(x.low, x.low_sums[block], x.scales[block] * (1.0 / BASE));
+                    }
                 }
             }
         }
@@ -243,33 +241,26 @@ fn multiply_add<const DOT: bool>(sums: int32x4_t, a: int8x16_t, b: int8x16_t) ->
     sums
 }
 
-/// Returns the products of 32 columns of 4 rows with those of a token, without its scale.
+/// Returns the products of 32 columns of 4 rows with digits of a token, without their worth.
 #[inline]
 #[target_feature(enable = "neon")]
 fn product<F: Format, const DOT: bool>(
     planes: &[int8x16_t; PLANES],
-    x: View<'_>,
-    at: usize,
-    (block, (scale, other)): (usize, (float32x4_t, float32x4_t)),
+    (values, at): (&[i8], usize),
+    sum: f32,
+    (scale, other): (float32x4_t, float32x4_t),
 ) -> float32x4_t {
-    let digit = |planes: &[int8x16_t], values: &[i8], at: usize| {
+    let dot = |planes: &[int8x16_t], at: usize| {
         let mut sums = vdupq_n_s32(0);
         for (k, plane) in planes.iter().enumerate() {
             sums = multiply_add::<DOT>(sums, *plane, broadcast(values, at + 4 * k));
         }
-        sums
-    };
-    let dot = |planes: &[int8x16_t], at: usize| {
-        let high = digit(planes, x.values, at);
-        vcvtq_f32_s32(match x.low.is_empty() {
-            true => high,
-            false => vmlaq_n_s32(digit(planes, x.low, at), high, BASE),
-        })
+        vcvtq_f32_s32(sums)
     };
     match F::CODES.scales() {
         Scales::Centred => vmulq_f32(scale, dot(planes, at)),
         Scales::Minimum | Scales::Nested => {
-            vfmaq_f32(vmulq_n_f32(other, x.sums[block]), scale, dot(planes, at))
+            vfmaq_f32(vmulq_n_f32(other, sum), scale, dot(planes, at))
         }
         Scales::Halves => {
             let (first, second) = planes.split_at(PLANES / 2);

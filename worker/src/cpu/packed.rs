@@ -4,9 +4,9 @@
 //! stored. What a file holds is taken apart in `blocks.rs`.
 
 use half::{bf16, f16};
-use memmap2::{Advice, MmapMut};
 
 use super::activations::BLOCK;
+use super::memory::Pages;
 use crate::Error;
 use crate::gguf::{StoredTensor, WeightType};
 
@@ -132,7 +132,7 @@ pub(super) struct Packed {
     pub layout: Layout,
     pub rows: usize,
     pub columns: usize,
-    tiles: MmapMut,
+    tiles: Pages<u8>,
 }
 
 impl Packed {
@@ -159,11 +159,8 @@ impl Packed {
             return Err(broken(format!("{got} bytes are not {rows} rows of {columns}")));
         }
         let bytes = rows.div_ceil(ROWS) * tiles_per_row * layout.tile_bytes();
-        let mut tiles = MmapMut::map_anon(bytes)
+        let mut tiles = Pages::take(bytes)
             .map_err(|error| broken(format!("no memory for {bytes} bytes: {error}")))?;
-        // Small pages cost up to half of the bandwidth; where there are no large ones, so be it.
-        #[cfg(target_os = "linux")]
-        let _ = tiles.advise(Advice::HugePage);
         for (index, block) in stored.data.chunks_exact(source_bytes).enumerate() {
             let (row, column) = (index / tiles_per_row, index % tiles_per_row);
             let tile = (row / ROWS * tiles_per_row + column) * layout.tile_bytes();

@@ -20,24 +20,20 @@ pub(super) fn coded(
             let weights = Weights::new(codes, header, inner, bytes);
             for (row, out) in out.iter_mut().enumerate() {
                 let row = first + row;
-                let values = numbers(x, row * x.columns + b * BLOCK);
-                let (scale, sum) = (x.scales[row * blocks + b], x.sums[row * blocks + b]);
-                for (out, product) in out.iter_mut().zip(weights.products(&values, sum)) {
-                    *out += scale * product;
+                let (at, block) = (row * x.columns + b * BLOCK, row * blocks + b);
+                let mut add = |values: &[i8], sum: f32, worth: f32| {
+                    let values = std::array::from_fn(|k| i32::from(values[at + k]));
+                    for (out, product) in out.iter_mut().zip(weights.products(&values, sum)) {
+                        *out += worth * product;
+                    }
+                };
+                add(x.values, x.sums[block], x.scales[block]);
+                if x.marks(row, b) & 1 == 1 {
+                    add(x.low, x.low_sums[block], x.scales[block] * (1.0 / BASE));
                 }
             }
         }
     }
-}
-
-/// Returns 32 numbers of activations, of which each has one digit or two.
-fn numbers(x: View<'_>, at: usize) -> [i32; BLOCK] {
-    let mut numbers = [0; BLOCK];
-    for (k, number) in numbers.iter_mut().enumerate() {
-        let digit = i32::from(x.values[at + k]);
-        *number = x.low.get(at + k).map_or(digit, |&low| digit * BASE + i32::from(low));
-    }
-    numbers
 }
 
 /// 32 columns of 16 rows, unpacked for as many rows of activations as there are.

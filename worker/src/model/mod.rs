@@ -7,5 +7,5 @@ mod llama;
 mod vocabulary;
 
 pub use config::{Hyperparameters, KNOWN_ARCHITECTURES};
-pub use llama::{Buffers, Llama, Position};
+pub use llama::{Buffers, Llama, Position, Precisions};
 pub use vocabulary::vocabulary;

@@ -4,7 +4,9 @@
 use half::{bf16, f16};
 
 use super::*;
-use crate::cpu::activations::{BASE, BLOCK};
+use std::ops::Range;
+
+use crate::cpu::activations::{Activations, BASE, BLOCK};
 use crate::gguf::WeightType;
 
 /// Rows of every type as gguf's Python package reads them; see `make_quants.py` beside the file.
@@ -94,24 +96,31 @@ fn floats(count: usize) -> Vec<f32> {
     (0..count).map(|_| next() as f32 / (1u64 << 30) as f32 - 1.0).collect()
 }
 
+/// Two digits where a block is above the mean.
+const SOME: Precision = Precision { excess: 1.0 };
+
+const PRECISIONS: [Precision; 3] = [Precision::NARROW, Precision::WIDE, SOME];
+
+/// Fills in activations as a linear layer wants them.
+fn filled(linear: &Linear, compute: &Compute, x: &[f32]) -> Activations {
+    let mut activations = Activations::default();
+    let columns = linear.columns();
+    activations.floats(x.len() / columns, columns).copy_from_slice(x);
+    activations.fill(compute, linear.precision(), |_, _| {});
+    activations
+}
+
 /// The activations as the kernel sees them: floats, or what quantisation makes of them.
-fn seen(
-    (kind, precision): (WeightType, Precision),
-    isa: Isa,
-    x: &[f32],
-    columns: usize,
-) -> Vec<f64> {
-    if matches!(kind, WeightType::F32 | WeightType::F16 | WeightType::Bf16) {
-        return x.iter().map(|&value| f64::from(value)).collect();
+fn seen(activations: &Activations, precision: Option<Precision>) -> Vec<f64> {
+    let view = activations.view();
+    if precision.is_none() {
+        return view.floats.iter().map(|&value| f64::from(value)).collect();
     }
-    let mut scratch = Activations::default();
-    let rows = x.len() / columns;
-    scratch.parts((rows, columns), precision, rows).for_each(|mut part| part.fill(isa, x));
-    let view = scratch.view();
     let number = |(i, &high): (usize, &i8)| {
-        let digit = i32::from(high);
-        let number = view.low.get(i).map_or(digit, |&low| digit * BASE + i32::from(low));
-        f64::from(number) * f64::from(view.scales[i / BLOCK])
+        let (row, block) = (i / view.columns, i % view.columns / BLOCK);
+        let is_wide = view.marks(row, block) & 1 == 1;
+        let low = if is_wide { f64::from(view.low[i]) / f64::from(BASE) } else { 0.0 };
+        (f64::from(high) + low) * f64::from(view.scales[i / BLOCK])
     };
     view.values.iter().enumerate().map(number).collect()
 }
@@ -119,20 +128,23 @@ fn seen(
 #[test]
 fn products_match_a_float64_reference() {
     let (rows, tokens) = (35, 19);
-    for (kind, precision) in
-        WeightType::ALL.into_iter().flat_map(|t| [(t, Precision::Narrow), (t, Precision::Wide)])
-    {
+    for (kind, precision) in WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p))) {
         let columns = columns(kind);
         let x = floats(tokens * columns);
         let stored = ("w".to_owned(), matrix(kind, rows, columns));
-        let linear = Linear::new(&[stored]).unwrap().with_precision(precision);
+        let mut linear = Linear::new(&[stored]).unwrap();
+        linear.set_precision(precision);
         let weights = numbers(&linear);
         for isa in Isa::available() {
-            let seen = seen((kind, precision), isa, &x, columns);
             let compute = Compute { pool: Pool::start(2).unwrap(), isa };
-            let mut out = vec![0.0; tokens * rows];
-            linear.apply(&compute, &x, &mut Activations::default(), &mut out);
+            let activations = filled(&linear, &compute, &x);
+            let seen = seen(&activations, linear.precision());
+            let mut out = vec![1.0; tokens * rows];
+            linear.apply(&compute, activations.view(), Product::Set(&mut out));
+            let mut twice = out.clone();
+            linear.apply(&compute, activations.view(), Product::Add(&mut twice));
             for (at, got) in out.iter().enumerate() {
+                assert_eq!(twice[at], got + got);
                 let (token, row) = (at / rows, at % rows);
                 let terms =
                     (0..columns).map(|c| seen[token * columns + c] * weights[row * columns + c]);
@@ -147,9 +159,7 @@ fn products_match_a_float64_reference() {
 
 #[test]
 fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
-    for (kind, precision) in
-        WeightType::ALL.into_iter().flat_map(|t| [(t, Precision::Narrow), (t, Precision::Wide)])
-    {
+    for (kind, precision) in WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p))) {
         let columns = columns(kind);
         let x = floats(40 * columns);
         // One matrix, and two of different types that share their activations.
@@ -158,13 +168,15 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
             ("b".to_owned(), matrix(WeightType::F16, 20, columns)),
         ];
         for parts in [&two[..1], &two[..]] {
-            let linear = Linear::new(parts).unwrap().with_precision(precision);
+            let mut linear = Linear::new(parts).unwrap();
+            linear.set_precision(precision);
             for isa in Isa::available() {
                 let run = |threads: usize, tokens: Range<usize>| {
                     let compute = Compute { pool: Pool::start(threads).unwrap(), isa };
                     let x = &x[tokens.start * columns..tokens.end * columns];
                     let mut out = vec![0.0; tokens.len() * linear.rows()];
-                    linear.apply(&compute, x, &mut Activations::default(), &mut out);
+                    let activations = filled(&linear, &compute, x);
+                    linear.apply(&compute, activations.view(), Product::Set(&mut out));
                     out
                 };
                 let whole = run(1, 0..40);
@@ -175,6 +187,33 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
                     assert!(got == expected, "{kind:?} {isa:?} {threads} {tokens:?}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_gated_product_is_silu_of_the_one_times_the_other() {
+    let (rows, columns, tokens) = (40, 64, 21);
+    let linear = |seed: usize, kind| {
+        let stored = matrix(kind, rows + seed * ROWS, columns);
+        let data = stored.data[..stored.data.len() / (rows + seed * ROWS) * rows].to_vec();
+        let stored = StoredTensor { dims: vec![columns, rows], data, ..stored };
+        Linear::new(&[("w".into(), stored)]).unwrap()
+    };
+    let (gate, up) = (linear(0, WeightType::Q4_1), linear(1, WeightType::Q8_0));
+    let x = floats(tokens * columns);
+    for isa in Isa::available() {
+        let compute = Compute { pool: Pool::start(2).unwrap(), isa };
+        let activations = filled(&gate, &compute, &x);
+        let mut outs = [(); 3].map(|()| vec![0.0; tokens * rows]);
+        gate.apply(&compute, activations.view(), Product::Set(&mut outs[0]));
+        up.apply(&compute, activations.view(), Product::Set(&mut outs[1]));
+        gate.apply_gated(&up, &compute, activations.view(), &mut outs[2]);
+        let [gates, ups, gated] = outs;
+        for ((gate, up), gated) in gates.iter().zip(ups).zip(gated) {
+            let (gate, up) = (f64::from(*gate), f64::from(up));
+            let exact = gate / (1.0 + (-gate).exp()) * up;
+            assert!((f64::from(gated) - exact).abs() <= 1e-5 * exact.abs() + 1e-6, "{isa:?}");
         }
     }
 }
