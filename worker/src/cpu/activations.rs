@@ -250,7 +250,7 @@ fn quantize_body<const FMA: bool>(
             let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
             sums[block] = digits(&x[block], inverse, &mut values[block]);
             if scale * scale > limit {
-                low_sums[block] = low_digits(&x[block], inverse, &values[block], &mut low[block]);
+                low_sums[block] = low_digits(&x[block], inverse, &mut low[block]);
                 let row = rows.first + row;
                 let word = &marks[row / MARKED_ROWS * blocks + block];
                 word.fetch_or(1 << (row % MARKED_ROWS), Ordering::Relaxed);
@@ -259,33 +259,54 @@ fn quantize_body<const FMA: bool>(
     }
 }
 
-/// Adding this to a number of at most 2^22 rounds it to a whole one, ties to even, which then
-/// stands in the lowest bits.
+/// Adding this to a number of at most 2^22 rounds it to a whole one, ties to even, whose low byte
+/// is then the lowest of the bits.
 const ROUNDING: f32 = 12_582_912.0;
 
 /// Writes first digits and returns their sum.
 #[inline(always)]
 fn digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> f32 {
-    let mut total = 0i32;
-    for (out, x) in out.iter_mut().zip(x) {
-        let number = ((x * inverse + ROUNDING).to_bits() as i32) - ROUNDING.to_bits() as i32;
-        *out = number as i8;
-        total += number;
+    let mut sums = [0f32; LANES];
+    let halves = x.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0);
+    for (x, out) in halves {
+        let rounded = x.map(|x| x * inverse + ROUNDING);
+        *out = rounded.map(|rounded| rounded.to_bits() as i8);
+        for (sum, rounded) in sums.iter_mut().zip(rounded) {
+            *sum += rounded - ROUNDING;
+        }
     }
-    total as f32
+    total(sums)
 }
 
 /// Writes the digits of what first digits left over, and returns their sum.
 #[inline(always)]
-fn low_digits(x: &[f32; BLOCK], inverse: f32, high: &[i8; BLOCK], out: &mut [i8; BLOCK]) -> f32 {
-    let mut total = 0i32;
-    for ((out, x), high) in out.iter_mut().zip(x).zip(high) {
-        let rest = ((x * inverse - f32::from(*high)) * BASE).clamp(-MOST, MOST);
-        let number = ((rest + ROUNDING).to_bits() as i32) - ROUNDING.to_bits() as i32;
-        *out = number as i8;
-        total += number;
+fn low_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> f32 {
+    let mut sums = [0f32; LANES];
+    let halves = x.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0);
+    for (x, out) in halves {
+        let rounded = x.map(|x| {
+            let first = (x * inverse + ROUNDING) - ROUNDING;
+            ((x * inverse - first) * BASE).clamp(-MOST, MOST) + ROUNDING
+        });
+        *out = rounded.map(|rounded| rounded.to_bits() as i8);
+        for (sum, rounded) in sums.iter_mut().zip(rounded) {
+            *sum += rounded - ROUNDING;
+        }
     }
-    total as f32
+    total(sums)
+}
+
+/// Returns the sum of whole numbers, which is exact in any order.
+#[inline(always)]
+fn total(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 use std::marker::PhantomData;
 
 use super::activations::{Precision, View};
-use super::isa::{Kind, dispatched};
+use super::isa::Kind;
 use super::packed::{Layout, Packed, ROWS};
 use super::pool::Pool;
-use super::vector::{multiply_add, swiglu};
+use super::vector::swiglu;
 use super::{Isa, portable};
 use crate::Error;
 use crate::gguf::StoredTensor;
@@ -77,7 +77,7 @@ impl Linear {
 
     /// Returns the bytes that a product reads of this matrix.
     pub fn bytes(&self) -> usize {
-        self.parts.iter().map(|part| part.groups() * part.group(0).len()).sum()
+        self.parts.iter().map(Packed::bytes).sum()
     }
 
     /// Writes one row of the matrix into `out`.
@@ -93,7 +93,8 @@ impl Linear {
 
     /// Returns how exactly this layer wants its activations quantised; none: not at all.
     pub fn precision(&self) -> Option<Precision> {
-        self.parts.iter().any(|part| part.layout != Layout::F32).then_some(self.precision)
+        let is_coded = |part: &Packed| matches!(part.layout, Layout::Coded(_));
+        self.parts.iter().any(is_coded).then_some(self.precision)
     }
 
     /// Computes `x * W^T` for the rows of `x`, which was filled in with this layer's
@@ -106,7 +107,7 @@ impl Linear {
         let tokens = self.tokens(x);
         assert_eq!(out.len(), tokens * self.rows);
         let output = Output::new(out, self.rows);
-        self.sweep(compute, tokens, |group, token, results| {
+        self.sweep(compute, tokens, |group, token, results, _| {
             let (part, group, row) = self.locate(group);
             let width = ROWS.min(part.rows - group * ROWS);
             multiply(compute.isa, part, group, x, token, results);
@@ -129,11 +130,9 @@ impl Linear {
         assert!(self.rows == up.rows && self.columns == up.columns);
         assert_eq!(out.len(), tokens * self.rows);
         let output = Output::new(out, self.rows);
-        self.sweep(compute, tokens, |group, token, gates| {
+        self.sweep(compute, tokens, |group, token, gates, ups| {
             let row = group * ROWS;
             let width = ROWS.min(self.rows - row);
-            let mut ups = [[0.0; ROWS]; TOKENS];
-            let ups = &mut ups[..gates.len()];
             multiply(compute.isa, gate_part, group, x, token, gates);
             multiply(compute.isa, up_part, group, x, token, ups);
             swiglu(compute.isa, gates.as_flattened_mut(), ups.as_flattened());
@@ -151,26 +150,28 @@ impl Linear {
     }
 
     /// Calls `work` with each group of rows and each tile of tokens: the group, the first token,
-    /// and room for the results.
+    /// and room for results of up to two matrices, a row for each token.
     fn sweep(
         &self,
         compute: &Compute,
         tokens: usize,
-        work: impl Fn(usize, usize, &mut [[f32; ROWS]]) + Sync,
+        work: impl Fn(usize, usize, &mut [[f32; ROWS]], &mut [[f32; ROWS]]) + Sync,
     ) {
         let groups: usize = self.parts.iter().map(Packed::groups).sum();
         let blocks = (tokens * self.columns).div_ceil(CACHED_BYTES).max(1);
         let block = tokens.div_ceil(blocks).next_multiple_of(TOKENS);
         let blocks = tokens.div_ceil(block);
-        let group_bytes = self.parts[0].group(0).len();
-        let grain = if tokens < TOKENS { GRAIN_BYTES / group_bytes } else { 1 };
+        let group_bytes = self.bytes() / groups.max(1);
+        let grain = if tokens < TOKENS { GRAIN_BYTES / group_bytes.max(1) } else { 1 };
         compute.pool.share(blocks * groups, grain, |_, items| {
+            let mut results = [[[0.0; ROWS]; TOKENS]; 2];
             for item in items {
                 let (first, group) = (item / groups * block, item % groups);
                 let end = tokens.min(first + block);
                 for token in (first..end).step_by(TOKENS) {
-                    let mut results = [[0.0; ROWS]; TOKENS];
-                    work(group, token, &mut results[..TOKENS.min(end - token)]);
+                    let count = TOKENS.min(end - token);
+                    let [first, second] = &mut results;
+                    work(group, token, &mut first[..count], &mut second[..count]);
                 }
             }
         });
@@ -209,37 +210,45 @@ fn multiply(
     out: &mut [[f32; ROWS]],
 ) {
     let tiles = part.group(group);
-    if part.layout == Layout::F32 {
-        let rows = &x.floats[first * part.columns..][..out.len() * part.columns];
-        return dense(isa, tiles, rows, out);
-    }
-    match isa.kind() {
+    let floats = &x.floats[first * part.columns..][..out.len() * part.columns];
+    match (isa.kind(), part.layout) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: this `Isa` exists only where the features were detected.
-        Kind::Avx512 => unsafe { super::avx512::quantized(part.layout, tiles, x, first, out) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: this `Isa` exists only where the features were detected.
-        Kind::Avx2 => unsafe { super::avx2::quantized(part.layout, tiles, x, first, out) },
-        Kind::Portable => portable::quantized(part.layout, tiles, x, first, out),
-    }
-}
-
-dispatched! {
-    /// Multiplies a group of 16 rows of floats with rows of activations.
-    pub fn dense(tiles: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) = dense_body
-}
-
-#[inline(always)]
-fn dense_body<const FMA: bool>(tiles: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) {
-    let columns = tiles.as_chunks::<{ 4 * ROWS }>().0;
-    for (x, out) in x.chunks_exact(columns.len()).zip(out) {
-        let mut sums = [0f32; ROWS];
-        for (x, weights) in x.iter().zip(columns) {
-            for (sum, weight) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
-                *sum = multiply_add::<FMA>(f32::from_le_bytes(*weight), *x, *sum);
-            }
+        (Kind::Avx512, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx512::coded(codes, tiles, x, first, out) }
         }
-        *out = sums;
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx512, Layout::Dense(dense)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx512::dense(dense, tiles, floats, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx2, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx2::coded(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx2, Layout::Dense(dense)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx2::dense(dense, tiles, floats, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Kind::NeonDotprod, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::neon::coded_dotprod(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Kind::Neon, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::neon::coded(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Kind::Neon | Kind::NeonDotprod, Layout::Dense(dense)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::neon::dense(dense, tiles, floats, out) }
+        }
+        (Kind::Portable, Layout::Coded(codes)) => portable::coded(codes, tiles, x, first, out),
+        (Kind::Portable, Layout::Dense(dense)) => portable::dense(dense, tiles, floats, out),
     }
 }
 

@@ -14,6 +14,8 @@ pub mod bidirectional;
 mod isa;
 pub mod linear;
 pub(crate) mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 pub mod pool;
 mod portable;

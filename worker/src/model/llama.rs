@@ -34,14 +34,8 @@ impl Default for Precisions {
     /// Returns those that make the logits' error as small as others' at the least cost; see
     /// `examples/precision.rs`.
     fn default() -> Self {
-        let few = Precision { excess: 4.0 };
-        Self {
-            query_key_value: few,
-            attention_output: Precision::NARROW,
-            gate_up: Precision::NARROW,
-            down: few,
-            head: Precision::NARROW,
-        }
+        let few = Precision { excess: 8.0 };
+        Self { query_key_value: few, attention_output: few, gate_up: few, down: few, head: few }
     }
 }
 
@@ -140,7 +134,7 @@ impl LayerWeights {
             feed_forward_norm: vector(file, &name("ffn_norm"), hidden)?,
             gate: linear(file, &name("ffn_gate"), hidden, Some(wide))?,
             up: linear(file, &name("ffn_up"), hidden, Some(wide))?,
-            down: linear(file, &name("ffn_down"), wide, Some(hidden))?.with_precision(ADAPTIVE),
+            down: linear(file, &name("ffn_down"), wide, Some(hidden))?,
         })
     }
 }
