@@ -27,7 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let blocks: Vec<u32> = (0..64).collect();
     let mut best = f64::INFINITY;
     for _ in 0..4 {
-        let entry = Entry { tokens: &prompt, start: 0, blocks: &blocks, wants: Wants::Last };
+        let entry =
+            Entry { tokens: &prompt, start: 0, blocks: &blocks, prompt: 0, wants: Wants::Last };
         let started = Instant::now();
         runner.forward(&[entry])?;
         best = best.min(started.elapsed().as_secs_f64());
@@ -37,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let tables: Vec<Vec<u32>> = (0..batch).map(|i| (i * 16..i * 16 + 16).collect()).collect();
         for table in &tables {
             let tokens = &prompt[..128];
-            let entry = Entry { tokens, start: 0, blocks: table, wants: Wants::Nothing };
+            let entry = Entry { tokens, start: 0, blocks: table, prompt: 0, wants: Wants::Nothing };
             runner.forward(&[entry])?;
         }
         let mut times = Vec::new();
@@ -46,6 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 tokens: &[5],
                 start: 128 + step,
                 blocks: table,
+                prompt: 0,
                 wants: Wants::Last,
             };
             let entries: Vec<Entry<'_>> = tables.iter().map(|table| entry(table)).collect();

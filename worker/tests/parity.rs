@@ -87,7 +87,7 @@ fn logits_match_the_f32_forward_pass() {
         for prompt in &prompts {
             let blocks: Vec<u32> = (0..64).collect();
             let tokens = &prompt.tokens;
-            let entry = Entry { tokens, start: 0, blocks: &blocks, wants: Wants::Last };
+            let entry = Entry { tokens, start: 0, blocks: &blocks, prompt: 0, wants: Wants::Last };
             let outputs = runner.forward(&[entry]).unwrap();
             let ours: Vec<f64> = outputs.logits.iter().map(|&logit| logit.into()).collect();
             let exact = &prompt.logits;
@@ -132,7 +132,7 @@ fn alone(runner: &mut CpuRunner, sequence: &Sequence, steps: usize) -> Vec<Vec<f
             _ => (&sequence.tokens[step - 1..step], sequence.tokens.len() + step - 1),
         };
         let blocks = &sequence.blocks;
-        let entry = Entry { tokens, start, blocks, wants: Wants::Last };
+        let entry = Entry { tokens, start, blocks, prompt: 0, wants: Wants::Last };
         rows.push(runner.forward(&[entry]).unwrap().logits.to_vec());
     }
     rows
@@ -151,14 +151,21 @@ fn a_batch_gives_bit_for_bit_what_each_sequence_gives_alone() {
         for (start, end) in [(0, 17), (17, 60)] {
             let tokens = &longest.tokens[start..end];
             let blocks = &longest.blocks;
-            two.forward(&[Entry { tokens, start, blocks, wants: Wants::Nothing }]).unwrap();
+            two.forward(&[Entry { tokens, start, blocks, prompt: 0, wants: Wants::Nothing }])
+                .unwrap();
         }
         let entries: Vec<Entry<'_>> = sequences
             .iter()
             .enumerate()
             .map(|(index, s)| {
                 let start = if index == 5 { 60 } else { 0 };
-                Entry { tokens: &s.tokens[start..], start, blocks: &s.blocks, wants: Wants::Last }
+                Entry {
+                    tokens: &s.tokens[start..],
+                    start,
+                    blocks: &s.blocks,
+                    prompt: 0,
+                    wants: Wants::Last,
+                }
             })
             .collect();
         check(&mut two, &entries, &solo, 0);
@@ -169,6 +176,7 @@ fn a_batch_gives_bit_for_bit_what_each_sequence_gives_alone() {
                     tokens: &s.tokens[step - 1..step],
                     start: s.tokens.len() + step - 1,
                     blocks: &s.blocks,
+                    prompt: 0,
                     wants: Wants::Last,
                 })
                 .collect();

@@ -8,6 +8,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::isa::dispatched;
 use super::vector::{exp, multiply_add};
+use crate::Error;
 use crate::runner::BlockId;
 
 /// Tokens of a block.
@@ -74,6 +75,50 @@ impl Cache {
             }
             values[place * head_dim..][..head_dim].convert_from_f32_slice(value);
         }
+    }
+}
+
+impl Cache {
+    /// Returns where a block lies in `bits`: a range for each layer.
+    fn ranges(&self, block: BlockId) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let Geometry { layers, blocks, kv_heads, .. } = self.geometry;
+        let size = kv_heads * self.geometry.head_halves();
+        let first = (0..layers).map(move |layer| (layer * blocks + block as usize) * size);
+        first.map(move |first| first..first + size)
+    }
+
+    /// Copies a block in all layers.
+    pub fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        for (from, to) in self.ranges(from).zip(self.ranges(to)) {
+            self.bits.copy_within(from, to.start);
+        }
+    }
+
+    /// Appends a block of all layers to `bytes`: [`block_bytes`](Geometry::block_bytes).
+    pub fn read_block(&self, block: BlockId, bytes: &mut Vec<u8>) {
+        bytes.reserve(self.geometry.block_bytes());
+        for range in self.ranges(block) {
+            bytes.extend(self.bits[range].iter().flat_map(|bits| bits.to_le_bytes()));
+        }
+    }
+
+    /// Puts back what [`read_block`](Cache::read_block) gave.
+    ///
+    /// Errors: another number of bytes.
+    pub fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), Error> {
+        let expected = self.geometry.block_bytes();
+        if bytes.len() != expected {
+            let text = format!("a KV block has {expected} bytes, got {}", bytes.len());
+            return Err(Error::Device(text));
+        }
+        let ranges = self.ranges(block);
+        let layers = bytes.chunks_exact(expected / self.geometry.layers);
+        for (range, bytes) in ranges.zip(layers) {
+            for (bits, bytes) in self.bits[range].iter_mut().zip(bytes.as_chunks().0) {
+                *bits = u16::from_le_bytes(*bytes);
+            }
+        }
+        Ok(())
     }
 }
 
