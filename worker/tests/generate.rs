@@ -12,7 +12,7 @@ use engine::{
     Guided, Sampling, StopConditions, Vocabulary,
 };
 use futures_util::StreamExt;
-use worker::generate::{GenerateEngine, SchedulerConfig};
+use worker::generate::{DiskTierConfig, GenerateEngine, SchedulerConfig};
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
 
 /// Enough for all requests of a test.
@@ -193,7 +193,21 @@ async fn shared_lost_and_guessed_blocks_change_no_bit() {
     }
     assert!(engine.totals().prefix_hit_tokens > 800, "{:?}", engine.totals());
     assert_eq!(engine.totals().preemptions, 0);
-    // 20 blocks of 360 KiB.
+    // 20 blocks of 360 KiB; what they have no room for comes back from memory and disk.
+    let folder = tempfile::tempdir().unwrap();
+    let disk = DiskTierConfig { folder: folder.path().into(), max_bytes: 200 << 20 };
+    let tiers = SchedulerConfig {
+        host_tier_bytes: 10 << 20,
+        disk_tier: Some(disk),
+        ..SchedulerConfig::default()
+    };
+    let engine = start_with(20 * (360 << 10), tiers);
+    for _ in 0..2 {
+        assert!(all(&engine, &requests).await == expected, "restored blocks changed an answer");
+    }
+    let totals = engine.totals();
+    assert!(totals.host_hit_blocks > 5 && totals.disk_hit_blocks > 5, "{totals:?}");
+    // The same without tiers, and with guesses.
     let small = SchedulerConfig { draft_tokens: 4, ..SchedulerConfig::default() };
     let engine = start_with(20 * (360 << 10), small);
     assert!(all(&engine, &requests).await == expected, "lost blocks changed an answer");

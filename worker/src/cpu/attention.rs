@@ -96,9 +96,14 @@ impl Cache {
 
     /// Appends a block of all layers to `bytes`: [`block_bytes`](Geometry::block_bytes).
     pub fn read_block(&self, block: BlockId, bytes: &mut Vec<u8>) {
-        bytes.reserve(self.geometry.block_bytes());
-        for range in self.ranges(block) {
-            bytes.extend(self.bits[range].iter().flat_map(|bits| bits.to_le_bytes()));
+        let first = bytes.len();
+        bytes.resize(first + self.geometry.block_bytes(), 0);
+        let layers =
+            bytes[first..].chunks_exact_mut(self.geometry.block_bytes() / self.geometry.layers);
+        for (range, bytes) in self.ranges(block).zip(layers) {
+            for (bytes, bits) in bytes.as_chunks_mut().0.iter_mut().zip(&self.bits[range]) {
+                *bytes = bits.to_le_bytes();
+            }
         }
     }
 
@@ -264,6 +269,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_block_is_copied_read_and_written_in_all_layers() {
+        let geometry = Geometry { layers: 3, blocks: 5, kv_heads: 2, head_dim: 8 };
+        let mut cache = Cache::new(geometry);
+        for layer in 0..3 {
+            for place in 0..BLOCK_TOKENS {
+                let row = |salt: usize| -> Vec<f32> {
+                    (0..16).map(|d| (layer * 1000 + place * 16 + d + salt) as f32).collect()
+                };
+                cache.write(layer, 1, place, (&row(0), &row(500)));
+            }
+        }
+        let read = |cache: &Cache, block| {
+            let mut bytes = Vec::new();
+            cache.read_block(block, &mut bytes);
+            bytes
+        };
+        let bytes = read(&cache, 1);
+        assert_eq!(bytes.len(), geometry.block_bytes());
+        cache.copy_block(1, 4);
+        cache.write_block(0, &bytes).unwrap();
+        assert!(read(&cache, 4) == bytes && read(&cache, 0) == bytes);
+        assert!(read(&cache, 2).iter().all(|&byte| byte == 0));
+        assert!(cache.write_block(0, &bytes[1..]).is_err());
     }
 
     fn reference(query: &[f32], tokens: usize, row: &dyn Fn(usize, usize) -> Vec<f32>) -> Vec<f64> {

@@ -1,7 +1,9 @@
 //! The limits of the scheduler.
 
+use std::path::PathBuf;
+
 /// The limits of the scheduler; each number is at least 1 unless it says otherwise.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerConfig {
     /// Requests accepted and not yet in the batch; one more is refused as overloaded.
     pub max_waiting_requests: usize,
@@ -19,6 +21,10 @@ pub struct SchedulerConfig {
     pub watermark: f32,
     /// The most tokens that are guessed ahead of a continuation from what it said before; 0: none.
     pub draft_tokens: usize,
+    /// Bytes of host memory for blocks that the device has no room for; 0: none are kept there.
+    pub host_tier_bytes: usize,
+    /// Where blocks go that the host's memory has no room for; none: they are forgotten.
+    pub disk_tier: Option<DiskTierConfig>,
     /// KV events kept for readers; who is further behind is told of the gap.
     pub kv_events: usize,
 }
@@ -33,7 +39,18 @@ impl Default for SchedulerConfig {
             has_prefix_cache: true,
             watermark: 0.01,
             draft_tokens: 0,
+            host_tier_bytes: 0,
+            disk_tier: None,
             kv_events: 4096,
         }
     }
+}
+
+/// Blocks on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskTierConfig {
+    /// A folder of this engine's own; blocks of an earlier run in it are removed.
+    pub folder: PathBuf,
+    /// The most bytes of them.
+    pub max_bytes: usize,
 }

@@ -18,6 +18,7 @@ use super::guides::{Guides, STACK_BYTES};
 use super::intake::Intake;
 use super::output::{News, Output, Reader};
 use super::scheduler::{Scheduler, Shared};
+use super::spill::tiers;
 use super::waiting::{Generation, Job, Waiting, Work};
 use crate::guided::Compiler;
 use crate::runner::Runner;
@@ -47,7 +48,7 @@ impl GenerateEngine {
     /// Starts the scheduler's thread. `eos_tokens` end a continuation unless it ignores them.
     /// Constraints on the text need the vocabulary; an empty one serves none.
     ///
-    /// Errors: the system gives no thread.
+    /// Errors: the system gives no thread, or no folder for KV blocks.
     pub fn start(
         runner: Box<dyn Runner>,
         vocabulary: &Vocabulary,
@@ -61,8 +62,13 @@ impl GenerateEngine {
         let waiting = Waiting::new(config.max_waiting_requests);
         let counters = Arc::new(Counters::new(&limits));
         let events = KvEvents::new(config.kv_events);
-        let shared =
-            Shared { waiting: waiting.clone(), counters: counters.clone(), events: events.clone() };
+        let shared = Shared {
+            waiting: waiting.clone(),
+            counters: counters.clone(),
+            events: events.clone(),
+            tiers: tiers(&config)?,
+        };
+        let has_prefix_cache = config.has_prefix_cache;
         let thread = std::thread::Builder::new()
             .name("scheduler".into())
             .stack_size(STACK_BYTES)
@@ -89,7 +95,7 @@ impl GenerateEngine {
             events,
             intake,
             guides,
-            has_prefix_cache: config.has_prefix_cache,
+            has_prefix_cache,
             thread: Some(thread),
         })
     }

@@ -17,7 +17,8 @@ mod pooling;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod spill;
 mod waiting;
 
-pub use config::SchedulerConfig;
+pub use config::{DiskTierConfig, SchedulerConfig};
 pub use engine::GenerateEngine;

@@ -107,8 +107,10 @@ impl Scheduler {
             if self.running[index].is_preempted {
                 continue;
             }
-            let found = self.running[index].attach(&mut self.pool);
-            self.totals.prefix_hit_tokens += found as u64;
+            if self.attach(index)? {
+                self.is_fetching = true;
+                continue;
+            }
             if self.is_being_computed(&prompts[..rank], index) {
                 continue;
             }
@@ -155,10 +157,12 @@ impl Scheduler {
             let start = sequence.computed();
             let room = sequence.table.room(&self.pool, start).min(wanted);
             if room > 0 {
-                if let Ok(Some(copy)) = sequence.table.grow(&mut self.pool, start, start + room) {
+                sequence.planned = room;
+                let copy = sequence.table.grow(&mut self.pool, start, start + room);
+                self.spill()?;
+                if let Ok(Some(copy)) = copy {
                     self.runner.copy_block(copy.from, copy.to)?;
                 }
-                sequence.planned = room;
                 return Ok(room);
             }
             let has_blocks = |&other: &usize| {

@@ -12,12 +12,16 @@ use super::sampler::Scratch;
 use super::sequence::{Rows, Sequence, Tools, Urgency};
 use super::waiting::{Job, Key, Waiting};
 use crate::kv::BlockPool;
+use crate::kv::tier::Tiers;
 use crate::runner::{Entry, Limits, Runner};
 
 /// The least time between two rounds of waking readers. A model's step takes longer, so its
 /// tokens are handed out at once; without a model a step takes microseconds, and waking readers
 /// for each token would cost more than the tokens.
 const WAKE_INTERVAL: Duration = Duration::from_micros(500);
+
+/// How long a step waits at most for a block from disk when there is nothing else to do.
+const FETCH_WAIT: Duration = Duration::from_millis(5);
 
 /// Every so many admissions the oldest request is let in whatever its priority, and stays as
 /// urgent as any: so whoever has `n` older requests in front waits for at most `n + 1` times as
@@ -30,6 +34,7 @@ pub(super) struct Shared {
     pub waiting: Arc<Waiting>,
     pub counters: Arc<Counters>,
     pub events: KvEvents,
+    pub tiers: Tiers,
 }
 
 /// What is owned by the scheduler's thread.
@@ -40,6 +45,9 @@ pub(super) struct Scheduler {
     pub(super) pool: BlockPool,
     pub(super) running: Vec<Sequence>,
     pub(super) totals: WorkerTotals,
+    pub(super) tiers: Tiers,
+    /// Some sequence waits for a block from below the device.
+    pub(super) is_fetching: bool,
     /// Some sequence found no place in the last forward pass.
     pub(super) is_crowded: bool,
     eos_tokens: Vec<TokenId>,
@@ -62,13 +70,19 @@ impl Scheduler {
         shared: Shared,
     ) -> Self {
         let limits = runner.limits();
+        let mut pool = BlockPool::new(limits.blocks, limits.block_size, shared.events);
+        if !shared.tiers.is_empty() {
+            pool.keep_evicted();
+        }
         Self {
-            pool: BlockPool::new(limits.blocks, limits.block_size, shared.events),
+            pool,
             runner,
             limits,
             config,
             running: Vec::new(),
             totals: WorkerTotals::default(),
+            tiers: shared.tiers,
+            is_fetching: false,
             is_crowded: false,
             eos_tokens,
             waiting: shared.waiting,
@@ -221,28 +235,27 @@ impl Scheduler {
         }
         self.admissions += 1;
         job.output.admitted(now - job.accepted);
-        let mut sequence = Sequence::new(job, key, &self.limits);
+        let sequence = Sequence::new(job, key, &self.limits);
         if sequence.may_skip() && sequence.table.salt().is_some() {
             self.totals.prefix_query_tokens += sequence.tokens().len() as u64;
         }
-        self.join(&mut sequence, by_age);
-        self.running.push(sequence);
+        self.join(sequence, by_age);
     }
 
     fn resume(&mut self, urgency: Urgency, by_age: bool) {
-        if let Some(mut sequence) = self.parked.remove(&urgency) {
+        if let Some(sequence) = self.parked.remove(&urgency) {
             self.admissions += 1;
-            self.join(&mut sequence, by_age);
-            self.running.push(sequence);
+            self.join(sequence, by_age);
         }
     }
 
-    fn join(&mut self, sequence: &mut Sequence, by_age: bool) {
+    fn join(&mut self, mut sequence: Sequence, by_age: bool) {
         sequence.is_preempted = false;
         if by_age {
             sequence.urgency.0.rank = 0;
         }
         self.totals.prefix_hit_tokens += sequence.attach(&mut self.pool) as u64;
+        self.running.push(sequence);
     }
 
     fn publish(&self) {
@@ -276,8 +289,12 @@ impl Scheduler {
         let planned = self.running.iter().filter(|sequence| sequence.planned > 0);
         let batch: Vec<Entry<'_>> = planned.map(Sequence::entry).collect();
         if batch.is_empty() {
+            if std::mem::take(&mut self.is_fetching) {
+                self.tiers.wait(FETCH_WAIT);
+            }
             return Ok(());
         }
+        self.is_fetching = false;
         self.totals.steps += 1;
         self.totals.batched_sequences += batch.len() as u64;
         let outputs = self.runner.forward(&batch)?;

@@ -168,11 +168,22 @@ impl Sequence {
         {
             self.computed += size;
         }
-        let found = self.computed - start;
+        self.found(self.computed - start)
+    }
+
+    /// Notes that its next block is there without being computed, and returns what
+    /// [`attach`](Sequence::attach) does.
+    pub(super) fn restored(&mut self, pool: &mut BlockPool) -> usize {
+        self.computed += pool.block_tokens();
+        self.table.commit(pool, &self.tokens, self.computed);
+        self.found(pool.block_tokens())
+    }
+
+    fn found(&mut self, count: usize) -> usize {
         match &mut self.goal {
             Goal::Draw(drawing) if !self.is_resumed => {
-                drawing.cached_tokens += found as u32;
-                found
+                drawing.cached_tokens += count as u32;
+                count
             }
             _ => 0,
         }

@@ -6,6 +6,7 @@
 mod lru;
 mod pool;
 mod table;
+pub mod tier;
 
 pub use pool::{BlockPool, Counts, Evicted, Registered};
 pub use table::{BlockCopy, Table};

@@ -45,9 +45,7 @@ pub struct Evicted {
     pub block: BlockId,
     /// The name that it had.
     pub name: SequenceHash,
-    /// The name of the prefix in front of it.
-    pub parent: Option<SequenceHash>,
-    /// Its tokens.
+    /// All tokens of the prefix that ends with it.
     pub tokens: Vec<TokenId>,
     /// Its salt.
     pub salt: Salt,
@@ -310,11 +308,24 @@ impl BlockPool {
         };
         self.names.remove(&hash);
         self.events.publish(|| KvEvent::Removed { blocks: vec![hash] });
-        let parent = self.name(parent);
-        if let Some(evicted) = &mut self.evicted {
-            let place = block as usize * self.block_tokens;
-            let tokens = self.tokens[place..place + self.block_tokens].to_vec();
-            evicted.push(Evicted { block, name: hash, parent, tokens, salt });
+        if let Some(mut evicted) = self.evicted.take() {
+            let tokens = self.prefix_tokens(block, parent);
+            evicted.push(Evicted { block, name: hash, tokens, salt });
+            self.evicted = Some(evicted);
         }
+    }
+
+    /// Returns all tokens up to the end of a block; what is in front of it can still be found.
+    fn prefix_tokens(&self, block: BlockId, parent: Option<BlockId>) -> Vec<TokenId> {
+        let above = |block: &BlockId| self.slots[*block as usize].name.and_then(|name| name.parent);
+        let mut chain: Vec<BlockId> = std::iter::successors(parent, above).collect();
+        chain.reverse();
+        chain.push(block);
+        let place = |block: BlockId| block as usize * self.block_tokens;
+        chain
+            .iter()
+            .flat_map(|&block| &self.tokens[place(block)..][..self.block_tokens])
+            .copied()
+            .collect()
     }
 }

@@ -211,10 +211,10 @@ fn chains_are_given_up_from_their_ends_the_longest_unused_first() {
     assert_eq!(pool.allocate(), None);
     let evicted = pool.take_evicted();
     assert_eq!(evicted.iter().map(|block| block.block).collect::<Vec<_>>(), taken);
-    let begins: Vec<TokenId> = evicted.iter().map(|block| block.tokens[0]).collect();
-    assert_eq!(begins, [8, 4, 58, 54, 50, 0]);
-    assert_eq!(evicted[0].parent, Some(evicted[1].name));
-    assert_eq!(evicted[5].parent, None);
+    let ends = [&tokens[..], &tokens[..8], &others[..], &others[..8], &others[..4], &tokens[..4]];
+    assert!(evicted.iter().map(|block| &block.tokens[..]).eq(ends));
+    let names: Vec<_> = prefix_hashes(&tokens, SIZE, Salt(0)).collect();
+    assert_eq!([evicted[0].name, evicted[1].name, evicted[5].name], [names[2], names[1], names[0]]);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 
 use super::memory::{Memory, SIZE, remembering};
 use super::*;
+use crate::generate::DiskTierConfig;
 
 /// Requests of all kinds, many of which begin alike.
 fn mixed(count: usize, seed: u64) -> Vec<GenerateRequest> {
@@ -253,4 +254,39 @@ async fn guesses_change_no_answer() {
     settles(&engine).await;
     let totals = engine.totals();
     assert!(totals.accepted_tokens > 35 && totals.steps < 40, "{totals:?}");
+}
+
+#[tokio::test]
+async fn blocks_come_back_from_memory_and_disk_as_they_were() {
+    let requests = mixed(60, 5);
+    let expected = alone(&requests).await;
+    let folder = tempfile::tempdir().unwrap();
+    for (host_tier_bytes, disk_bytes) in [(1 << 20, 0), (0, 1 << 20), (5000, 1 << 20), (900, 4000)]
+    {
+        let folder = folder.path().join(format!("{host_tier_bytes}-{disk_bytes}"));
+        let disk = DiskTierConfig { folder, max_bytes: disk_bytes };
+        let config = SchedulerConfig {
+            host_tier_bytes,
+            disk_tier: Some(disk).filter(|disk| disk.max_bytes > 0),
+            ..SchedulerConfig::default()
+        };
+        let engine = remembering(Memory::new(30), config);
+        for round in 0..3 {
+            let answers = together(&engine, &requests).await;
+            for (index, (answer, expected)) in answers.iter().zip(&expected).enumerate() {
+                assert_eq!(answer, expected, "request {index}, round {round}");
+            }
+        }
+        settles(&engine).await;
+        let totals = engine.totals();
+        assert!(host_tier_bytes < 1 << 20 || totals.host_hit_blocks > 50, "{totals:?}");
+        assert!(disk_bytes < 1 << 20 || totals.disk_hit_blocks > 20, "{totals:?}");
+    }
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let disk = DiskTierConfig { folder: file, max_bytes: 1 };
+    let config = SchedulerConfig { disk_tier: Some(disk), ..SchedulerConfig::default() };
+    let runner = Box::new(Memory::new(1));
+    let error = GenerateEngine::start(runner, &Vocabulary::default(), vec![], config).unwrap_err();
+    assert!(error.to_string().contains("file"), "{error}");
 }
