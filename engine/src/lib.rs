@@ -6,10 +6,12 @@
 
 #![deny(missing_docs)]
 
+mod block;
 mod context;
 mod embed;
 mod engine;
 mod error;
+mod event;
 mod generate;
 mod guided;
 mod infer;
@@ -21,10 +23,12 @@ mod tasks;
 pub mod testing;
 mod usage;
 
+pub use block::{BlockHash, Salt, SequenceHash, prefix_hashes};
 pub use context::Context;
 pub use embed::{EmbedRequest, Embedding};
 pub use engine::{Engine, OutputStream, Request};
 pub use error::{Error, ErrorKind, Result};
+pub use event::{KvEvent, KvEventReader, KvEvents, KvNews, StoredBlock};
 pub use generate::{
     AdapterId, FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs,
 };
@@ -35,4 +39,4 @@ pub use model::{ModelCard, TokenKind, Vocabulary};
 pub use sampling::{Sampling, StopConditions};
 pub use sequence::{Sequence, SequenceId, SequenceState};
 pub use tasks::Tasks;
-pub use usage::{Usage, WorkerLoad};
+pub use usage::{Usage, WorkerLoad, WorkerTotals};

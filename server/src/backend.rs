@@ -154,6 +154,7 @@ impl Backends {
             max_waiting_requests: self.engine.max_waiting_requests,
             max_running_sequences: self.engine.max_running_sequences,
             batch_tokens: self.engine.batch_tokens,
+            ..SchedulerConfig::default()
         };
         let eos_tokens = card.eos_tokens.clone();
         let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, scheduler)

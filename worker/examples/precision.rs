@@ -41,7 +41,14 @@ fn errors(runner: &mut CpuRunner, prompts: &Prompts) -> Result<(f64, f64), worke
     let blocks: Vec<u32> = (0..64).collect();
     let (mut rms, mut kl) = (0.0, 0.0);
     for (tokens, exact) in prompts {
-        let entry = Entry { tokens, start: 0, blocks: &blocks, wants: Wants::Last };
+        let entry = Entry {
+            tokens,
+            start: 0,
+            blocks: &blocks,
+            prompt: 0,
+            adapter: None,
+            wants: Wants::Last,
+        };
         let outputs = runner.forward(&[entry])?;
         let ours: Vec<f64> = outputs.logits.iter().map(|&logit| logit.into()).collect();
         let squares: f64 = ours.iter().zip(exact).map(|(a, b)| (a - b) * (a - b)).sum();

@@ -74,7 +74,14 @@ pub fn prefill(
             let start = index * runner.limits().batch_tokens;
             let is_last = start + chunk.len() == tokens.len();
             let wants = if is_last { Wants::Last } else { Wants::Nothing };
-            runner.forward(&[Entry { tokens: chunk, start, blocks: &blocks, wants }])?;
+            runner.forward(&[Entry {
+                tokens: chunk,
+                start,
+                blocks: &blocks,
+                prompt: 0,
+                adapter: None,
+                wants,
+            }])?;
         }
         times.push(clock().saturating_sub(started));
     }
@@ -95,13 +102,27 @@ pub fn decode(
     for blocks in &tables {
         for (index, tokens) in tokens.chunks(runner.limits().batch_tokens.max(1)).enumerate() {
             let start = index * runner.limits().batch_tokens;
-            runner.forward(&[Entry { tokens, start, blocks, wants: Wants::Nothing }])?;
+            runner.forward(&[Entry {
+                tokens,
+                start,
+                blocks,
+                prompt: 0,
+                adapter: None,
+                wants: Wants::Nothing,
+            }])?;
         }
     }
     let mut times = Vec::new();
     for step in 0..workload.steps {
         let start = workload.context + step;
-        let entry = |blocks| Entry { tokens: &[5], start, blocks, wants: Wants::Last };
+        let entry = |blocks| Entry {
+            tokens: &[5],
+            start,
+            blocks,
+            prompt: 0,
+            adapter: None,
+            wants: Wants::Last,
+        };
         let entries: Vec<Entry<'_>> = tables.iter().map(|table| entry(&table[..])).collect();
         let started = clock();
         runner.forward(&entries)?;

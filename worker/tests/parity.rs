@@ -88,7 +88,14 @@ fn logits_match_the_f32_forward_pass() {
         for prompt in &prompts {
             let blocks: Vec<u32> = (0..64).collect();
             let tokens = &prompt.tokens;
-            let entry = Entry { tokens, start: 0, blocks: &blocks, wants: Wants::Last };
+            let entry = Entry {
+                tokens,
+                start: 0,
+                blocks: &blocks,
+                prompt: 0,
+                adapter: None,
+                wants: Wants::Last,
+            };
             let outputs = runner.forward(&[entry]).unwrap();
             let ours: Vec<f64> = outputs.logits.iter().map(|&logit| logit.into()).collect();
             let exact = &prompt.logits;
@@ -134,7 +141,7 @@ fn alone(runner: &mut CpuRunner, sequence: &Sequence, steps: usize) -> Vec<Vec<f
             _ => (&sequence.tokens[step - 1..step], sequence.tokens.len() + step - 1),
         };
         let blocks = &sequence.blocks;
-        let entry = Entry { tokens, start, blocks, wants: Wants::Last };
+        let entry = Entry { tokens, start, blocks, prompt: 0, adapter: None, wants: Wants::Last };
         rows.push(runner.forward(&[entry]).unwrap().logits.to_vec());
     }
     rows
@@ -152,7 +159,16 @@ fn together(
     for &end in chunks {
         let Sequence { tokens, blocks } = &sequences[chunked];
         let tokens = &tokens[begun..end];
-        runner.forward(&[Entry { tokens, start: begun, blocks, wants: Wants::Nothing }]).unwrap();
+        runner
+            .forward(&[Entry {
+                tokens,
+                start: begun,
+                blocks,
+                prompt: 0,
+                adapter: None,
+                wants: Wants::Nothing,
+            }])
+            .unwrap();
         begun = end;
     }
     for step in 0..solo[0].len() {
@@ -165,7 +181,14 @@ fn together(
                     0 => (&s.tokens[..], 0),
                     _ => (&s.tokens[step - 1..step], s.tokens.len() + step - 1),
                 };
-                Entry { tokens, start, blocks: &s.blocks, wants: Wants::Last }
+                Entry {
+                    tokens,
+                    start,
+                    blocks: &s.blocks,
+                    prompt: 0,
+                    adapter: None,
+                    wants: Wants::Last,
+                }
             })
             .collect();
         let outputs = runner.forward(&entries).unwrap();
@@ -209,11 +232,21 @@ fn a_long_context_gives_the_same_bits_in_any_chunks_on_any_threads() {
         for (index, tokens) in prompt.chunks(chunk).enumerate() {
             let start = index * chunk;
             let blocks = &sequence.blocks;
-            runner.forward(&[Entry { tokens, start, blocks, wants: Wants::Nothing }]).unwrap();
+            runner
+                .forward(&[Entry {
+                    tokens,
+                    start,
+                    blocks,
+                    prompt: 0,
+                    adapter: None,
+                    wants: Wants::Nothing,
+                }])
+                .unwrap();
         }
         // Decoded alone, its segments are shared among the threads.
         let (start, blocks) = (prompt.len(), &sequence.blocks[..]);
-        let entry = Entry { tokens: &[*last], start, blocks, wants: Wants::Last };
+        let entry =
+            Entry { tokens: &[*last], start, blocks, prompt: 0, adapter: None, wants: Wants::Last };
         let row = runner.forward(&[entry]).unwrap().logits.to_vec();
         assert!(*logits.get_or_insert_with(|| row.clone()) == row, "{threads} threads, {chunk}");
     }

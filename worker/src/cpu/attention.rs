@@ -20,6 +20,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use super::linear::Compute;
 use super::memory::Pages;
 use super::vector::LANES;
+use crate::Error;
 use crate::runner::BlockId;
 
 pub use batch::{Buffers, Group, Pass, Shape};
@@ -166,6 +167,55 @@ impl Target {
             let row = unsafe { std::slice::from_raw_parts_mut(start.add(row), head_dim) };
             row.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
         }
+    }
+}
+
+impl Cache {
+    /// Returns where a block lies in `bits`: a range for each layer.
+    fn ranges(&self, block: BlockId) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let Geometry { layers, blocks, kv_heads, .. } = self.geometry;
+        let size = kv_heads * self.geometry.head_halves();
+        let first = (0..layers).map(move |layer| (layer * blocks + block as usize) * size);
+        first.map(move |first| first..first + size)
+    }
+
+    /// Copies a block in all layers.
+    pub fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        for (from, to) in self.ranges(from).zip(self.ranges(to)) {
+            self.bits.copy_within(from, to.start);
+        }
+    }
+
+    /// Appends a block of all layers to `bytes`: [`block_bytes`](Geometry::block_bytes).
+    pub fn read_block(&self, block: BlockId, bytes: &mut Vec<u8>) {
+        let first = bytes.len();
+        bytes.resize(first + self.geometry.block_bytes(), 0);
+        let layers =
+            bytes[first..].chunks_exact_mut(self.geometry.block_bytes() / self.geometry.layers);
+        for (range, bytes) in self.ranges(block).zip(layers) {
+            for (bytes, bits) in bytes.as_chunks_mut().0.iter_mut().zip(&self.bits[range]) {
+                *bytes = bits.to_le_bytes();
+            }
+        }
+    }
+
+    /// Puts back what [`read_block`](Cache::read_block) gave.
+    ///
+    /// Errors: another number of bytes.
+    pub fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), Error> {
+        let expected = self.geometry.block_bytes();
+        if bytes.len() != expected {
+            let text = format!("a KV block has {expected} bytes, got {}", bytes.len());
+            return Err(Error::Device(text));
+        }
+        let ranges = self.ranges(block);
+        let layers = bytes.chunks_exact(expected / self.geometry.layers);
+        for (range, bytes) in ranges.zip(layers) {
+            for (bits, bytes) in self.bits[range].iter_mut().zip(bytes.as_chunks().0) {
+                *bits = u16::from_le_bytes(*bytes);
+            }
+        }
+        Ok(())
     }
 }
 

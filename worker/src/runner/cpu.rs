@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::{ModelCard, Vocabulary};
 
-use super::{Entry, Limits, Outputs, Runner, Wants};
+use super::{BlockId, Entry, Limits, Outputs, Runner, Wants};
 use crate::Error;
 use crate::cpu::Isa;
 use crate::cpu::attention::{BLOCK_TOKENS, Cache, Geometry};
@@ -179,5 +179,19 @@ impl Runner for CpuRunner {
             hidden: &self.hidden,
             dimensions: self.limits.dimensions,
         })
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
+        self.cache.copy_block(from, to);
+        Ok(())
+    }
+
+    fn read_block(&mut self, block: BlockId, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        self.cache.read_block(block, bytes);
+        Ok(())
+    }
+
+    fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), Error> {
+        self.cache.write_block(block, bytes)
     }
 }
