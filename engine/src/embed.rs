@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{AdapterId, Request, TokenId};
+use crate::{Adapter, Request, TokenId};
 
 /// A text to be embedded.
 ///
@@ -15,7 +15,7 @@ pub struct EmbedRequest {
     /// The text; at least one token, at most the context.
     pub tokens: Arc<[TokenId]>,
     /// The adapter that the model is asked with; none: as it is.
-    pub adapter: Option<AdapterId>,
+    pub adapter: Option<Adapter>,
 }
 
 impl Request for EmbedRequest {

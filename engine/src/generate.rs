@@ -4,15 +4,10 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Guided, Request, Sampling, StopConditions, Usage};
+use crate::{Adapter, Guided, Request, Sampling, StopConditions, Usage};
 
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;
-
-/// An adapter that an engine has loaded. The number stands for the content: what was computed with
-/// an adapter of the same number can be used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AdapterId(pub u64);
 
 /// A prompt and how to continue it.
 ///
@@ -39,7 +34,7 @@ pub struct GenerateRequest {
     /// What each continuation has to look like.
     pub guided: Option<Guided>,
     /// The adapter that the model is asked with; none: as it is.
-    pub adapter: Option<AdapterId>,
+    pub adapter: Option<Adapter>,
 }
 
 impl GenerateRequest {

@@ -6,6 +6,7 @@
 
 #![deny(missing_docs)]
 
+mod adapter;
 mod block;
 mod context;
 mod embed;
@@ -23,15 +24,14 @@ mod tasks;
 pub mod testing;
 mod usage;
 
+pub use adapter::{Adapter, AdapterId};
 pub use block::{BlockHash, Salt, SequenceHash, prefix_hashes};
 pub use context::Context;
 pub use embed::{EmbedRequest, Embedding};
 pub use engine::{Engine, OutputStream, Request};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{KvEvent, KvEventReader, KvEvents, KvNews, StoredBlock};
-pub use generate::{
-    AdapterId, FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs,
-};
+pub use generate::{FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs};
 pub use guided::{Constraint, Guided};
 pub use infer::{InferOutput, InferRequest, RequestedOutput};
 pub use meter::Meter;

@@ -1,35 +1,35 @@
 //! Makes models callable: from a definition to a stack of engines. Blocks; not for the async
 //! runtime.
 
+mod stack;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{
-    EmbedRequest, Engine, GenerateRequest, InferRequest, ModelCard, Vocabulary, WorkerLoad,
-};
+use engine::{Engine, InferRequest, ModelCard, Vocabulary};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
 use tensor::ModelConfig;
 use wire::model_config::SchedulingChoice;
-use worker::encode::{self, EncodeConfig, EncodeEngine, Encoder, EncoderOptions};
+use worker::encode;
 use worker::generate::{GenerateEngine, SchedulerConfig};
 use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
+use worker::lora::Adapters;
 use worker::runner::Runner;
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
 use worker::runner::mock::{self, MockConfig, MockRunner};
 
 use crate::config::EngineConfig;
 use crate::hub;
-use crate::metrics::{Metrics, ModelLabels};
-use crate::models::{Model, TextModel};
-use crate::pipeline::{
-    Admit, Deadline, Observe, SequenceOptions, Sequences, Thresholds, TokenMetrics,
-};
+use crate::metrics::Metrics;
+use crate::models::{Model, Models};
+use crate::pipeline::{Deadline, SequenceOptions, Sequences};
 use crate::repository::{Definition, WEIGHTS_FILE, is_published};
 use crate::source::{Place, sequences};
-use crate::text::{NoGeneration, TensorText, TextEngine};
+
+pub(crate) use stack::{BASE_MODEL, Base};
 
 /// How long a sequence may be idle when its model does not say, as in Triton.
 const DEFAULT_IDLE_US: u64 = 1_000_000;
@@ -41,6 +41,8 @@ pub(crate) struct Backends {
     pub model_dir: PathBuf,
     pub hub_url: Option<String>,
     pub metrics: Arc<Metrics>,
+    /// What is served, where adapters find their base.
+    pub models: Arc<Models>,
 }
 
 impl Backends {
@@ -53,6 +55,7 @@ impl Backends {
         let mut model = match declared.backend.as_str() {
             "text" => self.text(definition, version)?,
             "mock" => self.mock(definition)?,
+            "lora" => self.adapted(definition, version)?,
             backend => tensors(backend, definition)?,
         };
         model.version = version.to_string().into();
@@ -79,9 +82,11 @@ impl Backends {
             batch_tokens: self.engine.batch_tokens,
         };
         let loaded = CpuRunner::load(&path, &options).map_err(|error| error.to_string())?;
-        let Loaded { runner, mut card, vocabulary } = loaded;
+        let Loaded { mut runner, mut card, vocabulary } = loaded;
         card.name.clone_from(&definition.name);
-        let model = self.generating(Box::new(runner), &card, &vocabulary, &definition.declared)?;
+        let adapters = Some(runner.take_adapters(self.engine.adapters));
+        let about = (&card, &vocabulary);
+        let model = self.generating(Box::new(runner), adapters, about, &definition.declared)?;
         tracing::info!(
             model = definition.name,
             version,
@@ -133,15 +138,15 @@ impl Backends {
         mock.reply = definition.parameter("reply").map(str::to_owned);
         let card = mock::card(&definition.name, &mock);
         let runner = Box::new(MockRunner::new(mock));
-        self.generating(runner, &card, &mock::vocabulary(), &definition.declared)
+        self.generating(runner, None, (&card, &mock::vocabulary()), &definition.declared)
     }
 
     /// Stacks a text model: bridge over deadline over observation over the scheduler.
     fn generating(
         &self,
         runner: Box<dyn Runner>,
-        card: &ModelCard,
-        vocabulary: &Vocabulary,
+        adapters: Option<Arc<Adapters>>,
+        (card, vocabulary): (&ModelCard, &Vocabulary),
         declared: &wire::ModelConfig,
     ) -> Result<Model, String> {
         let (tools, reasoning) = (&self.engine.tool_call_parser, &self.engine.reasoning_parser);
@@ -159,106 +164,14 @@ impl Backends {
         let eos_tokens = card.eos_tokens.clone();
         let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, scheduler)
             .map_err(|error| error.to_string())?;
-        let generate = Arc::new(generate);
-        let labels = ModelLabels { model: card.name.as_str().into() };
-        let metrics = &self.metrics;
-        let tokens = TokenMetrics {
-            first_token: metrics.first_token.get_or_create(&labels).clone(),
-            inter_token: metrics.inter_token.get_or_create(&labels).clone(),
-            prompt_tokens: metrics.prompt_tokens.get_or_create(&labels).clone(),
-            generated_tokens: metrics.generated_tokens.get_or_create(&labels).clone(),
+        let base = Base {
+            name: card.name.clone(),
+            bridge: Arc::new(bridge),
+            generate: Arc::new(generate),
+            adapters,
         };
-        let load = generate.clone();
-        let thresholds = Arc::new(Thresholds::new(move || load.load()));
-        let admitted: Arc<dyn Engine<GenerateRequest>> = Arc::new(Admit {
-            engine: Observe { engine: generate.clone(), metrics: tokens },
-            thresholds: thresholds.clone(),
-        });
-        Ok(stacked(
-            Texts {
-                bridge: Arc::new(bridge),
-                generate: admitted,
-                embed: generate.clone(),
-                thresholds,
-                health: Box::new({
-                    let generate = generate.clone();
-                    move || generate.is_healthy()
-                }),
-                load: Box::new(move || generate.load()),
-            },
-            declared,
-        ))
+        Ok(self.based(&Arc::new(base), None, declared))
     }
-
-    /// Loads and stacks a model that makes vectors and no texts.
-    fn encoder(&self, path: &Path, definition: &Definition, version: u64) -> Result<Model, String> {
-        let started = Instant::now();
-        let EngineConfig { threads, context_length, max_waiting_requests, batch_tokens, .. } =
-            self.engine;
-        let loaded = Encoder::load(path, &EncoderOptions { threads, context_length });
-        let encode::Loaded { encoder, mut card, vocabulary } =
-            loaded.map_err(|error| error.to_string())?;
-        card.name.clone_from(&definition.name);
-        let bridge = TextBridge::encoder(&card, &vocabulary).map_err(|error| error.to_string())?;
-        let bridge = Arc::new(bridge);
-        let limits = EncodeConfig { max_waiting_requests, batch_tokens };
-        let engine = EncodeEngine::start(encoder, limits).map_err(|error| error.to_string())?;
-        let engine = Arc::new(engine);
-        let load = {
-            let engine = engine.clone();
-            move || engine.load()
-        };
-        let texts = Texts {
-            generate: Arc::new(NoGeneration(bridge.clone())),
-            bridge,
-            embed: engine.clone(),
-            thresholds: Arc::new(Thresholds::new(load.clone())),
-            health: Box::new(move || engine.is_healthy()),
-            load: Box::new(load),
-        };
-        tracing::info!(
-            model = definition.name,
-            version,
-            architecture = card.architecture,
-            context_length = card.context_length,
-            seconds = started.elapsed().as_secs_f64(),
-            "encoder loaded"
-        );
-        Ok(stacked(texts, &definition.declared))
-    }
-}
-
-/// What a text model is stacked of.
-struct Texts {
-    bridge: Arc<TextBridge>,
-    generate: Arc<dyn Engine<GenerateRequest>>,
-    embed: Arc<dyn Engine<EmbedRequest>>,
-    thresholds: Arc<Thresholds>,
-    health: Box<dyn Fn() -> bool + Send + Sync>,
-    load: Box<dyn Fn() -> WorkerLoad + Send + Sync>,
-}
-
-/// Stacks the faces of a text model on its engines.
-fn stacked(texts: Texts, declared: &wire::ModelConfig) -> Model {
-    let Texts { bridge, generate, embed, thresholds, health, load } = texts;
-    let mut config = bridge.config();
-    config.backend.clone_from(&declared.backend);
-    let own = tensor::metadata::config(&config);
-    let declared = wire::ModelConfig {
-        input: own.input,
-        output: own.output,
-        max_batch_size: own.max_batch_size,
-        platform: own.platform,
-        model_transaction_policy: own.model_transaction_policy,
-        ..declared.clone()
-    };
-    let texts = Arc::new(TextEngine::new(bridge, generate, embed, thresholds.clone()));
-    let mut model = bare(config, declared, Arc::new(Deadline(TensorText(texts.clone()))));
-    let engine = Arc::new(Deadline(texts.clone()));
-    model.text = Some(TextModel { engine, texts, thresholds });
-    model.health = Some(health);
-    model.load = Some(load);
-    model
 }
 
 /// Makes a tensor model.
@@ -280,7 +193,7 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
                 None => "the configuration names no `backend`".to_owned(),
             };
             return Err(format!(
-                "{why}; there are text, mock, identity, add_sub, repeat, square, sequence, \
+                "{why}; there are text, lora, mock, identity, add_sub, repeat, square, sequence, \
                  image, video"
             ));
         }
@@ -361,6 +274,8 @@ fn bare(
         labels: HashMap::new(),
         engine,
         text: None,
+        base: None,
+        parent: None,
         load: None,
         health: None,
         statistics: Default::default(),

@@ -104,6 +104,31 @@ fn valid_name(name: &str, text: &str) -> Result<String, Invalid> {
     }
 }
 
+/// A LoRA adapter: a variant of a text model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterSource {
+    /// The name that clients use.
+    pub name: String,
+    /// The folder with its files.
+    pub folder: PathBuf,
+    /// The name of its base; none: the only one there is.
+    pub base: Option<String>,
+}
+
+impl AdapterSource {
+    /// Reads `NAME=DIR` or `NAME=DIR,base=MODEL`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let (place, base) = match text.split_once(",base=") {
+            Some((place, base)) => (place, Some(valid_name(base, text)?)),
+            None => (text, None),
+        };
+        let (name, folder) = place.split_once('=').filter(|(_, folder)| !folder.is_empty()).ok_or(
+            Invalid(format!("--lora-modules: expected NAME=DIR[,base=MODEL], got `{text}`")),
+        )?;
+        Ok(Self { name: valid_name(name, text)?, folder: folder.into(), base })
+    }
+}
+
 /// A model that needs no file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Builtin {

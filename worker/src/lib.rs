@@ -9,6 +9,7 @@ pub mod gguf;
 mod guided;
 pub mod infer;
 pub mod kv;
+pub mod lora;
 pub mod model;
 pub mod runner;
 pub mod weights;

@@ -64,9 +64,7 @@ pub fn attend(
             jobs.push((text, out));
         }
     }
-    pool.each(jobs.into_iter(), Vec::new, |scores, (text, out)| {
-        attend_some(isa, text, scores, out);
-    });
+    pool.each(jobs.into_iter(), |_, (text, out)| attend_some(isa, text, &mut Vec::new(), out));
 }
 
 /// Writes the keys of each text as `[head, dimension, tokens]`, the tokens filled up with zeros.
@@ -85,20 +83,15 @@ fn turn_keys(pool: &Pool, heads: Heads, texts: Texts<'_>, keys: &mut Vec<f32>) {
             jobs.extend(turned.chunks_mut(part).enumerate().map(|(head, part)| (own, head, part)));
         }
     }
-    pool.each(
-        jobs.into_iter(),
-        || (),
-        |(), (rows, head, turned)| {
-            let first = width + head * heads.dimensions;
-            let tokens = turned.len() / heads.dimensions;
-            for (dimension, line) in turned.chunks_exact_mut(tokens).enumerate() {
-                let found = rows.chunks_exact(3 * width).map(|row| row[first + dimension]);
-                line.iter_mut()
-                    .zip(found.chain(std::iter::repeat(0.0)))
-                    .for_each(|(to, key)| *to = key);
-            }
-        },
-    );
+    pool.each(jobs.into_iter(), |_, (rows, head, turned)| {
+        let first = width + head * heads.dimensions;
+        let tokens = turned.len() / heads.dimensions;
+        for (dimension, line) in turned.chunks_exact_mut(tokens).enumerate() {
+            let found = rows.chunks_exact(3 * width).map(|row| row[first + dimension]);
+            let found = found.chain(std::iter::repeat(0.0));
+            line.iter_mut().zip(found).for_each(|(to, key)| *to = key);
+        }
+    });
 }
 
 /// Some neighbouring queries of one text.

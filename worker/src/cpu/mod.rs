@@ -13,6 +13,7 @@ mod avx512;
 pub mod bidirectional;
 mod isa;
 pub mod linear;
+pub mod low_rank;
 pub(crate) mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;

@@ -123,7 +123,9 @@ impl GenerateEngine {
     /// Queues a request and returns the reader of its answer.
     fn queue<T: News>(&self, work: Work, context: Context) -> Result<Reader<T>> {
         let output = Output::new(work.sequences());
-        let salt = self.has_prefix_cache.then(Salt::default);
+        // What one adapter computed is never found by another, nor by the model without any.
+        let salt = work.adapter().map_or_else(Salt::default, |adapter| Salt(adapter.id().0));
+        let salt = self.has_prefix_cache.then_some(salt);
         let size = self.intake.limits.block_size;
         let names = salt.map(|salt| prefix_hashes(work.tokens(), size, salt).collect());
         let job = Job {

@@ -8,7 +8,7 @@ use std::slice::ChunksExact;
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Error, SequenceHash, TokenId};
+use engine::{Adapter, Error, SequenceHash, TokenId};
 
 use super::draft::Drafter;
 use super::drawing::Drawing;
@@ -50,6 +50,8 @@ pub(super) struct Sequence {
     followers: Vec<Drawing>,
     /// It was computed before.
     is_resumed: bool,
+    /// What it is computed with; held as long as it is.
+    adapter: Option<Adapter>,
 }
 
 /// What a sequence is for.
@@ -91,6 +93,7 @@ impl Sequence {
     /// computed.
     pub(super) fn new(job: Job, key: Key, limits: &Limits) -> Self {
         let mut followers = Vec::new();
+        let adapter = job.work.adapter().cloned();
         let (tokens, goal) = match &job.work {
             Work::Generate(generation) => {
                 let Generation { request, guide } = &**generation;
@@ -118,6 +121,7 @@ impl Sequence {
             draft: Vec::new(),
             followers,
             is_resumed: false,
+            adapter,
         }
     }
 
@@ -235,7 +239,7 @@ impl Sequence {
             start: self.computed,
             blocks: self.table.blocks(),
             prompt: self.prompt,
-            adapter: None,
+            adapter: self.adapter.as_ref().map(Adapter::id),
             wants: self.wants(),
         }
     }
@@ -335,6 +339,7 @@ impl Sequence {
                 goal: Goal::Draw(Box::new(drawing)),
                 draft: Vec::new(),
                 followers: Vec::new(),
+                adapter: self.adapter.clone(),
                 ..*self
             };
             fork.draw(row, tools);

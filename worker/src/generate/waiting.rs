@@ -5,7 +5,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use engine::TokenId;
-use engine::{Context, EmbedRequest, Error, ErrorKind, GenerateRequest, Salt, SequenceHash};
+use engine::{
+    Adapter, Context, EmbedRequest, Error, ErrorKind, GenerateRequest, Salt, SequenceHash,
+};
 
 use super::output::Output;
 use crate::guided::Guide;
@@ -45,6 +47,14 @@ impl Work {
         match self {
             Self::Generate(generation) => generation.request.choices.get(),
             Self::Embed(_) => 1,
+        }
+    }
+
+    /// Returns the adapter that it asks for.
+    pub(super) fn adapter(&self) -> Option<&Adapter> {
+        match self {
+            Self::Generate(generation) => generation.request.adapter.as_ref(),
+            Self::Embed(request) => request.adapter.as_ref(),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::cpu::activations::Precision;
 use crate::cpu::linear::Linear;
 use crate::cpu::vector::Rope;
 use crate::gguf::{StoredTensor, WeightType};
+use crate::lora;
 use crate::weights::Weights;
 
 pub use forward::{Buffers, Position};
@@ -93,6 +94,17 @@ impl Llama {
             layer.down.set_precision(precisions.down);
         }
         self.head.as_mut().unwrap_or(&mut self.embedding).set_precision(precisions.head);
+    }
+
+    /// Returns the sizes that an adapter has to fit.
+    pub fn shape(&self) -> lora::Shape {
+        lora::Shape {
+            layers: self.sizes.layers,
+            hidden: self.sizes.hidden,
+            query: self.sizes.query_width(),
+            kv: self.sizes.kv_width(),
+            feed_forward: self.sizes.feed_forward,
+        }
     }
 
     /// Returns the number of tokens in the vocabulary.

@@ -1,6 +1,7 @@
 //! The CPU runner: a model from a GGUF file on threads of its own.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use engine::{ModelCard, Vocabulary};
 
@@ -11,6 +12,7 @@ use crate::cpu::attention::{BLOCK_TOKENS, Cache, Geometry};
 use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
 use crate::gguf::Gguf;
+use crate::lora::{self, Adapter, Adapters, Deltas};
 use crate::model::{Buffers, Hyperparameters, Llama, Position, Precisions, vocabulary};
 
 /// How a model is run.
@@ -44,6 +46,7 @@ pub struct CpuRunner {
     compute: Compute,
     cache: Cache,
     limits: Limits,
+    adapters: Option<Arc<Adapters>>,
     buffers: Buffers,
     logits: Vec<f32>,
     hidden: Vec<f32>,
@@ -98,6 +101,7 @@ impl CpuRunner {
             compute: Compute { pool, isa },
             cache,
             limits,
+            adapters: None,
             buffers: Buffers::default(),
             logits: Vec::new(),
             hidden: Vec::new(),
@@ -107,6 +111,26 @@ impl CpuRunner {
 }
 
 impl CpuRunner {
+    /// Lets entries name adapters, and returns the table that these are loaded into.
+    pub fn take_adapters(&mut self, limits: lora::Limits) -> Arc<Adapters> {
+        let adapters = Adapters::new(self.model.shape(), limits);
+        self.adapters = Some(adapters.clone());
+        adapters
+    }
+
+    /// Returns the adapter of each entry.
+    ///
+    /// Errors: one that is not loaded, which whoever asks has to see to.
+    fn adapters_of(&self, batch: &[Entry<'_>]) -> Result<Vec<Option<Arc<Adapter>>>, Error> {
+        let find = |entry: &Entry<'_>| {
+            let Some(id) = entry.adapter else { return Ok(None) };
+            let found = self.adapters.as_ref().and_then(|adapters| adapters.get(id));
+            let missing = || Error::Device(format!("adapter {:016x} is not loaded", id.0));
+            found.ok_or_else(missing).map(Some)
+        };
+        batch.iter().map(find).collect()
+    }
+
     /// Chooses how exactly activations meet the weights; for measuring what it costs.
     pub fn set_precisions(&mut self, precisions: Precisions) {
         self.model.set_precisions(precisions);
@@ -157,7 +181,12 @@ impl Runner for CpuRunner {
     fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Outputs<'_>, Error> {
         let mut tokens = Vec::new();
         let (mut scored, mut pooled) = (Vec::new(), Vec::new());
-        for entry in batch {
+        let adapters = self.adapters_of(batch)?;
+        let mut deltas = Deltas::default();
+        for (entry, adapter) in batch.iter().zip(&adapters) {
+            if let Some(adapter) = adapter {
+                deltas.push(tokens.len(), entry.tokens.len(), adapter);
+            }
             for (offset, &token) in entry.tokens.iter().enumerate() {
                 let position = entry.start + offset;
                 tokens.push(Position { token, position, blocks: entry.blocks });
@@ -170,7 +199,8 @@ impl Runner for CpuRunner {
                 Wants::Hidden => pooled.extend(own),
             }
         }
-        self.model.forward(&self.compute, &tokens, &mut self.cache, &mut self.buffers);
+        let pass = (&tokens[..], &deltas);
+        self.model.forward(&self.compute, pass, &mut self.cache, &mut self.buffers);
         self.model.hidden(&self.compute, &pooled, &self.buffers, &mut self.hidden);
         self.model.logits(&self.compute, &scored, &mut self.buffers, &mut self.logits);
         Ok(Outputs {

@@ -9,7 +9,7 @@ pub mod mock;
 
 use std::slice::ChunksExact;
 
-use engine::TokenId;
+use engine::{AdapterId, TokenId};
 
 use crate::Error;
 
@@ -45,6 +45,8 @@ pub struct Entry<'a> {
     /// How many of the sequence's first tokens were asked and not drawn. What a model computes
     /// does not depend on it.
     pub prompt: usize,
+    /// The adapter that its tokens are computed with.
+    pub adapter: Option<AdapterId>,
     /// What has to come out.
     pub wants: Wants,
 }

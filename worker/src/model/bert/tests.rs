@@ -31,6 +31,11 @@ impl Weights for Made {
 }
 
 impl Made {
+    /// Takes a tensor out.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
     pub(crate) fn add(&mut self, name: String, dims: &[usize], random: &mut fastrand::Rng) {
         let count = dims.iter().product::<usize>();
         let values = (0..count).map(|_| random.f32() - 0.5);
@@ -39,12 +44,15 @@ impl Made {
         self.0.insert(name, tensor);
     }
 
-    /// Takes a tensor out.
-    pub(crate) fn remove(&mut self, name: &str) {
-        self.0.remove(name);
+    /// Puts a tensor of 32-bit floats in.
+    pub(crate) fn set(&mut self, name: &str, dims: &[usize], values: &[f32]) {
+        let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let tensor = StoredTensor { dims: dims.to_vec(), weight_type: WeightType::F32, data };
+        self.0.insert(name.to_owned(), tensor);
     }
 
-    fn floats(&self, name: &str) -> Vec<f64> {
+    /// Returns a tensor's numbers.
+    pub(crate) fn floats(&self, name: &str) -> Vec<f64> {
         let data = &self.0[name].data;
         let floats = data.as_chunks::<4>().0.iter();
         floats.map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
@@ -99,11 +107,6 @@ struct Reference<'a> {
 type Rows = Vec<Vec<f64>>;
 
 impl Reference<'_> {
-    /// Takes a tensor out.
-    pub(crate) fn remove(&mut self, name: &str) {
-        self.0.remove(name);
-    }
-
     fn floats(&self, name: &str) -> Vec<f64> {
         self.made.floats(&format!("{}{name}", self.prefix))
     }

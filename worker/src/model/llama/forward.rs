@@ -9,11 +9,15 @@ use super::{LayerWeights, Llama};
 use crate::cpu::activations::Activations;
 use crate::cpu::attention::{self, BLOCK_TOKENS, Cache, Group, Pass, Places, Shape};
 use crate::cpu::linear::{Compute, Product};
-use crate::cpu::vector::{rms_norm, rotate};
+use crate::cpu::vector::{rms_norm, rotate, swiglu};
+use crate::lora::{Deltas, Part, Target};
 use crate::runner::BlockId;
 
 /// Tokens at a time that a thread rotates.
 const GRAIN: usize = 4;
+
+/// The matrices whose products are multiplied with each other.
+const GATED: [Target; 2] = [Target::Gate, Target::Up];
 
 /// One token of a forward pass and its place.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +41,9 @@ pub struct Buffers {
     /// What attention and gates give.
     inner: Activations,
     attention: attention::Buffers,
+    /// Gates and what they gate, where adapters update them.
+    gate: Vec<f32>,
+    up: Vec<f32>,
 }
 
 /// What all layers of a pass share.
@@ -45,20 +52,22 @@ struct Batch<'a> {
     places: Places,
     groups: Vec<Group<'a>>,
     shape: Shape,
+    deltas: &'a Deltas<'a>,
 }
 
 impl Llama {
     /// Computes one pass over `tokens` and writes their keys and values into the cache;
-    /// [`hidden`](Self::hidden) and [`logits`](Self::logits) say what came out.
+    /// [`hidden`](Self::hidden) and [`logits`](Self::logits) say what came out. `deltas` says which
+    /// tokens have adapters.
     pub fn forward(
         &self,
         compute: &Compute,
-        tokens: &[Position<'_>],
+        (tokens, deltas): (&[Position<'_>], &Deltas<'_>),
         cache: &mut Cache,
         buffers: &mut Buffers,
     ) {
         self.embed(compute, tokens, buffers);
-        let shape = self.shape();
+        let shape = self.attention_shape();
         let place = |token: &Position<'_>| {
             (token.blocks[token.position / BLOCK_TOKENS], token.position % BLOCK_TOKENS)
         };
@@ -67,10 +76,11 @@ impl Llama {
             places: Places::new(tokens.iter().map(place)),
             groups: groups(tokens, shape.group_tokens()),
             shape,
+            deltas,
         };
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(compute, (index, layer), &batch, cache, buffers);
-            self.feed_forward(compute, layer, batch.tokens, buffers);
+            self.feed_forward(compute, (index, layer), &batch, buffers);
         }
     }
 
@@ -114,7 +124,7 @@ impl Llama {
     }
 
     /// Returns how the layers attend.
-    fn shape(&self) -> Shape {
+    fn attention_shape(&self) -> Shape {
         Shape {
             heads: self.sizes.heads / self.sizes.kv_heads,
             window: usize::MAX,
@@ -153,6 +163,11 @@ impl Llama {
         self.normalize(compute, &layer.attention_norm, linear.precision(), buffers);
         buffers.qkv.resize(batch.tokens * stride, 0.0);
         linear.apply(compute, buffers.normed.view(), Product::Set(&mut buffers.qkv));
+        let parts = [(Target::Query, 0), (Target::Key, queries), (Target::Value, queries + kv)];
+        for (target, first) in parts {
+            let out = Part { rows: &mut buffers.qkv, stride, first };
+            batch.deltas.add(compute, (index, target), buffers.normed.view().floats, out);
+        }
         let rows = buffers.qkv.chunks_mut(GRAIN * stride);
         let turns = buffers.turns.chunks(GRAIN * self.rope.width());
         compute.pool.each(rows.zip(turns), |_, (rows, turns)| {
@@ -171,21 +186,55 @@ impl Llama {
         let linear = &layer.attention_output;
         buffers.inner.fill(compute, linear.precision(), |_, _| {});
         linear.apply(compute, buffers.inner.view(), Product::Add(&mut buffers.residual));
+        let out = Part { rows: &mut buffers.residual, stride: self.sizes.hidden, first: 0 };
+        batch.deltas.add(compute, (index, Target::Output), buffers.inner.view().floats, out);
     }
 
     fn feed_forward(
         &self,
         compute: &Compute,
-        layer: &LayerWeights,
-        tokens: usize,
+        (index, layer): (usize, &LayerWeights),
+        batch: &Batch<'_>,
         buffers: &mut Buffers,
     ) {
         let precision = layer.gate.precision().or(layer.up.precision());
         self.normalize(compute, &layer.feed_forward_norm, precision, buffers);
-        let out = buffers.inner.floats(tokens, self.sizes.feed_forward);
+        let out = buffers.inner.floats(batch.tokens, self.sizes.feed_forward);
         layer.gate.apply_gated(&layer.up, compute, buffers.normed.view(), out);
+        if batch.deltas.touches(index, &GATED) {
+            self.update_gates(compute, (index, layer), batch, buffers);
+        }
         buffers.inner.fill(compute, layer.down.precision(), |_, _| {});
         layer.down.apply(compute, buffers.inner.view(), Product::Add(&mut buffers.residual));
+        let out = Part { rows: &mut buffers.residual, stride: self.sizes.hidden, first: 0 };
+        batch.deltas.add(compute, (index, Target::Down), buffers.inner.view().floats, out);
+    }
+
+    /// Computes gates and what they gate apart, with their updates, for the tokens that have any.
+    /// The others keep what they have: their result must not depend on who is beside them.
+    fn update_gates(
+        &self,
+        compute: &Compute,
+        (index, layer): (usize, &LayerWeights),
+        batch: &Batch<'_>,
+        buffers: &mut Buffers,
+    ) {
+        let width = self.sizes.feed_forward;
+        let Buffers { gate, up, normed, inner, .. } = buffers;
+        let x = normed.view();
+        let parts = [(&layer.gate, Target::Gate, &mut *gate), (&layer.up, Target::Up, &mut *up)];
+        for (linear, target, rows) in parts {
+            rows.resize(batch.tokens * width, 0.0);
+            linear.apply(compute, x, Product::Set(rows));
+            let out = Part { rows, stride: width, first: 0 };
+            batch.deltas.add(compute, (index, target), x.floats, out);
+        }
+        let out = inner.floats(batch.tokens, width);
+        for span in batch.deltas.spans(index, GATED) {
+            let own = span.start * width..span.end * width;
+            swiglu(compute.isa, &mut gate[own.clone()], &up[own.clone()]);
+            out[own.clone()].copy_from_slice(&gate[own]);
+        }
     }
 
     /// Normalises the residual stream, for matrices that want this precision.

@@ -124,7 +124,7 @@ async fn thirty_two_mixed_requests_get_the_tokens_that_each_gets_alone() {
     let engine = remembering(Memory::new(400), SchedulerConfig::default());
     let text: Vec<TokenId> = requests[0].tokens.to_vec();
     let vector = || async {
-        let request = EmbedRequest { tokens: text.clone().into() };
+        let request = EmbedRequest { tokens: text.clone().into(), adapter: None };
         let mut stream = engine.call(request, Context::new("test")).await.unwrap();
         stream.next().await.unwrap().unwrap()
     };
