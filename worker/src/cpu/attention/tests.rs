@@ -143,3 +143,31 @@ fn two_tokens_cannot_go_to_the_same_place() {
     let twice = || Places::new([(3, 1), (2, 1), (3, 1)].into_iter());
     assert!(std::panic::catch_unwind(twice).is_err());
 }
+
+#[test]
+fn a_block_is_copied_read_and_written_in_all_layers() {
+    let geometry = Geometry { layers: 3, blocks: 5, kv_heads: 2, head_dim: 8 };
+    let mut cache = Cache::new(geometry).unwrap();
+    let compute = Compute { pool: Pool::start(2).unwrap(), isa: Isa::best() };
+    let places = Places::new((0..BLOCK_TOKENS).map(|place| (1, place)));
+    for layer in 0..3 {
+        let row = |place: usize, salt: usize| -> Vec<f32> {
+            (0..16).map(|d| (layer * 1000 + place * 16 + d + salt) as f32).collect()
+        };
+        let rows: Vec<[Vec<f32>; 2]> =
+            (0..BLOCK_TOKENS).map(|place| [row(place, 0), row(place, 500)]).collect();
+        cache.write(&compute, layer, &places, |token| (&rows[token][0], &rows[token][1]));
+    }
+    let read = |cache: &Cache, block| {
+        let mut bytes = Vec::new();
+        cache.read_block(block, &mut bytes);
+        bytes
+    };
+    let bytes = read(&cache, 1);
+    assert_eq!(bytes.len(), geometry.block_bytes());
+    cache.copy_block(1, 4);
+    cache.write_block(0, &bytes).unwrap();
+    assert!(read(&cache, 4) == bytes && read(&cache, 0) == bytes);
+    assert!(read(&cache, 2).iter().all(|&byte| byte == 0));
+    assert!(cache.write_block(0, &bytes[1..]).is_err());
+}
