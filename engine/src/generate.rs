@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Guided, Request, Sampling, StopConditions, Usage};
+use crate::{Adapter, Guided, Request, Sampling, StopConditions, Usage};
 
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;
@@ -33,6 +33,8 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<u32>,
     /// What each continuation has to look like.
     pub guided: Option<Guided>,
+    /// The adapter that the model is asked with; none: as it is.
+    pub adapter: Option<Adapter>,
 }
 
 impl GenerateRequest {
@@ -46,6 +48,7 @@ impl GenerateRequest {
             logprobs: None,
             prompt_logprobs: None,
             guided: None,
+            adapter: None,
         }
     }
 }

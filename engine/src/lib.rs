@@ -6,10 +6,13 @@
 
 #![deny(missing_docs)]
 
+mod adapter;
+mod block;
 mod context;
 mod embed;
 mod engine;
 mod error;
+mod event;
 mod generate;
 mod guided;
 mod infer;
@@ -21,10 +24,13 @@ mod tasks;
 pub mod testing;
 mod usage;
 
+pub use adapter::{Adapter, AdapterId};
+pub use block::{BlockHash, Salt, SequenceHash, prefix_hashes};
 pub use context::Context;
 pub use embed::{EmbedRequest, Embedding};
 pub use engine::{Engine, OutputStream, Request};
 pub use error::{Error, ErrorKind, Result};
+pub use event::{KvEvent, KvEventReader, KvEvents, KvNews, StoredBlock};
 pub use generate::{FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs};
 pub use guided::{Constraint, Guided};
 pub use infer::{InferOutput, InferRequest, RequestedOutput};
@@ -33,4 +39,4 @@ pub use model::{ModelCard, TokenKind, Vocabulary};
 pub use sampling::{Sampling, StopConditions};
 pub use sequence::{Sequence, SequenceId, SequenceState};
 pub use tasks::Tasks;
-pub use usage::{Usage, WorkerLoad};
+pub use usage::{Usage, WorkerLoad, WorkerTotals};

@@ -18,10 +18,39 @@ pub struct WorkerLoad {
     pub waiting_requests: u32,
     /// Sequences in the running batch.
     pub running_sequences: u32,
-    /// KV blocks in use.
+    /// KV blocks that sequences hold.
     pub used_blocks: u32,
+    /// KV blocks that nobody holds and that a prompt with the same beginning would find.
+    pub cached_blocks: u32,
     /// KV blocks there are.
     pub total_blocks: u32,
     /// Tokens that a block holds.
     pub block_tokens: u32,
+}
+
+/// What a worker has done since it started; each number only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerTotals {
+    /// Forward passes.
+    pub steps: u64,
+    /// Sequences of all passes: divided by the passes, the size of a batch.
+    pub batched_sequences: u64,
+    /// Tokens of prompts that were computed, those computed again among them.
+    pub prefill_tokens: u64,
+    /// Tokens that were computed one at a time, drafts among them.
+    pub decode_tokens: u64,
+    /// Tokens of prompts that were looked up in the prefix cache.
+    pub prefix_query_tokens: u64,
+    /// Tokens of prompts that were found there.
+    pub prefix_hit_tokens: u64,
+    /// Sequences that lost their blocks to others and were computed again.
+    pub preemptions: u64,
+    /// Tokens that were guessed ahead.
+    pub drafted_tokens: u64,
+    /// Guessed tokens that were right.
+    pub accepted_tokens: u64,
+    /// Blocks that came back from the host's memory.
+    pub host_hit_blocks: u64,
+    /// Blocks that came back from the disk.
+    pub disk_hit_blocks: u64,
 }

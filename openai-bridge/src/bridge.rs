@@ -39,6 +39,8 @@ pub struct TextBridge {
     syntax: Syntax,
     /// Steering tokens that the parsers have to see.
     markers: Arc<HashSet<TokenId>>,
+    /// Whether the model makes vectors and no texts.
+    is_encoder: bool,
 }
 
 impl TextBridge {
@@ -65,7 +67,43 @@ impl TextBridge {
             template,
             syntax,
             markers,
+            is_encoder: false,
         })
+    }
+
+    /// Makes the bridge of a model that makes vectors and no texts.
+    ///
+    /// Errors: no `tokenizer.json`, or one that cannot be used.
+    pub fn encoder(card: &ModelCard, vocabulary: &Vocabulary) -> Result<Self> {
+        let json = vocabulary.json.as_deref();
+        let json = json.ok_or_else(|| Error::invalid("an encoder needs its `tokenizer.json`"))?;
+        let tokenizer = Tokenizer::framing(json.as_bytes())?;
+        Ok(Self {
+            name: card.name.clone(),
+            context_length: card.context_length,
+            table: tokenizer.table(),
+            tokenizer,
+            template: None,
+            syntax: Syntax::default(),
+            markers: Arc::default(),
+            is_encoder: true,
+        })
+    }
+
+    /// Returns whether the model makes vectors and no texts.
+    pub fn is_encoder(&self) -> bool {
+        self.is_encoder
+    }
+
+    /// Refuses what asks an encoder for a text.
+    pub fn check_generates(&self) -> Result<()> {
+        match self.is_encoder {
+            false => Ok(()),
+            true => {
+                let text = format!("`model`: `{}` makes embeddings and no text", self.name);
+                Err(Error::invalid(text).with_param("model"))
+            }
+        }
     }
 
     /// Takes other formats of tool calls and of reasoning than those that the template shows.
@@ -82,8 +120,15 @@ impl TextBridge {
         Ok(self)
     }
 
-    /// Returns the model's inputs and outputs, which are the same for every text model.
+    /// Returns the model's inputs and outputs, which are the same for every text model, and some of
+    /// them for every encoder.
     pub fn config(&self) -> ModelConfig {
+        if self.is_encoder {
+            let (mut inputs, mut outputs) = (profile::inputs(), profile::outputs());
+            inputs.retain(|spec| profile::OF_ENCODERS.contains(&&*spec.name));
+            outputs.retain(|spec| profile::OF_ENCODERS.contains(&&*spec.name));
+            return ModelConfig::new(self.name.as_str(), 0, inputs, outputs);
+        }
         let config = ModelConfig::new(self.name.as_str(), 0, profile::inputs(), profile::outputs());
         ModelConfig { decoupled: true, ..config }
     }
@@ -174,6 +219,7 @@ impl TextBridge {
                 logprobs: completion.logprobs,
                 prompt_logprobs: completion.prompt_logprobs,
                 guided: prompt.guided,
+                adapter: None,
             });
         }
         let is_parsed = beginnings.iter().any(|beginning| beginning.parser.is_some());
@@ -290,6 +336,15 @@ impl TextBridge {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Returns the text of tokens that are no part of another: without the space that a word
+    /// begins with, where the vocabulary has it so.
+    pub(crate) fn whole_text(&self, tokens: &[TokenId]) -> String {
+        match self.is_encoder {
+            true => self.table.text(tokens, true),
+            false => self.detokenize(tokens),
+        }
+    }
+
     /// Returns whether the vocabulary has a token.
     pub fn knows(&self, token: TokenId) -> bool {
         self.table.has(token)
@@ -300,15 +355,22 @@ impl TextBridge {
         String::from_utf8_lossy(self.table.bytes(token, true)).into_owned()
     }
 
-    /// Returns the request for the vector of a text.
+    /// Returns the request for the vector of a text, which is cut to `truncation` tokens if that is
+    /// given, and to the context: an encoder keeps the first ones, others the last.
     ///
     /// Errors: a text that cannot fit into the context.
-    pub fn embedding(&self, input: &Input) -> Result<EmbedRequest> {
-        let tokens = match input {
-            Input::Text(text) => self.tokens(text, true)?,
-            Input::Tokens(tokens) => tokens.clone(),
+    pub fn embedding(&self, input: &Input, truncation: Option<usize>) -> Result<EmbedRequest> {
+        let most = truncation.map(|most| most.min(self.context_length as usize));
+        let tokens = match (input, most) {
+            (Input::Text(text), None) => self.tokens(text, true)?,
+            (Input::Text(text), Some(most)) => self.tokenizer.encode_cut(text, most)?,
+            (Input::Tokens(tokens), most) => {
+                let kept = most.unwrap_or(usize::MAX).min(tokens.len());
+                let first = if self.is_encoder { 0 } else { tokens.len() - kept };
+                tokens[first..first + kept].to_vec()
+            }
         };
-        Ok(EmbedRequest { tokens: tokens.into() })
+        Ok(EmbedRequest { tokens: tokens.into(), adapter: None })
     }
 }
 

@@ -154,6 +154,18 @@ pub(crate) const PROMPT_LOGPROBS: &str = "prompt_logprobs";
 pub(crate) const EMBEDDING: &str = "embedding";
 pub(crate) const RELEVANCE_SCORE: &str = "relevance_score";
 
+/// What a model that makes vectors and no texts has of the inputs and outputs.
+pub(crate) const OF_ENCODERS: [&str; 8] = [
+    "text_input",
+    "input_ids",
+    "query",
+    "documents",
+    "dimensions",
+    "truncate_prompt_tokens",
+    EMBEDDING,
+    RELEVANCE_SCORE,
+];
+
 /// Returns the field of a name.
 pub(crate) fn find(name: &str) -> Option<&'static Field> {
     FIELDS.iter().find(|field| field.name == name)

@@ -22,6 +22,8 @@ pub enum TensorRequest {
         query: String,
         /// Where.
         documents: Vec<String>,
+        /// The most tokens of each text; longer ones are cut.
+        truncation: Option<usize>,
     },
 }
 
@@ -32,6 +34,8 @@ pub struct Inputs {
     pub texts: Vec<Input>,
     /// Only so many first dimensions are wanted.
     pub dimensions: Option<usize>,
+    /// The most tokens of each text; longer ones are cut.
+    pub truncation: Option<usize>,
 }
 
 /// One text.
@@ -70,7 +74,7 @@ impl TensorRequest {
         if settings.word("query").is_some() || is_named(profile::RELEVANCE_SCORE) {
             return rerank(&settings);
         }
-        if is_named(profile::EMBEDDING) {
+        if bridge.is_encoder() || is_named(profile::EMBEDDING) {
             return embed(request, &settings);
         }
         let prompts = prompts(bridge, request, &settings)?;
@@ -105,7 +109,8 @@ fn rerank(settings: &Settings) -> Result<TensorRequest> {
     let (query, documents) = (settings.word("query"), settings.texts("documents"));
     match query {
         Some(query) if !documents.is_empty() => {
-            Ok(TensorRequest::Rerank { query: query.to_owned(), documents })
+            let (query, truncation) = (query.to_owned(), truncation(settings));
+            Ok(TensorRequest::Rerank { query, documents, truncation })
         }
         Some(_) => Err(Error::invalid("input `documents`: expected at least 1 document, got 0")),
         None => {
@@ -130,7 +135,11 @@ fn embed(request: &InferRequest, settings: &Settings) -> Result<TensorRequest> {
         }
     };
     let dimensions = settings.integer("dimensions", 0).map(|count| count as usize);
-    Ok(TensorRequest::Embed(Inputs { texts, dimensions }))
+    Ok(TensorRequest::Embed(Inputs { texts, dimensions, truncation: truncation(settings) }))
+}
+
+fn truncation(settings: &Settings) -> Option<usize> {
+    settings.integer("truncate_prompt_tokens", 0).map(|count| count as usize)
 }
 
 fn prompts(bridge: &TextBridge, request: &InferRequest, settings: &Settings) -> Result<Prompts> {

@@ -1,32 +1,35 @@
 //! Makes models callable: from a definition to a stack of engines. Blocks; not for the async
 //! runtime.
 
+mod stack;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Engine, GenerateRequest, InferRequest, ModelCard, Vocabulary};
+use engine::{Engine, InferRequest, ModelCard, Vocabulary};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
 use tensor::ModelConfig;
 use wire::model_config::SchedulingChoice;
+use worker::encode;
 use worker::generate::{GenerateEngine, SchedulerConfig};
 use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
+use worker::lora::Adapters;
 use worker::runner::Runner;
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
 use worker::runner::mock::{self, MockConfig, MockRunner};
 
 use crate::config::EngineConfig;
 use crate::hub;
-use crate::metrics::{Metrics, ModelLabels};
-use crate::models::{Model, TextModel};
-use crate::pipeline::{
-    Admit, Deadline, Observe, SequenceOptions, Sequences, Thresholds, TokenMetrics,
-};
-use crate::repository::{Definition, WEIGHTS_FILE};
+use crate::metrics::Metrics;
+use crate::models::{Model, Models};
+use crate::pipeline::{Deadline, SequenceOptions, Sequences};
+use crate::repository::{Definition, WEIGHTS_FILE, is_published};
 use crate::source::{Place, sequences};
-use crate::text::{TensorText, TextEngine};
+
+pub(crate) use stack::{BASE_MODEL, Base};
 
 /// How long a sequence may be idle when its model does not say, as in Triton.
 const DEFAULT_IDLE_US: u64 = 1_000_000;
@@ -38,6 +41,8 @@ pub(crate) struct Backends {
     pub model_dir: PathBuf,
     pub hub_url: Option<String>,
     pub metrics: Arc<Metrics>,
+    /// What is served, where adapters find their base.
+    pub models: Arc<Models>,
 }
 
 impl Backends {
@@ -50,6 +55,7 @@ impl Backends {
         let mut model = match declared.backend.as_str() {
             "text" => self.text(definition, version)?,
             "mock" => self.mock(definition)?,
+            "lora" => self.adapted(definition, version)?,
             backend => tensors(backend, definition)?,
         };
         model.version = version.to_string().into();
@@ -66,6 +72,9 @@ impl Backends {
     fn text(&self, definition: &Definition, version: u64) -> Result<Model, String> {
         let started = Instant::now();
         let path = self.weights(definition, version)?;
+        if path.is_dir() && encode::is_encoder(&path).map_err(|error| error.to_string())? {
+            return self.encoder(&path, definition, version);
+        }
         let options = CpuOptions {
             threads: self.engine.threads,
             context_length: self.engine.context_length,
@@ -73,9 +82,11 @@ impl Backends {
             batch_tokens: self.engine.batch_tokens,
         };
         let loaded = CpuRunner::load(&path, &options).map_err(|error| error.to_string())?;
-        let Loaded { runner, mut card, vocabulary } = loaded;
+        let Loaded { mut runner, mut card, vocabulary } = loaded;
         card.name.clone_from(&definition.name);
-        let model = self.generating(Box::new(runner), &card, &vocabulary, &definition.declared)?;
+        let adapters = Some(runner.take_adapters(self.engine.adapters));
+        let about = (&card, &vocabulary);
+        let model = self.generating(Box::new(runner), adapters, about, &definition.declared)?;
         tracing::info!(
             model = definition.name,
             version,
@@ -96,7 +107,9 @@ impl Backends {
                 file if !file.contains(['/', '\\']) => file,
                 file => return Err(format!("`default_model_filename`: `{file}` is not a name")),
             };
-            return Ok(folder.join(version.to_string()).join(file));
+            let folder = folder.join(version.to_string());
+            let is_directory = !folder.join(file).exists() && is_published(&folder);
+            return Ok(if is_directory { folder } else { folder.join(file) });
         };
         match &source.place {
             Place::File(path) => Ok(path.clone()),
@@ -125,15 +138,15 @@ impl Backends {
         mock.reply = definition.parameter("reply").map(str::to_owned);
         let card = mock::card(&definition.name, &mock);
         let runner = Box::new(MockRunner::new(mock));
-        self.generating(runner, &card, &mock::vocabulary(), &definition.declared)
+        self.generating(runner, None, (&card, &mock::vocabulary()), &definition.declared)
     }
 
     /// Stacks a text model: bridge over deadline over observation over the scheduler.
     fn generating(
         &self,
         runner: Box<dyn Runner>,
-        card: &ModelCard,
-        vocabulary: &Vocabulary,
+        adapters: Option<Arc<Adapters>>,
+        (card, vocabulary): (&ModelCard, &Vocabulary),
         declared: &wire::ModelConfig,
     ) -> Result<Model, String> {
         let (tools, reasoning) = (&self.engine.tool_call_parser, &self.engine.reasoning_parser);
@@ -146,49 +159,18 @@ impl Backends {
             max_waiting_requests: self.engine.max_waiting_requests,
             max_running_sequences: self.engine.max_running_sequences,
             batch_tokens: self.engine.batch_tokens,
+            ..SchedulerConfig::default()
         };
         let eos_tokens = card.eos_tokens.clone();
         let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, scheduler)
             .map_err(|error| error.to_string())?;
-        let generate = Arc::new(generate);
-        let labels = ModelLabels { model: card.name.as_str().into() };
-        let metrics = &self.metrics;
-        let tokens = TokenMetrics {
-            first_token: metrics.first_token.get_or_create(&labels).clone(),
-            inter_token: metrics.inter_token.get_or_create(&labels).clone(),
-            prompt_tokens: metrics.prompt_tokens.get_or_create(&labels).clone(),
-            generated_tokens: metrics.generated_tokens.get_or_create(&labels).clone(),
+        let base = Base {
+            name: card.name.clone(),
+            bridge: Arc::new(bridge),
+            generate: Arc::new(generate),
+            adapters,
         };
-        let load = generate.clone();
-        let thresholds = Arc::new(Thresholds::new(move || load.load()));
-        let admitted: Arc<dyn Engine<GenerateRequest>> = Arc::new(Admit {
-            engine: Observe { engine: generate.clone(), metrics: tokens },
-            thresholds: thresholds.clone(),
-        });
-        let bridge = Arc::new(bridge);
-        let mut config = bridge.config();
-        config.backend.clone_from(&declared.backend);
-        let own = tensor::metadata::config(&config);
-        let declared = wire::ModelConfig {
-            input: own.input,
-            output: own.output,
-            max_batch_size: own.max_batch_size,
-            platform: own.platform,
-            model_transaction_policy: own.model_transaction_policy,
-            ..declared.clone()
-        };
-        let texts =
-            Arc::new(TextEngine::new(bridge, admitted, generate.clone(), thresholds.clone()));
-        let engine = Arc::new(Deadline(TensorText(texts.clone())));
-        let mut model = bare(config, declared, engine);
-        let engine = Arc::new(Deadline(texts.clone()));
-        model.text = Some(TextModel { engine, texts, thresholds });
-        model.health = Some(Box::new({
-            let generate = generate.clone();
-            move || generate.is_healthy()
-        }));
-        model.load = Some(Box::new(move || generate.load()));
-        Ok(model)
+        Ok(self.based(&Arc::new(base), None, declared))
     }
 }
 
@@ -211,7 +193,7 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
                 None => "the configuration names no `backend`".to_owned(),
             };
             return Err(format!(
-                "{why}; there are text, mock, identity, add_sub, repeat, square, sequence, \
+                "{why}; there are text, lora, mock, identity, add_sub, repeat, square, sequence, \
                  image, video"
             ));
         }
@@ -292,6 +274,8 @@ fn bare(
         labels: HashMap::new(),
         engine,
         text: None,
+        base: None,
+        parent: None,
         load: None,
         health: None,
         statistics: Default::default(),

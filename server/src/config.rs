@@ -11,7 +11,7 @@ use crate::repository::{ControlMode, RepositoryConfig};
 use crate::restriction::Restrictions;
 use crate::security::SecurityConfig;
 use crate::shared_memory::SharedMemoryConfig;
-use crate::source::{Builtin, Source};
+use crate::source::{AdapterSource, Builtin, Source};
 use crate::trace::{TraceConfig, TraceMode};
 
 /// A configuration that cannot be served.
@@ -24,6 +24,8 @@ pub struct Invalid(pub String);
 pub struct Config {
     /// The text models, with where they come from.
     pub models: Vec<Source>,
+    /// The adapters.
+    pub adapters: Vec<AdapterSource>,
     /// The built-in models.
     pub builtins: Vec<Builtin>,
     /// The model repositories.
@@ -123,6 +125,8 @@ pub struct EngineConfig {
     pub max_running_sequences: usize,
     /// Requests waiting for a place in the batch.
     pub max_waiting_requests: usize,
+    /// What adapters may be loaded on each text model.
+    pub adapters: worker::lora::Limits,
     /// The format of tool calls; none: what a model's template shows.
     pub tool_call_parser: Option<String>,
     /// The format of reasoning; none: what a model's template shows.
@@ -195,6 +199,9 @@ impl Config {
         }
         Ok(Self {
             models,
+            adapters: (args.engine.lora_modules.iter())
+                .map(|text| AdapterSource::parse(text))
+                .collect::<Result<_, _>>()?,
             builtins,
             repository,
             trace: TraceConfig::from_args(&args.trace)?,
@@ -289,6 +296,10 @@ impl EngineConfig {
             batch_tokens: args.batch_tokens as usize,
             max_running_sequences: args.max_running_sequences as usize,
             max_waiting_requests: args.max_waiting_requests as usize,
+            adapters: worker::lora::Limits {
+                max_adapters: args.max_loras as usize,
+                max_rank: args.max_lora_rank as usize,
+            },
             tool_call_parser: openai.tool_call_parser.clone(),
             reasoning_parser: openai.reasoning_parser.clone(),
         }

@@ -13,6 +13,7 @@ use proto::inference as wire;
 use tensor::ModelConfig;
 use tokio::sync::watch;
 
+use crate::backend::Base;
 use crate::pipeline::Thresholds;
 use crate::statistics::Statistics;
 use crate::text::TextEngine;
@@ -36,6 +37,10 @@ pub(crate) struct Model {
     pub engine: Arc<dyn Engine<InferRequest>>,
     /// What a text model answers besides tensors.
     pub text: Option<TextModel>,
+    /// What adapters are put on.
+    pub base: Option<Arc<Base>>,
+    /// The base of an adapter.
+    pub parent: Option<Arc<str>>,
     /// Reads the load of a text model's engine.
     pub load: Option<Box<dyn Fn() -> WorkerLoad + Send + Sync>>,
     /// Says whether a text model's engine still takes requests.

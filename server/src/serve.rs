@@ -235,12 +235,14 @@ fn repository(
     tasks: Tasks,
 ) -> Result<Arc<Repository>, ServeError> {
     let given = config.builtins.iter().map(Definition::of_builtin);
-    let given = given.chain(config.models.iter().map(Definition::of_source)).collect();
+    let given = given.chain(config.models.iter().map(Definition::of_source));
+    let given = given.chain(config.adapters.iter().map(Definition::of_adapter)).collect();
     let backends = Backends {
         engine: config.engine.clone(),
         model_dir: config.model_dir.clone(),
         hub_url: config.hub_url.clone(),
         metrics: metrics.clone(),
+        models: models.clone(),
     };
     Repository::new(config.repository.clone(), given, models.clone(), backends, tasks)
         .map(Arc::new)

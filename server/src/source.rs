@@ -61,6 +61,10 @@ impl Source {
 impl Place {
     fn natural_name(&self) -> String {
         match self {
+            // What stands behind a point in a folder's name is part of it: `Qwen2.5-0.5B`.
+            Self::File(path) if path.is_dir() => {
+                path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+            }
             Self::File(path) | Self::Default(path) => {
                 path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
             }
@@ -73,7 +77,7 @@ impl Place {
 
 fn place(text: &str) -> Option<Place> {
     let path = Path::new(text);
-    let looks_like_file = text.starts_with(['/', '.', '~']) || path.is_file();
+    let looks_like_file = text.starts_with(['/', '.', '~']) || path.exists();
     if looks_like_file {
         return Some(Place::File(path.to_owned()));
     }
@@ -97,6 +101,31 @@ fn valid_name(name: &str, text: &str) -> Result<String, Invalid> {
     match is_valid {
         true => Ok(name.to_owned()),
         false => Err(Invalid(format!("model `{text}`: `{name}` cannot be a model's name"))),
+    }
+}
+
+/// A LoRA adapter: a variant of a text model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterSource {
+    /// The name that clients use.
+    pub name: String,
+    /// The folder with its files.
+    pub folder: PathBuf,
+    /// The name of its base; none: the only one there is.
+    pub base: Option<String>,
+}
+
+impl AdapterSource {
+    /// Reads `NAME=DIR` or `NAME=DIR,base=MODEL`.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let (place, base) = match text.split_once(",base=") {
+            Some((place, base)) => (place, Some(valid_name(base, text)?)),
+            None => (text, None),
+        };
+        let (name, folder) = place.split_once('=').filter(|(_, folder)| !folder.is_empty()).ok_or(
+            Invalid(format!("--lora-modules: expected NAME=DIR[,base=MODEL], got `{text}`")),
+        )?;
+        Ok(Self { name: valid_name(name, text)?, folder: folder.into(), base })
     }
 }
 

@@ -103,9 +103,10 @@ impl TextEngine {
             return Err(Error::invalid(text));
         }
         let bytes = inputs.texts.iter().map(size).sum();
-        let texts = inputs.texts.clone();
+        let (texts, truncation) = (inputs.texts.clone(), inputs.truncation);
         let encode = move |bridge: &TextBridge| {
-            texts.iter().map(|input| bridge.embedding(input)).collect::<Result<Vec<_>>>()
+            let encode = |input| bridge.embedding(input, truncation);
+            texts.iter().map(encode).collect::<Result<Vec<_>>>()
         };
         let requests = self.heavy(bytes, encode).await?;
         let tokens = requests.iter().map(|request| request.tokens.len()).sum();
@@ -126,10 +127,12 @@ impl TextEngine {
         &self,
         query: String,
         documents: Vec<String>,
+        truncation: Option<usize>,
         context: Context,
     ) -> Result<(Vec<f32>, usize)> {
         let texts = std::iter::once(query).chain(documents).map(Input::Text).collect();
-        let (vectors, tokens) = self.embed(Inputs { texts, dimensions: None }, context).await?;
+        let inputs = Inputs { texts, dimensions: None, truncation };
+        let (vectors, tokens) = self.embed(inputs, context).await?;
         let Some((query, documents)) = vectors.split_first() else {
             return Err(Error::internal("the engine gave no vector"));
         };
@@ -164,6 +167,21 @@ impl Engine<Completion> for TextEngine {
         }
         let (queue_time, is_over) = (Duration::ZERO, false);
         Ok(Box::pin(TextStream { rows, continuations, queue_time, field, is_over }))
+    }
+}
+
+/// What stands in the place of generation where a model makes vectors only.
+pub(crate) struct NoGeneration(pub Arc<TextBridge>);
+
+#[async_trait]
+impl Engine<GenerateRequest> for NoGeneration {
+    async fn call(
+        &self,
+        _request: GenerateRequest,
+        _context: Context,
+    ) -> Result<OutputStream<GenerateRequest>> {
+        self.0.check_generates()?;
+        Err(Error::internal("a model that makes texts has no engine for them"))
     }
 }
 
@@ -272,8 +290,8 @@ impl Engine<InferRequest> for TensorText {
                     vectors.into_iter().flatten(),
                 )));
             }
-            TensorRequest::Rerank { query, documents } => {
-                let (scores, _) = self.0.rerank(query, documents, context).await?;
+            TensorRequest::Rerank { query, documents, truncation } => {
+                let (scores, _) = self.0.rerank(query, documents, truncation, context).await?;
                 let shape = vec![scores.len() as i64];
                 return Ok(only(Tensor::from_values("relevance_score", shape, scores)));
             }

@@ -4,6 +4,7 @@
 //! The schemas are shared with the tests of the clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use engine::{
@@ -11,8 +12,11 @@ use engine::{
     Guided, Sampling, StopConditions, Vocabulary,
 };
 use futures_util::StreamExt;
-use worker::generate::{GenerateEngine, SchedulerConfig};
+use worker::generate::{DiskTierConfig, GenerateEngine, SchedulerConfig};
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
+
+/// Enough for all requests of a test.
+const CACHE_BYTES: usize = 256 << 20;
 
 /// Tokens that every text of the schemas fits into, but for the recursive ones.
 const MAX_TOKENS: u32 = 220;
@@ -24,14 +28,20 @@ fn model() -> PathBuf {
 }
 
 fn start(batch_tokens: usize) -> (GenerateEngine, Vocabulary) {
-    let options = CpuOptions {
-        threads: 2,
-        context_length: Some(1024),
-        kv_cache_bytes: 256 << 20,
-        batch_tokens,
-    };
+    let config = SchedulerConfig { batch_tokens, ..SchedulerConfig::default() };
+    start_whole(CACHE_BYTES, config)
+}
+
+fn start_with(kv_cache_bytes: usize, config: SchedulerConfig) -> GenerateEngine {
+    start_whole(kv_cache_bytes, config).0
+}
+
+fn start_whole(kv_cache_bytes: usize, config: SchedulerConfig) -> (GenerateEngine, Vocabulary) {
+    let batch_tokens = config.batch_tokens;
+    let options =
+        CpuOptions { threads: 2, context_length: Some(1024), kv_cache_bytes, batch_tokens };
     let Loaded { runner, card, vocabulary } = CpuRunner::load(&model(), &options).unwrap();
-    let (eos, config) = (card.eos_tokens, SchedulerConfig::default());
+    let eos = card.eos_tokens;
     (GenerateEngine::start(Box::new(runner), &vocabulary, eos, config).unwrap(), vocabulary)
 }
 
@@ -114,7 +124,7 @@ async fn prompts_and_texts_come_to_the_same_however_they_are_cut() {
         assert_eq!((scored.len(), &scored[0]), (20, &None));
         let tail: Vec<_> = scored[12..].iter().flatten().cloned().collect();
         assert_eq!(tail, drawn.logprobs);
-        let request = EmbedRequest { tokens: text.into() };
+        let request = EmbedRequest { tokens: text.into(), adapter: None };
         let mut stream = engine.call(request, Context::new("test")).await.unwrap();
         let embedding = stream.next().await.unwrap().unwrap();
         let length: f32 = embedding.values.iter().map(|value| value * value).sum();
@@ -122,4 +132,84 @@ async fn prompts_and_texts_come_to_the_same_however_they_are_cut() {
         found.push((scored, embedding));
     }
     assert!(found[0] == found[1]);
+}
+
+/// Requests of several kinds, of which some begin alike.
+fn mixed() -> Vec<GenerateRequest> {
+    let common: Vec<u32> = (0..70u32).map(|p| (p * 53 + 7) % 40_000 + 20).collect();
+    let request = |index: usize| {
+        let mut tokens = common[..20 + index * 6 % 51].to_vec();
+        tokens.extend((0..index as u32 % 7).map(|p| p * 31 + 200 + index as u32));
+        let mut request = GenerateRequest::new(tokens, StopConditions::after(24));
+        request.logprobs = Some(2);
+        match index % 4 {
+            1 => {
+                let seed = Some(index as u64);
+                request.sampling = Sampling { temperature: 0.9, seed, ..Sampling::default() };
+                request.stop.ignore_eos = true;
+            }
+            2 => request.guided = Some(Guided::new(Constraint::Regex("[a-z ]{10,40}[.]".into()))),
+            3 => {
+                let (seed, frequency_penalty) = (Some(5), 0.7);
+                request.sampling =
+                    Sampling { temperature: 1.0, seed, frequency_penalty, ..Sampling::default() };
+                request.choices = NonZeroU32::new(3).unwrap();
+            }
+            _ => request.stop.ignore_eos = true,
+        }
+        request
+    };
+    (0..16).map(request).collect()
+}
+
+async fn all(engine: &GenerateEngine, requests: &[GenerateRequest]) -> Vec<Vec<GenerateOutput>> {
+    let calls = requests.iter().map(|request| async {
+        let mut stream = engine.call(request.clone(), Context::new("test")).await.unwrap();
+        let mut whole = vec![GenerateOutput::default(); request.choices.get() as usize];
+        while let Some(output) = stream.next().await {
+            let output = output.unwrap();
+            let place = &mut whole[output.index as usize];
+            place.tokens.extend(output.tokens);
+            place.logprobs.extend(output.logprobs);
+            place.finish = output.finish;
+        }
+        whole
+    });
+    futures_util::future::join_all(calls).await
+}
+
+#[tokio::test]
+async fn shared_lost_and_guessed_blocks_change_no_bit() {
+    let requests = mixed();
+    let plain = SchedulerConfig { has_prefix_cache: false, ..SchedulerConfig::default() };
+    let engine = start_with(CACHE_BYTES, plain);
+    let mut expected = Vec::new();
+    for request in &requests {
+        expected.extend(all(&engine, std::slice::from_ref(request)).await);
+    }
+    let engine = start_with(CACHE_BYTES, SchedulerConfig::default());
+    for _ in 0..2 {
+        assert!(all(&engine, &requests).await == expected, "the prefix cache changed an answer");
+    }
+    assert!(engine.totals().prefix_hit_tokens > 800, "{:?}", engine.totals());
+    assert_eq!(engine.totals().preemptions, 0);
+    // 20 blocks of 360 KiB; what they have no room for comes back from memory and disk.
+    let folder = tempfile::tempdir().unwrap();
+    let disk = DiskTierConfig { folder: folder.path().into(), max_bytes: 200 << 20 };
+    let tiers = SchedulerConfig {
+        host_tier_bytes: 10 << 20,
+        disk_tier: Some(disk),
+        ..SchedulerConfig::default()
+    };
+    let engine = start_with(20 * (360 << 10), tiers);
+    for _ in 0..2 {
+        assert!(all(&engine, &requests).await == expected, "restored blocks changed an answer");
+    }
+    let totals = engine.totals();
+    assert!(totals.host_hit_blocks > 5 && totals.disk_hit_blocks > 5, "{totals:?}");
+    // The same without tiers, and with guesses.
+    let small = SchedulerConfig { draft_tokens: 4, ..SchedulerConfig::default() };
+    let engine = start_with(20 * (360 << 10), small);
+    assert!(all(&engine, &requests).await == expected, "lost blocks changed an answer");
+    assert!(engine.totals().preemptions > 5, "{:?}", engine.totals());
 }

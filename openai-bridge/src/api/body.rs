@@ -152,6 +152,15 @@ pub(super) fn inputs(body: &Body, field: &str, most: usize) -> Result<Vec<Input>
     }
 }
 
+/// Reads how many tokens of a text are taken; -1 are as many as the model takes, as in vLLM.
+pub(super) fn truncation(body: &Body) -> Result<Option<usize>> {
+    const FIELD: &str = "truncate_prompt_tokens";
+    if get(body, FIELD).and_then(Json::as_i64) == Some(-1) {
+        return Ok(Some(usize::MAX));
+    }
+    Ok(number(body, FIELD, 1..=1 << 31)?.map(|count| count as usize))
+}
+
 /// Reads token ids.
 pub(super) fn tokens(list: &[Json], field: &str) -> Result<Vec<TokenId>> {
     let id = |(index, value): (usize, &Json)| {

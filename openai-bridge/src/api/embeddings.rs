@@ -33,7 +33,8 @@ pub fn read(body: &Body) -> Result<Asked> {
             return Err(wrong("encoding_format", &why));
         }
     };
-    Ok(Asked { inputs: Inputs { texts, dimensions }, is_base64 })
+    let inputs = Inputs { texts, dimensions, truncation: body::truncation(body)? };
+    Ok(Asked { inputs, is_base64 })
 }
 
 /// Writes the answer; `encode` makes base64.

@@ -20,6 +20,8 @@ pub struct Asked {
     pub top: usize,
     /// The documents are wanted back.
     pub has_documents: bool,
+    /// The most tokens of each text; longer ones are cut.
+    pub truncation: Option<usize>,
 }
 
 /// Reads the body of a call.
@@ -52,13 +54,18 @@ pub fn read(body: &Body) -> Result<Asked> {
         top: top.map_or(documents.len(), |top| (top as usize).min(documents.len())),
         documents,
         has_documents: body::flag(body, "return_documents")?.unwrap_or(true),
+        truncation: body::truncation(body)?,
     })
 }
 
-/// Returns the cosine of two vectors of length 1, brought from -1..1 to 0..1.
+/// Returns the cosine of two vectors, brought from -1..1 to 0..1; one of zeros is near nothing.
 pub fn relevance(a: &[f32], b: &[f32]) -> f32 {
-    let cosine: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-    ((cosine + 1.0) / 2.0).clamp(0.0, 1.0)
+    let product = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let lengths = (product(a, a) * product(b, b)).sqrt();
+    let cosine = if lengths > 0.0 { product(a, b) / lengths } else { 0.0 };
+    ((cosine + 1.0) / 2.0).clamp(0.0, 1.0) as f32
 }
 
 /// Writes the answer for the documents' scores, the best first.

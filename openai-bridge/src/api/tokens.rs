@@ -51,7 +51,7 @@ pub fn detokenize(bridge: &TextBridge, body: &Body) -> Result<Json> {
             if let Some(token) = tokens.iter().find(|&&token| !bridge.knows(token)) {
                 return Err(wrong("tokens", &format!("{token} is not in the vocabulary")));
             }
-            Ok(json!({"prompt": bridge.detokenize(&tokens)}))
+            Ok(json!({"prompt": bridge.whole_text(&tokens)}))
         }
         Some(other) => {
             let why = format!("expected a list of token ids, got {}", body::kind(other));

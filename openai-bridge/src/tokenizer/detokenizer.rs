@@ -26,7 +26,15 @@ pub(super) enum Spelling {
         /// Whether a space at the start of a whole text is not part of it.
         strips_space: bool,
     },
+    /// Words of which those that begin with `##` continue the one before, as BERT has them.
+    Words {
+        /// Whether no space stands before punctuation and endings like `'s`.
+        cleans: bool,
+    },
 }
+
+/// What has no space before it where a decoder cleans up.
+const CLOSING: [&str; 10] = [".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re", "'"];
 
 impl TokenTable {
     /// Makes the table of a model file's vocabulary.
@@ -46,7 +54,11 @@ impl TokenTable {
         tokens: impl Iterator<Item = (&'a str, TokenKind)>,
     ) -> Self {
         let letters = letters();
-        let strips_space = spelling == Spelling::Pieces { strips_space: true };
+        let strips_space = match spelling {
+            Spelling::Letters => false,
+            Spelling::Pieces { strips_space } => strips_space,
+            Spelling::Words { .. } => true,
+        };
         let (bytes, starts, is_control) = (Vec::new(), vec![0], Vec::new());
         let mut table = Self { bytes, starts, is_control, strips_space };
         for (token, kind) in tokens {
@@ -62,6 +74,14 @@ impl TokenTable {
                 Spelling::Pieces { .. } => match byte(token).filter(|_| is_text) {
                     Some(byte) => table.bytes.push(byte),
                     None => table.bytes.extend(token.replace(SPACE, " ").as_bytes()),
+                },
+                Spelling::Words { cleans } => match token.strip_prefix("##") {
+                    Some(rest) if !rest.is_empty() => table.bytes.extend(rest.as_bytes()),
+                    _ => {
+                        let is_closing = cleans && CLOSING.contains(&token);
+                        table.bytes.extend(if is_closing { &b""[..] } else { b" " });
+                        table.bytes.extend(token.as_bytes());
+                    }
                 },
             }
             table.starts.push(table.bytes.len() as u32);

@@ -261,6 +261,9 @@ fn spelling(decoder: &Json) -> Outcome<Spelling> {
     for (index, step) in steps.iter().enumerate() {
         match kind(step).as_str() {
             "ByteLevel" if index == 0 => return Ok(Spelling::Letters),
+            "WordPiece" if index == 0 && step["prefix"] == "##" => {
+                return Ok(Spelling::Words { cleans: step["cleanup"] != false });
+            }
             "ByteFallback" | "Fuse" => {}
             "Replace" if step["pattern"]["String"] == "▁" && step["content"] == " " => {
                 spells_spaces = true;

@@ -19,7 +19,8 @@ mod words;
 
 use std::sync::Arc;
 
-use engine::{Error, Result, TokenId, Vocabulary};
+use engine::{Error, Result, TokenId, TokenKind, Vocabulary};
+use tokenizers::PostProcessor;
 
 use cache::Cache;
 use fast::{Fast, Part};
@@ -44,6 +45,8 @@ pub struct Tokenizer {
 enum Encoder {
     Fast(Box<Fast>),
     Reference(Box<tokenizers::Tokenizer>),
+    /// The library, which puts a text between the tokens that its model wants around it.
+    Framing(Box<tokenizers::Tokenizer>),
 }
 
 impl Tokenizer {
@@ -74,25 +77,40 @@ impl Tokenizer {
     ///
     /// Errors: a file that the library refuses; a decoder that is not known, by its name.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let failed = |error: String| Error::invalid(format!("`tokenizer.json`: {error}"));
-        let mut reference =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
-        // Prompts are neither cut nor padded, whatever the file was made for.
-        reference.with_truncation(None).map_err(|error| failed(error.to_string()))?;
-        reference.with_padding(None);
-        let json = serde_json::from_slice(bytes).map_err(|error| failed(error.to_string()))?;
+        let (reference, json) = library(bytes)?;
         let tokens = json::tokens(&json);
         let spelled: Vec<String> = tokens.iter().map(|(token, _)| token.clone()).collect();
-        let longest = longest(spelled.iter().map(String::as_str));
+        let encoder = Encoder::checked(reference, json::fast(&json), &spelled);
+        Self::of_json(encoder, &json, &tokens)
+    }
+
+    fn of_json(
+        encoder: Encoder,
+        json: &serde_json::Value,
+        tokens: &[(String, TokenKind)],
+    ) -> Result<Self> {
+        let failed = |error: String| Error::invalid(format!("`tokenizer.json`: {error}"));
+        let longest = longest(tokens.iter().map(|(token, _)| token.as_str()));
         Ok(Self {
-            encoder: Encoder::checked(reference, json::fast(&json), &spelled),
+            encoder,
             cache: Cache::new(DEFAULT_CACHE_BYTES),
-            table: Arc::new(json::table(&json, &tokens).map_err(failed)?),
-            bos: json::bos(&json),
+            table: Arc::new(json::table(json, tokens).map_err(failed)?),
+            bos: json::bos(json),
             // Where it is not known what normalising leaves, no text is too long to try.
-            longest_token_bytes: json::shrinkage(&json)
+            longest_token_bytes: json::shrinkage(json)
                 .map_or(usize::MAX, |shrinkage| longest.saturating_mul(shrinkage)),
         })
+    }
+
+    /// Makes the tokenizer of an encoder from its `tokenizer.json`: whole texts stand between the
+    /// tokens that the model wants around them. The library does it, whatever the kind: a pass
+    /// over a text takes an encoder far longer.
+    ///
+    /// Errors: as [`from_json`](Tokenizer::from_json).
+    pub fn framing(bytes: &[u8]) -> Result<Self> {
+        let (reference, json) = library(bytes)?;
+        let encoder = Encoder::Framing(Box::new(reference));
+        Ok(Self { bos: None, ..Self::of_json(encoder, &json, &json::tokens(&json))? })
     }
 
     /// Makes the tokenizer of a byte-level vocabulary with the library's encoder alone, to compare
@@ -145,7 +163,21 @@ impl Tokenizer {
                 }
             }
             Encoder::Reference(reference) => tokens.extend(encode(reference, text)?),
+            Encoder::Framing(reference) => tokens.extend(frame(reference, text, with_bos, None)?),
         }
+        Ok(tokens)
+    }
+
+    /// Returns the tokens of a text cut to at most so many: of an encoder the first ones, with
+    /// those around them, else the last ones.
+    ///
+    /// Errors: as [`encode`](Tokenizer::encode).
+    pub fn encode_cut(&self, text: &str, most: usize) -> Result<Vec<TokenId>> {
+        if let Encoder::Framing(reference) = &self.encoder {
+            return frame(reference, text, true, Some(most));
+        }
+        let mut tokens = self.encode(text, true)?;
+        tokens.drain(..tokens.len().saturating_sub(most));
         Ok(tokens)
     }
 
@@ -177,6 +209,40 @@ impl Encoder {
             _ => Self::Reference(Box::new(reference)),
         }
     }
+}
+
+/// Encodes by the library, as one whole text, cut to `most` tokens.
+fn frame(
+    reference: &tokenizers::Tokenizer,
+    text: &str,
+    with_frame: bool,
+    most: Option<usize>,
+) -> Result<Vec<TokenId>> {
+    let failed = |error: tokenizers::Error| {
+        Error::internal(format!("the text cannot be tokenized: {error}"))
+    };
+    let mut encoding = reference.encode_fast(text, false).map_err(failed)?;
+    let frame = reference.get_post_processor().map_or(0, |frame| frame.added_tokens(false));
+    if let Some(most) = most {
+        let left = most.saturating_sub(if with_frame { frame } else { 0 });
+        encoding.truncate(left, 0, tokenizers::TruncationDirection::Right);
+    }
+    let encoding = reference.post_process(encoding, None, with_frame).map_err(failed)?;
+    let mut tokens = encoding.get_ids().to_vec();
+    tokens.truncate(most.unwrap_or(usize::MAX));
+    Ok(tokens)
+}
+
+/// Reads `tokenizer.json` by the library and as JSON.
+fn library(bytes: &[u8]) -> Result<(tokenizers::Tokenizer, serde_json::Value)> {
+    let failed = |error: String| Error::invalid(format!("`tokenizer.json`: {error}"));
+    let mut reference =
+        tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| failed(error.to_string()))?;
+    // Texts are neither cut nor padded, whatever the file was made for.
+    reference.with_truncation(None).map_err(|error| failed(error.to_string()))?;
+    reference.with_padding(None);
+    let json = serde_json::from_slice(bytes).map_err(|error| failed(error.to_string()))?;
+    Ok((reference, json))
 }
 
 /// Encodes by the library.

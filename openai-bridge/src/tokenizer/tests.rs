@@ -123,8 +123,8 @@ fn a_tokenizer_json_counts_more_than_tables() {
 #[test]
 fn a_tokenizer_json_that_cannot_be_decoded_is_refused_by_name() {
     let refusal = |json: &str| Tokenizer::from_json(json.as_bytes()).unwrap_err().to_string();
-    let pieces = r###"{"type": "WordPiece", "prefix": "##", "cleanup": true}"###;
-    assert!(refusal(&json(pieces)).contains("decoder `WordPiece` is not known"));
+    let pieces = r###"{"type": "CTC", "pad_token": "<pad>"}"###;
+    assert!(refusal(&json(pieces)).contains("decoder `CTC` is not known"));
     assert!(refusal(&json("null")).contains("decoder `null` is not known"));
     assert!(refusal("{").contains("`tokenizer.json`"));
 }
@@ -168,4 +168,48 @@ proptest! {
         let ids: Vec<TokenId> = bytes.iter().map(|&byte| byte.into()).collect();
         prop_assert_eq!(decode(&ids, false), String::from_utf8_lossy(&bytes));
     }
+}
+
+/// An encoder's file: words and their endings, `[CLS]` and `[SEP]` around a text.
+const WORD_PIECES: &str = r###"{
+    "truncation": {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+    "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_id": 0, "pad_type_id": 0,
+                "pad_token": "[PAD]", "pad_to_multiple_of": null},
+    "added_tokens": [
+        {"id": 0, "content": "[PAD]", "special": true, "single_word": false, "lstrip": false,
+         "rstrip": false, "normalized": false},
+        {"id": 2, "content": "[CLS]", "special": true, "single_word": false, "lstrip": false,
+         "rstrip": false, "normalized": false},
+        {"id": 3, "content": "[SEP]", "special": true, "single_word": false, "lstrip": false,
+         "rstrip": false, "normalized": false}],
+    "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                   "strip_accents": null, "lowercase": true},
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "post_processor": {"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                   {"Sequence": {"id": "A", "type_id": 0}},
+                   {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+                           "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}},
+    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+    "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+              "max_input_chars_per_word": 100,
+              "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "cat": 4, "##s": 5,
+                        "sleep": 6, ".": 7, "é": 8, "e": 9}}}"###;
+
+#[test]
+fn a_framing_tokenizer_puts_whole_texts_between_tokens() {
+    let tokenizer = Tokenizer::framing(WORD_PIECES.as_bytes()).unwrap();
+    let long = [2, 4, 5, 6, 7, 4, 5, 3];
+    assert_eq!(tokenizer.encode("Cats SLEEP. cats", true).unwrap(), long, "neither cut nor padded");
+    assert_eq!(tokenizer.encode("Cats sleep.", false).unwrap(), [4, 5, 6, 7]);
+    assert_eq!(tokenizer.encode("É dogs", true).unwrap(), [2, 9, 1, 3]);
+    assert_eq!(tokenizer.encode("", true).unwrap(), [2, 3]);
+    let cut = |most| tokenizer.encode_cut("Cats SLEEP. cats", most).unwrap();
+    assert_eq!(cut(8), long);
+    assert_eq!(cut(5), [2, 4, 5, 6, 3], "the frame stays");
+    assert_eq!((cut(2), cut(1)), (vec![2, 3], vec![2]));
+    assert_eq!(tokenizer.detokenize(&long, false), "cats sleep. cats");
+    assert_eq!(tokenizer.detokenize(&long, true), "[CLS] cats sleep. cats [SEP]");
 }

@@ -30,4 +30,16 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 1024, env = "STATOR_MAX_WAITING_REQUESTS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_waiting_requests: u32,
+    /// LoRA adapter to serve under a name of its own: NAME=DIR, or NAME=DIR,base=MODEL where there
+    /// are several text models; may be repeated
+    #[arg(long, value_name = "NAME=DIR", env = "STATOR_LORA_MODULES", value_delimiter = ';')]
+    pub lora_modules: Vec<String>,
+    /// LoRA adapters loaded at once on each text model
+    #[arg(long, value_name = "N", default_value_t = 8, env = "STATOR_MAX_LORAS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub max_loras: u32,
+    /// Largest rank of a LoRA adapter
+    #[arg(long, value_name = "N", default_value_t = 64, env = "STATOR_MAX_LORA_RANK")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub max_lora_rank: u32,
 }

@@ -7,8 +7,9 @@ use clap::Args;
 #[command(next_help_heading = "OpenAI")]
 pub struct OpenAiArgs {
     /// NAME=PATH: move a route. Names: chat, completions, embeddings, responses, messages, models,
-    /// rerank, tokenize, detokenize, images, videos, videos_stream, busy_threshold, health, live,
-    /// metrics, openapi, docs, page; may be repeated (also DYN_HTTP_SVC_CHAT_PATH and its kin)
+    /// rerank, tokenize, detokenize, images, videos, videos_stream, load_lora_adapter,
+    /// unload_lora_adapter, busy_threshold, health, live, metrics, openapi, docs, page; may be
+    /// repeated (also DYN_HTTP_SVC_CHAT_PATH and its kin)
     #[arg(long, value_name = "MOVE", env = "STATOR_OPENAI_PATH", value_delimiter = ',')]
     pub openai_path: Vec<String>,
     /// Milliseconds of silence on a stream after which a comment keeps it alive; 0: never

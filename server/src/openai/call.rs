@@ -108,6 +108,7 @@ fn prepare(
     let mut body = body(received).map_err(|error| (None, error))?;
     let grant = &received.grant;
     let (model, text) = text_model(door, grant, &body).map_err(|error| (None, error))?;
+    text.texts.bridge.check_generates().map_err(|error| (Some(model.clone()), error))?;
     let priority = priority(&body).map_err(|error| (Some(model.clone()), error))?;
     if kind.is_kept {
         responses::resolve(door, grant, &mut body).map_err(|error| (Some(model.clone()), error))?;

@@ -53,6 +53,9 @@ fn described(door: &OpenAi, model: &Model) -> Json {
         "owned_by": "stator",
         "version": &*model.version,
     });
+    if let Some(parent) = &model.parent {
+        described["parent"] = (**parent).into();
+    }
     if let Some(text) = &model.text {
         described["max_model_len"] = text.texts.bridge.context_length().into();
     }

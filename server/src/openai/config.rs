@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::Invalid;
 
 /// The routes that can be moved, by name, with their usual paths.
-pub(crate) const PATHS: [(&str, &str); 19] = [
+pub(crate) const PATHS: [(&str, &str); 21] = [
     ("chat", "/v1/chat/completions"),
     ("completions", "/v1/completions"),
     ("embeddings", "/v1/embeddings"),
@@ -24,6 +24,8 @@ pub(crate) const PATHS: [(&str, &str); 19] = [
     ("openapi", "/openapi.json"),
     ("docs", "/docs"),
     ("page", "/"),
+    ("load_lora_adapter", "/v1/load_lora_adapter"),
+    ("unload_lora_adapter", "/v1/unload_lora_adapter"),
     ("videos_stream", "/v1/videos/generations/stream"),
 ];
 

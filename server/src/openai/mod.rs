@@ -4,6 +4,7 @@
 //! A call is read by the bridge, becomes a completion, and goes to the same engine that a tensor
 //! call reaches; only the reading and the form of the answer are different.
 
+mod adapters;
 mod answer;
 mod busy;
 mod call;
@@ -115,6 +116,8 @@ pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usiz
         .route(path("images"), post(pictures::images))
         .route(path("videos"), post(pictures::videos))
         .route(path("videos_stream"), post(pictures::stream_videos))
+        .route(path("load_lora_adapter"), post(adapters::load))
+        .route(path("unload_lora_adapter"), post(adapters::unload))
         .route(path("busy_threshold"), get(busy::list).post(busy::set))
         .route(path("health"), get(catalog::health))
         .route(path("live"), get(catalog::live))

@@ -36,7 +36,7 @@ pub(super) async fn rerank(State(door): State<OpenAi>, request: Request) -> Resp
     let work = |text: TextModel, body: Body, context: Context| async move {
         let asked = rerank::read(&body)?;
         let (query, documents) = (asked.query.clone(), asked.documents.clone());
-        let scored = text.texts.rerank(query, documents, context).await;
+        let scored = text.texts.rerank(query, documents, asked.truncation, context).await;
         let (scores, tokens) = scored.map_err(|error| about("documents", error))?;
         Ok(rerank::answer(&stamp(model_name(&body)), &asked, &scores, tokens))
     };

@@ -1,10 +1,12 @@
 //! The decorators around an engine, one a file, and the order in which they are stacked.
 
+mod adapt;
 mod admit;
 mod deadline;
 mod observe;
 mod sequence;
 
+pub(crate) use adapt::Adapt;
 pub(crate) use admit::{Admit, Limits, Thresholds};
 pub(crate) use deadline::Deadline;
 pub(crate) use observe::{Observe, TokenMetrics};

@@ -11,13 +11,17 @@ use tempfile::TempDir;
 use wire::model_version_policy::PolicyChoice;
 
 use super::declaration;
-use crate::source::{Builtin, Source};
+use crate::backend::BASE_MODEL;
+use crate::source::{AdapterSource, Builtin, Place, Source};
 
 /// The file of a model folder that declares its configuration.
 const CONFIG_FILE: &str = "config.pbtxt";
 
 /// The file of a text model's weights in a version folder, unless the configuration names one.
 pub(crate) const WEIGHTS_FILE: &str = "model.gguf";
+
+/// The backend of adapters.
+const ADAPTER_BACKEND: &str = "lora";
 
 /// Largest configuration or label file, in bytes.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
@@ -54,6 +58,27 @@ impl Definition {
         Self { name, declared, versions: vec![1], folder: None, source, files: None }
     }
 
+    /// An adapter of the command line, or of a client.
+    pub(crate) fn of_adapter(adapter: &AdapterSource) -> Self {
+        let AdapterSource { name, folder, base } = adapter.clone();
+        let mut declared = wire::ModelConfig {
+            name: name.clone(),
+            backend: ADAPTER_BACKEND.to_owned(),
+            ..Default::default()
+        };
+        if let Some(base) = base {
+            let base = wire::ModelParameter { string_value: base };
+            declared.parameters.insert(BASE_MODEL.to_owned(), base);
+        }
+        let source = Some(Source { name: name.clone(), place: Place::File(folder) });
+        Self { name, declared, versions: vec![1], folder: None, source, files: None }
+    }
+
+    /// Returns whether it is an adapter, which needs its base before it.
+    pub(crate) fn is_adapter(&self) -> bool {
+        self.declared.backend == ADAPTER_BACKEND
+    }
+
     /// A built-in model of the command line.
     pub(crate) fn of_builtin(builtin: &Builtin) -> Self {
         let (name, declared) = (builtin.name.clone(), builtin.declared.clone());
@@ -82,8 +107,16 @@ impl Definition {
         name.clone_into(&mut declared.name);
         let found = versions(folder)?;
         if declared.backend.is_empty() && declared.platform.is_empty() {
-            let is_text = |version| folder.join(format!("{version}")).join(WEIGHTS_FILE).is_file();
-            if found.iter().any(is_text) {
+            let of = |version: &u64| folder.join(version.to_string());
+            let is_text = |folder: PathBuf| folder.join(WEIGHTS_FILE).is_file();
+            let is_adapter = |folder: PathBuf| folder.join("adapter_config.json").is_file();
+            if found.iter().map(of).any(is_adapter) {
+                declared.backend = ADAPTER_BACKEND.to_owned();
+            } else if found
+                .iter()
+                .map(of)
+                .any(|folder| is_text(folder.clone()) || is_published(&folder))
+            {
                 declared.backend = "text".to_owned();
             }
         }
@@ -149,6 +182,13 @@ impl Definition {
         };
         Ok(read_text(&folder.join(file))?.lines().map(str::to_owned).collect())
     }
+}
+
+/// Returns whether a folder holds a model as it is published: its configuration and weights.
+pub(crate) fn is_published(folder: &Path) -> bool {
+    let weights = ["model.safetensors", "model.safetensors.index.json"];
+    let has = |name: &str| folder.join(name).is_file();
+    has("config.json") && weights.into_iter().any(has)
 }
 
 fn read_text(path: &Path) -> Result<String, String> {

@@ -18,10 +18,11 @@ use tokio::sync::{Mutex as LoadMutex, oneshot};
 
 use crate::backend::Backends;
 use crate::models::{Model, Models, State};
+use crate::source::AdapterSource;
 use definition::Fingerprint;
 
 pub(crate) use declaration::to_json;
-pub(crate) use definition::{Definition, WEIGHTS_FILE};
+pub(crate) use definition::{Definition, WEIGHTS_FILE, is_published};
 pub(crate) use overrides::{Overrides, check_unload};
 
 /// The longest name of a model that a client may load.
@@ -113,8 +114,17 @@ impl Repository {
         if is_explicit && !wanted.iter().any(|name| name == "*") {
             names.extend(wanted.iter().cloned());
         } else {
-            names.extend(folders.into_keys());
+            names.extend(folders.keys().cloned());
         }
+        let is_adapter = |name: &String| match (self.given.get(name), folders.get(name)) {
+            (Some(given), _) => given.is_adapter(),
+            (None, Some(folder)) => {
+                Definition::read(name, folder, None).is_ok_and(|read| read.is_adapter())
+            }
+            (None, None) => false,
+        };
+        // Their bases come first.
+        names.sort_by_cached_key(is_adapter);
         Ok(names)
     }
 
@@ -165,6 +175,51 @@ impl Repository {
             tracing::warn!(model = name, why, "a model could not be loaded");
             Error::internal(format!("failed to load '{name}', {why}"))
         })
+    }
+
+    /// Loads an adapter from a folder for a client; `replaces` says whether one of its name may be
+    /// there.
+    ///
+    /// Errors: models are not the clients' to load; a name that is taken; what is wrong with it.
+    pub(crate) async fn load_adapter(
+        self: &Arc<Self>,
+        adapter: &AdapterSource,
+        replaces: bool,
+    ) -> Result<()> {
+        let name = &adapter.name;
+        self.allow(name)?;
+        let is_adapter = |model: &Arc<Model>| model.parent.is_some();
+        match self.models.get(name, "") {
+            Ok(model) if !is_adapter(&model) => {
+                let text = format!("a model that is no adapter is called `{name}`");
+                return Err(Error::new(ErrorKind::AlreadyExists, text).with_param("lora_name"));
+            }
+            Ok(_) if !replaces => {
+                let text = format!("the adapter `{name}` is loaded already");
+                return Err(Error::new(ErrorKind::AlreadyExists, text).with_param("lora_name"));
+            }
+            _ => {}
+        }
+        let definition = Some(Box::new(Definition::of_adapter(adapter)));
+        let overrides = Overrides { definition, ..Overrides::default() };
+        self.load_with(name, overrides).await.map_err(|why| {
+            tracing::warn!(model = name, why, "an adapter could not be loaded");
+            Error::invalid(format!("the adapter `{name}` cannot be loaded: {why}"))
+        })
+    }
+
+    /// Unloads an adapter for a client.
+    ///
+    /// Errors: models are not the clients' to unload; no adapter has the name.
+    pub(crate) async fn unload_adapter(&self, name: &str) -> Result<()> {
+        self.allow(name)?;
+        match self.models.get(name, "") {
+            Ok(model) if model.parent.is_some() => self.unload(name).await,
+            _ => {
+                Err(Error::not_found(format!("no adapter is called `{name}`"))
+                    .with_param("lora_name"))
+            }
+        }
     }
 
     /// Unloads a model for a client; one that is not loaded is fine. It may go on answering what
@@ -256,7 +311,10 @@ impl Repository {
     }
 
     fn define(&self, name: &str, overrides: Overrides) -> std::result::Result<Definition, String> {
-        let Overrides { config, files } = overrides;
+        let Overrides { config, files, definition } = overrides;
+        if let Some(definition) = definition {
+            return Ok(*definition);
+        }
         if let (Some(config), false) = (&config, files.is_empty()) {
             return Definition::of_files(name, config, &files);
         }

@@ -7,16 +7,20 @@ use engine::{Error, Result};
 use proto::inference::ModelRepositoryParameter;
 use proto::inference::model_repository_parameter::ParameterChoice;
 
+use super::Definition;
+
 /// The beginning of the parameters that hold files.
 const FILE: &str = "file:";
 
 /// What replaces the declared model.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Overrides {
     /// The configuration as JSON, in the place of the declared one.
     pub config: Option<String>,
     /// Files by path, in the place of the model's folder.
     pub files: BTreeMap<String, Bytes>,
+    /// A whole definition, in the place of a declared one.
+    pub definition: Option<Box<Definition>>,
 }
 
 impl Overrides {

@@ -85,7 +85,9 @@ pub(super) fn of_route(path: &str) -> Need {
     match path {
         "/live" | "/ready" | "/health" | "/v2/health/live" | "/v2/health/ready" => Need::Nothing,
         "/v2/repository/index" => Need::One(Scope::Metadata),
-        "/busy_threshold" => Need::One(Scope::Admin),
+        "/busy_threshold" | "/v1/load_lora_adapter" | "/v1/unload_lora_adapter" => {
+            Need::One(Scope::Admin)
+        }
         "/metrics" => Need::One(Scope::Metrics),
         // Every client of a model lists the models first.
         "/v1/models" => Need::Either(Scope::Inference, Scope::Metadata),
@@ -118,6 +120,8 @@ mod tests {
             ("/v2/models/m/versions/1/generate_stream", Need::One(Scope::Inference)),
             ("/v2/repository/models/m/load", Need::One(Scope::Admin)),
             ("/v2/repository/index", Need::One(Scope::Metadata)),
+            ("/v1/load_lora_adapter", Need::One(Scope::Admin)),
+            ("/v1/unload_lora_adapter", Need::One(Scope::Admin)),
             ("/v2/systemsharedmemory/region/r/register", Need::One(Scope::Admin)),
             ("/v2/models/m/trace/setting", Need::One(Scope::Admin)),
             ("/v2/logging", Need::One(Scope::Admin)),

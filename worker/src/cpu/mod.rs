@@ -10,11 +10,17 @@ pub mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod bidirectional;
 mod isa;
 pub mod linear;
+pub mod low_rank;
+pub(crate) mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 pub mod pool;
 mod portable;
+pub mod postnorm;
 pub mod vector;
 
 pub use isa::Isa;

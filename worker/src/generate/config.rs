@@ -1,7 +1,9 @@
 //! The limits of the scheduler.
 
-/// The limits of the scheduler; each is at least 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use std::path::PathBuf;
+
+/// The limits of the scheduler; each number is at least 1 unless it says otherwise.
+#[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerConfig {
     /// Requests accepted and not yet in the batch; one more is refused as overloaded.
     pub max_waiting_requests: usize,
@@ -9,10 +11,46 @@ pub struct SchedulerConfig {
     pub max_running_sequences: usize,
     /// Tokens of one forward pass; prompts are cut into chunks so that it is kept.
     pub batch_tokens: usize,
+    /// Tokens of prompts in a forward pass that others draw from. Few keep the time between
+    /// their tokens even, many finish the prompts sooner. Never less than twice the tokens drawn.
+    pub mixed_prompt_tokens: usize,
+    /// Whether full blocks are kept and found again by their tokens.
+    pub has_prefix_cache: bool,
+    /// Share of the blocks, in `0.0..=1.0`, that a request which joins others leaves free for
+    /// them to grow.
+    pub watermark: f32,
+    /// The most tokens that are guessed ahead of a continuation from what it said before; 0: none.
+    pub draft_tokens: usize,
+    /// Bytes of host memory for blocks that the device has no room for; 0: none are kept there.
+    pub host_tier_bytes: usize,
+    /// Where blocks go that the host's memory has no room for; none: they are forgotten.
+    pub disk_tier: Option<DiskTierConfig>,
+    /// KV events kept for readers; who is further behind is told of the gap.
+    pub kv_events: usize,
 }
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
-        Self { max_waiting_requests: 1024, max_running_sequences: 64, batch_tokens: 512 }
+        Self {
+            max_waiting_requests: 1024,
+            max_running_sequences: 64,
+            batch_tokens: 512,
+            mixed_prompt_tokens: 64,
+            has_prefix_cache: true,
+            watermark: 0.01,
+            draft_tokens: 0,
+            host_tier_bytes: 0,
+            disk_tier: None,
+            kv_events: 4096,
+        }
     }
+}
+
+/// Blocks on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskTierConfig {
+    /// A folder of this engine's own; blocks of an earlier run in it are removed.
+    pub folder: PathBuf,
+    /// The most bytes of them.
+    pub max_bytes: usize,
 }

@@ -13,8 +13,8 @@ use crate::guided::{Guide, Progress};
 pub(super) struct Drawing {
     /// Which continuation.
     pub index: u32,
-    /// The token drawn last.
-    pub last: [TokenId; 1],
+    /// Tokens of the prompt that were found and not computed.
+    pub cached_tokens: u32,
     prompt_tokens: u32,
     drawn: u32,
     max_tokens: u32,
@@ -45,7 +45,7 @@ impl Drawing {
         let scores = scores.map(|top| Scores { top: top as usize, entries: vec![None] });
         Self {
             index,
-            last: [0],
+            cached_tokens: 0,
             prompt_tokens: request.tokens.len() as u32,
             drawn: 0,
             max_tokens: request.stop.max_tokens.min(room as u32),
@@ -62,9 +62,12 @@ impl Drawing {
         self.scores.is_some()
     }
 
-    /// Notes how likely a token of the prompt was.
-    pub(super) fn score(&mut self, logits: &[f32], token: TokenId) {
-        if let Some(scores) = &mut self.scores {
+    /// Notes how likely a token of the prompt was, if that is not known already: a sequence may
+    /// have been computed before.
+    pub(super) fn score(&mut self, logits: &[f32], position: usize, token: TokenId) {
+        if let Some(scores) = &mut self.scores
+            && scores.entries.len() == position
+        {
             scores.entries.push(Some(logprobs(logits, token, scores.top)));
         }
     }
@@ -95,7 +98,6 @@ impl Drawing {
         let token = self.draw(logits, eos_tokens, scratch)?;
         self.sampler.note(token);
         self.drawn += 1;
-        self.last = [token];
         // A constraint lets an end-of-sequence token through only where the text may end.
         let is_eos = (!self.stop.ignore_eos || self.guide.is_some()) && eos_tokens.contains(&token);
         if is_eos || self.stop.stop_token_ids.contains(&token) {
@@ -145,8 +147,23 @@ impl Drawing {
         token.ok_or_else(no_number)
     }
 
+    /// Returns how many tokens it may draw yet.
+    pub(super) fn left(&self) -> usize {
+        self.max_tokens.saturating_sub(self.drawn) as usize
+    }
+
+    /// Ends for want of memory, with what was drawn.
+    pub(super) fn exhaust(&self) -> Addition {
+        let end = Some((FinishReason::Length, self.usage()));
+        Addition { end, ..Addition::default() }
+    }
+
     fn usage(&self) -> Usage {
-        Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.drawn, cached_tokens: 0 }
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.drawn,
+            cached_tokens: self.cached_tokens,
+        }
     }
 }
 

@@ -8,14 +8,17 @@ use std::time::Instant;
 use async_trait::async_trait;
 use engine::{
     Context, EmbedRequest, Embedding, Engine, Error, ErrorKind, GenerateOutput, GenerateRequest,
-    OutputStream, Result, TokenId, Vocabulary, WorkerLoad,
+    KvEventReader, KvEvents, OutputStream, Result, Salt, TokenId, Vocabulary, WorkerLoad,
+    WorkerTotals, prefix_hashes,
 };
 
 use super::SchedulerConfig;
+use super::counters::Counters;
 use super::guides::{Guides, STACK_BYTES};
 use super::intake::Intake;
 use super::output::{News, Output, Reader};
-use super::scheduler::{Counters, Scheduler};
+use super::scheduler::{Scheduler, Shared};
+use super::spill::tiers;
 use super::waiting::{Generation, Job, Waiting, Work};
 use crate::guided::Compiler;
 use crate::runner::Runner;
@@ -27,14 +30,17 @@ use crate::runner::Runner;
 /// batch and the blocks.
 ///
 /// A request that asks for more tokens than the context holds ends there, with
-/// [`Length`](engine::FinishReason::Length). The blocks of a request are reserved when it joins
-/// the batch, so what runs is never put back.
+/// [`Length`](engine::FinishReason::Length), and so does one that fills all blocks alone. A
+/// sequence takes blocks as it grows. When there are none left the least urgent one, of these
+/// the youngest, waits again and is computed anew later; its answer is the same to the last bit.
 #[derive(Debug)]
 pub struct GenerateEngine {
     waiting: Arc<Waiting>,
     counters: Arc<Counters>,
+    events: KvEvents,
     intake: Intake,
     guides: Guides,
+    has_prefix_cache: bool,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -42,7 +48,7 @@ impl GenerateEngine {
     /// Starts the scheduler's thread. `eos_tokens` end a continuation unless it ignores them.
     /// Constraints on the text need the vocabulary; an empty one serves none.
     ///
-    /// Errors: the system gives no thread.
+    /// Errors: the system gives no thread, or no folder for KV blocks.
     pub fn start(
         runner: Box<dyn Runner>,
         vocabulary: &Vocabulary,
@@ -55,14 +61,20 @@ impl GenerateEngine {
         let guides = Guides::new(compiler, config.max_waiting_requests);
         let waiting = Waiting::new(config.max_waiting_requests);
         let counters = Arc::new(Counters::new(&limits));
-        let shared = (waiting.clone(), counters.clone());
+        let events = KvEvents::new(config.kv_events);
+        let shared = Shared {
+            waiting: waiting.clone(),
+            counters: counters.clone(),
+            events: events.clone(),
+            tiers: tiers(&config)?,
+        };
+        let has_prefix_cache = config.has_prefix_cache;
         let thread = std::thread::Builder::new()
             .name("scheduler".into())
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                let (waiting, counters) = shared;
-                let mut scheduler =
-                    Scheduler::new(runner, eos_tokens, config, waiting.clone(), counters);
+                let waiting = shared.waiting.clone();
+                let mut scheduler = Scheduler::new(runner, eos_tokens, config, shared);
                 let outcome = catch_unwind(AssertUnwindSafe(|| scheduler.run()));
                 let reason = match outcome {
                     Ok(()) => Error::new(ErrorKind::Unavailable, "the engine has stopped"),
@@ -77,12 +89,30 @@ impl GenerateEngine {
                 scheduler.fail_all(&reason);
             })
             .map_err(|error| crate::Error::Device(format!("cannot start a thread: {error}")))?;
-        Ok(Self { waiting, counters, intake, guides, thread: Some(thread) })
+        Ok(Self {
+            waiting,
+            counters,
+            events,
+            intake,
+            guides,
+            has_prefix_cache,
+            thread: Some(thread),
+        })
     }
 
     /// Returns how busy the engine is.
     pub fn load(&self) -> WorkerLoad {
         self.counters.load(self.waiting.len())
+    }
+
+    /// Returns what the engine has done since its start.
+    pub fn totals(&self) -> WorkerTotals {
+        self.counters.totals()
+    }
+
+    /// Returns a reader of what becomes of KV blocks from now on.
+    pub fn kv_events(&self) -> KvEventReader {
+        self.events.subscribe()
     }
 
     /// Returns whether requests are accepted: the scheduler runs.
@@ -91,9 +121,21 @@ impl GenerateEngine {
     }
 
     /// Queues a request and returns the reader of its answer.
-    fn queue<T: News>(&self, work: Work, context: Context, blocks: usize) -> Result<Reader<T>> {
+    fn queue<T: News>(&self, work: Work, context: Context) -> Result<Reader<T>> {
         let output = Output::new(work.sequences());
-        let job = Job { work, context, output: output.clone(), blocks, accepted: Instant::now() };
+        // What one adapter computed is never found by another, nor by the model without any.
+        let salt = work.adapter().map_or_else(Salt::default, |adapter| Salt(adapter.id().0));
+        let salt = self.has_prefix_cache.then_some(salt);
+        let size = self.intake.limits.block_size;
+        let names = salt.map(|salt| prefix_hashes(work.tokens(), size, salt).collect());
+        let job = Job {
+            work,
+            context,
+            output: output.clone(),
+            names: names.unwrap_or_default(),
+            salt,
+            accepted: Instant::now(),
+        };
         let ticket = self.waiting.push(job)?;
         Ok(Reader::new(output, ticket))
     }
@@ -106,13 +148,13 @@ impl Engine<GenerateRequest> for GenerateEngine {
         request: GenerateRequest,
         context: Context,
     ) -> Result<OutputStream<GenerateRequest>> {
-        let blocks = self.intake.generation(&request)?;
+        self.intake.generation(&request)?;
         let guide = match &request.guided {
             Some(guided) => Some(self.guides.guide(guided.clone()).await?),
             None => None,
         };
         let work = Work::Generate(Box::new(Generation { request, guide }));
-        Ok(Box::pin(self.queue::<GenerateOutput>(work, context, blocks)?))
+        Ok(Box::pin(self.queue::<GenerateOutput>(work, context)?))
     }
 }
 
@@ -123,8 +165,8 @@ impl Engine<EmbedRequest> for GenerateEngine {
         request: EmbedRequest,
         context: Context,
     ) -> Result<OutputStream<EmbedRequest>> {
-        let blocks = self.intake.embedding(&request)?;
-        Ok(Box::pin(self.queue::<Embedding>(Work::Embed(request), context, blocks)?))
+        self.intake.embedding(&request)?;
+        Ok(Box::pin(self.queue::<Embedding>(Work::Embed(request), context)?))
     }
 }
 

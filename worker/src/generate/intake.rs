@@ -1,4 +1,4 @@
-//! Checks requests before they are queued and counts the KV blocks that they need.
+//! Checks requests before they are queued: what can never be served is refused.
 
 use engine::{EmbedRequest, Error, GenerateRequest, Result, TokenId};
 
@@ -12,9 +12,9 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    /// Checks a request and returns the blocks that each of its continuations may need.
-    pub(super) fn generation(&self, request: &GenerateRequest) -> Result<usize> {
-        let Limits { vocabulary, context_length, block_size, blocks, .. } = self.limits;
+    /// Checks a request for continuations.
+    pub(super) fn generation(&self, request: &GenerateRequest) -> Result<()> {
+        let Limits { vocabulary, context_length, .. } = self.limits;
         let (prompt, max_tokens) = (request.tokens.len(), request.stop.max_tokens as usize);
         if prompt == 0 {
             return Err(Error::invalid("the prompt has no tokens"));
@@ -45,21 +45,12 @@ impl Intake {
             ))
             .with_param("n"));
         }
-        let needed = (prompt + max_tokens).min(context_length).div_ceil(block_size);
-        if needed.saturating_mul(choices) > blocks {
-            return Err(Error::invalid(format!(
-                "{choices} continuations of {prompt} and up to {max_tokens} tokens need {} KV \
-                 blocks, there are {blocks}",
-                needed.saturating_mul(choices)
-            ))
-            .with_param("max_tokens"));
-        }
-        Ok(needed)
+        self.holds(prompt + max_tokens.min(1))
     }
 
-    /// Checks a text to embed and returns the blocks that it needs.
-    pub(super) fn embedding(&self, request: &EmbedRequest) -> Result<usize> {
-        let Limits { context_length, block_size, blocks, .. } = self.limits;
+    /// Checks a text to embed.
+    pub(super) fn embedding(&self, request: &EmbedRequest) -> Result<()> {
+        let Limits { context_length, .. } = self.limits;
         let tokens = request.tokens.len();
         if tokens == 0 {
             return Err(Error::invalid("the text has no tokens"));
@@ -68,13 +59,21 @@ impl Intake {
             return Err(too_long(tokens, context_length, 0));
         }
         self.known(&request.tokens)?;
-        let needed = tokens.div_ceil(block_size);
-        if needed > blocks {
+        self.holds(tokens)
+    }
+
+    /// Checks that tokens fit into the memory when they are alone.
+    fn holds(&self, tokens: usize) -> Result<()> {
+        let Limits { block_size, blocks, .. } = self.limits;
+        if tokens > blocks * block_size {
             return Err(Error::invalid(format!(
-                "a text of {tokens} tokens needs {needed} KV blocks, there are {blocks}"
-            )));
+                "{tokens} tokens, one to be drawn among them, are more than the {} that {blocks} \
+                 KV blocks hold",
+                blocks * block_size
+            ))
+            .with_code("context_length_exceeded"));
         }
-        Ok(needed)
+        Ok(())
     }
 
     fn known(&self, tokens: &[TokenId]) -> Result<()> {

@@ -4,17 +4,21 @@
 //! bounded queue, tokens leave it through a buffer per request that coalesces for slow readers.
 
 mod config;
+mod counters;
+mod draft;
 mod drawing;
 mod engine;
 mod guides;
 mod intake;
 mod logprobs;
 mod output;
+mod plan;
 mod pooling;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod spill;
 mod waiting;
 
-pub use config::SchedulerConfig;
+pub use config::{DiskTierConfig, SchedulerConfig};
 pub use engine::GenerateEngine;

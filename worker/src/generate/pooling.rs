@@ -6,12 +6,19 @@ use engine::Embedding;
 #[derive(Debug, Default)]
 pub(super) struct Pooling {
     sum: Vec<f64>,
+    /// Tokens that are in it.
+    tokens: usize,
 }
 
 impl Pooling {
-    /// Adds the hidden state of the next token. The order is that of the text, so the sum does
-    /// not depend on how the text was cut.
-    pub(super) fn add(&mut self, hidden: &[f32]) {
+    /// Adds the hidden state of the token at `position`, unless it is there already: a text may
+    /// have been computed before. The order is that of the text, so the sum does not depend on
+    /// how the text was cut.
+    pub(super) fn add(&mut self, position: usize, hidden: &[f32]) {
+        if position != self.tokens {
+            return;
+        }
+        self.tokens += 1;
         self.sum.resize(hidden.len(), 0.0);
         for (sum, &value) in self.sum.iter_mut().zip(hidden) {
             *sum += f64::from(value);
@@ -33,11 +40,12 @@ mod tests {
     #[test]
     fn the_mean_has_length_one() {
         let mut pooling = Pooling::default();
-        pooling.add(&[6.0, 0.0]);
-        pooling.add(&[0.0, 8.0]);
+        pooling.add(0, &[6.0, 0.0]);
+        pooling.add(0, &[6.0, 0.0]);
+        pooling.add(1, &[0.0, 8.0]);
         assert_eq!(pooling.finish().values, [0.6, 0.8]);
         pooling = Pooling::default();
-        pooling.add(&[0.0, 0.0]);
+        pooling.add(0, &[0.0, 0.0]);
         assert_eq!(pooling.finish().values, [0.0, 0.0]);
     }
 }

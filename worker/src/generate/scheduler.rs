@@ -1,19 +1,18 @@
 //! The loop of the scheduler's thread: admit, compute one step, hand out tokens.
-//!
-//! A step takes one token of every sequence that is decoding and then chunks of prompts, oldest
-//! first, as far as the token budget goes; so a long prompt never stops the others.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::{Error, ErrorKind, TokenId, WorkerLoad};
+use engine::{Error, ErrorKind, KvEvents, TokenId, WorkerTotals};
 
 use super::SchedulerConfig;
+use super::counters::Counters;
 use super::sampler::Scratch;
-use super::sequence::{Rows, Sequence};
-use super::waiting::{Job, Waiting};
+use super::sequence::{Rows, Sequence, Tools, Urgency};
+use super::waiting::{Job, Key, Waiting};
 use crate::kv::BlockPool;
+use crate::kv::tier::Tiers;
 use crate::runner::{Entry, Limits, Runner};
 
 /// The least time between two rounds of waking readers. A model's step takes longer, so its
@@ -21,48 +20,45 @@ use crate::runner::{Entry, Limits, Runner};
 /// for each token would cost more than the tokens.
 const WAKE_INTERVAL: Duration = Duration::from_micros(500);
 
-/// Tokens of prompts that are scored in one step; each costs a row of logits.
-const SCORED_TOKENS: usize = 64;
+/// How long a step waits at most for a block from disk when there is nothing else to do.
+const FETCH_WAIT: Duration = Duration::from_millis(5);
 
-/// What others may know of the scheduler.
+/// Every so many admissions the oldest request is let in whatever its priority, and stays as
+/// urgent as any: so whoever has `n` older requests in front waits for at most `n + 1` times as
+/// many admissions.
+pub(super) const OLDEST_EVERY: u64 = 16;
+
+/// What the scheduler shares with the engine that feeds it.
 #[derive(Debug)]
-pub(super) struct Counters {
-    running: AtomicU32,
-    used_blocks: AtomicU32,
-    total_blocks: u32,
-    block_tokens: u32,
-}
-
-impl Counters {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let (total_blocks, block_tokens) = (limits.blocks as u32, limits.block_size as u32);
-        let (running, used_blocks) = (AtomicU32::new(0), AtomicU32::new(0));
-        Self { running, used_blocks, total_blocks, block_tokens }
-    }
-
-    /// Returns the load, given how many requests wait.
-    pub(super) fn load(&self, waiting: usize) -> WorkerLoad {
-        WorkerLoad {
-            waiting_requests: waiting as u32,
-            running_sequences: self.running.load(Ordering::Relaxed),
-            used_blocks: self.used_blocks.load(Ordering::Relaxed),
-            total_blocks: self.total_blocks,
-            block_tokens: self.block_tokens,
-        }
-    }
+pub(super) struct Shared {
+    pub waiting: Arc<Waiting>,
+    pub counters: Arc<Counters>,
+    pub events: KvEvents,
+    pub tiers: Tiers,
 }
 
 /// What is owned by the scheduler's thread.
 pub(super) struct Scheduler {
-    runner: Box<dyn Runner>,
-    limits: Limits,
+    pub(super) runner: Box<dyn Runner>,
+    pub(super) limits: Limits,
+    pub(super) config: SchedulerConfig,
+    pub(super) pool: BlockPool,
+    pub(super) running: Vec<Sequence>,
+    pub(super) totals: WorkerTotals,
+    pub(super) tiers: Tiers,
+    /// Some sequence waits for a block from below the device.
+    pub(super) is_fetching: bool,
+    /// Some sequence found no place in the last forward pass.
+    pub(super) is_crowded: bool,
     eos_tokens: Vec<TokenId>,
-    config: SchedulerConfig,
     waiting: Arc<Waiting>,
     counters: Arc<Counters>,
-    pool: BlockPool,
-    running: Vec<Sequence>,
+    /// Sequences that lost their blocks, the most urgent first. Nothing new is let in while
+    /// there are as many as the batch has places.
+    parked: BTreeMap<Urgency, Sequence>,
+    forks: Vec<Sequence>,
     scratch: Scratch,
+    admissions: u64,
     last_wake: Option<Instant>,
 }
 
@@ -71,27 +67,38 @@ impl Scheduler {
         runner: Box<dyn Runner>,
         eos_tokens: Vec<TokenId>,
         config: SchedulerConfig,
-        waiting: Arc<Waiting>,
-        counters: Arc<Counters>,
+        shared: Shared,
     ) -> Self {
         let limits = runner.limits();
+        let mut pool = BlockPool::new(limits.blocks, limits.block_size, shared.events);
+        if !shared.tiers.is_empty() {
+            pool.keep_evicted();
+        }
         Self {
-            pool: BlockPool::new(limits.blocks),
+            pool,
             runner,
             limits,
-            eos_tokens,
             config,
-            waiting,
-            counters,
             running: Vec::new(),
+            totals: WorkerTotals::default(),
+            tiers: shared.tiers,
+            is_fetching: false,
+            is_crowded: false,
+            eos_tokens,
+            waiting: shared.waiting,
+            counters: shared.counters,
+            parked: BTreeMap::new(),
+            forks: Vec::new(),
             scratch: Scratch::default(),
+            admissions: 0,
             last_wake: None,
         }
     }
 
     /// Runs until the queue is closed.
     pub(super) fn run(&mut self) {
-        while !self.waiting.is_closed() {
+        while let Some(expired) = self.waiting.expired() {
+            expired.iter().for_each(late);
             self.leave();
             self.admit();
             self.publish();
@@ -102,6 +109,7 @@ impl Scheduler {
                 continue;
             }
             self.step();
+            self.publish();
             self.wake_readers();
         }
     }
@@ -116,113 +124,203 @@ impl Scheduler {
 
     /// Ends all sequences with an error.
     pub(super) fn fail_all(&mut self, reason: &Error) {
-        for mut sequence in std::mem::take(&mut self.running) {
+        self.fail_running(reason);
+        for sequence in std::mem::take(&mut self.parked).into_values() {
             sequence.output.fail(reason.clone());
-            self.pool.give_back(std::mem::take(&mut sequence.blocks));
         }
         self.publish();
     }
 
+    /// Ends the sequences of the batch with an error.
+    fn fail_running(&mut self, reason: &Error) {
+        let forks = std::mem::take(&mut self.forks);
+        for mut sequence in std::mem::take(&mut self.running).into_iter().chain(forks) {
+            sequence.output.fail(reason.clone());
+            sequence.table.release(&mut self.pool);
+        }
+    }
+
     /// Takes out the sequences that ended, whose reader left or whose time is up.
     fn leave(&mut self) {
-        let has_deadlines = self.running.iter().any(|sequence| sequence.deadline.is_some());
+        let sequences = || self.running.iter().chain(self.parked.values());
+        let has_deadlines = sequences().any(|sequence| sequence.deadline.is_some());
         let now = has_deadlines.then(Instant::now);
-        for sequence in &mut self.running {
+        let is_over = |sequence: &mut Sequence| {
             if sequence.deadline.zip(now).is_some_and(|(deadline, now)| deadline <= now) {
                 let text = "the deadline passed while generating";
                 sequence.output.fail(Error::new(ErrorKind::DeadlineExceeded, text));
-                sequence.is_over = true;
+                return true;
             }
-        }
-        let is_over = |sequence: &mut Sequence| sequence.is_over || sequence.output.is_dropped();
+            sequence.is_over || sequence.output.is_dropped()
+        };
         for mut sequence in self.running.extract_if(.., is_over) {
-            self.pool.give_back(std::mem::take(&mut sequence.blocks));
+            sequence.table.release(&mut self.pool);
+        }
+        if !self.parked.is_empty() {
+            self.parked.retain(|_, sequence| !is_over(sequence));
         }
     }
 
-    /// Lets waiting requests into the batch, in their order, while they fit whole.
+    /// Lets waiting sequences into the batch in their order, those first that were in it before,
+    /// until one does not fit.
     fn admit(&mut self) {
         loop {
-            let free_blocks = self.pool.free();
-            let free_places = self.config.max_running_sequences - self.running.len();
-            let fits = |job: &Job| {
-                let sequences = job.work.sequences() as usize;
-                job.output.is_dropped()
-                    || sequences <= free_places && sequences * job.blocks <= free_blocks
+            let by_age = self.admissions % OLDEST_EVERY == OLDEST_EVERY - 1;
+            let parked = match by_age {
+                true => self.parked.keys().min_by_key(|(key, _)| key.number).copied(),
+                false => self.parked.keys().next().copied(),
             };
-            let Some(job) = self.waiting.pop_if(fits) else {
-                return;
+            let is_first = |key: Key| match parked {
+                Some((parked, _)) if by_age => key.number < parked.number,
+                Some((parked, _)) => key < parked,
+                None => true,
             };
-            if !job.output.is_dropped() {
-                self.start(job);
+            let is_full = self.parked.len() >= self.config.max_running_sequences;
+            let fits = |key: Key, job: &Job| {
+                is_first(key) && !is_full && (job.output.is_dropped() || self.fits(job))
+            };
+            if let Some((key, job)) = self.waiting.pop_if(by_age, fits) {
+                if !job.output.is_dropped() {
+                    self.start(key, job, by_age);
+                }
+                continue;
+            }
+            match parked {
+                Some(urgency) if self.fits_again(urgency) => self.resume(urgency, by_age),
+                _ => return,
             }
         }
     }
 
-    fn start(&mut self, job: Job) {
+    /// Returns whether the first chunk of a request has room.
+    fn fits(&self, job: &Job) -> bool {
+        let tokens = job.work.tokens();
+        let found = match job.salt {
+            Some(salt) if !job.work.needs_all_rows() => self.pool.prefix(&job.names, tokens, salt),
+            _ => (0, 0),
+        };
+        let chunk = self.config.batch_tokens.min(self.limits.batch_tokens);
+        let end = (found.0 * self.limits.block_size + chunk).min(tokens.len());
+        self.has_room(job.work.sequences() as usize, end, found)
+    }
+
+    /// Returns whether all of a sequence that lost its blocks has room.
+    fn fits_again(&self, urgency: Urgency) -> bool {
+        let Some(sequence) = self.parked.get(&urgency) else {
+            return false;
+        };
+        let found = match sequence.table.salt() {
+            Some(salt) if sequence.may_skip() => {
+                self.pool.prefix(sequence.table.names(), sequence.tokens(), salt)
+            }
+            _ => (0, 0),
+        };
+        self.has_room(sequence.places(), sequence.tokens().len(), found)
+    }
+
+    /// Returns whether sequences have places and the tokens up to `end` have blocks, of which
+    /// some are found and some of those are held by nobody.
+    fn has_room(&self, places: usize, end: usize, (found, idle): (usize, usize)) -> bool {
+        let taken: usize = self.running.iter().map(Sequence::places).sum();
+        let needed = end.div_ceil(self.limits.block_size) - found + idle;
+        let kept = (self.pool.total() as f64 * f64::from(self.config.watermark)) as usize;
+        taken + places <= self.config.max_running_sequences
+            && (self.running.is_empty() || needed + kept <= self.pool.available())
+    }
+
+    fn start(&mut self, key: Key, job: Job, by_age: bool) {
         let now = Instant::now();
         if job.context.deadline().is_some_and(|deadline| deadline <= now) {
-            let text = "the deadline passed while the request waited";
-            return job.output.fail(Error::new(ErrorKind::DeadlineExceeded, text));
+            return late(&job);
         }
+        self.admissions += 1;
         job.output.admitted(now - job.accepted);
-        for index in 0..job.work.sequences() {
-            match self.pool.take(job.blocks) {
-                Some(blocks) => {
-                    let sequence = Sequence::new(&job, index, blocks, &self.limits);
-                    self.running.push(sequence);
-                }
-                // `admit` counted the blocks; without them the request could only fail.
-                None => {
-                    return job.output.fail(Error::internal("KV blocks were miscounted"));
-                }
-            }
+        let sequence = Sequence::new(job, key, &self.limits);
+        if sequence.may_skip() && sequence.table.salt().is_some() {
+            self.totals.prefix_query_tokens += sequence.tokens().len() as u64;
         }
+        self.join(sequence, by_age);
+    }
+
+    fn resume(&mut self, urgency: Urgency, by_age: bool) {
+        if let Some(sequence) = self.parked.remove(&urgency) {
+            self.admissions += 1;
+            self.join(sequence, by_age);
+        }
+    }
+
+    fn join(&mut self, mut sequence: Sequence, by_age: bool) {
+        sequence.is_preempted = false;
+        if by_age {
+            sequence.urgency.0.rank = 0;
+        }
+        self.totals.prefix_hit_tokens += sequence.attach(&mut self.pool) as u64;
+        self.running.push(sequence);
     }
 
     fn publish(&self) {
-        let used = self.pool.total() - self.pool.free();
-        self.counters.running.store(self.running.len() as u32, Ordering::Relaxed);
-        self.counters.used_blocks.store(used as u32, Ordering::Relaxed);
+        self.counters.publish(self.running.len(), self.parked.len(), self.pool.counts());
+        self.counters.add_up(self.totals);
     }
 
     /// Computes one forward pass and hands out what it gave.
     fn step(&mut self) {
-        let mut budget = self.limits.batch_tokens.min(self.config.batch_tokens);
-        for sequence in &mut self.running {
-            sequence.planned = if sequence.is_decoding() { budget.min(1) } else { 0 };
-            budget -= sequence.planned;
+        let outcome = self.plan().and_then(|()| {
+            self.park();
+            self.forward()
+        });
+        if let Err(error) = outcome {
+            tracing::error!(%error, "a forward pass failed; the running requests fail");
+            self.fail_running(&Error::from(error));
+            // Nobody knows what is left in the device's memory.
+            self.pool.clear();
         }
-        let mut scored = SCORED_TOKENS;
-        for sequence in self.running.iter_mut().filter(|sequence| !sequence.is_decoding()) {
-            sequence.planned = sequence.prompt_left().min(budget);
-            if sequence.scores_prompt() {
-                sequence.planned = sequence.planned.min(scored);
-                scored -= sequence.planned;
-            }
-            budget -= sequence.planned;
-        }
-        let planned = self.running.iter().filter(|sequence| sequence.planned > 0);
-        let batch: Vec<Entry<'_>> = planned.map(Sequence::entry).collect();
-        match self.runner.forward(&batch) {
-            Ok(outputs) => {
-                let mut rows = Rows::new(&outputs);
-                for sequence in self.running.iter_mut().filter(|sequence| sequence.planned > 0) {
-                    sequence.receive(&mut rows, &self.eos_tokens, &mut self.scratch);
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "a forward pass failed; the running requests fail");
-                self.fail_all(&Error::from(error));
-            }
-        }
-        self.rotate();
     }
 
-    /// Moves the sequences that got no place in this step to the front of the next one.
-    fn rotate(&mut self) {
-        if self.running.iter().any(|sequence| sequence.planned == 0) {
-            self.running.sort_by_key(|sequence| sequence.planned > 0 && sequence.is_decoding());
+    /// Takes the sequences that lost their blocks out of the batch.
+    fn park(&mut self) {
+        let is_parked = |sequence: &mut Sequence| sequence.is_preempted && !sequence.is_over;
+        for sequence in self.running.extract_if(.., is_parked) {
+            self.parked.insert(sequence.urgency, sequence);
         }
     }
+
+    fn forward(&mut self) -> Result<(), crate::Error> {
+        let planned = self.running.iter().filter(|sequence| sequence.planned > 0);
+        let batch: Vec<Entry<'_>> = planned.map(Sequence::entry).collect();
+        if batch.is_empty() {
+            if std::mem::take(&mut self.is_fetching) {
+                self.tiers.wait(FETCH_WAIT);
+            }
+            return Ok(());
+        }
+        self.is_fetching = false;
+        self.totals.steps += 1;
+        self.totals.batched_sequences += batch.len() as u64;
+        let outputs = self.runner.forward(&batch)?;
+        let mut rows = Rows::new(&outputs);
+        let mut tools = Tools {
+            pool: &mut self.pool,
+            eos_tokens: &self.eos_tokens,
+            scratch: &mut self.scratch,
+            forks: &mut self.forks,
+            accepted: &mut self.totals.accepted_tokens,
+        };
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.planned > 0) {
+            match sequence.is_decoding() {
+                true => self.totals.decode_tokens += sequence.planned as u64,
+                false => self.totals.prefill_tokens += sequence.planned as u64,
+            }
+            sequence.served = self.totals.steps;
+            sequence.receive(&mut rows, &mut tools);
+        }
+        self.running.append(&mut self.forks);
+        Ok(())
+    }
+}
+
+/// Tells a waiting request that its time is up.
+fn late(job: &Job) {
+    let text = "the deadline passed while the request waited";
+    job.output.fail(Error::new(ErrorKind::DeadlineExceeded, text));
 }

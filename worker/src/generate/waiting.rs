@@ -1,10 +1,13 @@
 //! The bounded queue of requests that are not in the batch yet: most urgent first, then oldest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use engine::{Context, EmbedRequest, Error, ErrorKind, GenerateRequest};
+use engine::TokenId;
+use engine::{
+    Adapter, Context, EmbedRequest, Error, ErrorKind, GenerateRequest, Salt, SequenceHash,
+};
 
 use super::output::Output;
 use crate::guided::Guide;
@@ -15,8 +18,10 @@ pub(super) struct Job {
     pub work: Work,
     pub context: Context,
     pub output: Arc<Output>,
-    /// KV blocks of each continuation.
-    pub blocks: usize,
+    /// The names of the prompt's full blocks.
+    pub names: Vec<SequenceHash>,
+    /// Set if its blocks may be found by others, and others' by it.
+    pub salt: Option<Salt>,
     pub accepted: Instant,
 }
 
@@ -44,10 +49,41 @@ impl Work {
             Self::Embed(_) => 1,
         }
     }
+
+    /// Returns the adapter that it asks for.
+    pub(super) fn adapter(&self) -> Option<&Adapter> {
+        match self {
+            Self::Generate(generation) => generation.request.adapter.as_ref(),
+            Self::Embed(request) => request.adapter.as_ref(),
+        }
+    }
+
+    /// Returns the tokens to begin with.
+    pub(super) fn tokens(&self) -> &[TokenId] {
+        match self {
+            Self::Generate(generation) => &generation.request.tokens,
+            Self::Embed(request) => &request.tokens,
+        }
+    }
+
+    /// Returns whether the device has to compute each of its tokens, known or not.
+    pub(super) fn needs_all_rows(&self) -> bool {
+        match self {
+            Self::Generate(generation) => generation.request.prompt_logprobs.is_some(),
+            Self::Embed(_) => true,
+        }
+    }
 }
 
-/// Orders jobs: explicit priorities first, the lower the sooner, then the default; see [`rank`].
-type Key = (u64, u64);
+/// Orders requests: explicit priorities first, the lower the sooner, then the default; within
+/// one priority the older first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    /// The priority; see [`rank`].
+    pub rank: u64,
+    /// How many requests were accepted before.
+    pub number: u64,
+}
 
 /// The queue.
 #[derive(Debug)]
@@ -60,9 +96,31 @@ pub(super) struct Waiting {
 #[derive(Debug, Default)]
 struct State {
     jobs: BTreeMap<Key, Job>,
+    /// The ranks of the same jobs by their numbers.
+    ages: BTreeMap<u64, u64>,
+    deadlines: BTreeSet<(Instant, Key)>,
     accepted: u64,
     /// Set when nothing is accepted any more, with the reason.
     closed: Option<Error>,
+}
+
+impl State {
+    fn remove(&mut self, key: Key) -> Option<Job> {
+        let job = self.jobs.remove(&key)?;
+        self.ages.remove(&key.number);
+        if let Some(deadline) = job.context.deadline() {
+            self.deadlines.remove(&(deadline, key));
+        }
+        Some(job)
+    }
+
+    /// Returns the job that is next, or the oldest one.
+    fn first(&self, by_age: bool) -> Option<Key> {
+        match by_age {
+            true => self.ages.first_key_value().map(|(&number, &rank)| Key { rank, number }),
+            false => self.jobs.first_key_value().map(|(&key, _)| key),
+        }
+    }
 }
 
 impl Waiting {
@@ -86,17 +144,28 @@ impl Waiting {
             ));
         }
         state.accepted += 1;
-        let key = (rank(job.context.priority()), state.accepted);
+        let key = Key { rank: rank(job.context.priority()), number: state.accepted };
+        state.ages.insert(key.number, key.rank);
+        if let Some(deadline) = job.context.deadline() {
+            state.deadlines.insert((deadline, key));
+        }
         state.jobs.insert(key, job);
         self.arrival.notify_one();
         Ok(Ticket { queue: self.clone(), key })
     }
 
-    /// Takes the first job if `fits` says so.
-    pub(super) fn pop_if(&self, fits: impl FnOnce(&Job) -> bool) -> Option<Job> {
+    /// Takes the first job, or the oldest one, if `fits` says so.
+    pub(super) fn pop_if(
+        &self,
+        by_age: bool,
+        fits: impl FnOnce(Key, &Job) -> bool,
+    ) -> Option<(Key, Job)> {
         let mut state = self.lock();
-        let first = state.jobs.first_entry()?;
-        fits(first.get()).then(|| first.remove())
+        let key = state.first(by_age)?;
+        if !fits(key, state.jobs.get(&key)?) {
+            return None;
+        }
+        state.remove(key).map(|job| (key, job))
     }
 
     /// Waits until there is a job or the queue is closed; returns whether it is open.
@@ -108,11 +177,32 @@ impl Waiting {
         state.closed.is_none()
     }
 
+    /// Takes out the jobs whose deadline has passed; none if the queue is closed.
+    pub(super) fn expired(&self) -> Option<Vec<Job>> {
+        let mut state = self.lock();
+        if state.closed.is_some() {
+            return None;
+        }
+        let mut expired = Vec::new();
+        if !state.deadlines.is_empty() {
+            let now = Instant::now();
+            while let Some(&(deadline, key)) = state.deadlines.first()
+                && deadline <= now
+            {
+                state.deadlines.pop_first();
+                expired.extend(state.remove(key));
+            }
+        }
+        Some(expired)
+    }
+
     /// Accepts nothing any more and returns what waited.
     pub(super) fn close(&self, reason: Error) -> Vec<Job> {
         let mut state = self.lock();
         state.closed.get_or_insert(reason);
         self.arrival.notify_all();
+        state.ages.clear();
+        state.deadlines.clear();
         std::mem::take(&mut state.jobs).into_values().collect()
     }
 
@@ -146,7 +236,7 @@ pub(super) struct Ticket {
 impl Ticket {
     /// Leaves the queue, if the job is still there.
     pub(super) fn withdraw(&self) {
-        let job = self.queue.lock().jobs.remove(&self.key);
+        let job = self.queue.lock().remove(self.key);
         drop(job);
     }
 }

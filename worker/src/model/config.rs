@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::gguf::Gguf;
+use crate::weights::Weights;
 
 /// The architectures that this worker runs, by their names in GGUF files.
 pub const KNOWN_ARCHITECTURES: [&str; 1] = ["llama"];

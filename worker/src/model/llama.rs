@@ -9,9 +9,36 @@ use super::Hyperparameters;
 use crate::Error;
 use crate::cpu::activations::Precision;
 use crate::cpu::linear::Linear;
-use crate::gguf::{Gguf, StoredTensor, WeightType};
+use crate::cpu::vector::Rope;
+use crate::gguf::{StoredTensor, WeightType};
+use crate::lora;
+use crate::weights::Weights;
 
 pub use forward::{Buffers, Position};
+
+/// How exactly activations meet the matrices of each kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Precisions {
+    /// Of queries, keys and values.
+    pub query_key_value: Precision,
+    /// Of what comes out of attention.
+    pub attention_output: Precision,
+    /// Of gates and what they gate.
+    pub gate_up: Precision,
+    /// Of the way back to the residual stream.
+    pub down: Precision,
+    /// Of the output matrix.
+    pub head: Precision,
+}
+
+impl Default for Precisions {
+    /// Returns those that make the logits' error as small as others' at the least cost; see
+    /// `examples/precision.rs`.
+    fn default() -> Self {
+        let few = Precision { excess: 8.0 };
+        Self { query_key_value: few, attention_output: few, gate_up: few, down: few, head: few }
+    }
+}
 
 /// The weights of a model.
 #[derive(Debug)]
@@ -20,6 +47,7 @@ pub struct Llama {
     embedding: Linear,
     layers: Vec<LayerWeights>,
     norm: Vec<f32>,
+    rope: Rope,
     /// The output matrix; none: the embedding is used.
     head: Option<Linear>,
 }
@@ -39,7 +67,7 @@ impl Llama {
     /// Reads and packs the weights.
     ///
     /// Errors: a tensor is missing or has another shape; the text names it.
-    pub fn read(file: &Gguf, sizes: Hyperparameters) -> Result<Self, Error> {
+    pub fn read(file: &dyn Weights, sizes: Hyperparameters) -> Result<Self, Error> {
         let embedding = linear(file, "token_embd.weight", sizes.hidden, None)?;
         let vocabulary = embedding.rows();
         let head = match file.has_tensor("output.weight") {
@@ -50,7 +78,33 @@ impl Llama {
             .map(|index| LayerWeights::read(file, &sizes, index))
             .collect::<Result<_, _>>()?;
         let norm = vector(file, "output_norm.weight", sizes.hidden)?;
-        Ok(Self { sizes, embedding, layers, norm, head })
+        let rope = Rope::new(sizes.head_dim / 2, sizes.rope_base);
+        let mut model = Self { sizes, embedding, layers, norm, rope, head };
+        model.set_precisions(Precisions::default());
+        Ok(model)
+    }
+
+    /// Chooses how exactly activations meet the matrices.
+    pub fn set_precisions(&mut self, precisions: Precisions) {
+        for layer in &mut self.layers {
+            layer.query_key_value.set_precision(precisions.query_key_value);
+            layer.attention_output.set_precision(precisions.attention_output);
+            layer.gate.set_precision(precisions.gate_up);
+            layer.up.set_precision(precisions.gate_up);
+            layer.down.set_precision(precisions.down);
+        }
+        self.head.as_mut().unwrap_or(&mut self.embedding).set_precision(precisions.head);
+    }
+
+    /// Returns the sizes that an adapter has to fit.
+    pub fn shape(&self) -> lora::Shape {
+        lora::Shape {
+            layers: self.sizes.layers,
+            hidden: self.sizes.hidden,
+            query: self.sizes.query_width(),
+            kv: self.sizes.kv_width(),
+            feed_forward: self.sizes.feed_forward,
+        }
     }
 
     /// Returns the number of tokens in the vocabulary.
@@ -59,8 +113,19 @@ impl Llama {
     }
 }
 
+impl Llama {
+    /// Returns the bytes of weights that a pass with logits reads.
+    pub fn bytes_read(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| {
+            let attention = layer.query_key_value.bytes() + layer.attention_output.bytes();
+            attention + layer.gate.bytes() + layer.up.bytes() + layer.down.bytes()
+        });
+        layers.sum::<usize>() + self.head.as_ref().unwrap_or(&self.embedding).bytes()
+    }
+}
+
 impl LayerWeights {
-    fn read(file: &Gguf, sizes: &Hyperparameters, index: usize) -> Result<Self, Error> {
+    fn read(file: &dyn Weights, sizes: &Hyperparameters, index: usize) -> Result<Self, Error> {
         let name = |part: &str| format!("blk.{index}.{part}.weight");
         let (hidden, wide) = (sizes.hidden, sizes.feed_forward);
         let (query, kv) = (sizes.query_width(), sizes.kv_width());
@@ -76,14 +141,12 @@ impl LayerWeights {
         }
         Ok(Self {
             attention_norm: vector(file, &name("attn_norm"), hidden)?,
-            // Errors of these two are what most of the logits' error comes from.
-            query_key_value: Linear::new(&parts)?.with_precision(Precision::Wide),
+            query_key_value: Linear::new(&parts)?,
             attention_output: linear(file, &name("attn_output"), query, Some(hidden))?,
             feed_forward_norm: vector(file, &name("ffn_norm"), hidden)?,
             gate: linear(file, &name("ffn_gate"), hidden, Some(wide))?,
             up: linear(file, &name("ffn_up"), hidden, Some(wide))?,
-            down: linear(file, &name("ffn_down"), wide, Some(hidden))?
-                .with_precision(Precision::Wide),
+            down: linear(file, &name("ffn_down"), wide, Some(hidden))?,
         })
     }
 }
@@ -103,7 +166,7 @@ fn part_pairs(stored: &mut StoredTensor, head_dim: usize) {
 
 /// Reads a matrix and checks its shape.
 fn matrix(
-    file: &Gguf,
+    file: &dyn Weights,
     name: &str,
     columns: usize,
     rows: Option<usize>,
@@ -122,12 +185,17 @@ fn matrix(
     Err(Error::Model(format!("tensor `{name}`: expected [{columns}, {rows}], got {got:?}")))
 }
 
-fn linear(file: &Gguf, name: &str, columns: usize, rows: Option<usize>) -> Result<Linear, Error> {
+fn linear(
+    file: &dyn Weights,
+    name: &str,
+    columns: usize,
+    rows: Option<usize>,
+) -> Result<Linear, Error> {
     Linear::new(&[(name.to_owned(), matrix(file, name, columns, rows)?)])
 }
 
 /// Reads a vector of floats.
-fn vector(file: &Gguf, name: &str, length: usize) -> Result<Vec<f32>, Error> {
+fn vector(file: &dyn Weights, name: &str, length: usize) -> Result<Vec<f32>, Error> {
     let stored = file.tensor(name)?;
     if stored.dims != [length] || stored.weight_type != WeightType::F32 {
         let got = (stored.weight_type, stored.dims);

@@ -1,17 +1,19 @@
 //! The CPU runner: a model from a GGUF file on threads of its own.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use engine::{ModelCard, Vocabulary};
 
-use super::{Entry, Limits, Outputs, Runner, Wants};
+use super::{BlockId, Entry, Limits, Outputs, Runner, Wants};
 use crate::Error;
 use crate::cpu::Isa;
 use crate::cpu::attention::{BLOCK_TOKENS, Cache, Geometry};
 use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
 use crate::gguf::Gguf;
-use crate::model::{Buffers, Hyperparameters, Llama, Position, vocabulary};
+use crate::lora::{self, Adapter, Adapters, Deltas};
+use crate::model::{Buffers, Hyperparameters, Llama, Position, Precisions, vocabulary};
 
 /// How a model is run.
 #[derive(Clone, Debug)]
@@ -44,6 +46,7 @@ pub struct CpuRunner {
     compute: Compute,
     cache: Cache,
     limits: Limits,
+    adapters: Option<Arc<Adapters>>,
     buffers: Buffers,
     logits: Vec<f32>,
     hidden: Vec<f32>,
@@ -89,16 +92,53 @@ impl CpuRunner {
             block_size: BLOCK_TOKENS as u32,
             eos_tokens: eos_tokens(&file, &vocabulary)?,
         };
+        let bytes = cache.blocks * cache.block_bytes();
+        let cache = Cache::new(cache).map_err(|error| {
+            Error::Device(format!("no memory for a KV cache of {bytes} bytes: {error}"))
+        })?;
         let runner = Self {
             model,
             compute: Compute { pool, isa },
-            cache: Cache::new(cache),
+            cache,
             limits,
+            adapters: None,
             buffers: Buffers::default(),
             logits: Vec::new(),
             hidden: Vec::new(),
         };
         Ok(Loaded { runner, card, vocabulary })
+    }
+}
+
+impl CpuRunner {
+    /// Lets entries name adapters, and returns the table that these are loaded into.
+    pub fn take_adapters(&mut self, limits: lora::Limits) -> Arc<Adapters> {
+        let adapters = Adapters::new(self.model.shape(), limits);
+        self.adapters = Some(adapters.clone());
+        adapters
+    }
+
+    /// Returns the adapter of each entry.
+    ///
+    /// Errors: one that is not loaded, which whoever asks has to see to.
+    fn adapters_of(&self, batch: &[Entry<'_>]) -> Result<Vec<Option<Arc<Adapter>>>, Error> {
+        let find = |entry: &Entry<'_>| {
+            let Some(id) = entry.adapter else { return Ok(None) };
+            let found = self.adapters.as_ref().and_then(|adapters| adapters.get(id));
+            let missing = || Error::Device(format!("adapter {:016x} is not loaded", id.0));
+            found.ok_or_else(missing).map(Some)
+        };
+        batch.iter().map(find).collect()
+    }
+
+    /// Chooses how exactly activations meet the weights; for measuring what it costs.
+    pub fn set_precisions(&mut self, precisions: Precisions) {
+        self.model.set_precisions(precisions);
+    }
+
+    /// Returns the bytes of weights that a pass reads.
+    pub fn bytes_read(&self) -> usize {
+        self.model.bytes_read()
     }
 }
 
@@ -141,7 +181,12 @@ impl Runner for CpuRunner {
     fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Outputs<'_>, Error> {
         let mut tokens = Vec::new();
         let (mut scored, mut pooled) = (Vec::new(), Vec::new());
-        for entry in batch {
+        let adapters = self.adapters_of(batch)?;
+        let mut deltas = Deltas::default();
+        for (entry, adapter) in batch.iter().zip(&adapters) {
+            if let Some(adapter) = adapter {
+                deltas.push(tokens.len(), entry.tokens.len(), adapter);
+            }
             for (offset, &token) in entry.tokens.iter().enumerate() {
                 let position = entry.start + offset;
                 tokens.push(Position { token, position, blocks: entry.blocks });
@@ -154,7 +199,8 @@ impl Runner for CpuRunner {
                 Wants::Hidden => pooled.extend(own),
             }
         }
-        self.model.forward(&self.compute, &tokens, &mut self.cache, &mut self.buffers);
+        let pass = (&tokens[..], &deltas);
+        self.model.forward(&self.compute, pass, &mut self.cache, &mut self.buffers);
         self.model.hidden(&self.compute, &pooled, &self.buffers, &mut self.hidden);
         self.model.logits(&self.compute, &scored, &mut self.buffers, &mut self.logits);
         Ok(Outputs {
@@ -163,5 +209,19 @@ impl Runner for CpuRunner {
             hidden: &self.hidden,
             dimensions: self.limits.dimensions,
         })
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
+        self.cache.copy_block(from, to);
+        Ok(())
+    }
+
+    fn read_block(&mut self, block: BlockId, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        self.cache.read_block(block, bytes);
+        Ok(())
+    }
+
+    fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), Error> {
+        self.cache.write_block(block, bytes)
     }
 }

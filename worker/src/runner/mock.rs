@@ -3,7 +3,6 @@
 //! Everything around it is real, scheduler and KV blocks included, so it serves load tests and
 //! tests of the server. The text reads like words; it ends only by the limit of tokens.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use engine::{ModelCard, TokenId, TokenKind, Vocabulary};
@@ -72,8 +71,6 @@ pub struct MockRunner {
     /// The one entry of each row that is not 0.
     marked: Vec<usize>,
     hidden: Vec<f32>,
-    /// Where the answer of each sequence begins, by its first block; only for a given reply.
-    answers: HashMap<BlockId, usize>,
 }
 
 impl MockRunner {
@@ -87,7 +84,6 @@ impl MockRunner {
             logits: Vec::new(),
             marked: Vec::new(),
             hidden: Vec::new(),
-            answers: HashMap::new(),
         }
     }
 
@@ -100,24 +96,6 @@ impl MockRunner {
         let start = self.next_start.map_or(now, |next| next.max(now));
         std::thread::sleep(start - now);
         self.next_start = Some(start + self.config.pace);
-    }
-
-    /// Returns where the answer of a sequence begins. The prompt ends with the first entry that
-    /// wants its last logits, or with the last one that wants all.
-    fn answer(&mut self, entry: &Entry<'_>) -> usize {
-        let end = entry.start + entry.tokens.len();
-        let first = entry.blocks.first().copied().filter(|_| self.config.reply.is_some());
-        let Some(first) = first else {
-            return end;
-        };
-        if entry.start == 0 {
-            self.answers.remove(&first);
-        }
-        match entry.wants {
-            Wants::Nothing | Wants::Hidden => end,
-            Wants::Last => *self.answers.entry(first).or_insert(end),
-            Wants::All => *self.answers.entry(first).insert_entry(end).get(),
-        }
     }
 
     /// Returns the token that follows one, the first one of the answer standing at `answer`.
@@ -162,9 +140,8 @@ impl Runner for MockRunner {
                 }
             };
             let end = entry.start + entry.tokens.len();
-            let answer = self.answer(entry);
             for (position, &token) in (end - rows.len() + 1..).zip(rows) {
-                self.marked.push(self.next(token, position, answer));
+                self.marked.push(self.next(token, position, entry.prompt));
             }
         }
         let size = self.marked.len() * self.vocabulary;
@@ -180,6 +157,19 @@ impl Runner for MockRunner {
             hidden: &self.hidden,
             dimensions: DIMENSIONS,
         })
+    }
+
+    /// It has no memory: what it says depends on the last token and its place alone.
+    fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn read_block(&mut self, _: BlockId, _: &mut Vec<u8>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn write_block(&mut self, _: BlockId, _: &[u8]) -> Result<(), Error> {
+        Ok(())
     }
 }
 
@@ -253,6 +243,8 @@ mod tests {
                 tokens: token,
                 start: step,
                 blocks: &[0],
+                prompt: 1,
+                adapter: None,
                 wants: Wants::Last,
             };
             let outputs = runner.forward(&[entry(&[1]), entry(&[2])]).unwrap();

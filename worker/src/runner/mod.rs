@@ -9,7 +9,7 @@ pub mod mock;
 
 use std::slice::ChunksExact;
 
-use engine::TokenId;
+use engine::{AdapterId, TokenId};
 
 use crate::Error;
 
@@ -42,6 +42,11 @@ pub struct Entry<'a> {
     pub start: usize,
     /// The sequence's KV blocks in order, enough for `start + tokens.len()` tokens.
     pub blocks: &'a [BlockId],
+    /// How many of the sequence's first tokens were asked and not drawn. What a model computes
+    /// does not depend on it.
+    pub prompt: usize,
+    /// The adapter that its tokens are computed with.
+    pub adapter: Option<AdapterId>,
     /// What has to come out.
     pub wants: Wants,
 }
@@ -93,4 +98,16 @@ pub trait Runner: Send {
     ///
     /// Errors: only faults of the device; the batch is the scheduler's and is taken as valid.
     fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Outputs<'_>, Error>;
+
+    /// Copies the keys and values of all tokens of a block to another one.
+    ///
+    /// Errors: only faults of the device, as of the two below.
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error>;
+
+    /// Appends the content of a block to `bytes`: always as many, in an order of the runner's
+    /// own, the same for all its blocks.
+    fn read_block(&mut self, block: BlockId, bytes: &mut Vec<u8>) -> Result<(), Error>;
+
+    /// Puts back what [`read_block`](Runner::read_block) gave, into the same or another block.
+    fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), Error>;
 }

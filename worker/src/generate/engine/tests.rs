@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 
 use super::*;
 use crate::runner::mock::{self, MockConfig, MockRunner};
-use crate::runner::{Entry, Limits, Outputs};
+use crate::runner::{BlockId, Entry, Limits, Outputs};
 
 fn engine(mock: MockConfig, config: SchedulerConfig) -> GenerateEngine {
     let eos = mock::card("mock", &mock).eos_tokens;
@@ -185,7 +185,7 @@ async fn requests_that_can_never_run_are_refused_with_the_numbers() {
         (request(0, 1), "the prompt has no tokens"),
         (request(1, 0), "`max_tokens`: expected at least 1"),
         (request(100, 1), "the prompt has 100 tokens, the model's context of 100"),
-        (request(60, 30), "need 6 KV blocks, there are 4"),
+        (request(64, 1), "65 tokens, one to be drawn among them, are more than the 64 that 4 KV"),
         (many, "`n`: expected at most 64 continuations, got 65"),
         (strange, "token 1000000 is not one of"),
     ];
@@ -196,6 +196,10 @@ async fn requests_that_can_never_run_are_refused_with_the_numbers() {
     }
     let outputs = collect(call(&engine, request(50, 14)).await).await.unwrap();
     assert_eq!(outputs[0].tokens.len(), 14);
+    // More than there is room for is no reason to refuse: it ends there.
+    let outputs = collect(call(&engine, request(60, 1000)).await).await.unwrap();
+    assert_eq!((outputs[0].tokens.len(), outputs[0].finish), (5, Some(FinishReason::Length)));
+    settles(&engine).await;
 }
 
 #[tokio::test]
@@ -275,6 +279,18 @@ impl Runner for Broken {
             }
         }
     }
+
+    fn copy_block(&mut self, _: BlockId, _: BlockId) -> std::result::Result<(), crate::Error> {
+        Ok(())
+    }
+
+    fn read_block(&mut self, _: BlockId, _: &mut Vec<u8>) -> std::result::Result<(), crate::Error> {
+        Ok(())
+    }
+
+    fn write_block(&mut self, _: BlockId, _: &[u8]) -> std::result::Result<(), crate::Error> {
+        Ok(())
+    }
 }
 
 #[tokio::test]
@@ -299,4 +315,7 @@ async fn a_panic_hangs_nobody_and_is_told() {
 }
 
 mod constraints;
+mod fairness;
+mod memory;
 mod prompts;
+mod sharing;

@@ -66,7 +66,7 @@ async fn a_whole_context_can_be_scored_and_no_more() {
 }
 
 async fn embed(engine: &GenerateEngine, tokens: &[TokenId]) -> Result<Embedding> {
-    let request = EmbedRequest { tokens: tokens.into() };
+    let request = EmbedRequest { tokens: tokens.into(), adapter: None };
     let mut stream = engine.call(request, Context::new("test")).await?;
     let embedding = stream.next().await.unwrap()?;
     assert!(stream.next().await.is_none(), "one text, one vector");
@@ -104,7 +104,7 @@ async fn embeddings_are_bounded_and_end_with_their_reader() {
         assert_eq!(error.kind(), ErrorKind::InvalidRequest);
         assert!(error.message().contains(expected), "{error}");
     }
-    let request = || EmbedRequest { tokens: vec![1; 32].into() };
+    let request = || EmbedRequest { tokens: vec![1; 32].into(), adapter: None };
     let running = engine.call(request(), Context::new("test")).await.unwrap();
     let past = Context::new("test").with_deadline(Some(Instant::now()));
     let mut late = engine.call(request(), past).await.unwrap();

@@ -1,0 +1,208 @@
+//! Stacks text models: a base, the adapters on it, and encoders.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::{Adapter, EmbedRequest, Engine, GenerateRequest, WorkerLoad};
+use openai_bridge::TextBridge;
+use proto::inference as wire;
+use worker::encode::{self, EncodeConfig, EncodeEngine, Encoder, EncoderOptions};
+use worker::generate::GenerateEngine;
+use worker::lora::Adapters;
+
+use super::{Backends, bare};
+use crate::config::EngineConfig;
+use crate::metrics::ModelLabels;
+use crate::models::{Model, TextModel};
+use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
+use crate::repository::Definition;
+use crate::source::Place;
+use crate::text::{NoGeneration, TensorText, TextEngine};
+
+/// The parameter of an adapter's configuration that names its base.
+pub(crate) const BASE_MODEL: &str = "base_model";
+
+/// The engine of a text model, and what reads and writes its texts.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub name: String,
+    pub bridge: Arc<TextBridge>,
+    pub generate: Arc<GenerateEngine>,
+    /// Where its adapters are loaded; none: it takes none.
+    pub adapters: Option<Arc<Adapters>>,
+}
+
+impl Backends {
+    /// Stacks a model on its engine: bridge over deadline over observation over the scheduler.
+    pub(super) fn based(
+        &self,
+        base: &Arc<Base>,
+        adapter: Option<(&str, Adapter)>,
+        declared: &wire::ModelConfig,
+    ) -> Model {
+        let (name, adapter) = match adapter {
+            Some((name, adapter)) => (name, Some(adapter)),
+            None => (base.name.as_str(), None),
+        };
+        let labels = ModelLabels { model: name.into() };
+        let metrics = &self.metrics;
+        let tokens = TokenMetrics {
+            first_token: metrics.first_token.get_or_create(&labels).clone(),
+            inter_token: metrics.inter_token.get_or_create(&labels).clone(),
+            prompt_tokens: metrics.prompt_tokens.get_or_create(&labels).clone(),
+            generated_tokens: metrics.generated_tokens.get_or_create(&labels).clone(),
+        };
+        let (load, health) = (base.generate.clone(), base.generate.clone());
+        let read = load.clone();
+        let thresholds = Arc::new(Thresholds::new(move || read.load()));
+        let is_base = adapter.is_none();
+        let engine = Adapt { engine: base.generate.clone(), adapter };
+        let texts = Texts {
+            bridge: base.bridge.clone(),
+            generate: Arc::new(Admit {
+                engine: Observe { engine: engine.clone(), metrics: tokens },
+                thresholds: thresholds.clone(),
+            }),
+            embed: Arc::new(engine),
+            thresholds,
+            health: Box::new(move || health.is_healthy()),
+            load: Box::new(move || load.load()),
+        };
+        let mut model = stacked(texts, name, declared);
+        match is_base {
+            true => model.base = Some(base.clone()),
+            false => model.parent = Some(base.name.as_str().into()),
+        }
+        model
+    }
+
+    /// Loads an adapter and stacks the model that it makes of its base.
+    pub(super) fn adapted(&self, definition: &Definition, version: u64) -> Result<Model, String> {
+        let started = Instant::now();
+        let base = self.base_of(definition)?;
+        let name = &base.name;
+        let adapters = base.adapters.as_ref();
+        let adapters = adapters.ok_or_else(|| format!("model `{name}` takes no adapters"))?;
+        let adapter = adapters.load(&adapter_folder(definition, version)?);
+        let adapter = adapter.map_err(|error| error.to_string())?;
+        let named = Some((definition.name.as_str(), adapter));
+        let model = self.based(&base, named, &definition.declared);
+        tracing::info!(
+            model = definition.name,
+            base = name,
+            seconds = started.elapsed().as_secs_f64(),
+            "adapter loaded"
+        );
+        Ok(model)
+    }
+
+    /// Returns the base of an adapter: the one that is named, or the only one there is.
+    fn base_of(&self, definition: &Definition) -> Result<Arc<Base>, String> {
+        if let Some(name) = definition.parameter(BASE_MODEL) {
+            let model = self.models.get(name, "").map_err(|error| format!("its base: {error}"))?;
+            let base = model.base.clone();
+            return base.ok_or_else(|| format!("model `{name}` is no base of adapters"));
+        }
+        let ready = self.models.ready();
+        let takes = |model: &Arc<Model>| model.base.clone().filter(|base| base.adapters.is_some());
+        let bases: Vec<Arc<Base>> = ready.iter().filter_map(takes).collect();
+        match &bases[..] {
+            [base] => Ok(base.clone()),
+            [] => Err("no model that takes adapters is loaded".into()),
+            several => {
+                let names: Vec<&str> = several.iter().map(|base| base.name.as_str()).collect();
+                let names = names.join(", ");
+                Err(format!("its base has to be named, by `{BASE_MODEL}`: there are {names}"))
+            }
+        }
+    }
+
+    /// Loads and stacks a model that makes vectors and no texts.
+    pub(super) fn encoder(
+        &self,
+        path: &Path,
+        definition: &Definition,
+        version: u64,
+    ) -> Result<Model, String> {
+        let started = Instant::now();
+        let EngineConfig { threads, context_length, max_waiting_requests, batch_tokens, .. } =
+            self.engine;
+        let loaded = Encoder::load(path, &EncoderOptions { threads, context_length });
+        let encode::Loaded { encoder, mut card, vocabulary } =
+            loaded.map_err(|error| error.to_string())?;
+        card.name.clone_from(&definition.name);
+        let bridge = TextBridge::encoder(&card, &vocabulary).map_err(|error| error.to_string())?;
+        let bridge = Arc::new(bridge);
+        let limits = EncodeConfig { max_waiting_requests, batch_tokens };
+        let engine = EncodeEngine::start(encoder, limits).map_err(|error| error.to_string())?;
+        let engine = Arc::new(engine);
+        let load = {
+            let engine = engine.clone();
+            move || engine.load()
+        };
+        let texts = Texts {
+            generate: Arc::new(NoGeneration(bridge.clone())),
+            bridge,
+            embed: engine.clone(),
+            thresholds: Arc::new(Thresholds::new(load.clone())),
+            health: Box::new(move || engine.is_healthy()),
+            load: Box::new(load),
+        };
+        tracing::info!(
+            model = definition.name,
+            version,
+            architecture = card.architecture,
+            context_length = card.context_length,
+            seconds = started.elapsed().as_secs_f64(),
+            "encoder loaded"
+        );
+        Ok(stacked(texts, &definition.name, &definition.declared))
+    }
+}
+
+/// Returns the folder of an adapter's files.
+fn adapter_folder(definition: &Definition, version: u64) -> Result<PathBuf, String> {
+    match (&definition.source, &definition.folder) {
+        (Some(source), _) => match &source.place {
+            Place::File(path) => Ok(path.clone()),
+            _ => Err("an adapter needs a folder".into()),
+        },
+        (None, Some(folder)) => Ok(folder.join(version.to_string())),
+        (None, None) => Err("an adapter needs a folder".into()),
+    }
+}
+
+/// What a text model is stacked of.
+struct Texts {
+    bridge: Arc<TextBridge>,
+    generate: Arc<dyn Engine<GenerateRequest>>,
+    embed: Arc<dyn Engine<EmbedRequest>>,
+    thresholds: Arc<Thresholds>,
+    health: Box<dyn Fn() -> bool + Send + Sync>,
+    load: Box<dyn Fn() -> WorkerLoad + Send + Sync>,
+}
+
+/// Stacks the faces of a text model on its engines.
+fn stacked(texts: Texts, name: &str, declared: &wire::ModelConfig) -> Model {
+    let Texts { bridge, generate, embed, thresholds, health, load } = texts;
+    let mut config = bridge.config();
+    config.name = name.into();
+    config.backend.clone_from(&declared.backend);
+    let own = tensor::metadata::config(&config);
+    let declared = wire::ModelConfig {
+        input: own.input,
+        output: own.output,
+        max_batch_size: own.max_batch_size,
+        platform: own.platform,
+        model_transaction_policy: own.model_transaction_policy,
+        ..declared.clone()
+    };
+    let texts = Arc::new(TextEngine::new(bridge, generate, embed, thresholds.clone()));
+    let mut model = bare(config, declared, Arc::new(Deadline(TensorText(texts.clone()))));
+    let engine = Arc::new(Deadline(texts.clone()));
+    model.text = Some(TextModel { engine, texts, thresholds });
+    model.health = Some(health);
+    model.load = Some(load);
+    model
+}

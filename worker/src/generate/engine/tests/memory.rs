@@ -1,0 +1,128 @@
+//! A runner whose answers depend on what really lies in its blocks, so that a block that is
+//! shared, copied, restored or given up wrongly changes a token.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::runner::Wants;
+
+/// Tokens of a block.
+pub(super) const SIZE: usize = 16;
+const DIMENSIONS: usize = 8;
+
+/// The runner: a block holds the numbers of its tokens.
+pub(super) struct Memory {
+    vocabulary: usize,
+    blocks: Vec<[u64; SIZE]>,
+    logits: Vec<f32>,
+    hidden: Vec<f32>,
+    pace: Duration,
+}
+
+impl Memory {
+    pub(super) fn new(blocks: usize) -> Self {
+        Self {
+            vocabulary: mock::vocabulary().tokens.len(),
+            blocks: vec![[u64::MAX; SIZE]; blocks],
+            logits: Vec::new(),
+            hidden: Vec::new(),
+            pace: Duration::ZERO,
+        }
+    }
+
+    /// Makes each forward pass take some time.
+    pub(super) fn slow(blocks: usize, pace: Duration) -> Self {
+        Self { pace, ..Self::new(blocks) }
+    }
+
+    /// Reads what a sequence has in its blocks up to a place.
+    fn read(&self, entry: &Entry<'_>, end: usize) -> fastrand::Rng {
+        let contents =
+            (0..end).map(|place| self.blocks[entry.blocks[place / SIZE] as usize][place % SIZE]);
+        let mut hash = 0u64;
+        for (place, content) in contents.enumerate() {
+            assert_eq!(content >> 32, place as u64, "a block holds other tokens");
+            hash = (hash ^ content).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17);
+        }
+        fastrand::Rng::with_seed(hash)
+    }
+}
+
+impl Runner for Memory {
+    fn limits(&self) -> Limits {
+        Limits {
+            vocabulary: self.vocabulary,
+            context_length: 1000,
+            block_size: SIZE,
+            blocks: self.blocks.len(),
+            batch_tokens: 512,
+            dimensions: DIMENSIONS,
+        }
+    }
+
+    fn forward(&mut self, batch: &[Entry<'_>]) -> std::result::Result<Outputs<'_>, crate::Error> {
+        std::thread::sleep(self.pace);
+        let mut written = BTreeSet::new();
+        for entry in batch {
+            for (place, &token) in (entry.start..).zip(entry.tokens) {
+                let block = entry.blocks[place / SIZE];
+                assert!(written.insert((block, place % SIZE)), "two write the same place");
+                self.blocks[block as usize][place % SIZE] = (place as u64) << 32 | u64::from(token);
+            }
+        }
+        (self.logits, self.hidden) = Default::default();
+        for entry in batch {
+            let end = entry.start + entry.tokens.len();
+            let rows = match entry.wants {
+                Wants::Nothing => end + 1..=end,
+                Wants::Last => end..=end,
+                Wants::All | Wants::Hidden => entry.start + 1..=end,
+            };
+            for end in rows {
+                let mut random = self.read(entry, end);
+                match entry.wants {
+                    Wants::Hidden => self.hidden.extend((0..DIMENSIONS).map(|_| random.f32())),
+                    _ => self.logits.extend((0..self.vocabulary).map(|_| 6.0 * random.f32())),
+                }
+            }
+        }
+        Ok(Outputs {
+            logits: &self.logits,
+            vocabulary: self.vocabulary,
+            hidden: &self.hidden,
+            dimensions: DIMENSIONS,
+        })
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> std::result::Result<(), crate::Error> {
+        self.blocks[to as usize] = self.blocks[from as usize];
+        Ok(())
+    }
+
+    fn read_block(
+        &mut self,
+        block: BlockId,
+        bytes: &mut Vec<u8>,
+    ) -> std::result::Result<(), crate::Error> {
+        bytes.extend(self.blocks[block as usize].iter().flat_map(|content| content.to_le_bytes()));
+        Ok(())
+    }
+
+    fn write_block(
+        &mut self,
+        block: BlockId,
+        bytes: &[u8],
+    ) -> std::result::Result<(), crate::Error> {
+        assert_eq!(bytes.len(), SIZE * 8);
+        for (content, bytes) in self.blocks[block as usize].iter_mut().zip(bytes.as_chunks().0) {
+            *content = u64::from_le_bytes(*bytes);
+        }
+        Ok(())
+    }
+}
+
+/// Starts an engine on such a runner.
+pub(super) fn remembering(runner: Memory, config: SchedulerConfig) -> GenerateEngine {
+    let eos = mock::card("memory", &MockConfig::default()).eos_tokens;
+    GenerateEngine::start(Box::new(runner), &mock::vocabulary(), eos, config).unwrap()
+}

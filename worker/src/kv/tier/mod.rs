@@ -1,0 +1,133 @@
+//! Where blocks go that the device has no room for: the host's memory, and from there the disk.
+//!
+//! A tier gives back what it was given or nothing; whoever asks compares the tokens, so that a
+//! wrong block is never restored.
+
+mod disk;
+mod host;
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use engine::{Salt, SequenceHash, TokenId};
+
+pub use disk::DiskTier;
+pub use host::HostTier;
+
+/// A block outside of the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The name of the prefix that ends with it.
+    pub name: SequenceHash,
+    /// Its salt.
+    pub salt: Salt,
+    /// All tokens of that prefix: names alone are easily made to meet.
+    pub tokens: Vec<TokenId>,
+    /// Its keys and values, as the runner gave them.
+    pub bytes: Vec<u8>,
+}
+
+impl Kept {
+    /// Returns the bytes that it takes, without what the tier itself needs.
+    pub fn size_bytes(&self) -> usize {
+        self.bytes.len() + size_of_val(&self.tokens[..]) + size_of::<Self>()
+    }
+}
+
+/// What a tier says to a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The block.
+    Here(Kept),
+    /// It is being fetched: ask again.
+    Coming,
+    /// It is not there, or not any more.
+    Absent,
+}
+
+/// What a tier is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The host's memory.
+    Host,
+    /// Files.
+    Disk,
+}
+
+/// One place for blocks, of a bounded size: the least recently used go first.
+pub trait Tier: Debug + Send {
+    /// Keeps a block if it can, and returns the blocks that had to go for it. Never waits.
+    fn put(&mut self, block: Kept) -> Vec<Kept>;
+
+    /// Begins to fetch a block, if it is not at hand; returns whether it is there. Never waits.
+    fn fetch(&mut self, name: SequenceHash) -> bool;
+
+    /// Gives a block back, or begins to fetch it. Never waits.
+    fn take(&mut self, name: SequenceHash) -> Found;
+
+    /// Waits until something that is being fetched may have come, not longer than `most`.
+    fn wait(&mut self, most: Duration);
+
+    /// Returns what it is made of.
+    fn kind(&self) -> Kind;
+
+    /// Returns the bytes that its blocks take.
+    fn used_bytes(&self) -> usize;
+}
+
+/// Tiers, the fastest first: what one gives up goes to the next.
+#[derive(Debug, Default)]
+pub struct Tiers {
+    levels: Vec<Box<dyn Tier>>,
+}
+
+impl Tiers {
+    /// Puts tiers below each other.
+    pub fn new(levels: Vec<Box<dyn Tier>>) -> Self {
+        Self { levels }
+    }
+
+    /// Returns whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.levels.is_empty()
+    }
+
+    /// Keeps a block somewhere, if there is room.
+    pub fn put(&mut self, block: Kept) {
+        let mut blocks = vec![block];
+        for level in &mut self.levels {
+            let given = blocks.into_iter();
+            blocks = given.flat_map(|block| level.put(block)).collect();
+        }
+    }
+
+    /// Asks the tiers in order; returns what they say and which one said it.
+    pub fn take(&mut self, name: SequenceHash) -> (Kind, Found) {
+        for level in &mut self.levels {
+            match level.take(name) {
+                Found::Absent => {}
+                found => return (level.kind(), found),
+            }
+        }
+        (Kind::Host, Found::Absent)
+    }
+
+    /// Begins to fetch blocks, up to the first one that is nowhere.
+    pub fn fetch(&mut self, names: &[SequenceHash]) {
+        for &name in names {
+            if !self.levels.iter_mut().any(|level| level.fetch(name)) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until something that is being fetched may have come, not longer than `most`.
+    pub fn wait(&mut self, most: Duration) {
+        if let Some(slowest) = self.levels.last_mut() {
+            slowest.wait(most);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
