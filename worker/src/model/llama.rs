@@ -139,7 +139,7 @@ impl LayerWeights {
             feed_forward_norm: vector(file, &name("ffn_norm"), hidden)?,
             gate: linear(file, &name("ffn_gate"), hidden, Some(wide))?,
             up: linear(file, &name("ffn_up"), hidden, Some(wide))?,
-            down: linear(file, &name("ffn_down"), wide, Some(hidden))?.with_precision(ADAPTIVE),
+            down: linear(file, &name("ffn_down"), wide, Some(hidden))?,
         })
     }
 }
