@@ -336,14 +336,13 @@ fn product_of_halves(
     excess: [i32; 2],
     (first, second): (__m512, __m512),
 ) -> __m512 {
-    let dot = |half: usize| {
-        let mut dot = _mm512_set1_epi32(excess[half]);
-        for k in 4 * half..4 * half + 4 {
-            dot = _mm512_dpbusd_epi32(dot, planes[k], broadcast(values, at + 4 * k));
-        }
-        _mm512_cvtepi32_ps(dot)
-    };
-    _mm512_fmadd_ps(second, dot(1), _mm512_mul_ps(first, dot(0)))
+    let mut dots = excess.map(|excess| _mm512_set1_epi32(excess));
+    for (k, plane) in planes.iter().enumerate() {
+        let dot = &mut dots[2 * k / PLANES];
+        *dot = _mm512_dpbusd_epi32(*dot, *plane, broadcast(values, at + 4 * k));
+    }
+    let [one, other] = dots.map(|dot| _mm512_cvtepi32_ps(dot));
+    _mm512_fmadd_ps(second, other, _mm512_mul_ps(first, one))
 }
 
 /// Multiplies a group of 16 rows of floats with some rows of activations.
