@@ -155,7 +155,8 @@ fn together(
         runner.forward(&[Entry { tokens, start: begun, blocks, wants: Wants::Nothing }]).unwrap();
         begun = end;
     }
-    for step in 0..solo[0].len() {
+    let steps = solo[0].len();
+    for step in 0..steps {
         let entries: Vec<Entry<'_>> = sequences
             .iter()
             .enumerate()
