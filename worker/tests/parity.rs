@@ -170,8 +170,8 @@ fn together(
             })
             .collect();
         let outputs = runner.forward(&entries).unwrap();
-        for (index, row) in outputs.logits_rows().enumerate() {
-            assert!(row == solo[index][step], "sequence {index} differs in step {step}");
+        for (index, (row, alone)) in outputs.logits_rows().zip(solo).enumerate() {
+            assert!(row == alone[step], "sequence {index} differs in step {step}");
         }
     }
 }
