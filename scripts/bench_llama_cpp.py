@@ -67,7 +67,8 @@ class Llama:
         model = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
         context = llama_cpp.llama_context_default_params()
-        context.n_ctx = max(BATCHES) * 256
+        # Each sequence has an even part of the context.
+        context.n_ctx = max(BATCHES) * (PROMPT + 128)
         context.n_batch = 2048
         context.n_ubatch = 512
         context.n_seq_max = max(BATCHES)

@@ -171,7 +171,8 @@ fn together(
             .unwrap();
         begun = end;
     }
-    for step in 0..solo[0].len() {
+    let steps = solo[0].len();
+    for step in 0..steps {
         let entries: Vec<Entry<'_>> = sequences
             .iter()
             .enumerate()
@@ -192,8 +193,8 @@ fn together(
             })
             .collect();
         let outputs = runner.forward(&entries).unwrap();
-        for (index, row) in outputs.logits_rows().enumerate() {
-            assert!(row == solo[index][step], "sequence {index} differs in step {step}");
+        for (index, (row, alone)) in outputs.logits_rows().zip(solo).enumerate() {
+            assert!(row == alone[step], "sequence {index} differs in step {step}");
         }
     }
 }

@@ -227,27 +227,32 @@ fn tiles<F: Format, const M: usize>(group: &[u8], x: View<'_>, first: usize) -> 
             });
             let marks = x.marks(first, b) & ((1 << M) - 1);
             if marks != 0 {
-                sums = add_low::<F, M>(sums, marks, (x, b), planes, scales);
+                let more = low_products::<F, M>(marks, (x, b), (header, inner, codes));
+                each_row!(m < M, {
+                    if marks >> m & 1 == 1 {
+                        sums[m] = _mm512_add_ps(sums[m], more[m]);
+                    }
+                });
             }
         }
     }
     sums
 }
 
-/// Adds the products with second digits to the sums of marked rows. Everything comes and goes as a
-/// value, so that the sums can stay in registers where nothing is marked.
+/// Returns the products with the second digits of marked rows. It unpacks the block once more, as
+/// what a call could see or change would not stay in registers.
 #[cold]
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_low<F: Format, const M: usize>(
-    mut sums: [__m512; M],
+fn low_products<F: Format, const M: usize>(
     marks: u32,
     (x, b): (View<'_>, usize),
-    planes: [__m512i; PLANES],
-    scales: (__m512, __m512),
+    (header, inner, codes): (&[u8], usize, &[u8]),
 ) -> [__m512; M] {
     let blocks = x.columns / BLOCK;
-    for (m, sum) in sums.iter_mut().enumerate().filter(|(m, _)| marks >> m & 1 == 1) {
+    let (planes, scales) = (unpack::<F>(codes), scales::<F>(header, inner));
+    let mut products = [_mm512_setzero_ps(); M];
+    for (m, out) in products.iter_mut().enumerate().filter(|(m, _)| marks >> m & 1 == 1) {
         let (at, block) = (m * x.columns + b * BLOCK, m * blocks + b);
         let product = match F::CODES.scales() {
             Scales::Halves => {
@@ -255,10 +260,9 @@ fn add_low<F: Format, const M: usize>(
             }
             _ => product::<F>(&planes, (x.low, at), x.low_sums[block], scales),
         };
-        let worth = _mm512_set1_ps(x.scales[block] * (1.0 / BASE));
-        *sum = _mm512_fmadd_ps(worth, product, *sum);
+        *out = _mm512_mul_ps(_mm512_set1_ps(x.scales[block] * (1.0 / BASE)), product);
     }
-    sums
+    products
 }
 
 /// Returns the products of 32 columns of 16 rows with digits of a token, without their worth.
@@ -332,14 +336,13 @@ fn product_of_halves(
     excess: [i32; 2],
     (first, second): (__m512, __m512),
 ) -> __m512 {
-    let dot = |half: usize| {
-        let mut dot = _mm512_set1_epi32(excess[half]);
-        for k in 4 * half..4 * half + 4 {
-            dot = _mm512_dpbusd_epi32(dot, planes[k], broadcast(values, at + 4 * k));
-        }
-        _mm512_cvtepi32_ps(dot)
-    };
-    _mm512_fmadd_ps(second, dot(1), _mm512_mul_ps(first, dot(0)))
+    let mut dots = excess.map(|excess| _mm512_set1_epi32(excess));
+    for (k, plane) in planes.iter().enumerate() {
+        let dot = &mut dots[2 * k / PLANES];
+        *dot = _mm512_dpbusd_epi32(*dot, *plane, broadcast(values, at + 4 * k));
+    }
+    let [one, other] = dots.map(|dot| _mm512_cvtepi32_ps(dot));
+    _mm512_fmadd_ps(second, other, _mm512_mul_ps(first, one))
 }
 
 /// Multiplies a group of 16 rows of floats with some rows of activations.

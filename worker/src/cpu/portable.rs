@@ -89,20 +89,16 @@ impl Weights {
 pub(super) fn dense(dense: Dense, group: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) {
     let tiles = group.chunks_exact(Layout::Dense(dense).tile_bytes());
     let columns = tiles.len() * BLOCK;
-    // Columns of even and of odd numbers have sums of their own, as in the faster kernels.
-    let mut sums = vec![[[0f32; ROWS]; 2]; out.len()];
+    out.fill([0.0; ROWS]);
     for (index, tile) in tiles.enumerate() {
         for column in 0..BLOCK {
             let weights: [f32; ROWS] = std::array::from_fn(|lane| dense.number(tile, lane, column));
-            for (x, sums) in x.chunks_exact(columns).zip(&mut sums) {
+            for (x, sums) in x.chunks_exact(columns).zip(&mut *out) {
                 let value = x[index * BLOCK + column];
-                for (sum, weight) in sums[column % 2].iter_mut().zip(weights) {
+                for (sum, weight) in sums.iter_mut().zip(weights) {
                     *sum += weight * value;
                 }
             }
         }
-    }
-    for (out, [even, odd]) in out.iter_mut().zip(sums) {
-        *out = std::array::from_fn(|lane| even[lane] + odd[lane]);
     }
 }

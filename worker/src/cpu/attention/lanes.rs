@@ -1,5 +1,8 @@
 //! Sixteen floats at once, as each instruction set has them, for the loops of attention.
-#![expect(unsafe_code, reason = "SIMD instructions of features that a token proves")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "SIMD instructions of features that a token proves")
+)]
 
 use std::ops::Range;
 
@@ -193,6 +196,11 @@ pub(super) fn attend(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this `Isa` exists only where the features were detected.
         Kind::Avx2 => unsafe { x86::avx2(queries, segments, scratch, states) },
+        // The build for aarch64 has fused multiply-add, and vectorises the plain lanes with it.
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon | Kind::NeonDotprod => {
+            attend_body::<_, true>(Portable, queries, segments, scratch, states);
+        }
         Kind::Portable => {
             attend_body::<_, false>(Portable, queries, segments, scratch, states);
         }

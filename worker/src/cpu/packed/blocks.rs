@@ -1,11 +1,16 @@
 //! Blocks as ggml stores them, taken apart into codes and scales and put into a tile.
 
-use super::{Codes, NESTED_MINIMA, ROWS, Scales};
+use super::{Codes, Format, NESTED_MINIMA, ROWS, Scales, with_format};
 use crate::cpu::activations::BLOCK;
 use crate::gguf::WeightType;
 
 /// Puts one row's block, which is as long as a tile is wide, into that tile.
 pub(super) fn pack(kind: WeightType, codes: Codes, tile: &mut [u8], lane: usize, block: &[u8]) {
+    with_format!(codes, pack_format(kind, tile, lane, block));
+}
+
+fn pack_format<F: Format>(kind: WeightType, tile: &mut [u8], lane: usize, block: &[u8]) {
+    let codes = F::CODES;
     let (header, tile) = tile.split_at_mut(codes.header_bytes());
     let mut put = |at: usize, half: &[u8]| header[at + 2 * lane..][..2].copy_from_slice(&half[..2]);
     match codes.scales() {

@@ -106,6 +106,7 @@ impl Codes {
     }
 
     /// Puts a row's codes into a block that has none of that row.
+    #[inline(always)]
     pub(super) fn store(self, block: &mut [u8], lane: usize, codes: &[u8; BLOCK]) {
         for (k, four) in codes.as_chunks::<4>().0.iter().enumerate() {
             for (j, &code) in four.iter().enumerate() {
@@ -125,6 +126,7 @@ impl Codes {
     }
 
     /// Returns `N` bytes of each plane of a block, from `at` on.
+    #[inline(always)]
     pub(in crate::cpu) fn load<const N: usize>(self, block: &[u8], at: usize) -> [[u8; N]; PLANES] {
         let mut planes = [[0; N]; PLANES];
         let part = |plane: usize| &block[plane * PLANE + at..][..N];
