@@ -11,7 +11,7 @@ use openai_bridge::TextBridge;
 use proto::inference as wire;
 use tensor::ModelConfig;
 use wire::model_config::SchedulingChoice;
-use worker::generate::{GenerateEngine, SchedulerConfig};
+use worker::generate::{DiskTierConfig, GenerateEngine, SchedulerConfig};
 use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
 use worker::runner::Runner;
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
@@ -128,6 +128,23 @@ impl Backends {
         self.generating(runner, &card, &mock::vocabulary(), &definition.declared)
     }
 
+    fn scheduler(&self) -> SchedulerConfig {
+        let engine = &self.engine;
+        let disk_tier = engine.kv_disk.clone();
+        SchedulerConfig {
+            max_waiting_requests: engine.max_waiting_requests,
+            max_running_sequences: engine.max_running_sequences,
+            batch_tokens: engine.batch_tokens,
+            mixed_prompt_tokens: engine.mixed_prompt_tokens,
+            has_prefix_cache: engine.has_prefix_cache,
+            watermark: engine.kv_watermark,
+            draft_tokens: engine.draft_tokens,
+            host_tier_bytes: engine.kv_host_bytes,
+            disk_tier: disk_tier.map(|(folder, max_bytes)| DiskTierConfig { folder, max_bytes }),
+            ..SchedulerConfig::default()
+        }
+    }
+
     /// Stacks a text model: bridge over deadline over observation over the scheduler.
     fn generating(
         &self,
@@ -142,14 +159,8 @@ impl Backends {
                 bridge.with_formats(tools.as_deref(), reasoning.as_deref(), vocabulary)
             })
             .map_err(|error| error.to_string())?;
-        let scheduler = SchedulerConfig {
-            max_waiting_requests: self.engine.max_waiting_requests,
-            max_running_sequences: self.engine.max_running_sequences,
-            batch_tokens: self.engine.batch_tokens,
-            ..SchedulerConfig::default()
-        };
         let eos_tokens = card.eos_tokens.clone();
-        let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, scheduler)
+        let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, self.scheduler())
             .map_err(|error| error.to_string())?;
         let generate = Arc::new(generate);
         let labels = ModelLabels { model: card.name.as_str().into() };
@@ -188,6 +199,8 @@ impl Backends {
             let generate = generate.clone();
             move || generate.is_healthy()
         }));
+        let engine = generate.clone();
+        model.totals = Some(Box::new(move || engine.totals()));
         model.load = Some(Box::new(move || generate.load()));
         Ok(model)
     }
@@ -294,6 +307,7 @@ fn bare(
         engine,
         text: None,
         load: None,
+        totals: None,
         health: None,
         statistics: Default::default(),
         files: None,
