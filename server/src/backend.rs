@@ -14,7 +14,7 @@ use proto::inference as wire;
 use tensor::ModelConfig;
 use wire::model_config::SchedulingChoice;
 use worker::encode;
-use worker::generate::{GenerateEngine, SchedulerConfig};
+use worker::generate::{DiskTierConfig, GenerateEngine, SchedulerConfig};
 use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
 use worker::lora::Adapters;
 use worker::runner::Runner;
@@ -141,6 +141,23 @@ impl Backends {
         self.generating(runner, None, (&card, &mock::vocabulary()), &definition.declared)
     }
 
+    fn scheduler(&self) -> SchedulerConfig {
+        let engine = &self.engine;
+        let disk_tier = engine.kv_disk.clone();
+        SchedulerConfig {
+            max_waiting_requests: engine.max_waiting_requests,
+            max_running_sequences: engine.max_running_sequences,
+            batch_tokens: engine.batch_tokens,
+            mixed_prompt_tokens: engine.mixed_prompt_tokens,
+            has_prefix_cache: engine.has_prefix_cache,
+            watermark: engine.kv_watermark,
+            draft_tokens: engine.draft_tokens,
+            host_tier_bytes: engine.kv_host_bytes,
+            disk_tier: disk_tier.map(|(folder, max_bytes)| DiskTierConfig { folder, max_bytes }),
+            ..SchedulerConfig::default()
+        }
+    }
+
     /// Stacks a text model: bridge over deadline over observation over the scheduler.
     fn generating(
         &self,
@@ -155,14 +172,8 @@ impl Backends {
                 bridge.with_formats(tools.as_deref(), reasoning.as_deref(), vocabulary)
             })
             .map_err(|error| error.to_string())?;
-        let scheduler = SchedulerConfig {
-            max_waiting_requests: self.engine.max_waiting_requests,
-            max_running_sequences: self.engine.max_running_sequences,
-            batch_tokens: self.engine.batch_tokens,
-            ..SchedulerConfig::default()
-        };
         let eos_tokens = card.eos_tokens.clone();
-        let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, scheduler)
+        let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, self.scheduler())
             .map_err(|error| error.to_string())?;
         let base = Base {
             name: card.name.clone(),
@@ -277,6 +288,7 @@ fn bare(
         base: None,
         parent: None,
         load: None,
+        totals: None,
         health: None,
         statistics: Default::default(),
         files: None,

@@ -127,6 +127,18 @@ pub struct EngineConfig {
     pub max_waiting_requests: usize,
     /// What adapters may be loaded on each text model.
     pub adapters: worker::lora::Limits,
+    /// Tokens of prompts in a forward pass that others draw from.
+    pub mixed_prompt_tokens: usize,
+    /// Tokens guessed ahead of a text.
+    pub draft_tokens: usize,
+    /// Whether blocks of the KV cache are kept to be found again.
+    pub has_prefix_cache: bool,
+    /// Share of the blocks that a request leaves free when it joins others.
+    pub kv_watermark: f32,
+    /// Bytes of host memory for blocks.
+    pub kv_host_bytes: usize,
+    /// Folder for blocks on disk, and their bytes.
+    pub kv_disk: Option<(PathBuf, usize)>,
     /// The format of tool calls; none: what a model's template shows.
     pub tool_call_parser: Option<String>,
     /// The format of reasoning; none: what a model's template shows.
@@ -300,6 +312,12 @@ impl EngineConfig {
                 max_adapters: args.max_loras as usize,
                 max_rank: args.max_lora_rank as usize,
             },
+            mixed_prompt_tokens: args.mixed_prompt_tokens as usize,
+            draft_tokens: args.draft_tokens as usize,
+            has_prefix_cache: !args.no_prefix_cache,
+            kv_watermark: args.kv_watermark_percent as f32 / 100.0,
+            kv_host_bytes: args.kv_host_mib as usize * (1 << 20),
+            kv_disk: args.kv_disk_dir.clone().zip(Some(args.kv_disk_mib as usize * (1 << 20))),
             tool_call_parser: openai.tool_call_parser.clone(),
             reasoning_parser: openai.reasoning_parser.clone(),
         }

@@ -4,8 +4,9 @@
 //! model that is not served has no label of its own, so clients cannot make series.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use engine::WorkerTotals;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
@@ -55,6 +56,21 @@ const TOKEN: Latency = Latency(&[
     0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ]);
 
+/// What a scheduler has done, as its counters are called.
+const TOTALS: [(&str, &str, fn(&WorkerTotals) -> u64); 11] = [
+    ("engine_steps", "Forward passes", |t| t.steps),
+    ("engine_batched_sequences", "Sequences of all forward passes", |t| t.batched_sequences),
+    ("engine_prefill_tokens", "Tokens of prompts computed", |t| t.prefill_tokens),
+    ("engine_decode_tokens", "Tokens computed one at a time", |t| t.decode_tokens),
+    ("prefix_cache_query_tokens", "Tokens of prompts looked up", |t| t.prefix_query_tokens),
+    ("prefix_cache_hit_tokens", "Tokens of prompts found", |t| t.prefix_hit_tokens),
+    ("preempted_sequences", "Sequences that lost their blocks", |t| t.preemptions),
+    ("draft_tokens", "Tokens guessed ahead", |t| t.drafted_tokens),
+    ("draft_accepted_tokens", "Guessed tokens that were right", |t| t.accepted_tokens),
+    ("kv_host_hit_blocks", "Blocks back from host memory", |t| t.host_hit_blocks),
+    ("kv_disk_hit_blocks", "Blocks back from disk", |t| t.disk_hit_blocks),
+];
+
 /// All metrics of a server.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -69,6 +85,8 @@ pub(crate) struct Metrics {
     pub running: Family<ModelLabels, Gauge>,
     pub kv_blocks_used: Family<ModelLabels, Gauge>,
     pub kv_blocks: Family<ModelLabels, Gauge>,
+    pub kv_blocks_cached: Family<ModelLabels, Gauge>,
+    totals: [Family<ModelLabels, Counter>; TOTALS.len()],
     pub connections: Gauge,
     pub uptime: Gauge<f64, AtomicU64>,
 }
@@ -88,11 +106,21 @@ impl Metrics {
             running: Family::default(),
             kv_blocks_used: Family::default(),
             kv_blocks: Family::default(),
+            kv_blocks_cached: Family::default(),
+            totals: Default::default(),
             connections: Gauge::default(),
             uptime: Gauge::default(),
         };
         metrics.register(registry.sub_registry_with_prefix("stator"));
         metrics
+    }
+
+    /// Takes over what a model's scheduler has done.
+    pub(crate) fn add_up(&self, labels: &ModelLabels, totals: &WorkerTotals) {
+        for ((_, _, value), family) in TOTALS.iter().zip(&self.totals) {
+            // A model that was loaded anew counts from 0, as a restarted process does.
+            family.get_or_create(labels).inner().store(value(totals), Ordering::Relaxed);
+        }
     }
 
     fn register(&self, r: &mut Registry) {
@@ -112,6 +140,11 @@ impl Metrics {
         r.register("running_sequences", "Sequences in the batch", self.running.clone());
         r.register("kv_blocks_used", "KV cache blocks in use", self.kv_blocks_used.clone());
         r.register("kv_blocks", "KV cache blocks there are", self.kv_blocks.clone());
+        let cached = "KV cache blocks that are kept to be found again";
+        r.register("kv_blocks_cached", cached, self.kv_blocks_cached.clone());
+        for ((name, help, _), family) in TOTALS.iter().zip(&self.totals) {
+            r.register(*name, *help, family.clone());
+        }
         r.register("grpc_connections", "Open gRPC connections", self.connections.clone());
         r.register("uptime_seconds", "Seconds since the start", self.uptime.clone());
     }

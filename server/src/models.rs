@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use engine::{Engine, Error, ErrorKind, InferRequest, Result, WorkerLoad};
+use engine::{Engine, Error, ErrorKind, InferRequest, Result, WorkerLoad, WorkerTotals};
 use openai_bridge::Completion;
 use proto::inference as wire;
 use tensor::ModelConfig;
@@ -43,6 +43,8 @@ pub(crate) struct Model {
     pub parent: Option<Arc<str>>,
     /// Reads the load of a text model's engine.
     pub load: Option<Box<dyn Fn() -> WorkerLoad + Send + Sync>>,
+    /// What its scheduler has done; only of text models.
+    pub totals: Option<Box<dyn Fn() -> WorkerTotals + Send + Sync>>,
     /// Says whether a text model's engine still takes requests.
     pub health: Option<Box<dyn Fn() -> bool + Send + Sync>>,
     /// Its counters.

@@ -36,10 +36,14 @@ impl Exporter {
                 (&self.metrics.queue_depth, load.waiting_requests),
                 (&self.metrics.running, load.running_sequences),
                 (&self.metrics.kv_blocks_used, load.used_blocks),
+                (&self.metrics.kv_blocks_cached, load.cached_blocks),
                 (&self.metrics.kv_blocks, load.total_blocks),
             ];
             for (gauge, value) in gauges {
                 gauge.get_or_create(&labels).set(i64::from(value));
+            }
+            if let Some(totals) = &model.totals {
+                self.metrics.add_up(&labels, &totals());
             }
         }
     }

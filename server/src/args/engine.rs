@@ -1,5 +1,7 @@
 //! The flags of the embedded engine.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 /// The embedded engine.
@@ -42,4 +44,30 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 64, env = "STATOR_MAX_LORA_RANK")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub max_lora_rank: u32,
+    /// Tokens of prompts in a forward pass that others draw from, at least twice the tokens drawn:
+    /// fewer keep the time between tokens even, more finish prompts sooner
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, env = "STATOR_MIXED_PROMPT_TOKENS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub mixed_prompt_tokens: u32,
+    /// Tokens guessed ahead of a text from what it said before; 0 guesses none
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, env = "STATOR_DRAFT_TOKENS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub draft_tokens: u32,
+    /// Compute every prompt anew instead of keeping blocks of the KV cache to be found again
+    #[arg(long, env = "STATOR_NO_PREFIX_CACHE")]
+    pub no_prefix_cache: bool,
+    /// Percent of the KV cache's blocks that a request leaves free for others when it joins them
+    #[arg(long, value_name = "PERCENT", default_value_t = 1, env = "STATOR_KV_WATERMARK_PERCENT")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub kv_watermark_percent: u32,
+    /// Host memory, in MiB, for blocks that a model's KV cache has no room for; 0 keeps none
+    #[arg(long, value_name = "MIB", default_value_t = 0, env = "STATOR_KV_HOST_MIB")]
+    pub kv_host_mib: u32,
+    /// Folder for blocks that the host memory has no room for [default: they are forgotten]
+    #[arg(long, value_name = "DIR", env = "STATOR_KV_DISK_DIR")]
+    pub kv_disk_dir: Option<PathBuf>,
+    /// Most MiB of each model's blocks in that folder
+    #[arg(long, value_name = "MIB", default_value_t = 4096, env = "STATOR_KV_DISK_MIB")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub kv_disk_mib: u32,
 }

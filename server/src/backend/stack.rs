@@ -71,7 +71,11 @@ impl Backends {
         };
         let mut model = stacked(texts, name, declared);
         match is_base {
-            true => model.base = Some(base.clone()),
+            true => {
+                let engine = base.generate.clone();
+                model.totals = Some(Box::new(move || engine.totals()));
+                model.base = Some(base.clone());
+            }
             false => model.parent = Some(base.name.as_str().into()),
         }
         model
