@@ -42,6 +42,30 @@ dispatched! {
 
 #[inline(always)]
 fn rms_norm_body<const FMA: bool>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let scale = inverse_rms::<FMA>(x, epsilon);
+    for ((out, value), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = value * scale * weight;
+    }
+}
+
+dispatched! {
+    /// Writes `x / rms(x) * weight` over each head `x`; `weight` is as long as one head.
+    pub fn normalize_heads(heads: &mut [f32], weight: &[f32], epsilon: f32) = normalize_heads_body
+}
+
+#[inline(always)]
+fn normalize_heads_body<const FMA: bool>(heads: &mut [f32], weight: &[f32], epsilon: f32) {
+    for head in heads.chunks_exact_mut(weight.len()) {
+        let scale = inverse_rms::<FMA>(head, epsilon);
+        for (value, weight) in head.iter_mut().zip(weight) {
+            *value = *value * scale * weight;
+        }
+    }
+}
+
+/// Returns `1 / rms(x)`.
+#[inline(always)]
+fn inverse_rms<const FMA: bool>(x: &[f32], epsilon: f32) -> f32 {
     let mut sums = [0f32; LANES];
     let chunks = x.chunks_exact(LANES);
     let mut sum: f32 = chunks.remainder().iter().map(|value| value * value).sum();
@@ -51,10 +75,7 @@ fn rms_norm_body<const FMA: bool>(x: &[f32], weight: &[f32], epsilon: f32, out: 
         }
     }
     sum += sums.iter().sum::<f32>();
-    let scale = 1.0 / (sum / x.len() as f32 + epsilon).sqrt();
-    for ((out, value), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = value * scale * weight;
-    }
+    1.0 / (sum / x.len() as f32 + epsilon).sqrt()
 }
 
 dispatched! {
@@ -119,13 +140,12 @@ fn maximum_body<const FMA: bool>(row: &[f32], out: &mut f32) {
 /// The rotation of each pair of dimensions at one position: cosine and sine.
 pub type Rotation = [f32; 2];
 
-/// Fills in the rotations at a position; one for each pair of a head's dimensions.
-pub fn rotations(position: usize, base: f32, out: &mut [Rotation]) {
-    let pairs = out.len() as f64;
-    for (pair, rotation) in out.iter_mut().enumerate() {
-        let frequency = f64::from(base).powf(-(pair as f64) / pairs);
+/// Fills in the rotations at a position; one for each pair of a head's dimensions, which turns by
+/// its frequency in radians a position. `magnitude` stretches both cosine and sine.
+pub fn rotations(position: usize, frequencies: &[f64], magnitude: f64, out: &mut [Rotation]) {
+    for (frequency, rotation) in frequencies.iter().zip(out) {
         let (sine, cosine) = (position as f64 * frequency).sin_cos();
-        *rotation = [cosine as f32, sine as f32];
+        *rotation = [(cosine * magnitude) as f32, (sine * magnitude) as f32];
     }
 }
 
@@ -175,18 +195,24 @@ mod tests {
                 assert!((f64::from(out[i]) - norm).abs() < 1e-5, "{isa:?} norm {i}");
                 assert!((f64::from(gated[i]) - gate).abs() < 1e-5, "{isa:?} gate {i}");
             }
+            let mut heads = [&x[..], &x].concat();
+            normalize_heads(isa, &mut heads, &weight, 1e-5);
+            for head in heads.chunks_exact(83) {
+                assert_eq!(head, out, "{isa:?}: heads are normalised as rows are");
+            }
         }
     }
 
     #[test]
     fn a_rotation_keeps_lengths_and_depends_on_the_distance_alone() {
+        let frequencies = [1.0, 0.1, 0.01, 0.001];
         let dot = |from: usize, to: usize| {
             let mut turns = vec![[0.0; 2]; 4];
             let mut a = vec![1.0, 0.5, -0.25, 2.0, 0.0, 1.0, 3.0, -1.0];
             let mut b = a.clone();
-            rotations(from, 10_000.0, &mut turns);
+            rotations(from, &frequencies, 1.0, &mut turns);
             rotate(&mut a, &turns);
-            rotations(to, 10_000.0, &mut turns);
+            rotations(to, &frequencies, 1.0, &mut turns);
             rotate(&mut b, &turns);
             a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>()
         };

@@ -105,9 +105,14 @@ impl Json {
         }
     }
 
+    /// Returns what messages call a field.
+    pub fn label(&self, key: &str) -> String {
+        format!("`{}`: `{key}`", self.name)
+    }
+
     /// Returns the error of a field.
     pub fn refusal(&self, key: &str, why: &str) -> Error {
-        Error::Model(format!("`{}`: `{key}`: {why}", self.name))
+        Error::Model(format!("{}: {why}", self.label(key)))
     }
 
     fn read_as<T>(
@@ -137,7 +142,7 @@ impl Json {
 /// Reads a text file of a bounded size.
 ///
 /// Errors: unreadable, no regular file, too large, or not UTF-8; the text names the file.
-pub(super) fn text(path: &Path) -> Result<String, Error> {
+pub(crate) fn text(path: &Path) -> Result<String, Error> {
     let unreadable = |source| Error::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;

@@ -2,11 +2,12 @@
 
 use engine::TokenId;
 
-use super::{LayerWeights, Llama};
+use super::{Hyperparameters, LayerWeights, Llama};
+use crate::cpu::Isa;
 use crate::cpu::activations::Activations;
 use crate::cpu::attention::{BLOCK_TOKENS, Cache, Scratch, Span, attend};
 use crate::cpu::linear::Compute;
-use crate::cpu::vector::{Rotation, add, rms_norm, rotate, rotations, swiglu};
+use crate::cpu::vector::{Rotation, add, normalize_heads, rms_norm, rotate, rotations, swiglu};
 use crate::runner::BlockId;
 
 /// One token of a forward pass and its place.
@@ -89,13 +90,14 @@ impl Llama {
     /// Fills in the residual stream and the rotations.
     fn embed(&self, tokens: &[Position<'_>], buffers: &mut Buffers) {
         let (hidden, pairs) = (self.sizes.hidden, self.sizes.head_dim / 2);
+        let rope = &self.sizes.rope;
         buffers.residual.resize(tokens.len() * hidden, 0.0);
         buffers.rotations.resize(tokens.len() * pairs, [0.0; 2]);
         let rows = buffers.residual.chunks_exact_mut(hidden);
         let turns = buffers.rotations.chunks_exact_mut(pairs);
         for ((token, row), turns) in tokens.iter().zip(rows).zip(turns) {
             self.embedding.unpack_row(token.token as usize, row);
-            rotations(token.position, self.sizes.rope_base, turns);
+            rotations(token.position, &rope.frequencies, rope.magnitude, turns);
         }
     }
 
@@ -115,8 +117,8 @@ impl Llama {
         let rows = buffers.qkv.chunks_exact_mut(linear.rows());
         let turns = buffers.rotations.chunks_exact(sizes.head_dim / 2);
         for ((token, row), turns) in tokens.iter().zip(rows).zip(turns) {
-            let (heads, values) = row.split_at_mut(sizes.query_width() + sizes.kv_width());
-            rotate(heads, turns);
+            layer.finish_heads(compute.isa, sizes, row, turns);
+            let (heads, values) = row.split_at(sizes.query_width() + sizes.kv_width());
             let block = token.blocks[token.position / BLOCK_TOKENS];
             let place = token.position % BLOCK_TOKENS;
             cache.write(index, block, place, (&heads[sizes.query_width()..], values));
@@ -130,7 +132,8 @@ impl Llama {
             let token = &tokens[row];
             let queries = &qkv[row * linear.rows() + head * group..][..group];
             let tokens = token.position + 1;
-            let span = Span { layer: kv, head, blocks: token.blocks, tokens };
+            let first = sizes.windows[index].map_or(0, |window| tokens.saturating_sub(window));
+            let span = Span { layer: kv, head, blocks: token.blocks, first, tokens };
             attend(compute.isa, queries, span, scratch, out);
         });
         let linear = &layer.attention_output;
@@ -163,5 +166,22 @@ impl Llama {
         for (out, row) in rows.zip(buffers.residual.chunks_exact(hidden)) {
             rms_norm(compute.isa, row, weight, self.sizes.norm_epsilon, out);
         }
+    }
+}
+
+impl LayerWeights {
+    /// Makes of a row of the product, `[queries, keys, values]`, what attention takes: biases are
+    /// added, heads normalised where the family does so, queries and keys turned.
+    fn finish_heads(&self, isa: Isa, sizes: &Hyperparameters, row: &mut [f32], turns: &[Rotation]) {
+        if let Some(biases) = &self.biases {
+            add(isa, row, biases);
+        }
+        let heads = &mut row[..sizes.query_width() + sizes.kv_width()];
+        if let Some([query, key]) = &self.head_norms {
+            let (queries, keys) = heads.split_at_mut(sizes.query_width());
+            normalize_heads(isa, queries, query, sizes.norm_epsilon);
+            normalize_heads(isa, keys, key, sizes.norm_epsilon);
+        }
+        rotate(heads, turns);
     }
 }
