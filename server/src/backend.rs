@@ -25,7 +25,7 @@ use crate::pipeline::{
     Admit, Deadline, Observe, SequenceOptions, Sequences, Thresholds, TokenMetrics,
 };
 use crate::repository::{Definition, WEIGHTS_FILE};
-use crate::source::{Place, sequences};
+use crate::source::{CONFIG_FILE, Place, sequences};
 use crate::text::{TensorText, TextEngine};
 
 /// How long a sequence may be idle when its model does not say, as in Triton.
@@ -91,12 +91,14 @@ impl Backends {
     fn weights(&self, definition: &Definition, version: u64) -> Result<PathBuf, String> {
         let Some(source) = &definition.source else {
             let folder = definition.folder.as_ref().ok_or("a text model needs a file")?;
+            let version = folder.join(version.to_string());
             let file = match definition.declared.default_model_filename.as_str() {
+                "" if version.join(CONFIG_FILE).is_file() => return Ok(version),
                 "" => WEIGHTS_FILE,
                 file if !file.contains(['/', '\\']) => file,
                 file => return Err(format!("`default_model_filename`: `{file}` is not a name")),
             };
-            return Ok(folder.join(version.to_string()).join(file));
+            return Ok(version.join(file));
         };
         match &source.place {
             Place::File(path) => Ok(path.clone()),

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use wire::model_version_policy::PolicyChoice;
 
 use super::declaration;
-use crate::source::{Builtin, Source};
+use crate::source::{Builtin, CONFIG_FILE as MODEL_CONFIG_FILE, Source};
 
 /// The file of a model folder that declares its configuration.
 const CONFIG_FILE: &str = "config.pbtxt";
@@ -82,7 +82,10 @@ impl Definition {
         name.clone_into(&mut declared.name);
         let found = versions(folder)?;
         if declared.backend.is_empty() && declared.platform.is_empty() {
-            let is_text = |version| folder.join(format!("{version}")).join(WEIGHTS_FILE).is_file();
+            let is_text = |version: &u64| {
+                let folder = folder.join(format!("{version}"));
+                folder.join(WEIGHTS_FILE).is_file() || folder.join(MODEL_CONFIG_FILE).is_file()
+            };
             if found.iter().any(is_text) {
                 declared.backend = "text".to_owned();
             }
