@@ -78,32 +78,76 @@ pub enum WeightType {
     Q4_0,
     /// 32 elements: an f16 scale, an f16 minimum and 4-bit numbers from 0.
     Q4_1,
+    /// 32 elements: an f16 scale and 5-bit numbers from -16.
+    Q5_0,
+    /// 32 elements: an f16 scale, an f16 minimum and 5-bit numbers from 0.
+    Q5_1,
     /// 32 elements: an f16 scale and 8-bit numbers.
     Q8_0,
+    /// 256 elements: f16 scales of 6-bit scales and minima for each 32, and 4-bit numbers from 0.
+    Q4K,
+    /// 256 elements: f16 scales of 6-bit scales and minima for each 32, and 5-bit numbers from 0.
+    Q5K,
+    /// 256 elements: an f16 scale of 8-bit scales for each 16, and 6-bit numbers from -32.
+    Q6K,
 }
 
 impl WeightType {
-    /// Returns the type of a number in the file.
-    fn from_number(number: u32) -> Option<Self> {
-        match number {
-            0 => Some(Self::F32),
-            1 => Some(Self::F16),
-            2 => Some(Self::Q4_0),
-            3 => Some(Self::Q4_1),
-            8 => Some(Self::Q8_0),
-            30 => Some(Self::Bf16),
-            _ => None,
+    /// Every type that this worker runs.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
+
+    /// Returns the type's name and its number in a file, both as ggml has them.
+    const fn identity(self) -> (&'static str, u32) {
+        match self {
+            Self::F32 => ("F32", 0),
+            Self::F16 => ("F16", 1),
+            Self::Q4_0 => ("Q4_0", 2),
+            Self::Q4_1 => ("Q4_1", 3),
+            Self::Q5_0 => ("Q5_0", 6),
+            Self::Q5_1 => ("Q5_1", 7),
+            Self::Q8_0 => ("Q8_0", 8),
+            Self::Q4K => ("Q4_K", 12),
+            Self::Q5K => ("Q5_K", 13),
+            Self::Q6K => ("Q6_K", 14),
+            Self::Bf16 => ("BF16", 30),
         }
     }
 
+    /// Returns the type of a number in the file.
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.identity().1 == number)
+    }
+
+    /// Returns the type's name.
+    pub const fn name(self) -> &'static str {
+        self.identity().0
+    }
+
     /// Returns the elements and the bytes of one block.
-    pub fn block(self) -> (usize, usize) {
+    pub const fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
             Self::F16 | Self::Bf16 => (1, 2),
             Self::Q4_0 => (32, 18),
             Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
             Self::Q8_0 => (32, 34),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
         }
     }
 }
@@ -223,15 +267,15 @@ impl Weights for Gguf {
         let directory = &self.header.directory;
         let entry = directory.get(name).ok_or_else(|| broken("is missing".into()))?;
         let weight_type = WeightType::from_number(entry.type_number).ok_or_else(|| {
-            let number = entry.type_number;
-            broken(format!(
-                "type {number} is not known; known are F32, F16, BF16, Q4_0, Q4_1 and Q8_0"
-            ))
+            let known = WeightType::ALL.map(WeightType::name).join(", ");
+            broken(format!("type {} is not known; known are {known}", entry.type_number))
         })?;
         let (elements, bytes) = weight_type.block();
         let row = entry.dims.first().copied().unwrap_or(1);
         if row % elements as u64 != 0 {
-            return Err(broken(format!("a row of {row} is not made of blocks of {elements}")));
+            let name = weight_type.name();
+            let expected = format!("expected rows of a multiple of {elements} for {name}");
+            return Err(broken(format!("{expected}, got {row}")));
         }
         let overflow = || broken(format!("dimensions {:?} are out of range", entry.dims));
         if entry.dims.contains(&0) {

@@ -1,5 +1,6 @@
 //! Computes: schedules sequences, owns the KV cache, runs models on devices.
 
+pub mod bench;
 pub mod cpu;
 mod error;
 pub mod generate;

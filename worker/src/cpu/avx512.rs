@@ -1,67 +1,78 @@
-//! The tile kernels with AVX-512 VNNI: one register is 16 rows, one instruction 64 multiply-adds.
+//! The tile kernels with AVX-512: one register is 16 rows, one instruction up to 64 multiply-adds.
 #![expect(unsafe_code, reason = "loads of SIMD registers from checked slices")]
 
 use std::arch::x86_64::*;
 
 use super::activations::{BASE, BLOCK, View};
-use super::packed::{Layout, ROWS};
+use super::packed::{
+    Bf16, Codes, Dense, F16, F32, Float, Format, NESTED_MINIMA, PLANE, PLANES, ROWS, Scales,
+    with_format,
+};
 
 /// How far ahead weights are fetched, in bytes; past the end of a group lies the next one.
 const PREFETCH_BYTES: usize = 2560;
 
-/// Multiplies a group of 16 rows with some rows of quantised activations.
+/// Does the same for each row `$m` below `$count`, up to 16. It is written out, since the sums of
+/// rows that a loop counts through live in memory and not in registers.
+macro_rules! each_row {
+    ($m:ident < $count:ident, $body:block) => {
+        each_row!(@ $m, $count, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $m:ident, $count:ident, $body:block, $($number:literal)*) => {
+        $(if $number < $count {
+            let $m = $number;
+            $body
+        })*
+    };
+}
+
+/// Multiplies a group of 16 rows of codes with some rows of quantised activations.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn quantized(
-    layout: Layout,
+pub(super) fn coded(
+    codes: Codes,
     group: &[u8],
     x: View<'_>,
     first: usize,
     out: &mut [[f32; ROWS]],
 ) {
+    with_format!(codes, all_rows(group, x, first, out));
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn all_rows<F: Format>(group: &[u8], x: View<'_>, first: usize, out: &mut [[f32; ROWS]]) {
     let mut done = 0;
     while done < out.len() {
         let (row, left) = (first + done, &mut out[done..]);
         done += match left.len() {
-            16.. => rows::<16>(layout, group, x, row, left),
-            8.. => rows::<8>(layout, group, x, row, left),
-            4.. => rows::<4>(layout, group, x, row, left),
-            2.. => rows::<2>(layout, group, x, row, left),
-            _ => rows::<1>(layout, group, x, row, left),
+            16.. => rows::<F, 16>(group, x, row, left),
+            8.. => rows::<F, 8>(group, x, row, left),
+            4.. => rows::<F, 4>(group, x, row, left),
+            2.. => rows::<F, 2>(group, x, row, left),
+            _ => rows::<F, 1>(group, x, row, left),
         };
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn rows<const M: usize>(
-    layout: Layout,
+fn rows<F: Format, const M: usize>(
     group: &[u8],
     x: View<'_>,
     first: usize,
     out: &mut [[f32; ROWS]],
 ) -> usize {
-    let blocks = x.columns / BLOCK;
-    let x = View {
-        columns: x.columns,
-        values: &x.values[first * x.columns..][..M * x.columns],
-        low: match x.low.is_empty() {
-            true => &[],
-            false => &x.low[first * x.columns..][..M * x.columns],
-        },
-        scales: &x.scales[first * blocks..][..M * blocks],
-        sums: &x.sums[first * blocks..][..M * blocks],
-    };
-    assert_eq!(group.len(), blocks * layout.tile_bytes());
-    let sums = match (layout == Layout::Q4, x.low.is_empty()) {
-        (true, true) => q4::<M, false>(group, x),
-        (true, false) => q4::<M, true>(group, x),
-        (false, true) => q8::<M, false>(group, x),
-        (false, false) => q8::<M, true>(group, x),
-    };
+    assert_eq!(group.len() * F::CODES.blocks(), x.columns / BLOCK * F::CODES.tile_bytes());
+    let x = x.rows(first, M);
+    store(out, tiles::<F, M>(group, x, first));
+    M
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store<const M: usize>(out: &mut [[f32; ROWS]], sums: [__m512; M]) {
     for (out, sum) in out.iter_mut().zip(sums) {
         // SAFETY: `out` is 16 floats, which is what the store writes.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
     }
-    M
 }
 
 /// Returns four activations, in every lane.
@@ -76,104 +87,319 @@ fn broadcast(values: &[i8], at: usize) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn load(tile: &[u8], at: usize) -> __m512i {
-    debug_assert!(at + 64 <= tile.len());
-    // SAFETY: a tile is a slice of `tile_bytes`, and `at` is inside by its layout.
-    unsafe { _mm512_loadu_si512(tile.as_ptr().add(at).cast()) }
-}
-
-/// Returns the products with wide numbers from those with their digits.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn join(high: __m512i, low: __m512i) -> __m512i {
-    _mm512_add_epi32(_mm512_mullo_epi32(high, _mm512_set1_epi32(BASE)), low)
+fn load(bytes: &[u8], at: usize) -> __m512i {
+    debug_assert!(at + 64 <= bytes.len());
+    // SAFETY: the slice is a block, whose size `chunks_exact` saw to, and `at` is inside.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().add(at).cast()) }
 }
 
 /// Returns 16 halves as floats.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn halves(tile: &[u8], at: usize) -> __m512 {
-    debug_assert!(at + 32 <= tile.len());
-    // SAFETY: a tile is a slice of `tile_bytes`, and `at` is inside by its layout.
-    let bits = unsafe { _mm256_loadu_si256(tile.as_ptr().add(at).cast()) };
+fn halves(bytes: &[u8], at: usize) -> __m512 {
+    debug_assert!(at + 32 <= bytes.len());
+    // SAFETY: the slice is a header or a block of known size, and `at` is inside.
+    let bits = unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) };
     _mm512_cvtph_ps(bits)
+}
+
+/// Returns 16 bytes of a header.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn bytes(header: &[u8], at: usize) -> __m128i {
+    debug_assert!(at + 16 <= header.len());
+    // SAFETY: the slice is a header of known size, and `at` is inside.
+    unsafe { _mm_loadu_si128(header.as_ptr().add(at).cast()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch(tile: &[u8]) {
-    for line in (0..tile.len()).step_by(64) {
-        let ahead = tile.as_ptr().wrapping_add(PREFETCH_BYTES + line);
+fn prefetch(bytes: &[u8]) {
+    for line in (0..bytes.len()).step_by(64) {
+        let ahead = bytes.as_ptr().wrapping_add(PREFETCH_BYTES + line);
         _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
     }
 }
 
+/// Returns the codes of 32 columns of 16 rows, plane after plane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn unpack<F: Format>(block: &[u8]) -> [__m512i; PLANES] {
+    let mut planes = [_mm512_setzero_si512(); PLANES];
+    if F::CODES.bits() == 8 {
+        for (k, plane) in planes.iter_mut().enumerate() {
+            *plane = load(block, k * PLANE);
+        }
+        return planes;
+    }
+    let nibble = _mm512_set1_epi8(15);
+    for k in 0..PLANES / 2 {
+        let bytes = load(block, k * PLANE);
+        planes[k] = _mm512_and_si512(bytes, nibble);
+        planes[k + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+    }
+    // Shifts of 16 bits carry bits over to the neighbouring byte, but never to those that count.
+    let add = |plane: &mut __m512i, upper: __m512i, mask: i8| {
+        let upper = _mm512_and_si512(upper, _mm512_set1_epi8(mask));
+        *plane = _mm512_or_si512(*plane, upper);
+    };
+    match F::CODES.bits() {
+        5 => {
+            let upper = load(block, 4 * PLANE);
+            add(&mut planes[0], _mm512_slli_epi16::<4>(upper), 16);
+            add(&mut planes[1], _mm512_slli_epi16::<3>(upper), 16);
+            add(&mut planes[2], _mm512_slli_epi16::<2>(upper), 16);
+            add(&mut planes[3], _mm512_slli_epi16::<1>(upper), 16);
+            add(&mut planes[4], upper, 16);
+            add(&mut planes[5], _mm512_srli_epi16::<1>(upper), 16);
+            add(&mut planes[6], _mm512_srli_epi16::<2>(upper), 16);
+            add(&mut planes[7], _mm512_srli_epi16::<3>(upper), 16);
+        }
+        6 => {
+            for (half, planes) in planes.chunks_exact_mut(4).enumerate() {
+                let upper = load(block, (4 + half) * PLANE);
+                add(&mut planes[0], _mm512_slli_epi16::<4>(upper), 48);
+                add(&mut planes[1], _mm512_slli_epi16::<2>(upper), 48);
+                add(&mut planes[2], upper, 48);
+                add(&mut planes[3], _mm512_srli_epi16::<2>(upper), 48);
+            }
+        }
+        _ => {}
+    }
+    planes
+}
+
+/// Returns the scales of a block, for [`Scales::Halves`] those of its first and second columns,
+/// else those of all columns and the minima.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn scales<F: Format>(header: &[u8], block: usize) -> (__m512, __m512) {
+    let factor = halves(header, 0);
+    match F::CODES.scales() {
+        Scales::Centred => (factor, _mm512_setzero_ps()),
+        Scales::Minimum => (factor, halves(header, 2 * ROWS)),
+        Scales::Nested => {
+            let widen = |at| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(header, at)));
+            let minimum = widen(NESTED_MINIMA + block * ROWS);
+            let minimum = _mm512_mul_ps(halves(header, 2 * ROWS), minimum);
+            let minimum = _mm512_sub_ps(_mm512_setzero_ps(), minimum);
+            (_mm512_mul_ps(factor, widen((4 + block) * ROWS)), minimum)
+        }
+        Scales::Halves => {
+            let widen = |at| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(header, at)));
+            let at = (2 + 2 * block) * ROWS;
+            (_mm512_mul_ps(factor, widen(at)), _mm512_mul_ps(factor, widen(at + ROWS)))
+        }
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4<const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M] {
+fn tiles<F: Format, const M: usize>(group: &[u8], x: View<'_>, first: usize) -> [__m512; M] {
     let blocks = x.columns / BLOCK;
-    let nibble = _mm512_set1_epi8(15);
     let mut sums = [_mm512_setzero_ps(); M];
-    for (b, tile) in group.chunks_exact(Layout::Q4.tile_bytes()).enumerate() {
-        prefetch(tile);
-        let (scale, minimum) = (halves(tile, 0), halves(tile, 2 * ROWS));
-        let mut low = [_mm512_setzero_si512(); 4];
-        let mut high = [_mm512_setzero_si512(); 4];
-        for k in 0..4 {
-            let bytes = load(tile, 4 * ROWS + 64 * k);
-            low[k] = _mm512_and_si512(bytes, nibble);
-            high[k] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+    let mut excess = [[0; ROWS]; M];
+    for (index, tile) in group.chunks_exact(F::CODES.tile_bytes()).enumerate() {
+        let (header, codes) = tile.split_at(F::CODES.header_bytes());
+        prefetch(header);
+        if F::CODES.scales() == Scales::Halves {
+            for (m, excess) in excess.iter_mut().enumerate() {
+                *excess = excess_of_halves(x.values, m * x.columns + index * 8 * BLOCK);
+            }
         }
-        for (m, sum) in sums.iter_mut().enumerate() {
-            let at = m * x.columns + b * BLOCK;
-            let dot = |values: &[i8]| {
-                let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-                for k in 0..4 {
-                    even = _mm512_dpbusd_epi32(even, low[k], broadcast(values, at + 4 * k));
-                    odd = _mm512_dpbusd_epi32(odd, high[k], broadcast(values, at + 16 + 4 * k));
+        for (inner, codes) in codes.chunks_exact(F::CODES.block_bytes()).enumerate() {
+            prefetch(codes);
+            let b = index * F::CODES.blocks() + inner;
+            let scales = scales::<F>(header, inner);
+            let planes = unpack::<F>(codes);
+            let product = |values: &[i8], m: usize, sum: f32, excess: [i32; 2]| {
+                let at = m * x.columns + b * BLOCK;
+                match F::CODES.scales() {
+                    Scales::Halves => product_of_halves(&planes, (values, at), excess, scales),
+                    _ => product::<F>(&planes, (values, at), sum, scales),
                 }
-                _mm512_add_epi32(even, odd)
             };
-            let dot = if WIDE { join(dot(x.values), dot(x.low)) } else { dot(x.values) };
-            let dot = _mm512_cvtepi32_ps(dot);
-            let offset = _mm512_mul_ps(minimum, _mm512_set1_ps(x.sums[m * blocks + b]));
-            let product = _mm512_fmadd_ps(scale, dot, offset);
-            *sum = _mm512_fmadd_ps(_mm512_set1_ps(x.scales[m * blocks + b]), product, *sum);
+            each_row!(m < M, {
+                let excess = excess_of_block(inner, &excess[m]);
+                let product = product(x.values, m, x.sums[m * blocks + b], excess);
+                let scale = _mm512_set1_ps(x.scales[m * blocks + b]);
+                sums[m] = _mm512_fmadd_ps(scale, product, sums[m]);
+            });
+            let marks = x.marks(first, b) & ((1 << M) - 1);
+            if marks != 0 {
+                sums = add_low::<F, M>(sums, marks, (x, b), planes, scales);
+            }
         }
     }
     sums
 }
 
-#[inline]
+/// Adds the products with second digits to the sums of marked rows. Everything comes and goes as a
+/// value, so that the sums can stay in registers where nothing is marked.
+#[cold]
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q8<const M: usize, const WIDE: bool>(group: &[u8], x: View<'_>) -> [__m512; M] {
+fn add_low<F: Format, const M: usize>(
+    mut sums: [__m512; M],
+    marks: u32,
+    (x, b): (View<'_>, usize),
+    planes: [__m512i; PLANES],
+    scales: (__m512, __m512),
+) -> [__m512; M] {
     let blocks = x.columns / BLOCK;
-    let mut sums = [_mm512_setzero_ps(); M];
-    for (b, tile) in group.chunks_exact(Layout::Q8.tile_bytes()).enumerate() {
-        prefetch(tile);
-        let scale = halves(tile, 0);
-        let mut weights = [_mm512_setzero_si512(); 8];
-        for (k, weights) in weights.iter_mut().enumerate() {
-            *weights = load(tile, 2 * ROWS + 64 * k);
-        }
-        for (m, sum) in sums.iter_mut().enumerate() {
-            let at = m * x.columns + b * BLOCK;
-            let dot = |values: &[i8]| {
-                let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-                for k in 0..4 {
-                    let (left, right) = (at + 8 * k, at + 8 * k + 4);
-                    even = _mm512_dpbusd_epi32(even, weights[2 * k], broadcast(values, left));
-                    odd = _mm512_dpbusd_epi32(odd, weights[2 * k + 1], broadcast(values, right));
-                }
-                _mm512_add_epi32(even, odd)
-            };
-            let dot = if WIDE { join(dot(x.values), dot(x.low)) } else { dot(x.values) };
-            // The weights are stored 128 too large.
-            let excess = _mm512_set1_epi32(-128 * x.sums[m * blocks + b] as i32);
-            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot, excess));
-            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[m * blocks + b]));
-            *sum = _mm512_fmadd_ps(scale, dot, *sum);
-        }
+    for (m, sum) in sums.iter_mut().enumerate().filter(|(m, _)| marks >> m & 1 == 1) {
+        let (at, block) = (m * x.columns + b * BLOCK, m * blocks + b);
+        let product = match F::CODES.scales() {
+            Scales::Halves => {
+                product_of_halves(&planes, (x.low, at), excess_of_low(x.low, at), scales)
+            }
+            _ => product::<F>(&planes, (x.low, at), x.low_sums[block], scales),
+        };
+        let worth = _mm512_set1_ps(x.scales[block] * (1.0 / BASE));
+        *sum = _mm512_fmadd_ps(worth, product, *sum);
     }
     sums
+}
+
+/// Returns the products of 32 columns of 16 rows with digits of a token, without their worth.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn product<F: Format>(
+    planes: &[__m512i; PLANES],
+    (values, at): (&[i8], usize),
+    sum: f32,
+    (scale, minimum): (__m512, __m512),
+) -> __m512 {
+    let mut dot = _mm512_setzero_si512();
+    for (k, plane) in planes.iter().enumerate() {
+        dot = _mm512_dpbusd_epi32(dot, *plane, broadcast(values, at + 4 * k));
+    }
+    let (dot, sum) = (_mm512_cvtepi32_ps(dot), _mm512_set1_ps(sum));
+    match F::CODES.scales() {
+        Scales::Centred => {
+            // All whole numbers below 2^24, and so exact.
+            let centre = _mm512_set1_ps(-F::CODES.centre() as f32);
+            _mm512_mul_ps(scale, _mm512_fmadd_ps(centre, sum, dot))
+        }
+        _ => _mm512_fmadd_ps(scale, dot, _mm512_mul_ps(minimum, sum)),
+    }
+}
+
+/// Returns, for each 16 of 256 activations, minus 32 times their sum: what the products of codes
+/// are too large by. The order is that of [`excess_of_block`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn excess_of_halves(values: &[i8], at: usize) -> [i32; ROWS] {
+    let values = &values[at..][..256];
+    let fours = [0, 64, 128, 192].map(|at| {
+        // SAFETY: 64 of the 256 values.
+        let values = unsafe { _mm512_loadu_si512(values.as_ptr().add(at).cast()) };
+        _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(32), values)
+    });
+    // Each register has the sums of four columns, and 16 columns are its four words of 128 bits:
+    // two rounds of additions across.
+    let add = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (a, b) = (add(fours[0], fours[1]), add(fours[2], fours[3]));
+    let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    let mut excess = [0; ROWS];
+    let negative = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
+    // SAFETY: `excess` is 16 words, which is what the store writes.
+    unsafe { _mm512_storeu_si512(excess.as_mut_ptr().cast(), negative) };
+    excess
+}
+
+/// Returns the two numbers of a block out of those of [`excess_of_halves`].
+#[inline(always)]
+fn excess_of_block(block: usize, excess: &[i32; ROWS]) -> [i32; 2] {
+    [0, 1].map(|half| {
+        let sixteen = 2 * block + half;
+        excess[sixteen % 4 * 4 + sixteen / 4]
+    })
+}
+
+/// Returns the two numbers of a block that is one of few.
+fn excess_of_low(values: &[i8], at: usize) -> [i32; 2] {
+    let sum = |values: &[i8]| values.iter().map(|&value| i32::from(value)).sum::<i32>();
+    [at, at + BLOCK / 2].map(|at| -32 * sum(&values[at..][..BLOCK / 2]))
+}
+
+/// Returns the same as [`product`] where the two halves of the columns have scales of their own.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn product_of_halves(
+    planes: &[__m512i; PLANES],
+    (values, at): (&[i8], usize),
+    excess: [i32; 2],
+    (first, second): (__m512, __m512),
+) -> __m512 {
+    let dot = |half: usize| {
+        let mut dot = _mm512_set1_epi32(excess[half]);
+        for k in 4 * half..4 * half + 4 {
+            dot = _mm512_dpbusd_epi32(dot, planes[k], broadcast(values, at + 4 * k));
+        }
+        _mm512_cvtepi32_ps(dot)
+    };
+    _mm512_fmadd_ps(second, dot(1), _mm512_mul_ps(first, dot(0)))
+}
+
+/// Multiplies a group of 16 rows of floats with some rows of activations.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) fn dense(dense: Dense, group: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) {
+    match dense {
+        Dense::F32 => all_dense_rows::<F32>(group, x, out),
+        Dense::F16 => all_dense_rows::<F16>(group, x, out),
+        Dense::Bf16 => all_dense_rows::<Bf16>(group, x, out),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn all_dense_rows<F: Float>(group: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) {
+    let columns = group.len() / (ROWS * F::DENSE.number_bytes());
+    let mut done = 0;
+    while done < out.len() {
+        let (x, left) = (&x[done * columns..], &mut out[done..]);
+        done += match left.len() {
+            8.. => dense_rows::<F, 8>(group, x, left),
+            4.. => dense_rows::<F, 4>(group, x, left),
+            2.. => dense_rows::<F, 2>(group, x, left),
+            _ => dense_rows::<F, 1>(group, x, left),
+        };
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn dense_rows<F: Float, const M: usize>(group: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) -> usize {
+    let pair_bytes = 2 * ROWS * F::DENSE.number_bytes();
+    let columns = 2 * (group.len() / pair_bytes);
+    let x = &x[..M * columns];
+    // Sums of even and of odd columns, so that one product need not wait for the other.
+    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+    for (pair, weights) in group.chunks_exact(pair_bytes).enumerate() {
+        prefetch(weights);
+        let weights = widen_pair::<F>(weights);
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (side, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: `x` was cut to `M` rows of `columns`, and `pair` is half of a column.
+                let value = unsafe { *x.get_unchecked(m * columns + 2 * pair + side) };
+                *sum = _mm512_fmadd_ps(weights[side], _mm512_set1_ps(value), *sum);
+            }
+        }
+    }
+    store(out, sums.map(|[even, odd]| _mm512_add_ps(even, odd)));
+    M
+}
+
+/// Returns two columns of 16 rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn widen_pair<F: Float>(pair: &[u8]) -> [__m512; 2] {
+    match F::DENSE {
+        Dense::F32 => [0, 64].map(|at| _mm512_castsi512_ps(load(pair, at))),
+        Dense::F16 => [0, 32].map(|at| halves(pair, at)),
+        Dense::Bf16 => {
+            let words = load(pair, 0);
+            let odd = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_slli_epi32::<16>(words), odd].map(|words| _mm512_castsi512_ps(words))
+        }
+    }
 }

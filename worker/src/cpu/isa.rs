@@ -15,6 +15,12 @@ pub(super) enum Kind {
     /// AVX-512 F, BW, DQ, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON with dot products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod,
 }
 
 impl Isa {
@@ -31,6 +37,16 @@ impl Isa {
             }
             if avx2 {
                 found.push(Self(Kind::Avx2));
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            if has!("neon") && has!("dotprod") {
+                found.push(Self(Kind::NeonDotprod));
+            }
+            if has!("neon") {
+                found.push(Self(Kind::Neon));
             }
         }
         found.push(Self(Kind::Portable));
@@ -51,13 +67,13 @@ impl Isa {
 ///
 /// The kernel is generic over `const FMA: bool`: whether fused multiply-add is one instruction.
 macro_rules! dispatched {
-    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*
         #[cfg_attr(
             target_arch = "x86_64",
             expect(unsafe_code, reason = "calls into functions that need checked CPU features")
         )]
-        pub fn $name(isa: crate::cpu::Isa, $($arg: $type),*) {
+        $vis fn $name(isa: crate::cpu::Isa, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
@@ -79,6 +95,11 @@ macro_rules! dispatched {
                         return unsafe { avx512($($arg),*) };
                     }
                 }
+            }
+            // The build for aarch64 has NEON, and with it fused multiply-add, everywhere.
+            #[cfg(target_arch = "aarch64")]
+            if isa.kind() != crate::cpu::isa::Kind::Portable {
+                return $body::<true>($($arg),*);
             }
             let _ = isa;
             $body::<false>($($arg),*);

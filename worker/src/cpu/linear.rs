@@ -2,13 +2,12 @@
 #![expect(unsafe_code, reason = "threads write disjoint columns of one output")]
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
-use super::activations::{Activations, Precision, RowsMut, View};
-use super::isa::{Kind, dispatched};
+use super::activations::{Precision, View};
+use super::isa::Kind;
 use super::packed::{Layout, Packed, ROWS};
 use super::pool::Pool;
-use super::vector::multiply_add;
+use super::vector::swiglu;
 use super::{Isa, portable};
 use crate::Error;
 use crate::gguf::StoredTensor;
@@ -18,6 +17,9 @@ const TOKENS: usize = 16;
 
 /// Bytes of activations that stay in the second-level cache while all weights pass by.
 const CACHED_BYTES: usize = 256 << 10;
+
+/// Bytes of weights that a thread takes at a time when there are few tokens.
+const GRAIN_BYTES: usize = 12 << 10;
 
 /// The threads and the instructions to compute with.
 #[derive(Debug)]
@@ -55,14 +57,12 @@ impl Linear {
             }
         }
         let rows = parts.iter().map(|part| part.rows).sum();
-        Ok(Self { parts, rows, columns, precision: Precision::Narrow })
+        Ok(Self { parts, rows, columns, precision: Precision::NARROW })
     }
 
     /// Chooses how exactly activations meet quantised weights.
-    #[must_use]
-    pub fn with_precision(mut self, precision: Precision) -> Self {
+    pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
-        self
     }
 
     /// Returns the length of an output row.
@@ -73,6 +73,11 @@ impl Linear {
     /// Returns the length of an input row.
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// Returns the bytes that a product reads of this matrix.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(Packed::bytes).sum()
     }
 
     /// Writes one row of the matrix into `out`.
@@ -86,114 +91,164 @@ impl Linear {
         }
     }
 
-    /// Computes `out = x * W^T`: `x` is `[tokens, columns]`, `out` is `[tokens, rows]`.
-    pub fn apply(&self, compute: &Compute, x: &[f32], scratch: &mut Activations, out: &mut [f32]) {
-        let tokens = x.len() / self.columns;
+    /// Returns how exactly this layer wants its activations quantised; none: not at all.
+    pub fn precision(&self) -> Option<Precision> {
+        let is_coded = |part: &Packed| matches!(part.layout, Layout::Coded(_));
+        self.parts.iter().any(is_coded).then_some(self.precision)
+    }
+
+    /// Computes `x * W^T` for the rows of `x`, which was filled in with this layer's
+    /// [`precision`](Self::precision); the result is `[tokens, rows]`.
+    pub fn apply(&self, compute: &Compute, x: View<'_>, product: Product<'_>) {
+        let (out, is_sum) = match product {
+            Product::Set(out) => (out, false),
+            Product::Add(out) => (out, true),
+        };
+        let tokens = self.tokens(x);
         assert_eq!(out.len(), tokens * self.rows);
-        if self.parts.iter().any(|part| part.layout != Layout::F32) {
-            let per_part = tokens.div_ceil(compute.pool.threads()).max(1);
-            let rows = x.chunks(per_part * self.columns);
-            let parts = scratch.parts((tokens, self.columns), self.precision, per_part).zip(rows);
-            let parts: Vec<_> = parts.collect();
-            let fill = |(): &mut (), (mut part, rows): (RowsMut<'_>, &[f32])| {
-                part.fill(compute.isa, rows);
-            };
-            compute.pool.each(parts.into_iter(), || (), fill);
-        }
-        let input = Input { floats: x, quantized: scratch.view() };
         let output = Output::new(out, self.rows);
-        let threads = compute.pool.threads();
-        let groups: usize = self.parts.iter().map(Packed::groups).sum();
-        compute.pool.run(&|thread| {
-            let mine = groups * thread / threads..groups * (thread + 1) / threads;
-            self.compute(compute.isa, mine, tokens, &input, &output);
+        self.sweep(compute, tokens, |group, token, results, _| {
+            let (part, group, row) = self.locate(group);
+            let width = ROWS.min(part.rows - group * ROWS);
+            multiply(compute.isa, part, group, x, token, results);
+            for (offset, result) in results.iter().enumerate() {
+                // SAFETY: a group's columns of a token belong to one call of this closure, and
+                // `Output` was made for `tokens` rows of all groups' columns.
+                unsafe { output.write(token + offset, row, &result[..width], is_sum) };
+            }
         });
     }
 
-    /// Computes the outputs of some groups of rows.
-    fn compute(
-        &self,
-        isa: Isa,
-        groups: Range<usize>,
-        tokens: usize,
-        input: &Input<'_>,
-        output: &Output<'_>,
-    ) {
-        let block = (CACHED_BYTES / self.columns).next_multiple_of(TOKENS);
-        for start in (0..tokens).step_by(block) {
-            let end = tokens.min(start + block);
-            let (mut first_group, mut first_row) = (0, 0);
-            for part in &self.parts {
-                let here = first_group..first_group + part.groups();
-                for group in here.start.max(groups.start)..here.end.min(groups.end) {
-                    let group = group - here.start;
-                    let row = first_row + group * ROWS;
-                    let width = ROWS.min(part.rows - group * ROWS);
-                    for token in (start..end).step_by(TOKENS) {
-                        let mut results = [[0.0; ROWS]; TOKENS];
-                        let results = &mut results[..TOKENS.min(end - token)];
-                        multiply(isa, part, group, input, token, results);
-                        for (offset, result) in results.iter().enumerate() {
-                            // SAFETY: a group's columns belong to one thread alone, and
-                            // `Output` was made for `tokens` rows of all groups' columns.
-                            unsafe { output.write(token + offset, row, &result[..width]) };
-                        }
-                    }
-                }
-                first_group = here.end;
-                first_row += part.rows;
+    /// Computes `silu(x * W^T) * (x * U^T)`, with the activations as for [`apply`](Self::apply).
+    ///
+    /// Panics: the matrices are of different shapes or of several parts.
+    pub fn apply_gated(&self, up: &Self, compute: &Compute, x: View<'_>, out: &mut [f32]) {
+        let ([gate_part], [up_part]) = (&self.parts[..], &up.parts[..]) else {
+            panic!("a gate and what it gates are one matrix each");
+        };
+        let tokens = self.tokens(x);
+        assert!(self.rows == up.rows && self.columns == up.columns);
+        assert_eq!(out.len(), tokens * self.rows);
+        let output = Output::new(out, self.rows);
+        self.sweep(compute, tokens, |group, token, gates, ups| {
+            let row = group * ROWS;
+            let width = ROWS.min(self.rows - row);
+            multiply(compute.isa, gate_part, group, x, token, gates);
+            multiply(compute.isa, up_part, group, x, token, ups);
+            swiglu(compute.isa, gates.as_flattened_mut(), ups.as_flattened());
+            for (offset, gate) in gates.iter().enumerate() {
+                // SAFETY: as in `apply`.
+                unsafe { output.write(token + offset, row, &gate[..width], false) };
             }
+        });
+    }
+
+    /// Returns the rows of activations.
+    fn tokens(&self, x: View<'_>) -> usize {
+        assert_eq!(x.columns, self.columns);
+        x.floats.len() / self.columns
+    }
+
+    /// Calls `work` with each group of rows and each tile of tokens: the group, the first token,
+    /// and room for results of up to two matrices, a row for each token.
+    fn sweep(
+        &self,
+        compute: &Compute,
+        tokens: usize,
+        work: impl Fn(usize, usize, &mut [[f32; ROWS]], &mut [[f32; ROWS]]) + Sync,
+    ) {
+        let groups: usize = self.parts.iter().map(Packed::groups).sum();
+        let blocks = (tokens * self.columns).div_ceil(CACHED_BYTES).max(1);
+        let block = tokens.div_ceil(blocks).next_multiple_of(TOKENS);
+        let blocks = tokens.div_ceil(block);
+        let group_bytes = self.bytes() / groups.max(1);
+        let grain = if tokens < TOKENS { GRAIN_BYTES / group_bytes.max(1) } else { 1 };
+        compute.pool.share(blocks * groups, grain, |_, items| {
+            let mut results = [[[0.0; ROWS]; TOKENS]; 2];
+            for item in items {
+                let (first, group) = (item / groups * block, item % groups);
+                let end = tokens.min(first + block);
+                for token in (first..end).step_by(TOKENS) {
+                    let count = TOKENS.min(end - token);
+                    let [first, second] = &mut results;
+                    work(group, token, &mut first[..count], &mut second[..count]);
+                }
+            }
+        });
+    }
+
+    /// Returns the part that a group of rows lies in, its number there, and its first row here.
+    fn locate(&self, group: usize) -> (&Packed, usize, usize) {
+        let (mut group, mut row) = (group, 0);
+        let mut parts = self.parts.iter();
+        loop {
+            let part = parts.next().expect("groups are counted from the parts");
+            if group < part.groups() {
+                return (part, group, row + group * ROWS);
+            }
+            group -= part.groups();
+            row += part.rows;
         }
     }
 }
 
-/// The activations in both forms.
-struct Input<'a> {
-    floats: &'a [f32],
-    quantized: View<'a>,
+/// What becomes of a product, `[tokens, rows]`.
+#[derive(Debug)]
+pub enum Product<'a> {
+    /// It is written here.
+    Set(&'a mut [f32]),
+    /// It is added to what is here.
+    Add(&'a mut [f32]),
 }
 
 fn multiply(
     isa: Isa,
     part: &Packed,
     group: usize,
-    input: &Input<'_>,
+    x: View<'_>,
     first: usize,
     out: &mut [[f32; ROWS]],
 ) {
     let tiles = part.group(group);
-    if part.layout == Layout::F32 {
-        let rows = &input.floats[first * part.columns..][..out.len() * part.columns];
-        return dense(isa, tiles, rows, out);
-    }
-    let x = input.quantized;
-    match isa.kind() {
+    let floats = &x.floats[first * part.columns..][..out.len() * part.columns];
+    match (isa.kind(), part.layout) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: this `Isa` exists only where the features were detected.
-        Kind::Avx512 => unsafe { super::avx512::quantized(part.layout, tiles, x, first, out) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: this `Isa` exists only where the features were detected.
-        Kind::Avx2 => unsafe { super::avx2::quantized(part.layout, tiles, x, first, out) },
-        Kind::Portable => portable::quantized(part.layout, tiles, x, first, out),
-    }
-}
-
-dispatched! {
-    /// Multiplies a group of 16 rows of floats with rows of activations.
-    pub fn dense(tiles: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) = dense_body
-}
-
-#[inline(always)]
-fn dense_body<const FMA: bool>(tiles: &[u8], x: &[f32], out: &mut [[f32; ROWS]]) {
-    let columns = tiles.as_chunks::<{ 4 * ROWS }>().0;
-    for (x, out) in x.chunks_exact(columns.len()).zip(out) {
-        let mut sums = [0f32; ROWS];
-        for (x, weights) in x.iter().zip(columns) {
-            for (sum, weight) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
-                *sum = multiply_add::<FMA>(f32::from_le_bytes(*weight), *x, *sum);
-            }
+        (Kind::Avx512, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx512::coded(codes, tiles, x, first, out) }
         }
-        *out = sums;
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx512, Layout::Dense(dense)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx512::dense(dense, tiles, floats, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx2, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx2::coded(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx2, Layout::Dense(dense)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx2::dense(dense, tiles, floats, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Kind::NeonDotprod, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::neon::coded_dotprod(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Kind::Neon, Layout::Coded(codes)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::neon::coded(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Kind::Neon | Kind::NeonDotprod, Layout::Dense(dense)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::neon::dense(dense, tiles, floats, out) }
+        }
+        (Kind::Portable, Layout::Coded(codes)) => portable::coded(codes, tiles, x, first, out),
+        (Kind::Portable, Layout::Dense(dense)) => portable::dense(dense, tiles, floats, out),
     }
 }
 
@@ -214,17 +269,30 @@ impl<'a> Output<'a> {
         Self { values: values.as_mut_ptr(), tokens, columns, lifetime: PhantomData }
     }
 
-    /// Writes a part of a row.
+    /// Writes a part of a row, or adds to it.
     ///
     /// # Safety
-    /// No other thread writes the same part at the same time.
-    unsafe fn write(&self, token: usize, column: usize, values: &[f32]) {
+    /// No other thread touches the same part at the same time.
+    unsafe fn write(&self, token: usize, column: usize, values: &[f32], is_sum: bool) {
         assert!(token < self.tokens && column + values.len() <= self.columns);
-        // SAFETY: the part lies inside, as checked, and is written by this thread alone.
-        unsafe {
+        // SAFETY: the part lies inside, as checked, and is this thread's alone for now.
+        let target = unsafe {
             let target = self.values.add(token * self.columns + column);
-            std::ptr::copy_nonoverlapping(values.as_ptr(), target, values.len());
+            std::slice::from_raw_parts_mut(target, values.len())
+        };
+        // Nearly always a whole register: a copy of known length is no call.
+        match (<&mut [f32; ROWS]>::try_from(&mut *target), <&[f32; ROWS]>::try_from(values)) {
+            (Ok(target), Ok(values)) => put(target, values, is_sum),
+            _ => put(target, values, is_sum),
         }
+    }
+}
+
+#[inline(always)]
+fn put(target: &mut [f32], values: &[f32], is_sum: bool) {
+    match is_sum {
+        true => target.iter_mut().zip(values).for_each(|(target, value)| *target += value),
+        false => target.copy_from_slice(values),
     }
 }
 

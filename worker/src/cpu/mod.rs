@@ -12,6 +12,9 @@ mod avx2;
 mod avx512;
 mod isa;
 pub mod linear;
+pub(crate) mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 pub mod pool;
 mod portable;

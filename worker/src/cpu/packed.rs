@@ -1,15 +1,22 @@
 //! Weights as the kernels want them: tiles of 16 rows, so that one register holds 16 results.
 //!
-//! A tile of a quantised matrix covers 16 rows and 32 columns. The bytes of four neighbouring
-//! columns of a row lie together, row after row, since that is what the integer dot instructions
-//! multiply by one broadcast of four activations.
+//! Numbers of a few bits are codes with scales (`tiles.rs`); floats stay as wide as they are
+//! stored. What a file holds is taken apart in `blocks.rs`.
 
-use half::f16;
-use memmap2::{Advice, MmapMut};
+use half::{bf16, f16};
 
 use super::activations::BLOCK;
+use super::memory::Pages;
 use crate::Error;
 use crate::gguf::{StoredTensor, WeightType};
+
+mod blocks;
+mod tiles;
+
+pub(super) use tiles::{
+    Codes, Format, NESTED_MINIMA, PLANE, PLANES, Q4, Q4Centred, Q4K, Q5, Q5Centred, Q5K, Q6K, Q8,
+    Scales, with_format,
+};
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 16;
@@ -17,23 +24,104 @@ pub(super) const ROWS: usize = 16;
 /// How the tiles of a matrix are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// 16 f16 scales, 16 f16 minima, 4 times 64 bytes: the low nibbles are columns `4k..4k+4` of
-    /// each row, the high ones columns `16+4k..`. Q4_0 is held this way too, with a minimum of
-    /// -8 scales.
-    Q4,
-    /// 16 f16 scales, 8 times 64 bytes: columns `4k..4k+4` of each row, as 128 plus the number.
-    Q8,
-    /// Column after column, 16 f32 each; F16 and BF16 are widened.
+    /// Codes with scales, which meet quantised activations.
+    Coded(Codes),
+    /// Floats, which meet activations as they are.
+    Dense(Dense),
+}
+
+/// Tiles of floats, over 32 columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dense {
+    /// Column after column, 16 rows each.
     F32,
+    /// Column after column, 16 rows each.
+    F16,
+    /// Two columns after two columns, 16 rows each: a word holds a row's two numbers.
+    Bf16,
+}
+
+impl Dense {
+    /// Bytes of a number.
+    pub(super) const fn number_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Returns where a tile has a number.
+    const fn place(self, lane: usize, column: usize) -> usize {
+        match self {
+            Self::F32 => 4 * (column * ROWS + lane),
+            Self::F16 => 2 * (column * ROWS + lane),
+            Self::Bf16 => 2 * (column / 2 * 2 * ROWS + 2 * lane + column % 2),
+        }
+    }
+
+    /// Returns a number of a tile.
+    pub(super) fn number(self, tile: &[u8], lane: usize, column: usize) -> f32 {
+        let bytes = &tile[self.place(lane, column)..];
+        match self {
+            Self::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            Self::F16 => read_f16(bytes, 0),
+            Self::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        }
+    }
+}
+
+/// Floats known when compiling, for kernels that are compiled once for each.
+pub(super) trait Float {
+    /// The floats.
+    const DENSE: Dense;
+}
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct Bf16;
+
+impl Float for F32 {
+    const DENSE: Dense = Dense::F32;
+}
+
+impl Float for F16 {
+    const DENSE: Dense = Dense::F16;
+}
+
+impl Float for Bf16 {
+    const DENSE: Dense = Dense::Bf16;
 }
 
 impl Layout {
-    /// Bytes of a tile over 32 columns.
+    fn of(weight_type: WeightType) -> Self {
+        match weight_type {
+            WeightType::F32 => Self::Dense(Dense::F32),
+            WeightType::F16 => Self::Dense(Dense::F16),
+            WeightType::Bf16 => Self::Dense(Dense::Bf16),
+            WeightType::Q4_0 => Self::Coded(Codes::Q4Centred),
+            WeightType::Q4_1 => Self::Coded(Codes::Q4),
+            WeightType::Q5_0 => Self::Coded(Codes::Q5Centred),
+            WeightType::Q5_1 => Self::Coded(Codes::Q5),
+            WeightType::Q8_0 => Self::Coded(Codes::Q8),
+            WeightType::Q4K => Self::Coded(Codes::Q4K),
+            WeightType::Q5K => Self::Coded(Codes::Q5K),
+            WeightType::Q6K => Self::Coded(Codes::Q6K),
+        }
+    }
+
+    /// Columns of a tile.
+    pub(super) const fn tile_columns(self) -> usize {
+        match self {
+            Self::Coded(codes) => codes.blocks() * BLOCK,
+            Self::Dense(_) => BLOCK,
+        }
+    }
+
+    /// Bytes of a tile.
     pub(super) const fn tile_bytes(self) -> usize {
         match self {
-            Self::Q4 => 2 * 2 * ROWS + ROWS * BLOCK / 2,
-            Self::Q8 => 2 * ROWS + ROWS * BLOCK,
-            Self::F32 => 4 * ROWS * BLOCK,
+            Self::Coded(codes) => codes.tile_bytes(),
+            Self::Dense(dense) => dense.number_bytes() * ROWS * BLOCK,
         }
     }
 }
@@ -44,38 +132,48 @@ pub(super) struct Packed {
     pub layout: Layout,
     pub rows: usize,
     pub columns: usize,
-    tiles: MmapMut,
+    tiles: Pages<u8>,
 }
 
 impl Packed {
     /// Packs a stored matrix; rows that fill no tile are followed by rows of zeros.
+    ///
+    /// Errors: it is no matrix, its rows are not whole tiles, or its bytes are too few or many.
     pub(super) fn new(name: &str, stored: &StoredTensor) -> Result<Self, Error> {
         let broken = |why: String| Error::Model(format!("tensor `{name}`: {why}"));
         let [columns, rows] = stored.dims[..] else {
             return Err(broken(format!("expected 2 dimensions, got {:?}", stored.dims)));
         };
-        if columns == 0 || columns % BLOCK != 0 || rows == 0 {
-            return Err(broken(format!("{rows} rows of {columns} are not rows of blocks of 32")));
+        let kind = stored.weight_type;
+        let layout = Layout::of(kind);
+        let multiple = layout.tile_columns();
+        if columns == 0 || columns % multiple != 0 || rows == 0 {
+            let expected = format!("expected rows of a multiple of {multiple} for {}", kind.name());
+            return Err(broken(format!("{expected}, got {rows} rows of {columns}")));
         }
-        let layout = match stored.weight_type {
-            WeightType::Q4_0 | WeightType::Q4_1 => Layout::Q4,
-            WeightType::Q8_0 => Layout::Q8,
-            WeightType::F32 | WeightType::F16 | WeightType::Bf16 => Layout::F32,
-        };
-        let blocks = columns / BLOCK;
-        let bytes = rows.div_ceil(ROWS) * blocks * layout.tile_bytes();
-        let mut tiles = MmapMut::map_anon(bytes)
+        let (elements, block_bytes) = kind.block();
+        let (tiles_per_row, source_bytes) = (columns / multiple, multiple / elements * block_bytes);
+        let expected = rows.checked_mul(tiles_per_row * source_bytes);
+        if expected != Some(stored.data.len()) {
+            let got = stored.data.len();
+            return Err(broken(format!("{got} bytes are not {rows} rows of {columns}")));
+        }
+        let bytes = rows.div_ceil(ROWS) * tiles_per_row * layout.tile_bytes();
+        let mut tiles = Pages::take(bytes)
             .map_err(|error| broken(format!("no memory for {bytes} bytes: {error}")))?;
-        // Small pages cost up to half of the bandwidth; where there are no large ones, so be it.
-        #[cfg(target_os = "linux")]
-        let _ = tiles.advise(Advice::HugePage);
-        let (elements, block_bytes) = stored.weight_type.block();
-        let source_blocks = BLOCK / elements;
-        for (index, block) in stored.data.chunks_exact(block_bytes * source_blocks).enumerate() {
-            let (row, column) = (index / blocks, index % blocks);
-            let tile = (row / ROWS * blocks + column) * layout.tile_bytes();
+        for (index, block) in stored.data.chunks_exact(source_bytes).enumerate() {
+            let (row, column) = (index / tiles_per_row, index % tiles_per_row);
+            let tile = (row / ROWS * tiles_per_row + column) * layout.tile_bytes();
             let tile = &mut tiles[tile..][..layout.tile_bytes()];
-            pack_block(stored.weight_type, tile, row % ROWS, block);
+            match layout {
+                Layout::Coded(codes) => blocks::pack(kind, codes, tile, row % ROWS, block),
+                Layout::Dense(dense) => {
+                    for (column, number) in block.chunks_exact(dense.number_bytes()).enumerate() {
+                        let at = dense.place(row % ROWS, column);
+                        tile[at..][..number.len()].copy_from_slice(number);
+                    }
+                }
+            }
         }
         Ok(Self { layout, rows, columns, tiles })
     }
@@ -85,9 +183,14 @@ impl Packed {
         self.rows.div_ceil(ROWS)
     }
 
+    /// Returns the size of all tiles.
+    pub(super) fn bytes(&self) -> usize {
+        self.tiles.len()
+    }
+
     /// Returns the tiles of a group of 16 rows.
     pub(super) fn group(&self, index: usize) -> &[u8] {
-        let bytes = self.columns / BLOCK * self.layout.tile_bytes();
+        let bytes = self.columns / self.layout.tile_columns() * self.layout.tile_bytes();
         &self.tiles[index * bytes..][..bytes]
     }
 
@@ -95,78 +198,14 @@ impl Packed {
     pub(super) fn unpack_row(&self, row: usize, out: &mut [f32]) {
         let lane = row % ROWS;
         let tiles = self.group(row / ROWS).chunks_exact(self.layout.tile_bytes());
-        for (tile, out) in tiles.zip(out.as_chunks_mut::<BLOCK>().0) {
-            unpack_block(self.layout, tile, lane, out);
-        }
-    }
-}
-
-/// Puts one row's 32 columns into a tile.
-fn pack_block(weight_type: WeightType, tile: &mut [u8], lane: usize, block: &[u8]) {
-    let minima = 2 * ROWS;
-    match weight_type {
-        WeightType::Q4_0 | WeightType::Q4_1 => {
-            let (scale, nibbles) = block.split_at(2);
-            tile[2 * lane..][..2].copy_from_slice(scale);
-            let nibbles = if weight_type == WeightType::Q4_1 {
-                tile[minima + 2 * lane..][..2].copy_from_slice(&nibbles[..2]);
-                &nibbles[2..]
-            } else {
-                let minimum = f16::from_f32(read_f16(block, 0) * -8.0);
-                tile[minima + 2 * lane..][..2].copy_from_slice(&minimum.to_le_bytes());
-                nibbles
-            };
-            for (k, four) in nibbles.chunks_exact(4).enumerate() {
-                tile[4 * ROWS + k * 64 + lane * 4..][..4].copy_from_slice(four);
-            }
-        }
-        WeightType::Q8_0 => {
-            tile[2 * lane..][..2].copy_from_slice(&block[..2]);
-            for (k, four) in block[2..].chunks_exact(4).enumerate() {
-                for (j, byte) in four.iter().enumerate() {
-                    tile[2 * ROWS + k * 64 + lane * 4 + j] = byte ^ 0x80;
+        for (tile, out) in tiles.zip(out.chunks_exact_mut(self.layout.tile_columns())) {
+            match self.layout {
+                Layout::Coded(codes) => codes.unpack_row(tile, lane, out),
+                Layout::Dense(dense) => {
+                    for (column, out) in out.iter_mut().enumerate() {
+                        *out = dense.number(tile, lane, column);
+                    }
                 }
-            }
-        }
-        WeightType::F32 => {
-            for (column, number) in block.chunks_exact(4).enumerate() {
-                tile[(column * ROWS + lane) * 4..][..4].copy_from_slice(number);
-            }
-        }
-        WeightType::F16 => {
-            for column in 0..BLOCK {
-                let number = read_f16(block, column).to_le_bytes();
-                tile[(column * ROWS + lane) * 4..][..4].copy_from_slice(&number);
-            }
-        }
-        WeightType::Bf16 => {
-            for (column, number) in block.chunks_exact(2).enumerate() {
-                tile[(column * ROWS + lane) * 4 + 2..][..2].copy_from_slice(number);
-            }
-        }
-    }
-}
-
-fn unpack_block(layout: Layout, tile: &[u8], lane: usize, out: &mut [f32; BLOCK]) {
-    match layout {
-        Layout::Q4 => {
-            let (scale, minimum) = (read_f16(tile, lane), read_f16(tile, ROWS + lane));
-            for k in 0..BLOCK / 2 {
-                let byte = tile[4 * ROWS + k / 4 * 64 + lane * 4 + k % 4];
-                out[k] = scale * f32::from(byte & 15) + minimum;
-                out[k + BLOCK / 2] = scale * f32::from(byte >> 4) + minimum;
-            }
-        }
-        Layout::Q8 => {
-            let scale = read_f16(tile, lane);
-            for (k, out) in out.iter_mut().enumerate() {
-                let byte = tile[2 * ROWS + k / 4 * 64 + lane * 4 + k % 4];
-                *out = scale * f32::from((byte ^ 0x80) as i8);
-            }
-        }
-        Layout::F32 => {
-            for (column, out) in out.iter_mut().enumerate() {
-                *out = read_f32(tile, column * ROWS + lane);
             }
         }
     }
@@ -175,10 +214,4 @@ fn unpack_block(layout: Layout, tile: &[u8], lane: usize, out: &mut [f32; BLOCK]
 /// Returns the f16 at an index of little-endian halves.
 pub(super) fn read_f16(bytes: &[u8], index: usize) -> f32 {
     f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32()
-}
-
-/// Returns the f32 at an index of little-endian floats.
-pub(super) fn read_f32(bytes: &[u8], index: usize) -> f32 {
-    let at = 4 * index;
-    f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -1,24 +1,30 @@
 //! The compute threads: named, counted, and parked when there is nothing to do.
 //!
-//! A job runs on every thread at once and `run` returns when all are done, so a job may borrow.
-//! Threads spin for some microseconds between jobs, since a forward pass has hundreds, and then
-//! park: on a shared machine spinning takes the core from whoever has work.
+//! A job is shared: the caller begins it, the threads join as they come, and whoever is free takes
+//! the next part. The caller waits for those who joined, and for nobody else, so on a busy machine
+//! a thread that gets no core costs nothing. `share` returns when all is done, so a job may borrow.
+//!
+//! A forward pass has some 150 jobs, so threads spin for a while between them, then yield, and
+//! then park: on a shared machine spinning takes the core from whoever has work.
 #![expect(unsafe_code, reason = "a job on the caller's stack is lent to the threads")]
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Turns of a waiting loop before a thread parks or yields: some 20 microseconds.
-const SPINS: u32 = 1500;
+/// Turns of a waiting loop before a thread yields: some 50 microseconds.
+const SPINS: u32 = 4000;
 
-/// A job with its lifetime forgotten; see [`Pool::run`].
-#[derive(Clone, Copy)]
-struct Job(*const (dyn Fn(usize) + Sync));
+/// Times that a thread yields before it parks.
+const YIELDS: u32 = 50;
 
-// SAFETY: the job behind the pointer is `Sync`, and `Pool::run` keeps it alive while it is lent.
-unsafe impl Send for Job {}
+/// A job: called with the index of the thread.
+type Job<'a> = &'a (dyn Fn(usize) + Sync);
+
+/// Set in the state while threads may join; the bits below count those that have.
+const OPEN: u64 = 1 << 31;
 
 /// Compute threads.
 pub struct Pool {
@@ -29,14 +35,23 @@ pub struct Pool {
 }
 
 struct Shared {
-    job: Mutex<Option<Job>>,
+    /// Points to the caller's `Job`; valid for those who are counted in `state`.
+    job: AtomicPtr<()>,
+    /// The number of the job, `OPEN`, and how many threads work on it.
+    state: AtomicU64,
+    /// What is left of each thread's part: the first item and the end.
+    parts: Box<[Part]>,
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
     wake: Condvar,
-    /// Counts the jobs; a change is the signal to look at `job`.
-    epoch: AtomicUsize,
-    running: AtomicUsize,
     has_panicked: AtomicBool,
     is_ending: AtomicBool,
 }
+
+/// Items that are left, in a cache line of their own.
+#[repr(align(128))]
+#[derive(Default)]
+struct Part(AtomicU64);
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -45,20 +60,23 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// Starts `threads - 1` threads; the caller of [`run`](Pool::run) is the other one.
+    /// Starts `threads - 1` threads; whoever calls [`share`](Pool::share) is the other one.
     ///
     /// Errors: the system gives no thread.
     pub fn start(threads: usize) -> std::io::Result<Self> {
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
-            job: Mutex::new(None),
+            job: AtomicPtr::new(std::ptr::null_mut()),
+            state: AtomicU64::new(0),
+            parts: (0..threads).map(|_| Part::default()).collect(),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
             wake: Condvar::new(),
-            epoch: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
             has_panicked: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
         });
         let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(()) };
-        for index in 1..threads.max(1) {
+        for index in 1..threads {
             let shared = pool.shared.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("compute-{index}"))
@@ -68,78 +86,99 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Returns how many threads a job runs on.
+    /// Returns how many threads share a job.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Runs a job once on each thread, with the thread's index, and returns when all are done.
+    /// Shares `count` items among the threads and returns when all are done.
     ///
-    /// Panics: as the job does, on whichever thread.
-    pub fn run(&self, job: &(dyn Fn(usize) + Sync)) {
-        if self.workers.is_empty() {
-            return job(0);
+    /// Each thread has its even part of the items, takes `grain` of them at a time, and then helps
+    /// the others: `work` is called with the index of the thread and the items. Which thread gets
+    /// which items is not the same twice.
+    ///
+    /// Panics: as the work does, on whichever thread.
+    pub fn share(&self, count: usize, grain: usize, work: impl Fn(usize, Range<usize>) + Sync) {
+        let grain = grain.max(1);
+        if self.workers.is_empty() || count <= grain {
+            return if count > 0 {
+                work(0, 0..count)
+            };
         }
+        assert!(u32::try_from(count).is_ok(), "a job has fewer than 2^32 items");
         let _turn = lock(&self.turn);
-        // SAFETY: only the lifetime is forgotten. The job is used by the threads while `running`
-        // is above 0, and this function does not return, nor unwind, before that is over.
-        let lent: Job = Job(unsafe {
-            std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(job)
+        let threads = self.threads();
+        for (index, part) in self.shared.parts.iter().enumerate() {
+            let (start, end) = (count * index / threads, count * (index + 1) / threads);
+            part.0.store(pack(start, end), Ordering::Relaxed);
+        }
+        self.lend(&|thread| {
+            while let Some(items) = self.shared.claim(thread, grain) {
+                work(thread, items);
+            }
         });
-        self.shared.running.store(self.workers.len(), Ordering::Relaxed);
-        {
-            // Under the lock, so that no thread that just looked goes to sleep afterwards.
-            let mut job = lock(&self.shared.job);
-            *job = Some(lent);
-            self.shared.epoch.fetch_add(1, Ordering::Release);
-        }
-        self.shared.wake.notify_all();
-        let own = catch_unwind(AssertUnwindSafe(|| job(0)));
-        wait_until(|| self.shared.running.load(Ordering::Acquire) == 0);
-        if let Err(panic) = own {
-            resume_unwind(panic);
-        }
-        assert!(!self.shared.has_panicked.swap(false, Ordering::Relaxed), "a compute job panicked");
     }
 
-    /// Gives the items to whichever thread is free, with a state of that thread.
-    pub fn each<T, S>(
+    /// Gives the items, one by one and in order, to whichever thread is free, with its index.
+    ///
+    /// Panics: as the work does, on whichever thread.
+    pub fn each<T: Send>(
         &self,
         items: impl Iterator<Item = T> + Send,
-        state: impl Fn() -> S + Sync,
-        work: impl Fn(&mut S, T) + Sync,
-    ) where
-        T: Send,
-    {
+        work: impl Fn(usize, T) + Sync,
+    ) {
         let mut items = items;
-        if self.workers.is_empty() || items.size_hint().1 == Some(1) {
-            let mut state = state();
-            return items.for_each(|item| work(&mut state, item));
+        if self.workers.is_empty() || items.size_hint().1.is_some_and(|most| most < 2) {
+            return items.for_each(|item| work(0, item));
         }
+        let _turn = lock(&self.turn);
         let items = Mutex::new(&mut items);
-        self.run(&|_| {
-            let mut state = state();
+        self.lend(&|thread| {
             loop {
                 let item = lock(&items).next();
                 match item {
-                    Some(item) => work(&mut state, item),
+                    Some(item) => work(thread, item),
                     None => return,
                 }
             }
         });
     }
+
+    /// Runs a job on this thread and on those that come while it runs; needs the turn.
+    fn lend(&self, job: Job<'_>) {
+        let shared = &*self.shared;
+        let number = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        shared.job.store((&raw const job).cast_mut().cast(), Ordering::Relaxed);
+        shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
+            // Under the lock, so that no thread that just looked goes to sleep afterwards.
+            drop(lock(&shared.sleep));
+            shared.wake.notify_all();
+        }
+        let own = catch_unwind(AssertUnwindSafe(|| job(0)));
+        shared.state.fetch_and(!OPEN, Ordering::Relaxed);
+        let mut turns = 0;
+        while shared.state.load(Ordering::Acquire) & (OPEN - 1) != 0 {
+            turns += 1;
+            match turns > SPINS {
+                true => std::thread::yield_now(),
+                false => std::hint::spin_loop(),
+            }
+        }
+        if let Err(panic) = own {
+            resume_unwind(panic);
+        }
+        assert!(!shared.has_panicked.swap(false, Ordering::Relaxed), "a compute job panicked");
+    }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.is_ending.store(true, Ordering::Relaxed);
-        {
-            let _job = lock(&self.shared.job);
-            self.shared.epoch.fetch_add(1, Ordering::Release);
-        }
+        self.shared.is_ending.store(true, Ordering::SeqCst);
+        drop(lock(&self.shared.sleep));
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
-            // A thread ends by itself; its panics were told by `run`.
+            // A thread ends by itself; its panics were told by `lend`.
             let _ = worker.join();
         }
     }
@@ -148,49 +187,93 @@ impl Drop for Pool {
 impl Shared {
     fn work(&self, index: usize) {
         let mut seen = 0;
-        loop {
-            let job = self.next(&mut seen);
-            if self.is_ending.load(Ordering::Relaxed) {
-                return;
-            }
-            if let Some(Job(job)) = job {
-                // SAFETY: `run` lent the job and waits until `running` is 0.
-                let job = unsafe { &*job };
+        while let Some(state) = self.next(seen) {
+            seen = state >> 32;
+            if self.join(state) {
+                // SAFETY: this thread is counted in `state`, and `lend` keeps the job alive, and
+                // does not return nor unwind, until nobody is.
+                let job = unsafe { *self.job.load(Ordering::Relaxed).cast::<Job<'_>>() };
                 if catch_unwind(AssertUnwindSafe(|| job(index))).is_err() {
                     self.has_panicked.store(true, Ordering::Relaxed);
                 }
-                self.running.fetch_sub(1, Ordering::Release);
+                self.state.fetch_sub(1, Ordering::Release);
             }
         }
     }
 
-    /// Waits for a job after the `seen` ones.
-    fn next(&self, seen: &mut usize) -> Option<Job> {
-        for _ in 0..SPINS {
-            if self.epoch.load(Ordering::Acquire) != *seen {
-                break;
+    /// Counts this thread in, if the job of that state is still open.
+    fn join(&self, state: u64) -> bool {
+        let mut now = state;
+        while now >> 32 == state >> 32 && now & OPEN != 0 {
+            match self.state.compare_exchange_weak(
+                now,
+                now + 1,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(other) => now = other,
             }
-            std::hint::spin_loop();
         }
-        let mut job = lock(&self.job);
-        while self.epoch.load(Ordering::Acquire) == *seen {
-            job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
+        false
+    }
+
+    /// Waits for a job other than the one `seen`; none: there will be no more.
+    fn next(&self, seen: u64) -> Option<u64> {
+        let look = || {
+            let state = self.state.load(Ordering::SeqCst);
+            let is_ending = self.is_ending.load(Ordering::SeqCst);
+            (state >> 32 != seen || is_ending).then_some((!is_ending).then_some(state))
+        };
+        for turn in 0..SPINS + YIELDS {
+            if let Some(found) = look() {
+                return found;
+            }
+            match turn < SPINS {
+                true => std::hint::spin_loop(),
+                false => std::thread::yield_now(),
+            }
         }
-        *seen = self.epoch.load(Ordering::Acquire);
-        *job
+        let mut guard = lock(&self.sleep);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let found = loop {
+            match look() {
+                Some(found) => break found,
+                None => guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        found
+    }
+
+    /// Takes items: from the front of the thread's own part, or else from the end of another's.
+    fn claim(&self, thread: usize, grain: usize) -> Option<Range<usize>> {
+        let count = self.parts.len();
+        (0..count).find_map(|offset| {
+            let part = &self.parts[(thread + offset) % count].0;
+            let mut left = part.load(Ordering::Relaxed);
+            loop {
+                let (start, end) = ((left >> 32) as usize, left as u32 as usize);
+                if start >= end {
+                    return None;
+                }
+                let size = grain.min(end - start);
+                let (taken, kept) = match offset {
+                    0 => (start..start + size, pack(start + size, end)),
+                    _ => (end - size..end, pack(start, end - size)),
+                };
+                let order = Ordering::Relaxed;
+                match part.compare_exchange_weak(left, kept, order, order) {
+                    Ok(_) => return Some(taken),
+                    Err(other) => left = other,
+                }
+            }
+        })
     }
 }
 
-/// Spins for a while, then yields the core between looks.
-fn wait_until(is_over: impl Fn() -> bool) {
-    let mut turns = 0;
-    while !is_over() {
-        turns += 1;
-        match turns > SPINS {
-            true => std::thread::yield_now(),
-            false => std::hint::spin_loop(),
-        }
-    }
+fn pack(start: usize, end: usize) -> u64 {
+    (start as u64) << 32 | end as u64
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -207,18 +290,33 @@ mod tests {
             let pool = Pool::start(threads).unwrap();
             for count in [0, 1, 7, 1000] {
                 let mut hits = vec![0u32; count];
-                pool.each(hits.iter_mut(), || (), |(), hit| *hit += 1);
+                pool.each(hits.iter_mut(), |_, hit| *hit += 1);
                 assert!(hits.iter().all(|&hit| hit == 1), "{threads} threads, {count} items");
+                for grain in [0, 1, 3, 2000] {
+                    let hits: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                    pool.share(count, grain, |thread, items| {
+                        assert!(thread < threads);
+                        for item in items {
+                            hits[item].fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                    assert!(hits.into_iter().all(|hit| hit.into_inner() == 1), "{count} {grain}");
+                }
             }
         }
     }
 
     #[test]
-    fn a_job_runs_on_all_threads_also_after_a_pause() {
+    fn threads_help_also_after_a_pause() {
         let pool = Pool::start(3).unwrap();
         for _ in 0..20 {
+            // Nobody leaves the job before all three have come.
+            let all = std::sync::Barrier::new(3);
             let seen = Mutex::new(vec![0; 3]);
-            pool.run(&|index| lock(&seen)[index] += 1);
+            pool.share(3, 1, |thread, items| {
+                lock(&seen)[thread] += items.len();
+                all.wait();
+            });
             assert_eq!(*lock(&seen), [1, 1, 1]);
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
@@ -228,13 +326,17 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::start(2).unwrap();
         for guilty in [0, 1] {
-            let job = |index: usize| assert_ne!(index, guilty);
-            assert!(catch_unwind(AssertUnwindSafe(|| pool.run(&job))).is_err());
+            let both = std::sync::Barrier::new(2);
+            let job = |thread: usize, _: Range<usize>| {
+                both.wait();
+                assert_ne!(thread, guilty);
+            };
+            assert!(catch_unwind(AssertUnwindSafe(|| pool.share(2, 1, job))).is_err());
         }
         let count = AtomicUsize::new(0);
-        pool.run(&|_| {
-            count.fetch_add(1, Ordering::Relaxed);
+        pool.share(100, 1, |_, items| {
+            count.fetch_add(items.len(), Ordering::Relaxed);
         });
-        assert_eq!(count.into_inner(), 2);
+        assert_eq!(count.into_inner(), 100);
     }
 }

@@ -137,24 +137,76 @@ fn maximum_body<const FMA: bool>(row: &[f32], out: &mut f32) {
     *out = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
 }
 
-/// The rotation of each pair of dimensions at one position: cosine and sine.
-pub type Rotation = [f32; 2];
+dispatched! {
+    /// Writes the exclusive or of all 64-bit words: reads all bytes and does nearly nothing else.
+    pub fn xor(bytes: &[u8], out: &mut u64) = xor_body
+}
 
-/// Fills in the rotations at a position; one for each pair of a head's dimensions, which turns by
-/// its frequency in radians a position. `magnitude` stretches both cosine and sine.
-pub fn rotations(position: usize, frequencies: &[f64], magnitude: f64, out: &mut [Rotation]) {
-    for (frequency, rotation) in frequencies.iter().zip(out) {
-        let (sine, cosine) = (position as f64 * frequency).sin_cos();
-        *rotation = [(cosine * magnitude) as f32, (sine * magnitude) as f32];
+#[inline(always)]
+fn xor_body<const FMA: bool>(bytes: &[u8], out: &mut u64) {
+    let mut lanes = [[0u8; 64]; 4];
+    for four in bytes.as_chunks::<256>().0 {
+        for (lane, line) in lanes.iter_mut().zip(four.as_chunks::<64>().0) {
+            for (lane, byte) in lane.iter_mut().zip(line) {
+                *lane ^= byte;
+            }
+        }
+    }
+    let words = lanes.as_flattened().as_chunks::<8>().0;
+    *out = words.iter().fold(0, |all, word| all ^ u64::from_le_bytes(*word));
+}
+
+/// Rotary positions: how far each pair of a head's dimensions turns from one token to the next.
+///
+/// A pair is one dimension of the first half of what turns and its partner in the second half;
+/// dimensions behind these stay as they are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Radians, a number for each pair.
+    frequencies: Vec<f64>,
+    /// What cosines and sines are multiplied by.
+    magnitude: f64,
+}
+
+impl Rope {
+    /// Makes the usual ones: pair `i` of `pairs` turns by `base^(-i / pairs)`.
+    pub fn new(pairs: usize, base: f32) -> Self {
+        let frequency = |pair: usize| f64::from(base).powf(-(pair as f64) / pairs as f64);
+        Self::with_frequencies((0..pairs).map(frequency).collect(), 1.0)
+    }
+
+    /// Makes given ones, in radians; `magnitude` stretches what they turn.
+    pub fn with_frequencies(frequencies: Vec<f64>, magnitude: f64) -> Self {
+        Self { frequencies, magnitude }
+    }
+
+    /// Returns the length of a token's row of turns: a cosine for each pair, then a sine for each.
+    pub fn width(&self) -> usize {
+        2 * self.frequencies.len()
+    }
+
+    /// Writes the turns at a position, [`width`](Self::width) numbers.
+    pub fn turns(&self, position: usize, out: &mut [f32]) {
+        let (cosines, sines) = out.split_at_mut(self.frequencies.len());
+        for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.frequencies) {
+            let (s, c) = (position as f64 * frequency).sin_cos();
+            (*cosine, *sine) = ((c * self.magnitude) as f32, (s * self.magnitude) as f32);
+        }
     }
 }
 
-/// Rotates each head in `heads`; a pair is one dimension of its first half and its partner in the
-/// second.
-pub fn rotate(heads: &mut [f32], rotations: &[Rotation]) {
-    for head in heads.chunks_exact_mut(2 * rotations.len()) {
-        let (first, second) = head.split_at_mut(rotations.len());
-        for ((a, b), [cosine, sine]) in first.iter_mut().zip(second).zip(rotations) {
+dispatched! {
+    /// Turns each head of `head_dim` numbers in `heads` by a token's row of turns.
+    pub fn rotate(heads: &mut [f32], head_dim: usize, turns: &[f32]) = rotate_body
+}
+
+#[inline(always)]
+fn rotate_body<const FMA: bool>(heads: &mut [f32], head_dim: usize, turns: &[f32]) {
+    let pairs = turns.len() / 2;
+    let (cosines, sines) = turns.split_at(pairs);
+    for head in heads.chunks_exact_mut(head_dim) {
+        let (first, second) = head[..2 * pairs].split_at_mut(pairs);
+        for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
             (*a, *b) = (*a * cosine - *b * sine, *a * sine + *b * cosine);
         }
     }
@@ -205,19 +257,22 @@ mod tests {
 
     #[test]
     fn a_rotation_keeps_lengths_and_depends_on_the_distance_alone() {
-        let frequencies = [1.0, 0.1, 0.01, 0.001];
-        let dot = |from: usize, to: usize| {
-            let mut turns = vec![[0.0; 2]; 4];
-            let mut a = vec![1.0, 0.5, -0.25, 2.0, 0.0, 1.0, 3.0, -1.0];
-            let mut b = a.clone();
-            rotations(from, &frequencies, 1.0, &mut turns);
-            rotate(&mut a, &turns);
-            rotations(to, &frequencies, 1.0, &mut turns);
-            rotate(&mut b, &turns);
-            a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>()
-        };
-        assert!((dot(5, 5) - dot(0, 0)).abs() < 1e-4);
-        assert!((dot(3, 10) - dot(103, 110)).abs() < 1e-4);
-        assert!((dot(3, 10) - dot(3, 11)).abs() > 1e-3);
+        let rope = Rope::new(4, 10_000.0);
+        for isa in Isa::available() {
+            let turned = |position: usize| {
+                let mut turns = vec![0.0; rope.width()];
+                let mut head = vec![1.0, 0.5, -0.25, 2.0, 0.0, 1.0, 3.0, -1.0, 7.0, 8.0];
+                rope.turns(position, &mut turns);
+                rotate(isa, &mut head, 10, &turns);
+                assert_eq!(head[8..], [7.0, 8.0], "what lies behind the pairs has moved");
+                head
+            };
+            let dot = |from: usize, to: usize| {
+                turned(from).iter().zip(turned(to)).map(|(a, b)| a * b).sum::<f32>()
+            };
+            assert!((dot(5, 5) - dot(0, 0)).abs() < 1e-4);
+            assert!((dot(3, 10) - dot(103, 110)).abs() < 1e-4);
+            assert!((dot(3, 10) - dot(3, 11)).abs() > 1e-3);
+        }
     }
 }

@@ -66,6 +66,22 @@ fn refusals_name_the_field() {
 }
 
 #[test]
+fn weights_that_are_not_run_are_told_from_those_that_are() {
+    let refusal = |kind: u32| {
+        let mut file = small_file();
+        // The last words before the data: the type and the offset of the one tensor.
+        let at = file.windows(6).position(|bytes| bytes == b"weight").unwrap() + 6 + 4 + 8;
+        file[at..at + 4].copy_from_slice(&kind.to_le_bytes());
+        open(&file).unwrap().tensor("weight").unwrap_err().to_string()
+    };
+    let unknown = refusal(10);
+    assert!(unknown.contains("tensor `weight`: type 10 is not known; known are F32,"), "{unknown}");
+    WeightType::ALL.iter().for_each(|kind| assert!(unknown.contains(kind.name()), "{unknown}"));
+    let odd = refusal(14);
+    assert!(odd.contains("expected rows of a multiple of 256 for Q6_K, got 2"), "{odd}");
+}
+
+#[test]
 fn every_cut_is_an_error() {
     let file = small_file();
     for length in 0..file.len() {

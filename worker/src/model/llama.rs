@@ -9,9 +9,34 @@ use super::{Checkpoint, Hyperparameters, Loading, Names, Part};
 use crate::Error;
 use crate::cpu::activations::Precision;
 use crate::cpu::linear::Linear;
+use crate::cpu::vector::Rope;
 use crate::weights::{StoredTensor, Weights, floats};
 
 pub use forward::{Buffers, Position};
+
+/// How exactly activations meet the matrices of each kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Precisions {
+    /// Of queries, keys and values.
+    pub query_key_value: Precision,
+    /// Of what comes out of attention.
+    pub attention_output: Precision,
+    /// Of gates and what they gate.
+    pub gate_up: Precision,
+    /// Of the way back to the residual stream.
+    pub down: Precision,
+    /// Of the output matrix.
+    pub head: Precision,
+}
+
+impl Default for Precisions {
+    /// Returns those that make the logits' error as small as others' at the least cost; see
+    /// `examples/precision.rs`.
+    fn default() -> Self {
+        let few = Precision { excess: 8.0 };
+        Self { query_key_value: few, attention_output: few, gate_up: few, down: few, head: few }
+    }
+}
 
 /// The weights of a model.
 #[derive(Debug)]
@@ -20,6 +45,7 @@ pub struct Llama {
     embedding: Linear,
     layers: Vec<LayerWeights>,
     norm: Vec<f32>,
+    rope: Rope,
     /// The output matrix; none: the embedding is used.
     head: Option<Linear>,
 }
@@ -82,12 +108,39 @@ impl Llama {
             return Err(Error::Model(text));
         }
         let norm = reader.vector(names.norm(), sizes.hidden)?;
-        Ok(Self { sizes: sizes.clone(), embedding, layers, norm, head })
+        let (sizes, rope) = (sizes.clone(), &sizes.rope);
+        let rope = Rope::with_frequencies(rope.frequencies.clone(), rope.magnitude);
+        let mut model = Self { sizes, embedding, layers, norm, rope, head };
+        model.set_precisions(Precisions::default());
+        Ok(model)
+    }
+
+    /// Chooses how exactly activations meet the matrices.
+    pub fn set_precisions(&mut self, precisions: Precisions) {
+        for layer in &mut self.layers {
+            layer.query_key_value.set_precision(precisions.query_key_value);
+            layer.attention_output.set_precision(precisions.attention_output);
+            layer.gate.set_precision(precisions.gate_up);
+            layer.up.set_precision(precisions.gate_up);
+            layer.down.set_precision(precisions.down);
+        }
+        self.head.as_mut().unwrap_or(&mut self.embedding).set_precision(precisions.head);
     }
 
     /// Returns the number of tokens in the vocabulary.
     pub fn vocabulary(&self) -> usize {
         self.embedding.rows()
+    }
+}
+
+impl Llama {
+    /// Returns the bytes of weights that a pass with logits reads.
+    pub fn bytes_read(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| {
+            let attention = layer.query_key_value.bytes() + layer.attention_output.bytes();
+            attention + layer.gate.bytes() + layer.up.bytes() + layer.down.bytes()
+        });
+        layers.sum::<usize>() + self.head.as_ref().unwrap_or(&self.embedding).bytes()
     }
 }
 
@@ -133,15 +186,14 @@ impl Reader<'_> {
         let linear = |part, columns, rows| self.linear(&name(part), columns, Some(rows));
         Ok(LayerWeights {
             attention_norm: self.vector(&name(Part::AttentionNorm), hidden)?,
-            // Errors of these two are what most of the logits' error comes from.
-            query_key_value: Linear::new(&parts)?.with_precision(Precision::Wide),
+            query_key_value: Linear::new(&parts)?,
             biases,
             head_norms,
             attention_output: linear(Part::AttentionOutput, query, hidden)?,
             feed_forward_norm: self.vector(&name(Part::FeedForwardNorm), hidden)?,
             gate: linear(Part::Gate, hidden, wide)?,
             up: linear(Part::Up, hidden, wide)?,
-            down: linear(Part::Down, wide, hidden)?.with_precision(Precision::Wide),
+            down: linear(Part::Down, wide, hidden)?,
         })
     }
 

@@ -10,7 +10,7 @@ use crate::cpu::Isa;
 use crate::cpu::attention::{BLOCK_TOKENS, Cache, Geometry};
 use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
-use crate::model::{Buffers, Checkpoint, Hyperparameters, Llama, Loading, Position};
+use crate::model::{Buffers, Checkpoint, Hyperparameters, Llama, Loading, Position, Precisions};
 
 /// How a model is run.
 #[derive(Clone, Debug)]
@@ -92,16 +92,32 @@ impl CpuRunner {
             block_size: BLOCK_TOKENS as u32,
             eos_tokens: checkpoint.tokens.eos,
         };
+        let bytes = cache.blocks * cache.block_bytes();
+        let cache = Cache::new(cache).map_err(|error| {
+            Error::Device(format!("no memory for a KV cache of {bytes} bytes: {error}"))
+        })?;
         let runner = Self {
             model,
             compute: Compute { pool, isa },
-            cache: Cache::new(cache),
+            cache,
             limits,
             buffers: Buffers::default(),
             logits: Vec::new(),
             hidden: Vec::new(),
         };
         Ok(Loaded { runner, card, vocabulary: checkpoint.tokens.vocabulary })
+    }
+}
+
+impl CpuRunner {
+    /// Chooses how exactly activations meet the weights; for measuring what it costs.
+    pub fn set_precisions(&mut self, precisions: Precisions) {
+        self.model.set_precisions(precisions);
+    }
+
+    /// Returns the bytes of weights that a pass reads.
+    pub fn bytes_read(&self) -> usize {
+        self.model.bytes_read()
     }
 }
 

@@ -4,17 +4,13 @@
 use half::{bf16, f16};
 
 use super::*;
-use crate::cpu::activations::{BASE, BLOCK};
+use std::ops::Range;
+
+use crate::cpu::activations::{Activations, BASE, BLOCK};
 use crate::gguf::WeightType;
 
-const TYPES: [WeightType; 6] = [
-    WeightType::F32,
-    WeightType::F16,
-    WeightType::Bf16,
-    WeightType::Q4_0,
-    WeightType::Q4_1,
-    WeightType::Q8_0,
-];
+/// Rows of every type as gguf's Python package reads them; see `make_quants.py` beside the file.
+const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/quants.bin");
 
 /// Numbers that look random and are the same everywhere.
 fn noise(seed: u64) -> impl FnMut() -> u64 {
@@ -25,53 +21,74 @@ fn noise(seed: u64) -> impl FnMut() -> u64 {
     }
 }
 
-/// A stored matrix of a type, and its numbers.
-fn matrix(kind: WeightType, rows: usize, columns: usize) -> (StoredTensor, Vec<f64>) {
+/// A stored matrix of a type: random bytes, with scales of a sensible size.
+fn matrix(kind: WeightType, rows: usize, columns: usize) -> StoredTensor {
     let mut next = noise(rows as u64 * 31 + columns as u64);
-    let (mut data, mut numbers) = (Vec::new(), Vec::new());
-    for _ in 0..rows * columns / BLOCK {
-        let scale = f16::from_f32((next() % 100 + 1) as f32 / 500.0);
-        let minimum = f16::from_f32((next() % 100) as f32 / -50.0);
-        let bytes: Vec<u8> = (0..BLOCK).map(|_| next() as u8).collect();
-        let (s, m) = (f64::from(scale), f64::from(minimum));
-        let nibbles = bytes[..16].iter().map(|b| b & 15).chain(bytes[..16].iter().map(|b| b >> 4));
+    let (elements, block_bytes) = kind.block();
+    let mut data = Vec::new();
+    for _ in 0..rows * columns / elements {
+        let number = (next() % 2048) as f32 / 1000.0 - 1.0;
+        let mut block: Vec<u8> = (0..block_bytes).map(|_| next() as u8).collect();
+        let scale = f16::from_f32((next() % 100 + 1) as f32 / 500.0).to_le_bytes();
+        let minimum = f16::from_f32((next() % 100) as f32 / -50.0).to_le_bytes();
         match kind {
-            WeightType::Bf16 => {
-                for byte in &bytes {
-                    let number = bf16::from_f32(f32::from(*byte) / 100.0 - 1.0);
-                    numbers.push(f64::from(number));
-                    data.extend(number.to_le_bytes());
-                }
+            WeightType::F32 => block.copy_from_slice(&number.to_le_bytes()),
+            WeightType::F16 => block.copy_from_slice(&f16::from_f32(number).to_le_bytes()),
+            WeightType::Bf16 => block.copy_from_slice(&bf16::from_f32(number).to_le_bytes()),
+            WeightType::Q6K => block[208..].copy_from_slice(&scale),
+            WeightType::Q4_0 | WeightType::Q5_0 | WeightType::Q8_0 => {
+                block[..2].copy_from_slice(&scale);
             }
-            WeightType::F32 | WeightType::F16 => {
-                for byte in &bytes {
-                    let number = f16::from_f32(f32::from(*byte) / 100.0 - 1.0);
-                    numbers.push(f64::from(number));
-                    match kind {
-                        WeightType::F32 => data.extend(number.to_f32().to_le_bytes()),
-                        _ => data.extend(number.to_le_bytes()),
-                    }
-                }
-            }
-            WeightType::Q4_0 => {
-                data.extend(scale.to_le_bytes());
-                data.extend(&bytes[..16]);
-                numbers.extend(nibbles.map(|n| s * (f64::from(n) - 8.0)));
-            }
-            WeightType::Q4_1 => {
-                data.extend(scale.to_le_bytes());
-                data.extend(minimum.to_le_bytes());
-                data.extend(&bytes[..16]);
-                numbers.extend(nibbles.map(|n| s * f64::from(n) + m));
-            }
-            WeightType::Q8_0 => {
-                data.extend(scale.to_le_bytes());
-                data.extend(&bytes);
-                numbers.extend(bytes.iter().map(|&b| s * f64::from(b as i8)));
+            WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => {
+                block[..2].copy_from_slice(&scale);
+                block[2..4].copy_from_slice(&minimum);
             }
         }
+        data.extend(block);
     }
-    (StoredTensor { dims: vec![columns, rows], weight_type: kind, data }, numbers)
+    StoredTensor { dims: vec![columns, rows], weight_type: kind, data }
+}
+
+/// The numbers of a matrix, row after row.
+fn numbers(linear: &Linear) -> Vec<f64> {
+    let mut row = vec![0.0; linear.columns()];
+    let rows = (0..linear.rows()).flat_map(|index| {
+        linear.unpack_row(index, &mut row);
+        row.iter().map(|&number| f64::from(number)).collect::<Vec<_>>()
+    });
+    rows.collect()
+}
+
+/// A width that a type allows, with more than one tile.
+fn columns(kind: WeightType) -> usize {
+    (3 * BLOCK).max(2 * kind.block().0)
+}
+
+#[test]
+fn stored_rows_mean_what_ggml_means() {
+    let mut golden = GOLDEN;
+    let mut take = |count: usize| golden.split_off(..count).unwrap();
+    for kind in WeightType::ALL {
+        assert_eq!(take(8).split(|&byte| byte == 0).next(), Some(kind.name().as_bytes()));
+        let fields = take(20).as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
+        let [number, elements, bytes, rows, columns] = fields.collect::<Vec<_>>()[..] else {
+            unreachable!("twenty bytes are five numbers");
+        };
+        assert_eq!(WeightType::from_number(number), Some(kind));
+        assert_eq!(kind.block(), (elements as usize, bytes as usize), "{kind:?}");
+        let (rows, columns) = (rows as usize, columns as usize);
+        let data = take(rows * columns / elements as usize * bytes as usize).to_vec();
+        let stored = StoredTensor { dims: vec![columns, rows], weight_type: kind, data };
+        let linear = Linear::new(&[("w".into(), stored)]).unwrap();
+        let mut row = vec![0.0; columns];
+        for index in 0..rows {
+            linear.unpack_row(index, &mut row);
+            let expected = take(4 * columns).as_chunks::<4>().0.iter().copied();
+            let expected: Vec<f32> = expected.map(f32::from_le_bytes).collect();
+            assert!(row == expected, "{kind:?}: {row:?} is not {expected:?}");
+        }
+    }
+    assert!(golden.is_empty());
 }
 
 fn floats(count: usize) -> Vec<f32> {
@@ -79,43 +96,55 @@ fn floats(count: usize) -> Vec<f32> {
     (0..count).map(|_| next() as f32 / (1u64 << 30) as f32 - 1.0).collect()
 }
 
+/// Two digits where a block is above the mean.
+const SOME: Precision = Precision { excess: 1.0 };
+
+const PRECISIONS: [Precision; 3] = [Precision::NARROW, Precision::WIDE, SOME];
+
+/// Fills in activations as a linear layer wants them.
+fn filled(linear: &Linear, compute: &Compute, x: &[f32]) -> Activations {
+    let mut activations = Activations::default();
+    let columns = linear.columns();
+    activations.floats(x.len() / columns, columns).copy_from_slice(x);
+    activations.fill(compute, linear.precision(), |_, _| {});
+    activations
+}
+
 /// The activations as the kernel sees them: floats, or what quantisation makes of them.
-fn seen(
-    (kind, precision): (WeightType, Precision),
-    isa: Isa,
-    x: &[f32],
-    columns: usize,
-) -> Vec<f64> {
-    if matches!(kind, WeightType::F32 | WeightType::F16 | WeightType::Bf16) {
-        return x.iter().map(|&value| f64::from(value)).collect();
+fn seen(activations: &Activations, precision: Option<Precision>) -> Vec<f64> {
+    let view = activations.view();
+    if precision.is_none() {
+        return view.floats.iter().map(|&value| f64::from(value)).collect();
     }
-    let mut scratch = Activations::default();
-    let rows = x.len() / columns;
-    scratch.parts((rows, columns), precision, rows).for_each(|mut part| part.fill(isa, x));
-    let view = scratch.view();
     let number = |(i, &high): (usize, &i8)| {
-        let digit = i32::from(high);
-        let number = view.low.get(i).map_or(digit, |&low| digit * BASE + i32::from(low));
-        f64::from(number) * f64::from(view.scales[i / BLOCK])
+        let (row, block) = (i / view.columns, i % view.columns / BLOCK);
+        let is_wide = view.marks(row, block) & 1 == 1;
+        let low = if is_wide { f64::from(view.low[i]) / f64::from(BASE) } else { 0.0 };
+        (f64::from(high) + low) * f64::from(view.scales[i / BLOCK])
     };
     view.values.iter().enumerate().map(number).collect()
 }
 
 #[test]
 fn products_match_a_float64_reference() {
-    let (rows, columns, tokens) = (35, 96, 19);
-    let x = floats(tokens * columns);
-    for (kind, precision) in
-        TYPES.into_iter().flat_map(|t| [(t, Precision::Narrow), (t, Precision::Wide)])
-    {
-        let (stored, weights) = matrix(kind, rows, columns);
-        let linear = Linear::new(&[("w".into(), stored)]).unwrap().with_precision(precision);
+    let (rows, tokens) = (35, 19);
+    for (kind, precision) in WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p))) {
+        let columns = columns(kind);
+        let x = floats(tokens * columns);
+        let stored = ("w".to_owned(), matrix(kind, rows, columns));
+        let mut linear = Linear::new(&[stored]).unwrap();
+        linear.set_precision(precision);
+        let weights = numbers(&linear);
         for isa in Isa::available() {
-            let seen = seen((kind, precision), isa, &x, columns);
             let compute = Compute { pool: Pool::start(2).unwrap(), isa };
-            let mut out = vec![0.0; tokens * rows];
-            linear.apply(&compute, &x, &mut Activations::default(), &mut out);
+            let activations = filled(&linear, &compute, &x);
+            let seen = seen(&activations, linear.precision());
+            let mut out = vec![1.0; tokens * rows];
+            linear.apply(&compute, activations.view(), Product::Set(&mut out));
+            let mut twice = out.clone();
+            linear.apply(&compute, activations.view(), Product::Add(&mut twice));
             for (at, got) in out.iter().enumerate() {
+                assert_eq!(twice[at], got + got);
                 let (token, row) = (at / rows, at % rows);
                 let terms =
                     (0..columns).map(|c| seen[token * columns + c] * weights[row * columns + c]);
@@ -124,57 +153,91 @@ fn products_match_a_float64_reference() {
                 let error = (f64::from(*got) - exact).abs();
                 assert!(error <= size * 1e-6 + 1e-6, "{kind:?} {isa:?}: {got} is not {exact}");
             }
-            let mut row = vec![0.0; columns];
-            linear.unpack_row(rows - 1, &mut row);
-            let exact = &weights[(rows - 1) * columns..];
-            assert!(row.iter().zip(exact).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
         }
     }
 }
 
 #[test]
 fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
-    let columns = 64;
-    let x = floats(40 * columns);
-    let stored = [("a".to_owned(), matrix(WeightType::Q4_1, 48, columns).0)];
-    let mixed = [
-        ("a".to_owned(), matrix(WeightType::Q8_0, 20, columns).0),
-        ("b".to_owned(), matrix(WeightType::F16, 33, columns).0),
-    ];
-    for (parts, precision) in [
-        (&stored[..], Precision::Narrow),
-        (&stored[..], Precision::Wide),
-        (&mixed[..], Precision::Narrow),
-        (&mixed[..], Precision::Wide),
-    ] {
-        let linear = Linear::new(parts).unwrap().with_precision(precision);
-        for isa in Isa::available() {
-            let run = |threads: usize, tokens: Range<usize>| {
-                let compute = Compute { pool: Pool::start(threads).unwrap(), isa };
-                let x = &x[tokens.start * columns..tokens.end * columns];
-                let mut out = vec![0.0; tokens.len() * linear.rows()];
-                linear.apply(&compute, x, &mut Activations::default(), &mut out);
-                out
-            };
-            let whole = run(1, 0..40);
-            for (threads, tokens) in [(2, 0..40), (3, 0..17), (1, 5..6), (2, 39..40), (2, 3..7)] {
-                let expected = &whole[tokens.start * linear.rows()..tokens.end * linear.rows()];
-                assert!(run(threads, tokens.clone()) == expected, "{isa:?} {threads} {tokens:?}");
+    for (kind, precision) in WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p))) {
+        let columns = columns(kind);
+        let x = floats(40 * columns);
+        // One matrix, and two of different types that share their activations.
+        let two = [
+            ("a".to_owned(), matrix(kind, 33, columns)),
+            ("b".to_owned(), matrix(WeightType::F16, 20, columns)),
+        ];
+        for parts in [&two[..1], &two[..]] {
+            let mut linear = Linear::new(parts).unwrap();
+            linear.set_precision(precision);
+            for isa in Isa::available() {
+                let run = |threads: usize, tokens: Range<usize>| {
+                    let compute = Compute { pool: Pool::start(threads).unwrap(), isa };
+                    let x = &x[tokens.start * columns..tokens.end * columns];
+                    let mut out = vec![0.0; tokens.len() * linear.rows()];
+                    let activations = filled(&linear, &compute, x);
+                    linear.apply(&compute, activations.view(), Product::Set(&mut out));
+                    out
+                };
+                let whole = run(1, 0..40);
+                for (threads, tokens) in [(2, 0..40), (3, 0..17), (1, 5..6), (2, 39..40), (2, 3..7)]
+                {
+                    let expected = &whole[tokens.start * linear.rows()..tokens.end * linear.rows()];
+                    let got = run(threads, tokens.clone());
+                    assert!(got == expected, "{kind:?} {isa:?} {threads} {tokens:?}");
+                }
             }
         }
     }
 }
 
 #[test]
+fn a_gated_product_is_silu_of_the_one_times_the_other() {
+    let (rows, columns, tokens) = (40, 64, 21);
+    let linear = |seed: usize, kind| {
+        let stored = matrix(kind, rows + seed * ROWS, columns);
+        let data = stored.data[..stored.data.len() / (rows + seed * ROWS) * rows].to_vec();
+        let stored = StoredTensor { dims: vec![columns, rows], data, ..stored };
+        Linear::new(&[("w".into(), stored)]).unwrap()
+    };
+    let (gate, up) = (linear(0, WeightType::Q4_1), linear(1, WeightType::Q8_0));
+    let x = floats(tokens * columns);
+    for isa in Isa::available() {
+        let compute = Compute { pool: Pool::start(2).unwrap(), isa };
+        let activations = filled(&gate, &compute, &x);
+        let mut outs = [(); 3].map(|()| vec![0.0; tokens * rows]);
+        gate.apply(&compute, activations.view(), Product::Set(&mut outs[0]));
+        up.apply(&compute, activations.view(), Product::Set(&mut outs[1]));
+        gate.apply_gated(&up, &compute, activations.view(), &mut outs[2]);
+        let [gates, ups, gated] = outs;
+        for ((gate, up), gated) in gates.iter().zip(ups).zip(gated) {
+            let (gate, up) = (f64::from(*gate), f64::from(up));
+            let exact = gate / (1.0 + (-gate).exp()) * up;
+            assert!((f64::from(gated) - exact).abs() <= 1e-5 * exact.abs() + 1e-6, "{isa:?}");
+        }
+    }
+}
+
+#[test]
 fn matrices_of_other_shapes_are_refused() {
-    let odd = StoredTensor { dims: vec![33, 2], weight_type: WeightType::F32, data: vec![0; 264] };
-    let flat = StoredTensor { dims: vec![64], weight_type: WeightType::F32, data: vec![0; 256] };
-    for (tensor, fragment) in [(odd, "not rows of blocks of 32"), (flat, "expected 2 dimensions")] {
+    let stored = |kind: WeightType, dims: Vec<usize>| {
+        let (elements, bytes) = kind.block();
+        let data = vec![0; dims.iter().product::<usize>() / elements * bytes];
+        StoredTensor { dims, weight_type: kind, data }
+    };
+    let mut cut = stored(WeightType::Q8_0, vec![64, 2]);
+    cut.data.pop();
+    for (tensor, fragment) in [
+        (stored(WeightType::F32, vec![33, 2]), "a multiple of 32 for F32, got 2 rows of 33"),
+        (stored(WeightType::Q6K, vec![288, 3]), "a multiple of 256 for Q6_K, got 3 rows of 288"),
+        (stored(WeightType::F32, vec![64]), "expected 2 dimensions"),
+        (cut, "135 bytes are not 2 rows of 64"),
+    ] {
         let error = Linear::new(&[("w".into(), tensor)]).unwrap_err().to_string();
         assert!(error.contains(fragment) && error.contains("`w`"), "{error}");
     }
-    let narrow = ("a".to_owned(), matrix(WeightType::Q8_0, 4, 32).0);
-    let wide = ("b".to_owned(), matrix(WeightType::Q8_0, 4, 64).0);
+    let narrow = ("a".to_owned(), matrix(WeightType::Q8_0, 4, 32));
+    let wide = ("b".to_owned(), matrix(WeightType::Q8_0, 4, 64));
     let error = Linear::new(&[narrow, wide]).unwrap_err().to_string();
     assert!(error.contains("tensor `b`: expected rows of 32, got 64"), "{error}");
 }

@@ -1,14 +1,20 @@
 //! The forward pass of the Llama family.
+//!
+//! A layer is a few jobs that the threads share; what lies between them is a row or two when few
+//! tokens are decoded, and is then done by the caller alone.
 
 use engine::TokenId;
 
 use super::{Hyperparameters, LayerWeights, Llama};
 use crate::cpu::Isa;
 use crate::cpu::activations::Activations;
-use crate::cpu::attention::{BLOCK_TOKENS, Cache, Scratch, Span, attend};
-use crate::cpu::linear::Compute;
-use crate::cpu::vector::{Rotation, add, normalize_heads, rms_norm, rotate, rotations, swiglu};
+use crate::cpu::attention::{self, BLOCK_TOKENS, Cache, Group, Pass, Places, Shape};
+use crate::cpu::linear::{Compute, Product};
+use crate::cpu::vector::{add, normalize_heads, rms_norm, rotate};
 use crate::runner::BlockId;
+
+/// Tokens at a time that a thread rotates.
+const GRAIN: usize = 4;
 
 /// One token of a forward pass and its place.
 #[derive(Clone, Copy, Debug)]
@@ -25,14 +31,21 @@ pub struct Position<'a> {
 #[derive(Debug, Default)]
 pub struct Buffers {
     residual: Vec<f32>,
-    normed: Vec<f32>,
+    turns: Vec<f32>,
     qkv: Vec<f32>,
-    attended: Vec<f32>,
-    projected: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    rotations: Vec<Rotation>,
-    activations: Activations,
+    /// What normalised rows become.
+    normed: Activations,
+    /// What attention and gates give.
+    inner: Activations,
+    attention: attention::Buffers,
+}
+
+/// What all layers of a pass share.
+struct Batch<'a> {
+    tokens: usize,
+    places: Places,
+    groups: Vec<Group<'a>>,
+    shape: Shape,
 }
 
 impl Llama {
@@ -45,10 +58,20 @@ impl Llama {
         cache: &mut Cache,
         buffers: &mut Buffers,
     ) {
-        self.embed(tokens, buffers);
+        self.embed(compute, tokens, buffers);
+        let shape = self.shape();
+        let place = |token: &Position<'_>| {
+            (token.blocks[token.position / BLOCK_TOKENS], token.position % BLOCK_TOKENS)
+        };
+        let batch = Batch {
+            tokens: tokens.len(),
+            places: Places::new(tokens.iter().map(place)),
+            groups: groups(tokens, shape.group_tokens()),
+            shape,
+        };
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attention(compute, layer, (index, tokens), cache, buffers);
-            self.feed_forward(compute, layer, buffers);
+            self.attention(compute, (index, layer), &batch, cache, buffers);
+            self.feed_forward(compute, layer, batch.tokens, buffers);
         }
     }
 
@@ -77,102 +100,136 @@ impl Llama {
         buffers: &mut Buffers,
         logits: &mut Vec<f32>,
     ) {
-        let mut normed = std::mem::take(&mut buffers.normed);
-        self.hidden(compute, wanted, buffers, &mut normed);
-        buffers.normed = normed;
         logits.resize(wanted.len() * self.vocabulary(), 0.0);
-        if !wanted.is_empty() {
-            let head = self.head.as_ref().unwrap_or(&self.embedding);
-            head.apply(compute, &buffers.normed, &mut buffers.activations, logits);
+        if wanted.is_empty() {
+            return;
+        }
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let (hidden, residual) = (self.sizes.hidden, &buffers.residual);
+        buffers.normed.floats(wanted.len(), hidden);
+        buffers.normed.fill(compute, head.precision(), |row, out| {
+            let residual = &residual[wanted[row] * hidden..][..hidden];
+            rms_norm(compute.isa, residual, &self.norm, self.sizes.norm_epsilon, out);
+        });
+        head.apply(compute, buffers.normed.view(), Product::Set(logits));
+    }
+
+    /// Returns how the layers attend.
+    fn shape(&self) -> Shape {
+        Shape {
+            heads: self.sizes.heads / self.sizes.kv_heads,
+            window: usize::MAX,
+            scale: 1.0 / (self.sizes.head_dim as f32).sqrt(),
         }
     }
 
-    /// Fills in the residual stream and the rotations.
-    fn embed(&self, tokens: &[Position<'_>], buffers: &mut Buffers) {
-        let (hidden, pairs) = (self.sizes.hidden, self.sizes.head_dim / 2);
-        let rope = &self.sizes.rope;
+    /// Fills in the residual stream and the turns of each position.
+    fn embed(&self, compute: &Compute, tokens: &[Position<'_>], buffers: &mut Buffers) {
+        let (hidden, width) = (self.sizes.hidden, self.rope.width());
         buffers.residual.resize(tokens.len() * hidden, 0.0);
-        buffers.rotations.resize(tokens.len() * pairs, [0.0; 2]);
-        let rows = buffers.residual.chunks_exact_mut(hidden);
-        let turns = buffers.rotations.chunks_exact_mut(pairs);
-        for ((token, row), turns) in tokens.iter().zip(rows).zip(turns) {
-            self.embedding.unpack_row(token.token as usize, row);
-            rotations(token.position, &rope.frequencies, rope.magnitude, turns);
-        }
+        buffers.turns.resize(tokens.len() * width, 0.0);
+        let rows = buffers.residual.chunks_mut(GRAIN * hidden);
+        let turns = buffers.turns.chunks_mut(GRAIN * width);
+        let parts = tokens.chunks(GRAIN).zip(rows.zip(turns));
+        compute.pool.each(parts, |_, (tokens, (rows, turns))| {
+            let rows = rows.chunks_exact_mut(hidden).zip(turns.chunks_exact_mut(width));
+            for (token, (row, turns)) in tokens.iter().zip(rows) {
+                self.embedding.unpack_row(token.token as usize, row);
+                self.rope.turns(token.position, turns);
+            }
+        });
     }
 
     fn attention(
         &self,
         compute: &Compute,
-        layer: &LayerWeights,
-        (index, tokens): (usize, &[Position<'_>]),
+        (index, layer): (usize, &LayerWeights),
+        batch: &Batch<'_>,
         cache: &mut Cache,
         buffers: &mut Buffers,
     ) {
-        let sizes = &self.sizes;
-        self.normalize(compute, &layer.attention_norm, buffers);
+        let (queries, kv) = (self.sizes.query_width(), self.sizes.kv_width());
         let linear = &layer.query_key_value;
-        buffers.qkv.resize(tokens.len() * linear.rows(), 0.0);
-        linear.apply(compute, &buffers.normed, &mut buffers.activations, &mut buffers.qkv);
-        let rows = buffers.qkv.chunks_exact_mut(linear.rows());
-        let turns = buffers.rotations.chunks_exact(sizes.head_dim / 2);
-        for ((token, row), turns) in tokens.iter().zip(rows).zip(turns) {
-            layer.finish_heads(compute.isa, sizes, row, turns);
-            let (heads, values) = row.split_at(sizes.query_width() + sizes.kv_width());
-            let block = token.blocks[token.position / BLOCK_TOKENS];
-            let place = token.position % BLOCK_TOKENS;
-            cache.write(index, block, place, (&heads[sizes.query_width()..], values));
-        }
-        buffers.attended.resize(tokens.len() * sizes.query_width(), 0.0);
-        let group = sizes.query_width() / sizes.kv_heads;
-        let outputs = buffers.attended.chunks_exact_mut(group).enumerate();
-        let (qkv, kv) = (&buffers.qkv, cache.layer(index));
-        compute.pool.each(outputs, Scratch::default, |scratch, (item, out)| {
-            let (row, head) = (item / sizes.kv_heads, item % sizes.kv_heads);
-            let token = &tokens[row];
-            let queries = &qkv[row * linear.rows() + head * group..][..group];
-            let tokens = token.position + 1;
-            let first = sizes.windows[index].map_or(0, |window| tokens.saturating_sub(window));
-            let span = Span { layer: kv, head, blocks: token.blocks, first, tokens };
-            attend(compute.isa, queries, span, scratch, out);
+        let stride = linear.rows();
+        self.normalize(compute, &layer.attention_norm, linear.precision(), buffers);
+        buffers.qkv.resize(batch.tokens * stride, 0.0);
+        linear.apply(compute, buffers.normed.view(), Product::Set(&mut buffers.qkv));
+        let rows = buffers.qkv.chunks_mut(GRAIN * stride);
+        let turns = buffers.turns.chunks(GRAIN * self.rope.width());
+        compute.pool.each(rows.zip(turns), |_, (rows, turns)| {
+            let turns = turns.chunks_exact(self.rope.width());
+            for (row, turns) in rows.chunks_exact_mut(stride).zip(turns) {
+                layer.finish_heads(compute.isa, &self.sizes, row, turns);
+            }
         });
+        let qkv = &buffers.qkv;
+        cache.write(compute, index, &batch.places, |token| {
+            qkv[token * stride..][queries..stride].split_at(kv)
+        });
+        let out = buffers.inner.floats(batch.tokens, queries);
+        let shape =
+            Shape { window: self.sizes.windows[index].unwrap_or(usize::MAX), ..batch.shape };
+        let pass = Pass::new((cache, index), &batch.groups, (qkv, stride), shape);
+        pass.attend(compute, &mut buffers.attention, out);
         let linear = &layer.attention_output;
-        buffers.projected.resize(tokens.len() * linear.rows(), 0.0);
-        let projected = &mut buffers.projected;
-        linear.apply(compute, &buffers.attended, &mut buffers.activations, projected);
-        add(compute.isa, &mut buffers.residual, &buffers.projected);
+        buffers.inner.fill(compute, linear.precision(), |_, _| {});
+        linear.apply(compute, buffers.inner.view(), Product::Add(&mut buffers.residual));
     }
 
-    fn feed_forward(&self, compute: &Compute, layer: &LayerWeights, buffers: &mut Buffers) {
-        self.normalize(compute, &layer.feed_forward_norm, buffers);
-        let tokens = buffers.residual.len() / self.sizes.hidden;
-        let width = self.sizes.feed_forward;
-        buffers.gate.resize(tokens * width, 0.0);
-        buffers.up.resize(tokens * width, 0.0);
-        let activations = &mut buffers.activations;
-        layer.gate.apply(compute, &buffers.normed, activations, &mut buffers.gate);
-        layer.up.apply(compute, &buffers.normed, activations, &mut buffers.up);
-        let rows = buffers.gate.chunks_mut(width).zip(buffers.up.chunks(width));
-        compute.pool.each(rows, || (), |(), (gate, up)| swiglu(compute.isa, gate, up));
-        buffers.projected.resize(tokens * self.sizes.hidden, 0.0);
-        layer.down.apply(compute, &buffers.gate, activations, &mut buffers.projected);
-        add(compute.isa, &mut buffers.residual, &buffers.projected);
+    fn feed_forward(
+        &self,
+        compute: &Compute,
+        layer: &LayerWeights,
+        tokens: usize,
+        buffers: &mut Buffers,
+    ) {
+        let precision = layer.gate.precision().or(layer.up.precision());
+        self.normalize(compute, &layer.feed_forward_norm, precision, buffers);
+        let out = buffers.inner.floats(tokens, self.sizes.feed_forward);
+        layer.gate.apply_gated(&layer.up, compute, buffers.normed.view(), out);
+        buffers.inner.fill(compute, layer.down.precision(), |_, _| {});
+        layer.down.apply(compute, buffers.inner.view(), Product::Add(&mut buffers.residual));
     }
 
-    fn normalize(&self, compute: &Compute, weight: &[f32], buffers: &mut Buffers) {
-        let hidden = self.sizes.hidden;
-        buffers.normed.resize(buffers.residual.len(), 0.0);
-        let rows = buffers.normed.chunks_exact_mut(hidden);
-        for (out, row) in rows.zip(buffers.residual.chunks_exact(hidden)) {
-            rms_norm(compute.isa, row, weight, self.sizes.norm_epsilon, out);
+    /// Normalises the residual stream, for matrices that want this precision.
+    fn normalize(
+        &self,
+        compute: &Compute,
+        weight: &[f32],
+        precision: Option<crate::cpu::activations::Precision>,
+        buffers: &mut Buffers,
+    ) {
+        let (hidden, residual) = (self.sizes.hidden, &buffers.residual);
+        buffers.normed.floats(residual.len() / hidden, hidden);
+        buffers.normed.fill(compute, precision, |row, out| {
+            let residual = &residual[row * hidden..][..hidden];
+            rms_norm(compute.isa, residual, weight, self.sizes.norm_epsilon, out);
+        });
+    }
+}
+
+/// Puts neighbouring tokens of a sequence together, up to `most` of them.
+fn groups<'a>(tokens: &[Position<'a>], most: usize) -> Vec<Group<'a>> {
+    let mut groups: Vec<Group<'a>> = Vec::new();
+    for token in tokens {
+        match groups.last_mut() {
+            Some(group)
+                if group.tokens < most
+                    && group.position + group.tokens == token.position
+                    && std::ptr::eq(group.blocks, token.blocks) =>
+            {
+                group.tokens += 1;
+            }
+            _ => groups.push(Group { tokens: 1, position: token.position, blocks: token.blocks }),
         }
     }
+    groups
 }
 
 impl LayerWeights {
     /// Makes of a row of the product, `[queries, keys, values]`, what attention takes: biases are
     /// added, heads normalised where the family does so, queries and keys turned.
-    fn finish_heads(&self, isa: Isa, sizes: &Hyperparameters, row: &mut [f32], turns: &[Rotation]) {
+    fn finish_heads(&self, isa: Isa, sizes: &Hyperparameters, row: &mut [f32], turns: &[f32]) {
         if let Some(biases) = &self.biases {
             add(isa, row, biases);
         }
@@ -182,6 +239,6 @@ impl LayerWeights {
             normalize_heads(isa, queries, query, sizes.norm_epsilon);
             normalize_heads(isa, keys, key, sizes.norm_epsilon);
         }
-        rotate(heads, turns);
+        rotate(isa, heads, sizes.head_dim, turns);
     }
 }

@@ -1,0 +1,98 @@
+//! Prints what quantised activations cost in exactness, for some settings:
+//! `precision MODEL.gguf GOLDEN_DIR`, with the files of `tests/golden/make_golden.py`.
+//!
+//! For each setting: the mean over the prompts of the logits' root-mean-square error and of the
+//! Kullback-Leibler divergence, in nats, from an f32 forward pass over the same weights.
+
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use worker::cpu::activations::Precision;
+use worker::model::Precisions;
+use worker::runner::cpu::{CpuOptions, CpuRunner};
+use worker::runner::{Entry, Runner, Wants};
+
+type Prompts = Vec<(Vec<u32>, Vec<f64>)>;
+
+fn prompts(folder: &Path, vocabulary: usize) -> Result<Prompts, Box<dyn std::error::Error>> {
+    let list = std::fs::read_to_string(folder.join("prompts.json"))?;
+    let list: serde_json::Value = serde_json::from_str(&list)?;
+    let bytes = std::fs::read(folder.join("logits.f16"))?;
+    let rows = bytes.chunks_exact(2 * vocabulary);
+    let list = list.as_array().ok_or("prompts.json: expected a list")?;
+    let tokens = list.iter().map(|prompt| {
+        let tokens = prompt["tokens"].as_array().into_iter().flatten();
+        tokens.filter_map(|token| Some(token.as_u64()? as u32)).collect()
+    });
+    let logits = rows.map(|row| {
+        row.chunks_exact(2).map(|two| f16::from_le_bytes([two[0], two[1]]).to_f64()).collect()
+    });
+    Ok(tokens.zip(logits).collect())
+}
+
+fn log_softmax(logits: &[f64]) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|logit| (logit - top).exp()).sum();
+    logits.iter().map(|logit| logit - top - sum.ln()).collect()
+}
+
+/// Returns the mean error and the mean divergence.
+fn errors(runner: &mut CpuRunner, prompts: &Prompts) -> Result<(f64, f64), worker::Error> {
+    let blocks: Vec<u32> = (0..64).collect();
+    let (mut rms, mut kl) = (0.0, 0.0);
+    for (tokens, exact) in prompts {
+        let entry = Entry { tokens, start: 0, blocks: &blocks, wants: Wants::Last };
+        let outputs = runner.forward(&[entry])?;
+        let ours: Vec<f64> = outputs.logits.iter().map(|&logit| logit.into()).collect();
+        let squares: f64 = ours.iter().zip(exact).map(|(a, b)| (a - b) * (a - b)).sum();
+        rms += (squares / exact.len() as f64).sqrt();
+        let (p, q) = (log_softmax(exact), log_softmax(&ours));
+        kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+    }
+    Ok((rms / prompts.len() as f64, kl / prompts.len() as f64))
+}
+
+#[expect(clippy::print_stdout, reason = "the example's purpose is to print")]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<PathBuf> = std::env::args().skip(1).map(PathBuf::from).collect();
+    let [model, golden] = &arguments[..] else {
+        return Err("usage: precision MODEL.gguf GOLDEN_DIR".into());
+    };
+    let options = CpuOptions {
+        threads: 2,
+        context_length: Some(1024),
+        kv_cache_bytes: 256 << 20,
+        batch_tokens: 1024,
+    };
+    let mut runner = CpuRunner::load(model, &options)?.runner;
+    let prompts = prompts(golden, runner.limits().vocabulary)?;
+    let (all, none) = (Precision::WIDE, Precision::NARROW);
+    let some = |excess| Precision { excess };
+    let mut settings = vec![
+        ("two digits everywhere".to_owned(), [all; 5]),
+        ("one digit everywhere".to_owned(), [none; 5]),
+        ("two for qkv, down".to_owned(), [all, none, none, all, none]),
+        ("two but for head".to_owned(), [all, all, all, all, none]),
+    ];
+    for excess in [0.5, 1.0, 2.0, 4.0, 8.0, 16.0] {
+        let p = some(excess);
+        settings.push((format!("above {excess}: qkv, down"), [p, none, none, p, none]));
+        settings.push((format!("above {excess}: all"), [p, p, p, p, p]));
+        settings.push((format!("above {excess}: qkv"), [p, none, none, none, none]));
+        settings.push((format!("above {excess}: output"), [none, p, none, none, none]));
+        settings.push((format!("above {excess}: gate, up"), [none, none, p, none, none]));
+        settings.push((format!("above {excess}: down"), [none, none, none, p, none]));
+    }
+    for (name, [query_key_value, attention_output, gate_up, down, head]) in settings {
+        runner.set_precisions(Precisions {
+            query_key_value,
+            attention_output,
+            gate_up,
+            down,
+            head,
+        });
+        let (rms, kl) = errors(&mut runner, &prompts)?;
+        println!("{name:28} RMS {rms:.3}  KL {kl:.4}");
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Attention against a float64 reference, and the promise that neither neighbours nor threads nor
+//! segments matter.
+
+use super::*;
+use crate::cpu::Isa;
+use crate::cpu::pool::Pool;
+
+/// A cache with tokens in scattered blocks, and what is asked of it.
+struct Case {
+    cache: Cache,
+    blocks: Vec<BlockId>,
+    tokens: usize,
+    geometry: Geometry,
+    heads: usize,
+}
+
+fn number(token: usize, at: usize, salt: usize) -> f32 {
+    ((token * 67 + at * 13 + salt) as f32 * 0.7).sin()
+}
+
+impl Case {
+    fn new(head_dim: usize, heads: usize, tokens: usize) -> Self {
+        let count = tokens.div_ceil(BLOCK_TOKENS);
+        let geometry = Geometry { layers: 2, blocks: count + 2, kv_heads: 2, head_dim };
+        let blocks = (0..count).map(|b| ((b * 7 + 3) % count) as BlockId);
+        let blocks =
+            if count.is_multiple_of(7) { (1..).take(count).collect() } else { blocks.collect() };
+        let mut case =
+            Self { cache: Cache::new(geometry).unwrap(), blocks, tokens, geometry, heads };
+        let rows: Vec<[Vec<f32>; 2]> = (0..tokens)
+            .map(|t| [1, 2].map(|salt| (0..2 * head_dim).map(|d| number(t, d, salt)).collect()))
+            .collect();
+        let places =
+            Places::new((0..tokens).map(|t| (case.blocks[t / BLOCK_TOKENS], t % BLOCK_TOKENS)));
+        let compute = Compute { pool: Pool::start(2).unwrap(), isa: Isa::best() };
+        case.cache.write(&compute, 1, &places, |token| (&rows[token][0], &rows[token][1]));
+        case
+    }
+
+    fn shape(&self, window: usize) -> Shape {
+        let scale = 1.0 / (self.geometry.head_dim as f32).sqrt();
+        Shape { heads: self.heads, window, scale }
+    }
+
+    fn width(&self) -> usize {
+        2 * self.heads * self.geometry.head_dim
+    }
+
+    /// Attends from the tokens `first..`, in groups of `group`.
+    fn run(
+        &self,
+        (isa, threads): (Isa, usize),
+        window: usize,
+        first: usize,
+        group: usize,
+    ) -> Vec<f32> {
+        let compute = Compute { pool: Pool::start(threads).unwrap(), isa };
+        let stride = self.width() + 5;
+        let count = self.tokens - first;
+        let queries: Vec<f32> =
+            (0..count * stride).map(|i| number(first + i / stride, i % stride, 3)).collect();
+        let groups: Vec<Group<'_>> = (first..self.tokens)
+            .step_by(group)
+            .map(|position| Group {
+                tokens: group.min(self.tokens - position),
+                position,
+                blocks: &self.blocks,
+            })
+            .collect();
+        let mut out = vec![0.0; count * self.width()];
+        let pass = Pass::new((&self.cache, 1), &groups, (&queries, stride), self.shape(window));
+        pass.attend(&compute, &mut Buffers::default(), &mut out);
+        out
+    }
+
+    /// What a query head of a token attends to, in float64.
+    fn reference(&self, token: usize, window: usize, head: usize) -> Vec<f64> {
+        let dim = self.geometry.head_dim;
+        let kv = head / self.heads * dim;
+        let weights: Vec<f64> = ((token + 1).saturating_sub(window)..=token)
+            .map(|t| {
+                let products = (0..dim).map(|d| {
+                    let key = f64::from(f16::from_f32(number(t, kv + d, 1)));
+                    f64::from(number(token, head * dim + d, 3)) * key
+                });
+                (products.sum::<f64>() / (dim as f64).sqrt()).exp()
+            })
+            .collect();
+        let total: f64 = weights.iter().sum();
+        let first = token + 1 - weights.len();
+        let value = |t: usize, d: usize| f64::from(f16::from_f32(number(first + t, kv + d, 2)));
+        (0..dim)
+            .map(|d| weights.iter().enumerate().map(|(t, w)| w * value(t, d)).sum::<f64>() / total)
+            .collect()
+    }
+}
+
+#[test]
+fn attention_matches_a_float64_reference_over_scattered_blocks() {
+    for (head_dim, heads, tokens, window) in [
+        (32, 3, 37, usize::MAX),
+        (64, 3, 300, usize::MAX),
+        (80, 1, 40, 9),
+        (96, 4, 33, usize::MAX),
+        (128, 8, 280, 270),
+        (256, 2, 17, usize::MAX),
+        (20, 7, 21, usize::MAX),
+    ] {
+        let case = Case::new(head_dim, heads, tokens);
+        for isa in Isa::available() {
+            let first = tokens - 17;
+            let out = case.run((isa, 2), window, first, case.shape(window).group_tokens());
+            for (row, out) in out.chunks_exact(head_dim).enumerate() {
+                let (token, head) = (first + row / (2 * heads), row % (2 * heads));
+                for (got, exact) in out.iter().zip(case.reference(token, window, head)) {
+                    let error = (f64::from(*got) - exact).abs();
+                    assert!(error < 1e-5, "{isa:?} {head_dim}: {got} is not {exact}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn neighbours_and_threads_do_not_change_a_bit() {
+    for (heads, window) in [(3, usize::MAX), (3, 261), (1, 40), (5, usize::MAX)] {
+        let case = Case::new(64, heads, 530);
+        for isa in Isa::available() {
+            let whole = case.run((isa, 1), window, 500, 1);
+            for (threads, group) in [(1, 4), (2, 12), (3, 2), (2, 1)] {
+                let other = case.run((isa, threads), window, 500, group);
+                assert!(other == whole, "{isa:?} {heads} {threads} {group}");
+            }
+            // One token alone, whose segments the threads share.
+            let last = case.run((isa, 2), window, 529, 1);
+            assert!(last == whole[29 * case.width()..], "{isa:?} {heads} alone");
+        }
+    }
+}
+
+#[test]
+fn two_tokens_cannot_go_to_the_same_place() {
+    let twice = || Places::new([(3, 1), (2, 1), (3, 1)].into_iter());
+    assert!(std::panic::catch_unwind(twice).is_err());
+}
