@@ -1,19 +1,18 @@
 //! Measures both encoders of a model file's tokenizer, on one thread:
-//! `cargo run --release --example tokenize_speed MODEL.gguf`.
+//! `cargo run --release --example tokenize_speed MODEL`.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a measurement for people")]
 
 use std::time::Instant;
 
 use openai_bridge::Tokenizer;
-use worker::gguf::Gguf;
+use worker::model::Checkpoint;
 
 /// About 60,000 tokens of English.
 const BYTES: usize = 240_000;
 
 fn main() {
-    let path = std::env::args().nth(1).expect("usage: tokenize_speed MODEL.gguf");
-    let file = Gguf::open(path.as_ref()).unwrap();
-    let vocabulary = worker::model::vocabulary(&file).unwrap();
+    let path = std::env::args().nth(1).expect("usage: tokenize_speed MODEL");
+    let vocabulary = Checkpoint::open(path.as_ref()).unwrap().tokens.vocabulary;
 
     let text = include_str!("../ARCHITECTURE.md").to_owned() + include_str!("../CONTRIBUTING.md");
     let mut text = text.repeat(BYTES / text.len() + 1);

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use openai_bridge::Tokenizer;
-use worker::gguf::Gguf;
+use worker::model::Checkpoint;
 
 #[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
 fn model() -> PathBuf {
@@ -15,8 +15,8 @@ fn model() -> PathBuf {
 
 #[test]
 fn ids_are_those_of_the_reference() {
-    let file = Gguf::open(&model()).unwrap();
-    let tokenizer = Tokenizer::new(&worker::model::vocabulary(&file).unwrap()).unwrap();
+    let vocabulary = Checkpoint::open(&model()).unwrap().tokens.vocabulary;
+    let tokenizer = Tokenizer::new(&vocabulary).unwrap();
     let golden = include_str!("../openai-bridge/tests/golden/smollm2_ids.json");
     let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
     let cases = golden.as_array().unwrap();
@@ -33,8 +33,7 @@ fn ids_are_those_of_the_reference() {
 
 #[test]
 fn the_fast_path_gives_the_librarys_ids_on_long_texts() {
-    let file = Gguf::open(&model()).unwrap();
-    let vocabulary = worker::model::vocabulary(&file).unwrap();
+    let vocabulary = Checkpoint::open(&model()).unwrap().tokens.vocabulary;
     let ours = Tokenizer::new(&vocabulary).unwrap();
     let library = Tokenizer::reference(&vocabulary).unwrap();
     assert!(ours.is_fast() && !library.is_fast());

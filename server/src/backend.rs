@@ -26,8 +26,8 @@ use crate::hub;
 use crate::metrics::Metrics;
 use crate::models::{Model, Models};
 use crate::pipeline::{Deadline, SequenceOptions, Sequences};
-use crate::repository::{Definition, WEIGHTS_FILE, is_published};
-use crate::source::{Place, sequences};
+use crate::repository::{Definition, WEIGHTS_FILE};
+use crate::source::{CONFIG_FILE, Place, sequences};
 
 pub(crate) use stack::{BASE_MODEL, Base};
 
@@ -102,14 +102,15 @@ impl Backends {
     fn weights(&self, definition: &Definition, version: u64) -> Result<PathBuf, String> {
         let Some(source) = &definition.source else {
             let folder = definition.folder.as_ref().ok_or("a text model needs a file")?;
+            let version = folder.join(version.to_string());
+            let is_directory = version.join(CONFIG_FILE).is_file();
             let file = match definition.declared.default_model_filename.as_str() {
+                "" if is_directory && !version.join(WEIGHTS_FILE).exists() => return Ok(version),
                 "" => WEIGHTS_FILE,
                 file if !file.contains(['/', '\\']) => file,
                 file => return Err(format!("`default_model_filename`: `{file}` is not a name")),
             };
-            let folder = folder.join(version.to_string());
-            let is_directory = !folder.join(file).exists() && is_published(&folder);
-            return Ok(if is_directory { folder } else { folder.join(file) });
+            return Ok(version.join(file));
         };
         match &source.place {
             Place::File(path) => Ok(path.clone()),

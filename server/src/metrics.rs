@@ -56,8 +56,11 @@ const TOKEN: Latency = Latency(&[
     0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ]);
 
+/// A counter: its name, what it counts, and where the count is.
+type Total = (&'static str, &'static str, fn(&WorkerTotals) -> u64);
+
 /// What a scheduler has done, as its counters are called.
-const TOTALS: [(&str, &str, fn(&WorkerTotals) -> u64); 11] = [
+const TOTALS: [Total; 11] = [
     ("engine_steps", "Forward passes", |t| t.steps),
     ("engine_batched_sequences", "Sequences of all forward passes", |t| t.batched_sequences),
     ("engine_prefill_tokens", "Tokens of prompts computed", |t| t.prefill_tokens),

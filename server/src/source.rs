@@ -1,4 +1,4 @@
-//! What a model argument means: a file, a hub id, the default model, or a built-in.
+//! What a model argument means: a file, a directory, a hub id, the default model, or a built-in.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,9 @@ use crate::config::Invalid;
 
 /// The default model's name and its file in the model folder.
 const DEFAULT_MODEL: (&str, &str) = ("smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf");
+
+/// The file that makes a directory a model's.
+pub(crate) const CONFIG_FILE: &str = "config.json";
 
 /// A text model and where its file comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub struct Source {
 /// Where a model's file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// On this machine.
+    /// On this machine: a GGUF file, or a directory of safetensors.
     File(PathBuf),
     /// The default model, put into the model folder by `./serve`.
     Default(PathBuf),
@@ -32,7 +35,7 @@ pub enum Place {
 }
 
 impl Source {
-    /// Reads `[NAME=]FILE` or `[NAME=]ORG/REPO[:FILE]`; an existing file wins.
+    /// Reads `[NAME=]FILE`, `[NAME=]DIRECTORY` or `[NAME=]ORG/REPO[:FILE]`; what exists wins.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let (name, rest) = match text.split_once('=') {
             Some((name, rest)) => (Some(name), rest),
@@ -40,8 +43,8 @@ impl Source {
         };
         let place = place(rest).ok_or_else(|| {
             Invalid(format!(
-                "model `{text}`: no such file, and no hub id of the form \
-                     OWNER/REPOSITORY[:FILE.gguf]"
+                "model `{text}`: no such file, no directory with a `config.json`, and no hub id \
+                     of the form OWNER/REPOSITORY[:FILE.gguf]"
             ))
         })?;
         let name = match name {
@@ -61,9 +64,11 @@ impl Source {
 impl Place {
     fn natural_name(&self) -> String {
         match self {
-            // What stands behind a point in a folder's name is part of it: `Qwen2.5-0.5B`.
             Self::File(path) if path.is_dir() => {
-                path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+                // `.` and `..` have no name of their own; a directory's has no extension.
+                let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
+                let named = path.file_name().or(whole.file_name());
+                named.unwrap_or_default().to_string_lossy().into_owned()
             }
             Self::File(path) | Self::Default(path) => {
                 path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
@@ -77,7 +82,8 @@ impl Place {
 
 fn place(text: &str) -> Option<Place> {
     let path = Path::new(text);
-    let looks_like_file = text.starts_with(['/', '.', '~']) || path.exists();
+    let is_directory = path.join(CONFIG_FILE).is_file();
+    let looks_like_file = text.starts_with(['/', '.', '~']) || path.is_file() || is_directory;
     if looks_like_file {
         return Some(Place::File(path.to_owned()));
     }
@@ -279,6 +285,18 @@ mod tests {
             let expected = expected.map(|(name, place)| Source { name: name.to_owned(), place });
             assert_eq!(Source::parse(text).ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_directory_with_a_description_is_a_model_of_its_whole_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("Some-3.2-1B");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join(CONFIG_FILE), "{}").unwrap();
+        let text = path.to_string_lossy().into_owned();
+        let expected = Source { name: "Some-3.2-1B".into(), place: Place::File(path) };
+        assert_eq!(Source::parse(&text).unwrap(), expected);
+        assert_eq!(Source::parse(&format!("m={text}")).unwrap().name, "m");
     }
 
     #[test]

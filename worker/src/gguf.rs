@@ -18,8 +18,21 @@ const MAGIC: [u8; 4] = *b"GGUF";
 /// The alignment of the tensor data unless the file says otherwise, in bytes.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// The most elements of one array; the largest vocabularies have some 300,000 tokens.
+/// The most elements of all arrays; the largest vocabularies have some 300,000 tokens, with two
+/// more numbers each and as many merges.
 const MAX_ARRAY_ELEMENTS: u64 = 4 << 20;
+
+/// The most bytes of a string; templates and tokenizers have some 40 MB at most.
+const MAX_STRING_BYTES: u64 = 64 << 20;
+
+/// The most bytes of a key or of a tensor's name, as the specification has it for keys.
+const MAX_NAME_BYTES: u64 = 65_535;
+
+/// The most values of the metadata, and the most tensors.
+const MAX_ENTRIES: u64 = 1 << 18;
+
+/// The most bytes of metadata and directory together.
+const MAX_HEADER_BYTES: u64 = 512 << 20;
 
 /// A value of the metadata.
 #[derive(Clone, Debug, PartialEq)]
@@ -197,6 +210,11 @@ impl Gguf {
         self.header.metadata.get(key)
     }
 
+    /// Returns all values of the metadata with their keys.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.header.metadata.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
     /// Returns a whole number that has to be there.
     pub fn number(&self, key: &str) -> Result<u64, Error> {
         self.optional_number(key)?.ok_or_else(|| Error::Model(format!("`{key}` is missing")))
@@ -260,6 +278,9 @@ impl Weights for Gguf {
             return Err(broken(format!("{expected}, got {row}")));
         }
         let overflow = || broken(format!("dimensions {:?} are out of range", entry.dims));
+        if entry.dims.contains(&0) {
+            return Err(overflow());
+        }
         let count = entry.dims.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
         let blocks = count.ok_or_else(overflow)? / elements as u64;
         let length = blocks.checked_mul(bytes as u64).ok_or_else(overflow)?;
@@ -278,7 +299,7 @@ impl Weights for Gguf {
 
 impl Header {
     fn parse(input: impl Read, size: u64) -> Result<Self, String> {
-        let mut reader = Reader { input, left: size };
+        let mut reader = Reader { input, left: size, elements: MAX_ARRAY_ELEMENTS };
         if reader.array::<4>("magic")? != MAGIC {
             return Err("it does not begin with `GGUF`".into());
         }
@@ -286,20 +307,26 @@ impl Header {
         if !(2..=3).contains(&version) {
             return Err(format!("version: expected 2 or 3, got {version}"));
         }
-        let tensors = reader.u64("tensor count")?;
-        let pairs = reader.u64("metadata count")?;
+        let tensors = reader.count("tensor count")?;
+        let pairs = reader.count("metadata count")?;
         let mut metadata = BTreeMap::new();
         for index in 0..pairs {
-            let key = reader.string(&format!("metadata key {index}"))?;
+            let key = reader.name(&format!("metadata key {index}"))?;
             let kind = reader.u32(&key)?;
             let value = reader.value(kind, &key)?;
-            metadata.insert(key, value);
+            reader.check_length(size)?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(format!("`{key}`: comes twice"));
+            }
         }
         let mut directory = BTreeMap::new();
         for index in 0..tensors {
-            let name = reader.string(&format!("name of tensor {index}"))?;
+            let name = reader.name(&format!("name of tensor {index}"))?;
             let entry = reader.entry(&name)?;
-            directory.insert(name, entry);
+            reader.check_length(size)?;
+            if directory.insert(name.clone(), entry).is_some() {
+                return Err(format!("tensor `{name}`: comes twice"));
+            }
         }
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
@@ -309,6 +336,12 @@ impl Header {
                 return Err(format!("`general.alignment`: expected a power of 2, got {kind}"));
             }
         };
+        let misplaced = directory.iter().find(|(_, entry)| entry.offset % alignment != 0);
+        if let Some((name, Entry { offset, .. })) = misplaced {
+            return Err(format!(
+                "tensor `{name}`: offset: expected a multiple of {alignment}, got {offset}"
+            ));
+        }
         let data_start = (size - reader.left).next_multiple_of(alignment);
         Ok(Self { metadata, directory, data_start })
     }
@@ -318,6 +351,8 @@ impl Header {
 struct Reader<R> {
     input: R,
     left: u64,
+    /// How many elements arrays may still have.
+    elements: u64,
 }
 
 impl<R: Read> Reader<R> {
@@ -345,8 +380,36 @@ impl<R: Read> Reader<R> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
+    /// Reads how many entries follow.
+    fn count(&mut self, what: &str) -> Result<u64, String> {
+        let count = self.u64(what)?;
+        match count <= MAX_ENTRIES {
+            true => Ok(count),
+            false => Err(format!("{what}: expected at most {MAX_ENTRIES}, got {count}")),
+        }
+    }
+
+    /// Checks what was read of a file of `size` bytes so far.
+    fn check_length(&self, size: u64) -> Result<(), String> {
+        match size - self.left <= MAX_HEADER_BYTES {
+            true => Ok(()),
+            false => Err(format!("metadata: expected at most {MAX_HEADER_BYTES} bytes")),
+        }
+    }
+
+    fn name(&mut self, what: &str) -> Result<String, String> {
+        self.text(what, MAX_NAME_BYTES)
+    }
+
     fn string(&mut self, what: &str) -> Result<String, String> {
+        self.text(what, MAX_STRING_BYTES)
+    }
+
+    fn text(&mut self, what: &str, most: u64) -> Result<String, String> {
         let length = self.u64(what)?;
+        if length > most {
+            return Err(format!("{what}: expected a string of at most {most} bytes, got {length}"));
+        }
         self.take(length, what)?;
         let mut bytes = vec![0; length as usize];
         self.input.read_exact(&mut bytes).map_err(|error| format!("{what}: {error}"))?;
@@ -378,10 +441,10 @@ impl<R: Read> Reader<R> {
         if kind == 9 {
             return Err(format!("`{key}`: arrays of arrays are not read"));
         }
-        if count > MAX_ARRAY_ELEMENTS {
-            let most = MAX_ARRAY_ELEMENTS;
-            return Err(format!("`{key}`: expected at most {most} elements, got {count}"));
-        }
+        self.elements = self.elements.checked_sub(count).ok_or_else(|| {
+            let most = self.elements;
+            format!("`{key}`: expected at most {most} elements, got {count}")
+        })?;
         // Every element has at least one byte, so an honest count fits into what is left.
         if count > self.left {
             return Err(format!("`{key}`: the file ends before its {count} elements"));

@@ -88,8 +88,8 @@ pub struct KeyArgs {
 
 /// The flags of `stator serve`.
 #[derive(Debug, Args)]
-#[command(after_help = "A MODEL is a GGUF file, NAME=FILE, or a Hugging Face id such as \
-    ORG/REPO or ORG/REPO:FILE.gguf (also NAME=ORG/REPO:FILE.gguf).\n\
+#[command(after_help = "A MODEL is a GGUF file, a directory of safetensors, NAME=FILE, or a \
+    Hugging Face id such as ORG/REPO or ORG/REPO:FILE.gguf (also NAME=ORG/REPO:FILE.gguf).\n\
     Every flag can stand in the file of --config, without its dashes: `grpc-port = 9001`.\n\
     A flag beats its variable, which beats the file.")]
 pub struct ServeArgs {

@@ -130,7 +130,7 @@ its commands: [chat.md](chat.md). Its flags stand in no file.
 const INTRODUCTION: &str = "\
 # Configuration
 
-`stator serve [MODEL …]`: a MODEL is a GGUF file, `NAME=FILE`, or a Hugging Face id such as `OWNER/REPOSITORY` or
+`stator serve [MODEL …]`: a MODEL is a GGUF file, a directory of safetensors, `NAME=FILE`, or a Hugging Face id such as `OWNER/REPOSITORY` or
 `OWNER/REPOSITORY:FILE.gguf` (also with `NAME=`); the variable is `STATOR_MODELS`, separated by commas.
 
 A flag beats its variable, which beats the reference's names `DYN_GRPC_INITIAL_CONNECTION_WINDOW_SIZE` and

@@ -12,7 +12,7 @@ use wire::model_version_policy::PolicyChoice;
 
 use super::declaration;
 use crate::backend::BASE_MODEL;
-use crate::source::{AdapterSource, Builtin, Place, Source};
+use crate::source::{AdapterSource, Builtin, CONFIG_FILE as MODEL_CONFIG_FILE, Place, Source};
 
 /// The file of a model folder that declares its configuration.
 const CONFIG_FILE: &str = "config.pbtxt";
@@ -108,15 +108,13 @@ impl Definition {
         let found = versions(folder)?;
         if declared.backend.is_empty() && declared.platform.is_empty() {
             let of = |version: &u64| folder.join(version.to_string());
-            let is_text = |folder: PathBuf| folder.join(WEIGHTS_FILE).is_file();
+            let is_text = |folder: PathBuf| {
+                folder.join(WEIGHTS_FILE).is_file() || folder.join(MODEL_CONFIG_FILE).is_file()
+            };
             let is_adapter = |folder: PathBuf| folder.join("adapter_config.json").is_file();
             if found.iter().map(of).any(is_adapter) {
                 declared.backend = ADAPTER_BACKEND.to_owned();
-            } else if found
-                .iter()
-                .map(of)
-                .any(|folder| is_text(folder.clone()) || is_published(&folder))
-            {
+            } else if found.iter().map(of).any(is_text) {
                 declared.backend = "text".to_owned();
             }
         }
@@ -182,13 +180,6 @@ impl Definition {
         };
         Ok(read_text(&folder.join(file))?.lines().map(str::to_owned).collect())
     }
-}
-
-/// Returns whether a folder holds a model as it is published: its configuration and weights.
-pub(crate) fn is_published(folder: &Path) -> bool {
-    let weights = ["model.safetensors", "model.safetensors.index.json"];
-    let has = |name: &str| folder.join(name).is_file();
-    has("config.json") && weights.into_iter().any(has)
 }
 
 fn read_text(path: &Path) -> Result<String, String> {

@@ -22,7 +22,7 @@ use crate::source::AdapterSource;
 use definition::Fingerprint;
 
 pub(crate) use declaration::to_json;
-pub(crate) use definition::{Definition, WEIGHTS_FILE, is_published};
+pub(crate) use definition::{Definition, WEIGHTS_FILE};
 pub(crate) use overrides::{Overrides, check_unload};
 
 /// The longest name of a model that a client may load.

@@ -42,6 +42,30 @@ dispatched! {
 
 #[inline(always)]
 fn rms_norm_body<const FMA: bool>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let scale = inverse_rms::<FMA>(x, epsilon);
+    for ((out, value), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = value * scale * weight;
+    }
+}
+
+dispatched! {
+    /// Writes `x / rms(x) * weight` over each head `x`; `weight` is as long as one head.
+    pub fn normalize_heads(heads: &mut [f32], weight: &[f32], epsilon: f32) = normalize_heads_body
+}
+
+#[inline(always)]
+fn normalize_heads_body<const FMA: bool>(heads: &mut [f32], weight: &[f32], epsilon: f32) {
+    for head in heads.chunks_exact_mut(weight.len()) {
+        let scale = inverse_rms::<FMA>(head, epsilon);
+        for (value, weight) in head.iter_mut().zip(weight) {
+            *value = *value * scale * weight;
+        }
+    }
+}
+
+/// Returns `1 / rms(x)`.
+#[inline(always)]
+fn inverse_rms<const FMA: bool>(x: &[f32], epsilon: f32) -> f32 {
     let mut sums = [0f32; LANES];
     let chunks = x.chunks_exact(LANES);
     let mut sum: f32 = chunks.remainder().iter().map(|value| value * value).sum();
@@ -51,10 +75,7 @@ fn rms_norm_body<const FMA: bool>(x: &[f32], weight: &[f32], epsilon: f32, out: 
         }
     }
     sum += sums.iter().sum::<f32>();
-    let scale = 1.0 / (sum / x.len() as f32 + epsilon).sqrt();
-    for ((out, value), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = value * scale * weight;
-    }
+    1.0 / (sum / x.len() as f32 + epsilon).sqrt()
 }
 
 dispatched! {
@@ -143,18 +164,20 @@ fn xor_body<const FMA: bool>(bytes: &[u8], out: &mut u64) {
 pub struct Rope {
     /// Radians, a number for each pair.
     frequencies: Vec<f64>,
+    /// What cosines and sines are multiplied by.
+    magnitude: f64,
 }
 
 impl Rope {
     /// Makes the usual ones: pair `i` of `pairs` turns by `base^(-i / pairs)`.
     pub fn new(pairs: usize, base: f32) -> Self {
         let frequency = |pair: usize| f64::from(base).powf(-(pair as f64) / pairs as f64);
-        Self { frequencies: (0..pairs).map(frequency).collect() }
+        Self::with_frequencies((0..pairs).map(frequency).collect(), 1.0)
     }
 
-    /// Makes given ones, in radians.
-    pub fn with_frequencies(frequencies: Vec<f64>) -> Self {
-        Self { frequencies }
+    /// Makes given ones, in radians; `magnitude` stretches what they turn.
+    pub fn with_frequencies(frequencies: Vec<f64>, magnitude: f64) -> Self {
+        Self { frequencies, magnitude }
     }
 
     /// Returns the length of a token's row of turns: a cosine for each pair, then a sine for each.
@@ -167,7 +190,7 @@ impl Rope {
         let (cosines, sines) = out.split_at_mut(self.frequencies.len());
         for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.frequencies) {
             let (s, c) = (position as f64 * frequency).sin_cos();
-            (*cosine, *sine) = (c as f32, s as f32);
+            (*cosine, *sine) = ((c * self.magnitude) as f32, (s * self.magnitude) as f32);
         }
     }
 }
@@ -223,6 +246,11 @@ mod tests {
                 let gate = v / (1.0 + (-v).exp()) * w;
                 assert!((f64::from(out[i]) - norm).abs() < 1e-5, "{isa:?} norm {i}");
                 assert!((f64::from(gated[i]) - gate).abs() < 1e-5, "{isa:?} gate {i}");
+            }
+            let mut heads = [&x[..], &x].concat();
+            normalize_heads(isa, &mut heads, &weight, 1e-5);
+            for head in heads.chunks_exact(83) {
+                assert_eq!(head, out, "{isa:?}: heads are normalised as rows are");
             }
         }
     }

@@ -109,3 +109,39 @@ fn flipped_bytes_never_panic_or_allocate_much() {
     huge[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(open(&huge).is_err());
 }
+
+#[test]
+fn lengths_counts_and_places_are_bounded_by_name() {
+    let file = small_file();
+    let find = |text: &str| file.windows(text.len()).position(|w| w == text.as_bytes()).unwrap();
+    let with = |place: usize, number: u64| {
+        let mut broken = file.clone();
+        broken[place..place + 8].copy_from_slice(&number.to_le_bytes());
+        open(&broken).and_then(|gguf| gguf.tensor("weight")).unwrap_err().to_string()
+    };
+    let key = find("llama.block_count") - 8;
+    let (array, name) = (find("tokens") + "tokens".len() + 8, find("weight"));
+    let (dim, offset) = (name + 10, name + 22);
+    let cases = [
+        (with(8, 1 << 40), "tensor count: expected at most 262144, got 1099511627776"),
+        (with(16, u64::MAX), "metadata count: expected at most 262144"),
+        (with(key, 1 << 17), "metadata key 1: expected a string of at most 65535 bytes"),
+        (with(key, 60_000), "metadata key 1: the file ends before its 60000 bytes"),
+        (with(array, 1 << 40), "`tokens`: expected at most 4194304 elements"),
+        (with(array, 1 << 20), "`tokens`: the file ends before its 1048576 elements"),
+        (with(dim, 0), "tensor `weight`: dimensions [0] are out of range"),
+        (with(dim, u64::MAX), "tensor `weight`: dimensions"),
+        (with(dim, 1 << 30), "tensor `weight`: 4294967296 bytes at"),
+        (with(offset, 31), "tensor `weight`: offset: expected a multiple of 32, got 31"),
+        (with(offset, 1 << 62), "tensor `weight`: 8 bytes at"),
+    ];
+    for (error, expected) in cases {
+        assert!(error.contains(expected), "{error}\nexpected {expected}");
+    }
+    let mut twice = file.clone();
+    twice.splice(find("llama.block_count")..find("llama.block_count") + 17, *b"general.architect");
+    let place = find("general.architecture");
+    twice.splice(place - 8..place + 20, [&17u64.to_le_bytes()[..], b"general.architect"].concat());
+    let error = open(&twice).unwrap_err().to_string();
+    assert!(error.contains("`general.architect`: comes twice"), "{error}");
+}

@@ -1,6 +1,6 @@
 //! Adapters on a small Llama of random floats: against merged weights, and in mixed batches.
 
-use engine::TokenId;
+use engine::{TokenId, Vocabulary};
 
 use super::adapter::tests::{settings, tensors_of};
 use super::*;
@@ -9,14 +9,18 @@ use crate::cpu::attention::{Cache, Geometry};
 use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
 use crate::model::bert::tests::Made;
-use crate::model::{Buffers, Hyperparameters, Llama, Position};
+use crate::model::{
+    Buffers, Checkpoint, Family, Hyperparameters, Llama, Loading, Names, Position, Rope, Tokens,
+};
 
 const VOCABULARY: usize = 64;
 const HEAD: usize = 32;
 
 fn sizes() -> Hyperparameters {
+    let pairs = HEAD / 2;
+    let frequency = |pair: usize| 10_000f64.powf(-(pair as f64) / pairs as f64);
     Hyperparameters {
-        architecture: "llama".into(),
+        family: Family::Llama,
         layers: 2,
         hidden: 64,
         feed_forward: 96,
@@ -24,8 +28,11 @@ fn sizes() -> Hyperparameters {
         kv_heads: 2,
         head_dim: HEAD,
         context_length: 64,
-        rope_base: 10_000.0,
+        rope: Rope { frequencies: (0..pairs).map(frequency).collect(), magnitude: 1.0 },
         norm_epsilon: 1e-5,
+        windows: vec![None; 2],
+        ties_head: None,
+        vocabulary: None,
     }
 }
 
@@ -103,7 +110,14 @@ fn model(mut halved: Made) -> Llama {
             halved.set(&name, &[columns, rows], &paired);
         }
     }
-    Llama::read(&halved, sizes()).unwrap()
+    let checkpoint = Checkpoint {
+        weights: Box::new(halved),
+        names: Names::Gguf,
+        sizes: sizes(),
+        tokens: Tokens { vocabulary: Vocabulary::default(), eos: Vec::new() },
+        name: "small".into(),
+    };
+    Llama::read(&checkpoint, &Loading { threads: 1, name: "small".into() }).unwrap()
 }
 
 /// A sequence in a pass: its tokens and its adapter.

@@ -1,20 +1,25 @@
 //! The sizes of a model, read from its file and checked against each other.
 
-use crate::Error;
-use crate::gguf::Gguf;
-use crate::weights::Weights;
+mod gguf;
+mod json;
 
-/// The architectures that this worker runs, by their names in GGUF files.
-pub const KNOWN_ARCHITECTURES: [&str; 1] = ["llama"];
+use super::{Family, Rope};
+use crate::Error;
 
 /// The largest size of anything: far above every model, far below an overflow.
 const MAX_SIZE: u64 = 1 << 24;
 
+/// The most layers.
+const MAX_LAYERS: u64 = 1024;
+
+/// The most dimensions of a head.
+const MAX_HEAD_DIM: u64 = 1024;
+
 /// The sizes of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hyperparameters {
-    /// The family, as the file names it.
-    pub architecture: String,
+    /// The family.
+    pub family: Family,
     /// Layers.
     pub layers: usize,
     /// Width of the residual stream.
@@ -29,69 +34,31 @@ pub struct Hyperparameters {
     pub head_dim: usize,
     /// The longest sequence that the model was made for.
     pub context_length: usize,
-    /// Base of the rotary frequencies.
-    pub rope_base: f32,
+    /// How positions turn the heads.
+    pub rope: Rope,
     /// Added to the mean square before the root.
     pub norm_epsilon: f32,
+    /// For each layer the last tokens that it attends to, the own one included; none: all.
+    pub windows: Vec<Option<usize>>,
+    /// Whether the embedding is the output matrix too; none: if there is no other.
+    pub ties_head: Option<bool>,
+    /// Tokens of the vocabulary; none: as many as the embedding has rows.
+    pub vocabulary: Option<usize>,
 }
 
 impl Hyperparameters {
-    /// Reads the sizes.
-    ///
-    /// Errors: an unknown architecture, a missing field, or sizes that do not fit together.
-    pub fn read(file: &Gguf) -> Result<Self, Error> {
-        let architecture = file.optional_string("general.architecture")?.unwrap_or("").to_owned();
-        if !KNOWN_ARCHITECTURES.contains(&architecture.as_str()) {
-            return Err(Error::Model(format!(
-                "architecture `{architecture}` is not known; known are: {}",
-                KNOWN_ARCHITECTURES.join(", ")
-            )));
-        }
-        let key = |name: &str| format!("{architecture}.{name}");
-        let size = |name: &str| within(&key(name), file.number(&key(name))?);
-        let heads = size("attention.head_count")?;
-        let hidden = size("embedding_length")?;
-        let optional = |name: &str, default: usize| match file.optional_number(&key(name))? {
-            None => Ok(default),
-            Some(value) => within(&key(name), value),
-        };
-        let sizes = Self {
-            layers: size("block_count")?,
-            feed_forward: size("feed_forward_length")?,
-            context_length: size("context_length")?,
-            kv_heads: optional("attention.head_count_kv", heads)?,
-            head_dim: optional("attention.key_length", hidden / heads)?,
-            rope_base: file.optional_float(&key("rope.freq_base"))?.unwrap_or(10_000.0) as f32,
-            norm_epsilon: file
-                .optional_float(&key("attention.layer_norm_rms_epsilon"))?
-                .unwrap_or(1e-5) as f32,
-            heads,
-            hidden,
-            architecture,
-        };
-        sizes.check(file)?;
-        Ok(sizes)
-    }
-
-    fn check(&self, file: &Gguf) -> Result<(), Error> {
-        let rotated =
-            file.optional_number(&format!("{}.rope.dimension_count", self.architecture))?;
-        let scaling = format!("{}.rope.scaling.type", self.architecture);
-        let scaling = file.optional_string(&scaling)?.filter(|kind| *kind != "none");
+    /// Checks what no field shows alone.
+    fn checked(self) -> Result<Self, Error> {
         let problem = if !self.heads.is_multiple_of(self.kv_heads) {
             format!("{} query heads do not share {} KV heads", self.heads, self.kv_heads)
         } else if !self.head_dim.is_multiple_of(2) {
             format!("heads of {} dimensions cannot be rotated in pairs", self.head_dim)
-        } else if rotated.is_some_and(|dims| dims != self.head_dim as u64) {
-            format!("rotation of a part of a head ({rotated:?} dimensions) is not known")
-        } else if let Some(kind) = scaling {
-            format!("rotary scaling `{kind}` is not known")
-        } else if file.has_tensor("rope_freqs.weight") {
-            "rotary frequency factors (`rope_freqs.weight`) are not known".to_owned()
-        } else if !(self.rope_base > 0.0 && self.norm_epsilon >= 0.0) {
-            format!("rope base {} or norm epsilon {}", self.rope_base, self.norm_epsilon)
+        } else if !(self.norm_epsilon.is_finite() && self.norm_epsilon >= 0.0) {
+            format!("norm epsilon: expected a number from 0, got {}", self.norm_epsilon)
+        } else if self.rope.frequencies.iter().any(|frequency| !frequency.is_finite()) {
+            "the rotary frequencies are not finite".to_owned()
         } else {
-            return Ok(());
+            return Ok(self);
         };
         Err(Error::Model(problem))
     }
@@ -107,9 +74,25 @@ impl Hyperparameters {
     }
 }
 
-fn within(key: &str, value: u64) -> Result<usize, Error> {
+/// Checks a size; `key` is what messages call it.
+fn within(key: &str, value: u64, most: u64) -> Result<usize, Error> {
     match value {
-        1..=MAX_SIZE => Ok(value as usize),
-        _ => Err(Error::Model(format!("`{key}`: expected 1 to {MAX_SIZE}, got {value}"))),
+        0 => Err(Error::Model(format!("{key}: expected 1 to {most}, got 0"))),
+        value if value > most => {
+            Err(Error::Model(format!("{key}: expected 1 to {most}, got {value}")))
+        }
+        value => Ok(value as usize),
     }
 }
+
+/// Checks a number that has to be above zero; `key` is what messages call it.
+fn positive(key: &str, value: f64) -> Result<f64, Error> {
+    // The upper end keeps what is computed of it finite.
+    match value > 0.0 && value <= 1e15 {
+        true => Ok(value),
+        false => Err(Error::Model(format!("{key}: expected a number above 0, got {value}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,18 +1,17 @@
-//! The Llama family: grouped-query attention with rotary positions, SwiGLU, RMS norms.
+//! The Llama family and its kin: grouped-query attention with rotary positions, SwiGLU, RMS norms.
 //!
 //! In memory the pairs of dimensions that turn together are the halves of a head: dimension `i`
 //! goes with `i + head_dim / 2`. Files that keep such pairs side by side are reordered at load.
 
 mod forward;
 
-use super::Hyperparameters;
+use super::{Checkpoint, Hyperparameters, Loading, Names, Part};
 use crate::Error;
 use crate::cpu::activations::Precision;
 use crate::cpu::linear::Linear;
 use crate::cpu::vector::Rope;
-use crate::gguf::{StoredTensor, WeightType};
 use crate::lora;
-use crate::weights::Weights;
+use crate::weights::{StoredTensor, Weights, floats};
 
 pub use forward::{Buffers, Position};
 
@@ -56,6 +55,10 @@ pub struct Llama {
 struct LayerWeights {
     attention_norm: Vec<f32>,
     query_key_value: Linear,
+    /// Added to queries, keys and values; none: nothing.
+    biases: Option<Vec<f32>>,
+    /// The norms of a query head and of a key head; none: heads stay as they are.
+    head_norms: Option<[Vec<f32>; 2]>,
     attention_output: Linear,
     feed_forward_norm: Vec<f32>,
     gate: Linear,
@@ -63,22 +66,51 @@ struct LayerWeights {
     down: Linear,
 }
 
+/// What one job of loading gives.
+enum Piece {
+    Matrix(Linear),
+    Layer(Box<LayerWeights>),
+}
+
 impl Llama {
     /// Reads and packs the weights.
     ///
     /// Errors: a tensor is missing or has another shape; the text names it.
-    pub fn read(file: &dyn Weights, sizes: Hyperparameters) -> Result<Self, Error> {
-        let embedding = linear(file, "token_embd.weight", sizes.hidden, None)?;
-        let vocabulary = embedding.rows();
-        let head = match file.has_tensor("output.weight") {
-            true => Some(linear(file, "output.weight", sizes.hidden, Some(vocabulary))?),
-            false => None,
+    pub fn read(checkpoint: &Checkpoint, loading: &Loading) -> Result<Self, Error> {
+        let reader = Reader {
+            weights: &*checkpoint.weights,
+            names: checkpoint.names,
+            sizes: &checkpoint.sizes,
         };
-        let layers = (0..sizes.layers)
-            .map(|index| LayerWeights::read(file, &sizes, index))
-            .collect::<Result<_, _>>()?;
-        let norm = vector(file, "output_norm.weight", sizes.hidden)?;
-        let rope = Rope::new(sizes.head_dim / 2, sizes.rope_base);
+        let Reader { weights, names, sizes } = reader;
+        let ties = sizes.ties_head.unwrap_or_else(|| !weights.has_tensor(names.head()));
+        // The largest come first, so that the threads end together.
+        let matrices = [names.embedding(), names.head()];
+        let matrices = if ties { &matrices[..1] } else { &matrices };
+        let pieces = loading.each(matrices.len() + sizes.layers, |index| {
+            Ok(match matrices.get(index) {
+                Some(name) => Piece::Matrix(reader.linear(name, sizes.hidden, sizes.vocabulary)?),
+                None => Piece::Layer(Box::new(reader.layer(index - matrices.len())?)),
+            })
+        })?;
+        let (mut read, mut layers) = (Vec::new(), Vec::with_capacity(sizes.layers));
+        for piece in pieces {
+            match piece {
+                Piece::Matrix(matrix) => read.push(matrix),
+                Piece::Layer(layer) => layers.push(*layer),
+            }
+        }
+        let mut read = read.into_iter();
+        let embedding = read.next().ok_or_else(|| Error::Model("no embedding".into()))?;
+        let head = read.next();
+        if let Some(rows) = head.as_ref().map(Linear::rows).filter(|&n| n != embedding.rows()) {
+            let (name, expected) = (names.head(), embedding.rows());
+            let text = format!("tensor `{name}`: expected {expected} rows, got {rows}");
+            return Err(Error::Model(text));
+        }
+        let norm = reader.vector(names.norm(), sizes.hidden)?;
+        let (sizes, rope) = (sizes.clone(), &sizes.rope);
+        let rope = Rope::with_frequencies(rope.frequencies.clone(), rope.magnitude);
         let mut model = Self { sizes, embedding, layers, norm, rope, head };
         model.set_precisions(Precisions::default());
         Ok(model)
@@ -124,30 +156,93 @@ impl Llama {
     }
 }
 
-impl LayerWeights {
-    fn read(file: &dyn Weights, sizes: &Hyperparameters, index: usize) -> Result<Self, Error> {
-        let name = |part: &str| format!("blk.{index}.{part}.weight");
-        let (hidden, wide) = (sizes.hidden, sizes.feed_forward);
-        let (query, kv) = (sizes.query_width(), sizes.kv_width());
-        let names = [name("attn_q"), name("attn_k"), name("attn_v")];
-        let rows = [query, kv, kv];
-        let mut parts = names
+/// Reads tensors and checks their shapes.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    weights: &'a dyn Weights,
+    names: Names,
+    sizes: &'a Hyperparameters,
+}
+
+impl Reader<'_> {
+    fn layer(&self, index: usize) -> Result<LayerWeights, Error> {
+        let name = |part| self.names.layer(index, part);
+        let family = self.sizes.family;
+        let (hidden, wide) = (self.sizes.hidden, self.sizes.feed_forward);
+        let (query, kv) = (self.sizes.query_width(), self.sizes.kv_width());
+        let parts = [(Part::Query, query), (Part::Key, kv), (Part::Value, kv)]
             .into_iter()
-            .zip(rows)
-            .map(|(name, rows)| Ok((name.clone(), matrix(file, &name, hidden, Some(rows))?)))
-            .collect::<Result<Vec<_>, Error>>()?;
-        for (_, turned) in &mut parts[..2] {
-            part_pairs(turned, sizes.head_dim);
+            .map(|(part, rows)| Ok((name(part), self.matrix(&name(part), hidden, Some(rows))?)));
+        let mut parts = parts.collect::<Result<Vec<_>, Error>>()?;
+        if self.names == Names::Gguf && family.pairs_neighbours_in_gguf() {
+            for (_, turned) in &mut parts[..2] {
+                part_pairs(turned, self.sizes.head_dim);
+            }
         }
-        Ok(Self {
-            attention_norm: vector(file, &name("attn_norm"), hidden)?,
+        let biases = match family.has_biases() {
+            true => Some(
+                [
+                    self.vector(&name(Part::QueryBias), query)?,
+                    self.vector(&name(Part::KeyBias), kv)?,
+                    self.vector(&name(Part::ValueBias), kv)?,
+                ]
+                .concat(),
+            ),
+            false => None,
+        };
+        let head_norm = |part| self.vector(&name(part), self.sizes.head_dim);
+        let head_norms = match family.has_head_norms() {
+            true => Some([head_norm(Part::QueryNorm)?, head_norm(Part::KeyNorm)?]),
+            false => None,
+        };
+        let linear = |part, columns, rows| self.linear(&name(part), columns, Some(rows));
+        Ok(LayerWeights {
+            attention_norm: self.vector(&name(Part::AttentionNorm), hidden)?,
             query_key_value: Linear::new(&parts)?,
-            attention_output: linear(file, &name("attn_output"), query, Some(hidden))?,
-            feed_forward_norm: vector(file, &name("ffn_norm"), hidden)?,
-            gate: linear(file, &name("ffn_gate"), hidden, Some(wide))?,
-            up: linear(file, &name("ffn_up"), hidden, Some(wide))?,
-            down: linear(file, &name("ffn_down"), wide, Some(hidden))?,
+            biases,
+            head_norms,
+            attention_output: linear(Part::AttentionOutput, query, hidden)?,
+            feed_forward_norm: self.vector(&name(Part::FeedForwardNorm), hidden)?,
+            gate: linear(Part::Gate, hidden, wide)?,
+            up: linear(Part::Up, hidden, wide)?,
+            down: linear(Part::Down, wide, hidden)?,
         })
+    }
+
+    /// Reads a matrix; without `rows`, of any number of rows.
+    fn matrix(
+        &self,
+        name: &str,
+        columns: usize,
+        rows: Option<usize>,
+    ) -> Result<StoredTensor, Error> {
+        let stored = self.weights.tensor(name)?;
+        let is_right = match (&stored.dims[..], rows) {
+            ([c, r], Some(rows)) => (*c, *r) == (columns, rows),
+            ([c, _], None) => *c == columns,
+            _ => false,
+        };
+        if is_right {
+            return Ok(stored);
+        }
+        let rows = rows.map_or("any".to_owned(), |rows| rows.to_string());
+        let got = stored.dims;
+        let text = format!("tensor `{name}`: expected {rows} rows of {columns}, got {got:?}");
+        Err(Error::Model(text))
+    }
+
+    fn linear(&self, name: &str, columns: usize, rows: Option<usize>) -> Result<Linear, Error> {
+        Linear::new(&[(name.to_owned(), self.matrix(name, columns, rows)?)])
+    }
+
+    /// Reads a vector of floats.
+    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, Error> {
+        let stored = self.weights.tensor(name)?;
+        if stored.dims != [length] {
+            let got = stored.dims;
+            return Err(Error::Model(format!("tensor `{name}`: expected [{length}], got {got:?}")));
+        }
+        floats(name, &stored)
     }
 }
 
@@ -162,44 +257,4 @@ fn part_pairs(stored: &mut StoredTensor, head_dim: usize) {
         }
     }
     stored.data = parted;
-}
-
-/// Reads a matrix and checks its shape.
-fn matrix(
-    file: &dyn Weights,
-    name: &str,
-    columns: usize,
-    rows: Option<usize>,
-) -> Result<StoredTensor, Error> {
-    let stored = file.tensor(name)?;
-    let is_right = match (&stored.dims[..], rows) {
-        ([c, r], Some(rows)) => (*c, *r) == (columns, rows),
-        ([c, _], None) => *c == columns,
-        _ => false,
-    };
-    if is_right {
-        return Ok(stored);
-    }
-    let rows = rows.map_or("any".to_owned(), |rows| rows.to_string());
-    let got = stored.dims;
-    Err(Error::Model(format!("tensor `{name}`: expected [{columns}, {rows}], got {got:?}")))
-}
-
-fn linear(
-    file: &dyn Weights,
-    name: &str,
-    columns: usize,
-    rows: Option<usize>,
-) -> Result<Linear, Error> {
-    Linear::new(&[(name.to_owned(), matrix(file, name, columns, rows)?)])
-}
-
-/// Reads a vector of floats.
-fn vector(file: &dyn Weights, name: &str, length: usize) -> Result<Vec<f32>, Error> {
-    let stored = file.tensor(name)?;
-    if stored.dims != [length] || stored.weight_type != WeightType::F32 {
-        let got = (stored.weight_type, stored.dims);
-        return Err(Error::Model(format!("tensor `{name}`: expected F32 [{length}], got {got:?}")));
-    }
-    Ok(stored.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }

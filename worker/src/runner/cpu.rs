@@ -1,4 +1,4 @@
-//! The CPU runner: a model from a GGUF file on threads of its own.
+//! The CPU runner: a model from a GGUF file or a directory on threads of its own.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,9 +11,8 @@ use crate::cpu::Isa;
 use crate::cpu::attention::{BLOCK_TOKENS, Cache, Geometry};
 use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
-use crate::gguf::Gguf;
 use crate::lora::{self, Adapter, Adapters, Deltas};
-use crate::model::{Buffers, Hyperparameters, Llama, Position, Precisions, vocabulary};
+use crate::model::{Buffers, Checkpoint, Hyperparameters, Llama, Loading, Position, Precisions};
 
 /// How a model is run.
 #[derive(Clone, Debug)]
@@ -55,26 +54,30 @@ pub struct CpuRunner {
 impl CpuRunner {
     /// Loads a model on the best instructions that the processor has.
     ///
-    /// Errors: the file cannot be read or served, or the cache holds not even one block.
+    /// `path` is a GGUF file, or a directory of safetensors as Hugging Face publishes it.
+    ///
+    /// Errors: a file cannot be read or served, or the cache holds not even one block.
     pub fn load(path: &Path, options: &CpuOptions) -> Result<Loaded, Error> {
         Self::load_with(path, options, Isa::best())
     }
 
     /// Loads a model on the given instructions.
     pub fn load_with(path: &Path, options: &CpuOptions, isa: Isa) -> Result<Loaded, Error> {
-        let file = Gguf::open(path)?;
-        let sizes = Hyperparameters::read(&file)?;
-        let vocabulary = vocabulary(&file)?;
-        let model = Llama::read(&file, sizes.clone())?;
+        let checkpoint = Checkpoint::open(path)?;
+        let sizes = &checkpoint.sizes;
+        let loading = Loading { threads: options.threads, name: checkpoint.name.clone() };
+        let model = Llama::read(&checkpoint, &loading)?;
+        let vocabulary = &checkpoint.tokens.vocabulary;
         if model.vocabulary() != vocabulary.tokens.len() {
             return Err(Error::Model(format!(
-                "`token_embd.weight` has {} rows, the tokenizer {} tokens",
+                "`{}` has {} rows, the tokenizer {} tokens",
+                checkpoint.names.embedding(),
                 model.vocabulary(),
                 vocabulary.tokens.len()
             )));
         }
         let context_length = options.context_length.unwrap_or(usize::MAX).min(sizes.context_length);
-        let cache = cache(&sizes, context_length, options.kv_cache_bytes)?;
+        let cache = cache(sizes, context_length, options.kv_cache_bytes)?;
         let limits = Limits {
             vocabulary: model.vocabulary(),
             context_length: context_length.min(cache.blocks * BLOCK_TOKENS),
@@ -86,11 +89,11 @@ impl CpuRunner {
         let pool = Pool::start(options.threads)
             .map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))?;
         let card = ModelCard {
-            name: file.optional_string("general.name")?.unwrap_or("model").to_owned(),
-            architecture: sizes.architecture,
+            name: checkpoint.name,
+            architecture: sizes.family.name().to_owned(),
             context_length: limits.context_length as u32,
             block_size: BLOCK_TOKENS as u32,
-            eos_tokens: eos_tokens(&file, &vocabulary)?,
+            eos_tokens: checkpoint.tokens.eos,
         };
         let bytes = cache.blocks * cache.block_bytes();
         let cache = Cache::new(cache).map_err(|error| {
@@ -106,7 +109,7 @@ impl CpuRunner {
             logits: Vec::new(),
             hidden: Vec::new(),
         };
-        Ok(Loaded { runner, card, vocabulary })
+        Ok(Loaded { runner, card, vocabulary: checkpoint.tokens.vocabulary })
     }
 }
 
@@ -162,15 +165,6 @@ fn cache(sizes: &Hyperparameters, context: usize, bytes: usize) -> Result<Geomet
         tracing::warn!(tokens, blocks, context, "the KV cache is smaller than one whole context");
     }
     Ok(geometry)
-}
-
-/// Returns the tokens that end a continuation: the end of the text and the end of a turn.
-fn eos_tokens(file: &Gguf, vocabulary: &Vocabulary) -> Result<Vec<u32>, Error> {
-    let turn = file.optional_number("tokenizer.ggml.eot_token_id")?;
-    let turn = turn.filter(|&id| id < vocabulary.tokens.len() as u64).map(|id| id as u32);
-    let mut tokens: Vec<u32> = vocabulary.eos.into_iter().chain(turn).collect();
-    tokens.dedup();
-    Ok(tokens)
 }
 
 impl Runner for CpuRunner {

@@ -105,9 +105,14 @@ impl Json {
         }
     }
 
+    /// Returns what messages call a field.
+    pub fn label(&self, key: &str) -> String {
+        format!("`{}`: `{key}`", self.name)
+    }
+
     /// Returns the error of a field.
     pub fn refusal(&self, key: &str, why: &str) -> Error {
-        Error::Model(format!("`{}`: `{key}`: {why}", self.name))
+        Error::Model(format!("{}: {why}", self.label(key)))
     }
 
     fn read_as<T>(

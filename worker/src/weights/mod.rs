@@ -14,6 +14,8 @@ pub use json::Json;
 pub(crate) use json::text;
 pub use safetensors::SafeTensors;
 
+use half::{bf16, f16};
+
 use crate::Error;
 
 /// Tensors by their names.
@@ -29,3 +31,25 @@ pub trait Weights: std::fmt::Debug + Sync {
     /// Returns the names of all tensors.
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
 }
+
+/// Returns the numbers of a tensor that is not quantised; `name` is what messages call it.
+///
+/// Errors: it is quantised.
+pub fn floats(name: &str, stored: &StoredTensor) -> Result<Vec<f32>, Error> {
+    let halves = || stored.data.as_chunks::<2>().0.iter();
+    Ok(match stored.weight_type {
+        WeightType::F32 => {
+            let words = stored.data.as_chunks::<4>().0;
+            words.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        }
+        WeightType::F16 => halves().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect(),
+        WeightType::Bf16 => halves().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
+        other => {
+            let text = format!("tensor `{name}`: expected F32, F16 or BF16, got {other:?}");
+            return Err(Error::Model(text));
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

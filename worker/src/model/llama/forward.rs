@@ -5,11 +5,12 @@
 
 use engine::TokenId;
 
-use super::{LayerWeights, Llama};
+use super::{Hyperparameters, LayerWeights, Llama};
+use crate::cpu::Isa;
 use crate::cpu::activations::Activations;
 use crate::cpu::attention::{self, BLOCK_TOKENS, Cache, Group, Pass, Places, Shape};
 use crate::cpu::linear::{Compute, Product};
-use crate::cpu::vector::{rms_norm, rotate, swiglu};
+use crate::cpu::vector::{add, normalize_heads, rms_norm, rotate, swiglu};
 use crate::lora::{Deltas, Part, Target};
 use crate::runner::BlockId;
 
@@ -173,7 +174,7 @@ impl Llama {
         compute.pool.each(rows.zip(turns), |_, (rows, turns)| {
             let turns = turns.chunks_exact(self.rope.width());
             for (row, turns) in rows.chunks_exact_mut(stride).zip(turns) {
-                rotate(compute.isa, &mut row[..queries + kv], self.sizes.head_dim, turns);
+                layer.finish_heads(compute.isa, &self.sizes, row, turns);
             }
         });
         let qkv = &buffers.qkv;
@@ -181,7 +182,9 @@ impl Llama {
             qkv[token * stride..][queries..stride].split_at(kv)
         });
         let out = buffers.inner.floats(batch.tokens, queries);
-        let pass = Pass::new((cache, index), &batch.groups, (qkv, stride), batch.shape);
+        let shape =
+            Shape { window: self.sizes.windows[index].unwrap_or(usize::MAX), ..batch.shape };
+        let pass = Pass::new((cache, index), &batch.groups, (qkv, stride), shape);
         pass.attend(compute, &mut buffers.attention, out);
         let linear = &layer.attention_output;
         buffers.inner.fill(compute, linear.precision(), |_, _| {});
@@ -270,4 +273,21 @@ fn groups<'a>(tokens: &[Position<'a>], most: usize) -> Vec<Group<'a>> {
         }
     }
     groups
+}
+
+impl LayerWeights {
+    /// Makes of a row of the product, `[queries, keys, values]`, what attention takes: biases are
+    /// added, heads normalised where the family does so, queries and keys turned.
+    fn finish_heads(&self, isa: Isa, sizes: &Hyperparameters, row: &mut [f32], turns: &[f32]) {
+        if let Some(biases) = &self.biases {
+            add(isa, row, biases);
+        }
+        let heads = &mut row[..sizes.query_width() + sizes.kv_width()];
+        if let Some([query, key]) = &self.head_norms {
+            let (queries, keys) = heads.split_at_mut(sizes.query_width());
+            normalize_heads(isa, queries, query, sizes.norm_epsilon);
+            normalize_heads(isa, keys, key, sizes.norm_epsilon);
+        }
+        rotate(isa, heads, sizes.head_dim, turns);
+    }
 }
