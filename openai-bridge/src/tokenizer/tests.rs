@@ -123,8 +123,8 @@ fn a_tokenizer_json_counts_more_than_tables() {
 #[test]
 fn a_tokenizer_json_that_cannot_be_decoded_is_refused_by_name() {
     let refusal = |json: &str| Tokenizer::from_json(json.as_bytes()).unwrap_err().to_string();
-    let pieces = r###"{"type": "CTC", "pad_token": "<pad>"}"###;
-    assert!(refusal(&json(pieces)).contains("decoder `CTC` is not known"));
+    let letters = r###"{"type": "BPEDecoder", "suffix": "</w>"}"###;
+    assert!(refusal(&json(letters)).contains("decoder `BPEDecoder` is not known"));
     assert!(refusal(&json("null")).contains("decoder `null` is not known"));
     assert!(refusal("{").contains("`tokenizer.json`"));
 }
