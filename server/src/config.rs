@@ -1,7 +1,7 @@
 //! The validated configuration: what every other file of this room is given.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::args::{EngineArgs, GrpcArgs, HttpArgs, OpenAiArgs, ServeArgs, TraceArgs, cache_dir};
@@ -184,11 +184,7 @@ impl Config {
     ///
     /// Errors: [`Invalid`], naming the flag.
     pub fn from_args(args: &ServeArgs) -> Result<Self, Invalid> {
-        let model_dir = match (&args.model_dir, cache_dir()) {
-            (Some(dir), _) => dir.clone(),
-            (None, Some(cache)) => cache.join("stator").join("models"),
-            (None, None) => return Err(Invalid("--model-dir: no cache folder is known".into())),
-        };
+        let model_dir = model_dir(args.model_dir.as_deref())?;
         let mut models: Vec<Source> =
             args.models.iter().map(|text| Source::parse(text)).collect::<Result<_, _>>()?;
         let builtins: Vec<Builtin> =
@@ -367,6 +363,15 @@ fn repository(args: &ServeArgs) -> Result<RepositoryConfig, Invalid> {
         return Err(Invalid(text.into()));
     }
     Ok(config)
+}
+
+/// Returns the folder of models: the one that is asked for, or one of the user's cache.
+///
+/// Errors: none is asked for, and there is no cache folder.
+pub(crate) fn model_dir(asked: Option<&Path>) -> Result<PathBuf, Invalid> {
+    let cached = || cache_dir().map(|cache| cache.join("stator").join("models"));
+    let found = asked.map(Path::to_owned).or_else(cached);
+    found.ok_or_else(|| Invalid("--model-dir: no cache folder is known".into()))
 }
 
 /// Returns the number of threads asked for, where 0 means one a core.

@@ -4,6 +4,7 @@ mod admin;
 pub mod args;
 mod backend;
 mod banner;
+pub mod bench;
 mod catalog;
 pub mod chat;
 pub mod config;

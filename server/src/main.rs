@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use server::args::{self, Action, ServeArgs};
+use server::args::{self, Action, BenchAction, ServeArgs};
 use server::config::{Config, threads};
 use server::security::{self, Minted};
-use server::{chat, pages, serve, telemetry};
+use server::{bench, chat, pages, serve, telemetry};
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
 /// and keep what a burst of them left behind. `.cargo/config.toml` says how this one is built.
@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         Action::Key(key) => security::mint(&key.name, &key.scopes, &key.models)
             .map_err(Into::into)
             .and_then(|minted| hand_over(&minted)),
+        Action::Bench(BenchAction::Engine(args)) => {
+            bench::engine(args).and_then(|text| print(&text))
+        }
         Action::Openapi => print(&format!("{:#}\n", pages::document())),
         Action::Chat(args) => return chat::run(args),
     };

@@ -3,6 +3,7 @@
 //! A flag beats its `STATOR_*` variable, which beats a `DYN_*` alias, which beats the file,
 //! which beats the default. Every value goes through the flag's own parser, wherever it is from.
 
+mod bench;
 mod chat;
 mod dump;
 mod engine;
@@ -21,6 +22,7 @@ use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Su
 
 use crate::repository::ControlMode;
 
+pub use bench::{BenchAction, BenchEngineArgs};
 pub use chat::ChatArgs;
 pub use dump::dump;
 pub use engine::EngineArgs;
@@ -67,6 +69,9 @@ pub enum Action {
     Key(KeyArgs),
     /// Chat in the terminal with a running server
     Chat(ChatArgs),
+    /// Measure how fast this machine is
+    #[command(subcommand)]
+    Bench(BenchAction),
     /// Print the OpenAPI document of the HTTP door
     Openapi,
 }

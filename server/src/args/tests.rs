@@ -96,7 +96,8 @@ fn reference() -> String {
         out += &format!("\n## {heading}\n\n{}", table(args));
     }
     let chat = command.find_subcommand("chat").unwrap();
-    out + CHAT + &table(chat.get_arguments())
+    let bench = command.find_subcommand("bench").unwrap().find_subcommand("engine").unwrap();
+    out + CHAT + &table(chat.get_arguments()) + BENCH + &table(bench.get_arguments())
 }
 
 /// Returns a table of flags.
@@ -124,6 +125,14 @@ const CHAT: &str = "
 
 `stator chat [URL]` talks with a running server over its HTTP door, by default `http://localhost:8000` (variable `STATOR_URL`); of
 its commands: [chat.md](chat.md). Its flags stand in no file.
+
+";
+
+const BENCH: &str = "
+## stator bench engine
+
+`stator bench engine [MODEL]` measures a GGUF file or a directory, by default the default model, without a server: prefill and decode,
+the memory's read bandwidth, and the share of it that decoding alone reaches. Of the engine: [engine.md](engine.md).
 
 ";
 

@@ -34,7 +34,7 @@ impl Default for Precisions {
     /// Returns those that make the logits' error as small as others' at the least cost; see
     /// `examples/precision.rs`.
     fn default() -> Self {
-        let few = Precision { excess: 8.0 };
+        let few = Precision { excess: 2.0 };
         Self { query_key_value: few, attention_output: few, gate_up: few, down: few, head: few }
     }
 }
