@@ -15,6 +15,8 @@ use crate::source::{Place, Source};
 const PREFILLS: usize = 4;
 /// How often the memory is read through; the best counts.
 const READS: usize = 15;
+/// The most bytes that are read to measure the memory: far above what caches hold.
+const MOST_READ: usize = 1 << 30;
 /// Tokens of one forward pass.
 const BATCH_TOKENS: usize = 512;
 
@@ -42,7 +44,7 @@ pub fn engine(args: &BenchEngineArgs) -> Result<String, Box<dyn std::error::Erro
     let started = Instant::now();
     let clock = || started.elapsed();
     let bytes = runner.bytes_read();
-    let bandwidth = read_bandwidth(threads, bytes, READS, clock)?;
+    let bandwidth = read_bandwidth(threads, bytes.min(MOST_READ), READS, clock)?;
     let mut out = format!(
         "{} on {threads} threads: {:.1} MB of weights a pass, memory read at {:.1} GB/s\n\n\
          {:<24}{:>12}{:>12}\n",

@@ -194,6 +194,12 @@ impl Config {
         if is_bare && !args.no_default_model {
             models.push(Source::default_model(&model_dir));
         }
+        let keeps_blocks = args.engine.kv_host_mib > 0 || args.engine.kv_disk_dir.is_some();
+        if args.engine.no_prefix_cache && keeps_blocks {
+            let text = "--no-prefix-cache: then nothing is found again that --kv-host-mib or \
+                        --kv-disk-dir keep";
+            return Err(Invalid(text.into()));
+        }
         let process = &args.process;
         let metrics = (!process.no_metrics)
             .then(|| resolve("--metrics-host", &process.metrics_host, process.metrics_port))

@@ -28,7 +28,8 @@ impl Exporter {
     /// Reads the gauges that are known only by asking.
     fn refresh(&self) {
         self.metrics.uptime.set(self.started.elapsed().as_secs_f64());
-        for model in self.models.ready() {
+        // An adapter's engine is its base's, which tells of it.
+        for model in self.models.ready().into_iter().filter(|model| model.parent.is_none()) {
             let Some(load) = &model.load else { continue };
             let load = load();
             let labels = ModelLabels { model: model.name.clone() };

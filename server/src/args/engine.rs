@@ -22,7 +22,7 @@ pub struct EngineArgs {
     pub kv_cache_mib: u32,
     /// Tokens of one forward pass, shared by decoding sequences and prompt chunks
     #[arg(long, value_name = "TOKENS", default_value_t = 512, env = "STATOR_BATCH_TOKENS")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(value_parser = clap::value_parser!(u32).range(2..=65_536))]
     pub batch_tokens: u32,
     /// Sequences in the running batch
     #[arg(long, value_name = "N", default_value_t = 256, env = "STATOR_MAX_RUNNING_SEQUENCES")]

@@ -70,5 +70,13 @@ fn text(body: &Body, field: &str) -> Result<String> {
 }
 
 fn wrong(field: &str, expected: &str, got: &Json) -> Error {
+    let got = match got {
+        Json::Null => "nothing",
+        Json::Bool(_) => "a bool",
+        Json::Number(_) => "a number",
+        Json::String(_) => "a text",
+        Json::Array(_) => "a list",
+        Json::Object(_) => "an object",
+    };
     Error::invalid(format!("`{field}`: expected {expected}, got {got}")).with_param(field)
 }

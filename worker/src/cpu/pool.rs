@@ -165,10 +165,11 @@ impl Pool {
                 false => std::hint::spin_loop(),
             }
         }
+        let has_panicked = shared.has_panicked.swap(false, Ordering::Relaxed);
         if let Err(panic) = own {
             resume_unwind(panic);
         }
-        assert!(!shared.has_panicked.swap(false, Ordering::Relaxed), "a compute job panicked");
+        assert!(!has_panicked, "a compute job panicked");
     }
 }
 

@@ -125,6 +125,9 @@ impl Scheduler {
                 let whole = (start + wanted) / size * size;
                 wanted = if whole > start { whole - start } else { wanted };
             }
+            if wanted == 0 {
+                continue; // What is scored in a pass is used up: this one needs no room yet.
+            }
             let planned = self.reserve(index, wanted, Cramped::Waits)?;
             if self.running[index].scores_prompt() {
                 scored -= planned;

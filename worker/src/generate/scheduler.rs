@@ -124,10 +124,11 @@ impl Scheduler {
 
     /// Ends all sequences with an error.
     pub(super) fn fail_all(&mut self, reason: &Error) {
+        // Readers first: after a panic the blocks' books may be broken.
+        let all = self.running.iter().chain(&self.forks).chain(self.parked.values());
+        all.for_each(|sequence| sequence.output.fail(reason.clone()));
+        self.parked.clear();
         self.fail_running(reason);
-        for sequence in std::mem::take(&mut self.parked).into_values() {
-            sequence.output.fail(reason.clone());
-        }
         self.publish();
     }
 
@@ -281,6 +282,8 @@ impl Scheduler {
     fn park(&mut self) {
         let is_parked = |sequence: &mut Sequence| sequence.is_preempted && !sequence.is_over;
         for sequence in self.running.extract_if(.., is_parked) {
+            // What it has drawn may be read while it waits for its next place.
+            sequence.output.wake();
             self.parked.insert(sequence.urgency, sequence);
         }
     }

@@ -72,9 +72,14 @@ impl Directory {
             places.insert(tensor.to_owned(), number);
         }
         // What a file holds beyond the index would be left out without a word.
-        for (number, file) in names.iter().zip(&files) {
-            if let Some(extra) = file.names().find(|name| !places.contains_key(*name)) {
-                return Err(map.refusal(extra, &format!("is missing, but `{number}` has it")));
+        for (number, (name, file)) in names.iter().zip(&files).enumerate() {
+            let mut extra = file.names().filter_map(|tensor| match places.get(tensor) {
+                Some(place) if *place == number => None,
+                Some(_) => Some((tensor, format!("is in `{name}` too, which is not its file"))),
+                None => Some((tensor, format!("is missing, but `{name}` has it"))),
+            });
+            if let Some((tensor, why)) = extra.next() {
+                return Err(map.refusal(tensor, &why));
             }
         }
         Ok(Self { path: path.to_owned(), files, places })

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
@@ -70,6 +70,10 @@ impl DiskTier {
             let _lock = lock;
             for order in received {
                 serve(&folder, order, &answer);
+            }
+            // Only this engine could read what it kept.
+            if let Err(error) = empty(&folder) {
+                tracing::warn!(%error, folder = %folder.display(), "KV blocks were not removed");
             }
         })?;
         let (files, ages, fetched) = Default::default();
@@ -210,22 +214,31 @@ fn own_folder(folder: &Path) -> io::Result<(PathBuf, fs::File)> {
             Err(fs::TryLockError::WouldBlock) => continue,
             Err(fs::TryLockError::Error(error)) => return Err(error),
         }
-        for entry in fs::read_dir(&place)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|ending| ending == ENDING) {
-                fs::remove_file(path)?;
-            }
-        }
+        empty(&place)?;
         own.get_or_insert((place, lock));
     }
     own.ok_or_else(|| io::Error::other("all subfolders are in use"))
+}
+
+/// Removes the blocks of a subfolder.
+fn empty(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == ENDING) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Does what is asked; what fails is as if it had never been kept.
 fn serve(folder: &Path, order: Order, answers: &SyncSender<Answer>) {
     match order {
         Order::Write(block) => {
-            if let Err(error) = write(&path(folder, block.name), &block) {
+            let path = path(folder, block.name);
+            if let Err(error) = write(&path, &block) {
+                // A part of a block would take space that nobody counts.
+                let _ = fs::remove_file(&path);
                 tracing::warn!(%error, folder = %folder.display(), "a KV block was not written");
                 // If nobody takes the answers, reading the block fails as well.
                 let _ = answers.try_send((block.name, None));
@@ -257,7 +270,12 @@ fn write(path: &Path, block: &Kept) -> io::Result<()> {
     bytes.extend_from_slice(&block.bytes);
     let checksum = xxh3_64(&bytes[8..]);
     bytes[..8].copy_from_slice(&checksum.to_le_bytes());
-    fs::write(path, bytes)
+    // The tokens are what somebody wrote: nobody else may read them.
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)?.write_all(&bytes)
 }
 
 /// Reads what [`write`] wrote; none if a bit of it is different.

@@ -31,8 +31,9 @@ impl Tokens {
         let generation = generation.unwrap_or_default();
         let rows = config.number("vocab_size")?.min(MAX_TOKENS) as usize;
         let table = Table::read(&file, rows)?;
-        let ids: HashMap<&str, TokenId> =
-            table.tokens.iter().map(String::as_str).zip(0..).collect();
+        // Rows that stand for nothing have no text by which they could be named.
+        let ids = table.tokens.iter().map(String::as_str).zip(0..);
+        let ids: HashMap<&str, TokenId> = ids.filter(|(token, _)| !token.is_empty()).collect();
         let named = |key: &str| named(&settings, key, &ids);
         let ends = |json: &Json| numbers(json, "eos_token_id", rows);
         let mut eos = ends(&generation)?;

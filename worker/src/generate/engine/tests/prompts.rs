@@ -128,3 +128,21 @@ async fn the_mock_says_what_it_is_told() {
         }
     }
 }
+
+#[tokio::test]
+async fn prompts_that_share_what_is_scored_in_a_pass_take_no_blocks_from_others() {
+    let engine = engine(MockConfig::default(), SchedulerConfig::default());
+    let scored = |token| {
+        let mut request = GenerateRequest::new(vec![token; 600], StopConditions::after(1));
+        request.prompt_logprobs = Some(0);
+        request
+    };
+    let first = call(&engine, scored(97)).await;
+    let second = call(&engine, scored(98)).await;
+    let drawing = call(&engine, request(5, 200)).await;
+    for stream in [drawing, first, second] {
+        collect(stream).await.unwrap();
+    }
+    assert_eq!(engine.totals().preemptions, 0);
+    settles(&engine).await;
+}
