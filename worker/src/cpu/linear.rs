@@ -275,7 +275,7 @@ impl<'a> Output<'a> {
     /// No other thread touches the same part at the same time.
     unsafe fn write(&self, token: usize, column: usize, values: &[f32], is_sum: bool) {
         assert!(token < self.tokens && column + values.len() <= self.columns);
-        // SAFETY: the part lies inside, as checked, and is this thread's alone for now.
+        // SAFETY: the part lies inside, as checked, and no other thread touches it meanwhile.
         let target = unsafe {
             let target = self.values.add(token * self.columns + column);
             std::slice::from_raw_parts_mut(target, values.len())

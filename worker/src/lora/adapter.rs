@@ -7,7 +7,7 @@ use super::Settings;
 use crate::Error;
 use crate::cpu::linear::Compute;
 use crate::cpu::low_rank::{LowRank, add_update};
-use crate::weights::{WeightType, Weights};
+use crate::weights::{self, Weights};
 
 /// A matrix of a layer that an adapter may update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -166,25 +166,14 @@ fn read_update(
 }
 
 /// Reads a matrix of floats; its columns come first.
-fn floats(weights: &dyn Weights, name: &str, shape: [usize; 2]) -> Result<Vec<f32>, Error> {
-    let stored = weights.tensor(name)?;
+fn floats(source: &dyn Weights, name: &str, shape: [usize; 2]) -> Result<Vec<f32>, Error> {
+    let stored = source.tensor(name)?;
     if stored.dims != shape {
         let [columns, rows] = shape;
         let text = format!("tensor `{name}`: expected [{columns}, {rows}], got {:?}", stored.dims);
         return Err(Error::Model(text));
     }
-    let halves = || stored.data.as_chunks::<2>().0.iter().copied();
-    let values: Vec<f32> = match stored.weight_type {
-        WeightType::F32 => {
-            stored.data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-        }
-        WeightType::F16 => halves().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-        WeightType::Bf16 => halves().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-        other => {
-            let text = format!("tensor `{name}`: expected floats, got {other:?}");
-            return Err(Error::Model(text));
-        }
-    };
+    let values = weights::floats(name, &stored)?;
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(values),
         false => Err(Error::Model(format!("tensor `{name}`: holds what is no finite number"))),

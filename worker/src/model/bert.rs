@@ -7,7 +7,7 @@ mod sizes;
 use crate::Error;
 use crate::cpu::linear::Linear;
 use crate::cpu::postnorm::LayerNorm;
-use crate::weights::{StoredTensor, WeightType, Weights};
+use crate::weights::{self, StoredTensor, Weights};
 
 pub use forward::Buffers;
 pub use sizes::{Family, KNOWN_ENCODERS, Sizes};
@@ -188,23 +188,7 @@ impl Reader<'_> {
     /// Reads a tensor of floats, whose type may be any that is no quantised one.
     fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let (name, stored) = self.tensor(name, shape)?;
-        let halves = || stored.data.as_chunks::<2>().0.iter().copied();
-        match stored.weight_type {
-            WeightType::F32 => {
-                let floats = stored.data.as_chunks::<4>().0.iter();
-                Ok(floats.map(|bytes| f32::from_le_bytes(*bytes)).collect())
-            }
-            WeightType::F16 => {
-                Ok(halves().map(|bytes| half::f16::from_le_bytes(bytes).to_f32()).collect())
-            }
-            WeightType::Bf16 => {
-                Ok(halves().map(|bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect())
-            }
-            other => {
-                let text = format!("tensor `{name}`: expected floats, got {other:?}");
-                Err(Error::Model(text))
-            }
-        }
+        weights::floats(&name, &stored)
     }
 }
 

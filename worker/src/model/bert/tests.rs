@@ -9,7 +9,7 @@ use super::*;
 use crate::cpu::Isa;
 use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
-use crate::weights::Json;
+use crate::weights::{Json, WeightType};
 
 /// Tensors in memory.
 #[derive(Debug, Default)]
