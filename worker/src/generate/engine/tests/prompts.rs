@@ -131,9 +131,13 @@ async fn the_mock_says_what_it_is_told() {
 
 #[tokio::test]
 async fn prompts_that_share_what_is_scored_in_a_pass_take_no_blocks_from_others() {
-    let engine = engine(MockConfig::default(), SchedulerConfig::default());
+    // Slow and long enough for all three to be in the batch together.
+    let mock = MockConfig { pace: Duration::from_millis(1), ..MockConfig::default() };
+    // More of prompts than is scored in a pass, so that one of the two is left with nothing.
+    let config = SchedulerConfig { mixed_prompt_tokens: 256, ..SchedulerConfig::default() };
+    let engine = engine(mock, config);
     let scored = |token| {
-        let mut request = GenerateRequest::new(vec![token; 600], StopConditions::after(1));
+        let mut request = GenerateRequest::new(vec![token; 3000], StopConditions::after(1));
         request.prompt_logprobs = Some(0);
         request
     };
