@@ -3,9 +3,16 @@
 //! A block of 32 is one digit of 8 bits for each number. Where its step is coarse beside those of
 //! its row, a second digit holds what the first left over: the error of a product is the sum over
 //! all blocks, and few blocks have most of it. What a row becomes depends on that row alone.
+//!
+//! Four rows lie together in panels, block by block, since a kernel reads the same block of several
+//! rows: it walks through memory in order, whatever the width of a row.
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls a function that needs checked CPU features")
+)]
 
-use std::sync::atomic::{AtomicU16, Ordering};
-
+#[cfg(target_arch = "x86_64")]
+use super::isa::Kind;
 use super::isa::dispatched;
 use super::linear::Compute;
 use super::vector::LANES;
@@ -13,15 +20,15 @@ use super::vector::LANES;
 /// Columns that share one scale.
 pub const BLOCK: usize = 32;
 
-/// Rows that share a word of marks.
-pub(super) const MARKED_ROWS: usize = 16;
+/// Rows of a panel.
+pub(super) const PANEL_ROWS: usize = 4;
 
 /// The step of first digits over that of second ones. Digits go from -127 to 127: a product with
 /// an 8-bit weight must not overflow 16 bits in pairs, which -128 would.
 pub(super) const BASE: f32 = 254.0;
 
 /// The largest digit.
-const MOST: f32 = 127.0;
+pub(super) const MOST: f32 = 127.0;
 
 /// The most rows at a time that a thread fills in.
 const GRAIN: usize = 16;
@@ -44,18 +51,45 @@ impl Precision {
     pub const WIDE: Self = Self { excess: -1.0 };
 }
 
+/// A block of four rows.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(super) struct Panel {
+    /// First digits.
+    pub values: [[i8; BLOCK]; PANEL_ROWS],
+    /// What a first digit is worth.
+    pub scales: [f32; PANEL_ROWS],
+    /// The sum of the first digits.
+    pub sums: [f32; PANEL_ROWS],
+    /// The sums of the first and of the second 16 of them.
+    pub half_sums: [[i32; 2]; PANEL_ROWS],
+}
+
+/// The second digits of a block of one row.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(16))]
+pub(super) struct Second {
+    /// Second digits.
+    pub values: [i8; BLOCK],
+    /// The sum of the second digits.
+    pub sum: f32,
+    /// What a second digit is worth.
+    pub scale: f32,
+    /// Which block of the row.
+    pub block: u32,
+    /// Which row of the panel.
+    pub row: u32,
+}
+
 /// Rows of activations; the memory is kept between uses.
 #[derive(Debug, Default)]
 pub struct Activations {
     rows: usize,
     columns: usize,
     floats: Vec<f32>,
-    values: Vec<i8>,
-    scales: Vec<f32>,
-    sums: Vec<f32>,
-    low: Vec<i8>,
-    low_sums: Vec<f32>,
-    marks: Vec<AtomicU16>,
+    panels: Vec<Panel>,
+    seconds: Vec<Second>,
+    counts: Vec<u32>,
 }
 
 /// Rows to be read.
@@ -65,37 +99,36 @@ pub struct View<'a> {
     pub columns: usize,
     /// The numbers themselves: `[rows, columns]`.
     pub floats: &'a [f32],
-    /// First digits: `[rows, columns]`.
-    pub values: &'a [i8],
-    /// What a first digit is worth: `[rows, columns / 32]`.
-    pub scales: &'a [f32],
-    /// The sum of the 32 first digits: `[rows, columns / 32]`.
-    pub sums: &'a [f32],
-    /// Second digits, of marked blocks alone; a 254th of the first in worth: `[rows, columns]`.
-    pub low: &'a [i8],
-    /// The sum of the 32 second digits: `[rows, columns / 32]`.
-    pub low_sums: &'a [f32],
-    /// Which blocks have second digits, a bit for each of 16 rows: `[rows / 16, columns / 32]`.
-    pub marks: &'a [AtomicU16],
+    /// First digits: `[rows / 4, columns / 32]`.
+    pub(super) panels: &'a [Panel],
+    /// Room for second digits, row after row: `[rows / 4, 4 * columns / 32]`.
+    seconds: &'a [Second],
+    /// How many blocks have any: `[rows / 4]`.
+    counts: &'a [u32],
 }
 
 /// Quantised rows to be written.
-struct RowsMut<'a> {
-    first: usize,
-    floats: &'a mut [f32],
-    values: &'a mut [i8],
-    scales: &'a mut [f32],
-    sums: &'a mut [f32],
-    low: &'a mut [i8],
-    low_sums: &'a mut [f32],
+pub(super) struct RowsMut<'a> {
+    pub floats: &'a mut [f32],
+    pub panels: &'a mut [Panel],
+    pub seconds: &'a mut [Second],
+    pub counts: &'a mut [u32],
+}
+
+/// Makes a vector at least so long; it keeps its length otherwise, since making it longer again
+/// would write it anew.
+fn reserve<T: Clone + Default>(numbers: &mut Vec<T>, length: usize) {
+    if numbers.len() < length {
+        numbers.resize(length, T::default());
+    }
 }
 
 impl Activations {
     /// Makes room for `rows` rows of `columns` floats, of any content, and returns them.
     pub fn floats(&mut self, rows: usize, columns: usize) -> &mut [f32] {
         (self.rows, self.columns) = (rows, columns);
-        self.floats.resize(rows * columns, 0.0);
-        &mut self.floats
+        reserve(&mut self.floats, rows * columns);
+        &mut self.floats[..rows * columns]
     }
 
     /// Has `make` write each of the rows that [`floats`](Self::floats) made room for, or leave it
@@ -107,88 +140,103 @@ impl Activations {
         make: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let (rows, columns, blocks) = (self.rows, self.columns, self.columns / BLOCK);
+        let floats = &mut self.floats[..rows * columns];
         let Some(precision) = precision else {
-            let rows = self.floats.chunks_exact_mut(columns).enumerate();
+            let rows = floats.chunks_exact_mut(columns).enumerate();
             return compute.pool.each(rows, |_, (row, floats)| make(row, floats));
         };
-        self.values.resize(rows * columns, 0);
-        self.low.resize(rows * columns, 0);
-        self.scales.resize(rows * blocks, 0.0);
-        self.sums.resize(rows * blocks, 0.0);
-        self.low_sums.resize(rows * blocks, 0.0);
-        self.marks.clear();
-        self.marks.resize_with(rows.div_ceil(MARKED_ROWS) * blocks, AtomicU16::default);
+        let quads = rows.div_ceil(PANEL_ROWS);
+        reserve(&mut self.panels, quads * blocks);
+        reserve(&mut self.seconds, quads * PANEL_ROWS * blocks);
+        reserve(&mut self.counts, quads);
         let grain = match rows * columns < SHARED_NUMBERS {
-            true => rows,
+            true => rows.next_multiple_of(PANEL_ROWS),
             false => rows.div_ceil(4 * compute.pool.threads()).min(GRAIN),
         };
-        let marks = &self.marks;
-        let parts = (self.floats.chunks_mut(grain * columns))
-            .zip(self.values.chunks_mut(grain * columns))
-            .zip(self.low.chunks_mut(grain * columns))
-            .zip(self.scales.chunks_mut(grain * blocks))
-            .zip(self.sums.chunks_mut(grain * blocks))
-            .zip(self.low_sums.chunks_mut(grain * blocks))
+        let grain = grain.next_multiple_of(PANEL_ROWS);
+        let share = grain / PANEL_ROWS;
+        let parts = (floats.chunks_mut(grain * columns))
+            .zip(self.panels[..quads * blocks].chunks_mut(share * blocks))
+            .zip(self.seconds.chunks_mut(share * PANEL_ROWS * blocks))
+            .zip(self.counts[..quads].chunks_mut(share))
             .enumerate();
-        compute.pool.each(
-            parts,
-            |_, (part, (((((floats, values), low), scales), sums), low_sums))| {
-                let first = part * grain;
-                for (row, floats) in floats.chunks_exact_mut(columns).enumerate() {
-                    make(first + row, floats);
-                }
-                let rows = RowsMut { first, floats, values, scales, sums, low, low_sums };
-                quantize(compute.isa, rows, columns, precision.excess, marks);
-            },
-        );
+        compute.pool.each(parts, |_, (part, (((floats, panels), seconds), counts))| {
+            for (row, floats) in floats.chunks_exact_mut(columns).enumerate() {
+                make(part * grain + row, floats);
+            }
+            let rows = RowsMut { floats, panels, seconds, counts };
+            #[cfg(target_arch = "x86_64")]
+            if compute.isa.kind() == Kind::Avx512 {
+                // SAFETY: this `Isa` exists only where the features were detected.
+                return unsafe { super::avx512::quantize(rows, columns, precision.excess) };
+            }
+            quantize(compute.isa, rows, columns, precision.excess);
+        });
     }
 
     /// Returns the rows.
     pub fn view(&self) -> View<'_> {
+        let quads = self.rows.div_ceil(PANEL_ROWS);
+        let blocks = self.columns / BLOCK;
         View {
             columns: self.columns,
-            floats: &self.floats,
-            values: &self.values,
-            scales: &self.scales,
-            sums: &self.sums,
-            low: &self.low,
-            low_sums: &self.low_sums,
-            marks: &self.marks,
+            floats: &self.floats[..self.rows * self.columns],
+            panels: self.panels.get(..quads * blocks).unwrap_or_default(),
+            seconds: self.seconds.get(..quads * PANEL_ROWS * blocks).unwrap_or_default(),
+            counts: self.counts.get(..quads).unwrap_or_default(),
         }
     }
 }
 
 impl View<'_> {
-    /// Cuts the digits, scales and sums of some rows; the marks stay those of all.
+    /// Cuts the panels of some rows; these may not begin inside a panel and end in another one.
+    #[inline(always)]
     pub(super) fn rows(self, first: usize, count: usize) -> Self {
+        debug_assert!(first.is_multiple_of(PANEL_ROWS) || first % PANEL_ROWS + count <= PANEL_ROWS);
         let blocks = self.columns / BLOCK;
-        let (numbers, blocks) = (
-            first * self.columns..(first + count) * self.columns,
-            first * blocks..(first + count) * blocks,
-        );
+        let quads = first / PANEL_ROWS..(first + count).div_ceil(PANEL_ROWS);
+        let each = blocks * PANEL_ROWS;
         Self {
             columns: self.columns,
-            floats: &self.floats[numbers.clone()],
-            values: &self.values[numbers.clone()],
-            scales: &self.scales[blocks.clone()],
-            sums: &self.sums[blocks.clone()],
-            low: &self.low[numbers],
-            low_sums: &self.low_sums[blocks],
-            marks: self.marks,
+            floats: &self.floats[first * self.columns..(first + count) * self.columns],
+            panels: &self.panels[quads.start * blocks..quads.end * blocks],
+            seconds: &self.seconds[quads.start * each..quads.end * each],
+            counts: &self.counts[quads],
         }
     }
 
-    /// Returns which of up to 16 rows from `first` on have second digits in a block; the rows may
-    /// not cross a multiple of 16.
+    /// Returns the second digits of each panel's rows.
     #[inline(always)]
-    pub(super) fn marks(&self, first: usize, block: usize) -> u32 {
-        let word = first / MARKED_ROWS * (self.columns / BLOCK) + block;
-        u32::from(self.marks[word].load(Ordering::Relaxed)) >> (first % MARKED_ROWS)
+    pub(super) fn seconds(&self) -> impl Iterator<Item = &[Second]> {
+        let rooms = self.seconds.chunks_exact(self.columns / BLOCK * PANEL_ROWS);
+        rooms.zip(self.counts).map(|(seconds, &count)| &seconds[..count as usize])
     }
 
     /// Returns how many blocks have second digits.
     pub fn wide_blocks(&self) -> usize {
-        self.marks.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
+        self.counts.iter().map(|&count| count as usize).sum()
+    }
+
+    /// Returns what quantisation made of a number.
+    #[cfg(test)]
+    pub(super) fn number(&self, row: usize, column: usize) -> f64 {
+        let (row_of_all, block_of_row) = (row, column / BLOCK);
+        let panel = row / PANEL_ROWS * (self.columns / BLOCK) + block_of_row;
+        let (row, column) = (row % PANEL_ROWS, column % BLOCK);
+        let first = f64::from(self.panels[panel].values[row][column]);
+        let worth = f64::from(self.panels[panel].scales[row]);
+        let second = self
+            .second(row_of_all, block_of_row)
+            .map_or(0.0, |second| f64::from(second.values[column]) * f64::from(second.scale));
+        first * worth + second
+    }
+
+    /// Returns the second digits of a block of a row.
+    #[cfg(test)]
+    fn second(&self, row: usize, block: usize) -> Option<&Second> {
+        let row_of_panel = (row % PANEL_ROWS) as u32;
+        let mut seconds = self.seconds().nth(row / PANEL_ROWS)?.iter();
+        seconds.find(|second| (second.row, second.block) == (row_of_panel, block as u32))
     }
 }
 
@@ -216,97 +264,91 @@ fn largest(x: &[f32; BLOCK]) -> f32 {
 
 dispatched! {
     /// Quantises rows of `columns` numbers.
-    fn quantize(
-        rows: RowsMut<'_>,
-        columns: usize,
-        excess: f32,
-        marks: &[AtomicU16],
-    ) = quantize_body
+    fn quantize(rows: RowsMut<'_>, columns: usize, excess: f32) = quantize_body
 }
 
 #[inline(always)]
-fn quantize_body<const FMA: bool>(
-    rows: RowsMut<'_>,
-    columns: usize,
-    excess: f32,
-    marks: &[AtomicU16],
-) {
+fn quantize_body<const FMA: bool>(rows: RowsMut<'_>, columns: usize, excess: f32) {
     let blocks = columns / BLOCK;
-    for row in 0..rows.floats.len() / columns {
-        let x = rows.floats[row * columns..][..columns].as_chunks::<BLOCK>().0;
-        let scales = &mut rows.scales[row * blocks..][..blocks];
+    let RowsMut { floats, panels, seconds, counts } = rows;
+    counts.fill(0);
+    for (row, x) in floats.chunks_exact(columns).enumerate() {
+        let x = x.as_chunks::<BLOCK>().0;
+        let (quad, row) = (row / PANEL_ROWS, row % PANEL_ROWS);
+        let panels = &mut panels[quad * blocks..][..blocks];
         let mut squares = 0.0;
-        for (x, scale) in x.iter().zip(scales.iter_mut()) {
-            *scale = largest(x) / MOST;
-            squares += *scale * *scale;
+        for (x, panel) in x.iter().zip(&mut *panels) {
+            let scale = largest(x) / MOST;
+            panel.scales[row] = scale;
+            squares += scale * scale;
+        }
+        for (x, panel) in x.iter().zip(&mut *panels) {
+            let inverse = inverse(panel.scales[row]);
+            let halves = rounded(&mut panel.values[row], |column| x[column] * inverse + ROUNDING);
+            panel.sums[row] = (halves[0] + halves[1]) as f32;
+            panel.half_sums[row] = halves;
         }
         let limit = squares / blocks as f32 * excess;
-        let values = rows.values[row * columns..][..columns].as_chunks_mut::<BLOCK>().0;
-        let low = rows.low[row * columns..][..columns].as_chunks_mut::<BLOCK>().0;
-        let sums = &mut rows.sums[row * blocks..][..blocks];
-        let low_sums = &mut rows.low_sums[row * blocks..][..blocks];
-        for block in 0..blocks {
-            let scale = scales[block];
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            sums[block] = digits(&x[block], inverse, &mut values[block]);
-            if scale * scale > limit {
-                low_sums[block] = low_digits(&x[block], inverse, &mut low[block]);
-                let row = rows.first + row;
-                let word = &marks[row / MARKED_ROWS * blocks + block];
-                word.fetch_or(1 << (row % MARKED_ROWS), Ordering::Relaxed);
-            }
+        let seconds = &mut seconds[quad * PANEL_ROWS * blocks..][..PANEL_ROWS * blocks];
+        add_seconds(x, (panels, row), limit, (seconds, &mut counts[quad]), second_digits);
+    }
+}
+
+/// Returns what a number is multiplied with to become a digit.
+#[inline(always)]
+pub(super) fn inverse(scale: f32) -> f32 {
+    if scale > 0.0 { 1.0 / scale } else { 0.0 }
+}
+
+/// Adds second digits of a row's blocks whose squared steps are above a limit; `digits` writes
+/// those of a block, given what a number is multiplied with to become a first digit, and returns
+/// their sum.
+#[inline(always)]
+pub(super) fn add_seconds(
+    x: &[[f32; BLOCK]],
+    (panels, row): (&[Panel], usize),
+    limit: f32,
+    (seconds, count): (&mut [Second], &mut u32),
+    digits: impl Fn(&[f32; BLOCK], f32, &mut [i8; BLOCK]) -> i32,
+) {
+    for (block, (x, panel)) in x.iter().zip(panels).enumerate() {
+        let scale = panel.scales[row];
+        if scale * scale > limit {
+            let second = &mut seconds[*count as usize];
+            *count += 1;
+            second.sum = digits(x, inverse(scale), &mut second.values) as f32;
+            second.scale = scale * (1.0 / BASE);
+            (second.block, second.row) = (block as u32, row as u32);
         }
     }
+}
+
+/// Writes the digits of what first digits left over, and returns their sum.
+#[inline(always)]
+fn second_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> i32 {
+    let halves = rounded(out, |column| {
+        let x = x[column] * inverse;
+        let first = (x + ROUNDING) - ROUNDING;
+        ((x - first) * BASE).clamp(-MOST, MOST) + ROUNDING
+    });
+    halves[0] + halves[1]
 }
 
 /// Adding this to a number of at most 2^22 rounds it to a whole one, ties to even, whose low byte
 /// is then the lowest of the bits.
 const ROUNDING: f32 = 12_582_912.0;
 
-/// Writes first digits and returns their sum.
+/// Writes the lowest bytes of rounded numbers, and returns the sums of the two halves.
 #[inline(always)]
-fn digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> f32 {
-    let mut sums = [0f32; LANES];
-    let halves = x.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0);
-    for (x, out) in halves {
-        let rounded = x.map(|x| x * inverse + ROUNDING);
-        *out = rounded.map(|rounded| rounded.to_bits() as i8);
-        for (sum, rounded) in sums.iter_mut().zip(rounded) {
-            *sum += rounded - ROUNDING;
+fn rounded(out: &mut [i8; BLOCK], number: impl Fn(usize) -> f32) -> [i32; 2] {
+    let mut sums = [0; 2];
+    for (half, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = number(half * LANES + lane).to_bits() as i8;
         }
+        sums[half] = out.iter().map(|&digit| i32::from(digit)).sum();
     }
-    total(sums)
-}
-
-/// Writes the digits of what first digits left over, and returns their sum.
-#[inline(always)]
-fn low_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> f32 {
-    let mut sums = [0f32; LANES];
-    let halves = x.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0);
-    for (x, out) in halves {
-        let rounded = x.map(|x| {
-            let first = (x * inverse + ROUNDING) - ROUNDING;
-            ((x * inverse - first) * BASE).clamp(-MOST, MOST) + ROUNDING
-        });
-        *out = rounded.map(|rounded| rounded.to_bits() as i8);
-        for (sum, rounded) in sums.iter_mut().zip(rounded) {
-            *sum += rounded - ROUNDING;
-        }
-    }
-    total(sums)
-}
-
-/// Returns the sum of whole numbers, which is exact in any order.
-#[inline(always)]
-fn total(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    sums
 }
 
 #[cfg(test)]
@@ -334,24 +376,29 @@ mod tests {
             assert_eq!(view.floats, x);
             for (block, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
                 let (row, column) = (block / 3, block % 3);
-                let is_wide = view.marks(row, column) & 1 == 1;
-                let steps = &view.scales[row * 3..][..3];
+                let (panels, lane) = (row / PANEL_ROWS * 3, row % PANEL_ROWS);
+                let second = view.second(row, column);
+                let is_wide = second.is_some();
+                let steps = [0, 1, 2].map(|column| view.panels[panels + column].scales[lane]);
                 let mean = steps.iter().map(|step| step * step).sum::<f32>() / 3.0;
-                let step = view.scales[block];
+                let step = steps[column];
                 assert_eq!(is_wide, step * step > mean * precision.excess);
-                let (mut sum, mut low_sum) = (0.0, 0.0);
                 for (offset, x) in x.iter().enumerate() {
-                    let at = block * BLOCK + offset;
-                    let low = if is_wide { f32::from(view.low[at]) } else { 0.0 };
-                    let back = (f32::from(view.values[at]) + low / BASE) * step;
+                    let back = view.number(row, column * BLOCK + offset) as f32;
                     let allowed = if is_wide { step / BASE * 0.6 } else { step * 0.501 };
                     assert!((back - x).abs() <= allowed, "{isa:?}: {x} became {back}");
-                    assert!(view.values[at] > i8::MIN && view.low[at] > i8::MIN);
-                    sum += f32::from(view.values[at]);
-                    low_sum += low;
                 }
-                assert_eq!(view.sums[block], sum);
-                assert!(!is_wide || view.low_sums[block] == low_sum);
+                let digits = view.panels[panels + column].values[lane];
+                let sum = |digits: [i8; BLOCK]| digits.map(f32::from).iter().sum::<f32>();
+                assert!(digits.iter().all(|&digit| digit > i8::MIN));
+                let panel = view.panels[panels + column];
+                assert_eq!(panel.sums[lane], sum(digits));
+                let first: i32 = digits[..16].iter().map(|&digit| i32::from(digit)).sum();
+                assert_eq!(panel.half_sums[lane], [first, sum(digits) as i32 - first]);
+                if let Some(second) = second {
+                    assert!(second.values.iter().all(|&digit| digit > i8::MIN));
+                    assert_eq!(second.sum, sum(second.values));
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::activations::{BASE, BLOCK, View};
+use super::activations::{BLOCK, PANEL_ROWS, View};
 use super::packed::{
     Bf16, Codes, Dense, F16, F32, Float, Format, NESTED_MINIMA, PLANE, PLANES, ROWS, Scales,
     with_format,
@@ -46,7 +46,7 @@ fn rows<F: Format, const M: usize>(
 ) -> usize {
     let blocks = x.columns / BLOCK;
     assert_eq!(group.len() * F::CODES.blocks(), blocks * F::CODES.tile_bytes());
-    let x = x.rows(first, M);
+    let (x, lane) = (x.rows(first, M), first % PANEL_ROWS);
     let mut sums = [[_mm256_setzero_ps(); 2]; M];
     for (index, tile) in group.chunks_exact(F::CODES.tile_bytes()).enumerate() {
         let (header, codes) = tile.split_at(F::CODES.header_bytes());
@@ -55,17 +55,14 @@ fn rows<F: Format, const M: usize>(
             for half in 0..2 {
                 let scales = scales::<F>(header, inner, half);
                 let planes = unpack::<F>(codes, half);
-                let marks = x.marks(first, b);
                 for (m, sums) in sums.iter_mut().enumerate() {
-                    let (at, block) = (m * x.columns + b * BLOCK, m * blocks + b);
-                    let mut add = |values: &[i8], sum: f32, worth: f32| {
-                        let product = product::<F>(&planes, (values, at), sum, scales);
-                        sums[half] = _mm256_fmadd_ps(_mm256_set1_ps(worth), product, sums[half]);
-                    };
-                    add(x.values, x.sums[block], x.scales[block]);
-                    if marks >> m & 1 == 1 {
-                        add(x.low, x.low_sums[block], x.scales[block] * (1.0 / BASE));
-                    }
+                    let row = lane + m;
+                    let panel = &x.panels[row / PANEL_ROWS * blocks + b];
+                    let row = row % PANEL_ROWS;
+                    let product =
+                        product::<F>(&planes, &panel.values[row], panel.sums[row], scales);
+                    let worth = _mm256_set1_ps(panel.scales[row]);
+                    sums[half] = _mm256_fmadd_ps(worth, product, sums[half]);
                 }
             }
         }
@@ -73,7 +70,37 @@ fn rows<F: Format, const M: usize>(
     for (half, at) in [(0, 0), (1, HALF)] {
         store(out, at, sums.map(|sums| sums[half]));
     }
+    add_seconds::<F>(group, x, lane, &mut out[..M]);
     M
+}
+
+/// Adds the products with the second digits of blocks that have any: few, and so apart.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f32; ROWS]]) {
+    for (quad, seconds) in x.seconds().enumerate() {
+        for second in seconds {
+            let row = (quad * PANEL_ROWS + second.row as usize).wrapping_sub(lane);
+            if row >= out.len() {
+                continue;
+            }
+            let b = second.block as usize;
+            let tile = &group[b / F::CODES.blocks() * F::CODES.tile_bytes()..];
+            let (header, codes) = tile.split_at(F::CODES.header_bytes());
+            let inner = b % F::CODES.blocks();
+            let codes = &codes[inner * F::CODES.block_bytes()..][..F::CODES.block_bytes()];
+            for (half, out) in out[row].as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
+                let scales = scales::<F>(header, inner, half);
+                let planes = unpack::<F>(codes, half);
+                let product = product::<F>(&planes, &second.values, second.sum, scales);
+                // SAFETY: `out` is 8 floats, which is what the load reads and the store writes.
+                unsafe {
+                    let sum = _mm256_loadu_ps(out.as_ptr());
+                    let sum = _mm256_fmadd_ps(_mm256_set1_ps(second.scale), product, sum);
+                    _mm256_storeu_ps(out.as_mut_ptr(), sum);
+                }
+            }
+        }
+    }
 }
 
 #[inline]
@@ -89,9 +116,9 @@ fn store<const M: usize>(out: &mut [[f32; ROWS]], at: usize, sums: [__m256; M]) 
 /// Returns four activations, in every lane.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn broadcast(values: &[i8], at: usize) -> __m256i {
+fn broadcast(values: &[i8; BLOCK], at: usize) -> __m256i {
     debug_assert!(at + 4 <= values.len());
-    // SAFETY: the callers ask for columns of rows that `rows` cut to size; unaligned is fine.
+    // SAFETY: the callers ask for columns of a block; unaligned is fine.
     let four = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
     _mm256_set1_epi32(four)
 }
@@ -204,7 +231,7 @@ fn scales<F: Format>(header: &[u8], block: usize, half: usize) -> (__m256, __m25
 /// Returns the products of some planes with the activations that they meet.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot<F: Format>(planes: &[__m256i], values: &[i8], at: usize) -> __m256i {
+fn dot<F: Format>(planes: &[__m256i], values: &[i8; BLOCK], at: usize) -> __m256i {
     // How many products of a code (or, where signed, of a number) and 127 fit into 16 bits, when
     // each instruction adds two: 15 * 127 * 16, 31 * 127 * 8, 32 * 127 * 8, 128 * 127 * 2.
     let together = match F::CODES.bits() {
@@ -239,26 +266,26 @@ fn dot<F: Format>(planes: &[__m256i], values: &[i8], at: usize) -> __m256i {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn product<F: Format>(
     planes: &[__m256i; PLANES],
-    (values, at): (&[i8], usize),
+    values: &[i8; BLOCK],
     sum: f32,
     (scale, other): (__m256, __m256),
 ) -> __m256 {
     let dot = |planes, at| _mm256_cvtepi32_ps(dot::<F>(planes, values, at));
     match F::CODES.scales() {
-        Scales::Centred if F::CODES.bits() == 8 => _mm256_mul_ps(scale, dot(planes, at)),
+        Scales::Centred if F::CODES.bits() == 8 => _mm256_mul_ps(scale, dot(planes, 0)),
         Scales::Centred => {
             // All whole numbers below 2^24, and so exact.
             let centre = _mm256_set1_ps(-F::CODES.centre() as f32);
-            let dot = _mm256_fmadd_ps(centre, _mm256_set1_ps(sum), dot(planes, at));
+            let dot = _mm256_fmadd_ps(centre, _mm256_set1_ps(sum), dot(planes, 0));
             _mm256_mul_ps(scale, dot)
         }
         Scales::Minimum | Scales::Nested => {
             let offset = _mm256_mul_ps(other, _mm256_set1_ps(sum));
-            _mm256_fmadd_ps(scale, dot(planes, at), offset)
+            _mm256_fmadd_ps(scale, dot(planes, 0), offset)
         }
         Scales::Halves => {
             let (first, second) = planes.split_at(PLANES / 2);
-            let (first, second) = (dot(first, at), dot(second, at + BLOCK / 2));
+            let (first, second) = (dot(first, 0), dot(second, BLOCK / 2));
             _mm256_fmadd_ps(other, second, _mm256_mul_ps(scale, first))
         }
     }

@@ -1,13 +1,17 @@
 //! The tile kernels with AVX-512: one register is 16 rows, one instruction up to 64 multiply-adds.
 #![expect(unsafe_code, reason = "loads of SIMD registers from checked slices")]
 
+mod quantize;
+
 use std::arch::x86_64::*;
 
-use super::activations::{BASE, BLOCK, View};
+use super::activations::{BLOCK, PANEL_ROWS, Panel, View};
 use super::packed::{
     Bf16, Codes, Dense, F16, F32, Float, Format, NESTED_MINIMA, PLANE, PLANES, ROWS, Scales,
     with_format,
 };
+
+pub(super) use quantize::quantize;
 
 /// How far ahead weights are fetched, in bytes; past the end of a group lies the next one.
 const PREFETCH_BYTES: usize = 2560;
@@ -61,8 +65,9 @@ fn rows<F: Format, const M: usize>(
     out: &mut [[f32; ROWS]],
 ) -> usize {
     assert_eq!(group.len() * F::CODES.blocks(), x.columns / BLOCK * F::CODES.tile_bytes());
-    let x = x.rows(first, M);
-    store(out, tiles::<F, M>(group, x, first));
+    let (x, lane) = (x.rows(first, M), first % PANEL_ROWS);
+    store(out, tiles::<F, M>(group, x, lane));
+    add_seconds::<F>(group, x, lane, &mut out[..M]);
     M
 }
 
@@ -78,9 +83,9 @@ fn store<const M: usize>(out: &mut [[f32; ROWS]], sums: [__m512; M]) {
 /// Returns four activations, in every lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn broadcast(values: &[i8], at: usize) -> __m512i {
+fn broadcast(values: &[i8; BLOCK], at: usize) -> __m512i {
     debug_assert!(at + 4 <= values.len());
-    // SAFETY: the callers ask for columns of rows that `rows` cut to size; unaligned is fine.
+    // SAFETY: the callers ask for columns of a block; unaligned is fine.
     let four = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
     _mm512_set1_epi32(four)
 }
@@ -193,90 +198,99 @@ fn scales<F: Format>(header: &[u8], block: usize) -> (__m512, __m512) {
     }
 }
 
+/// Returns the products of first digits; the rows of the activations begin at `lane` of a panel.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn tiles<F: Format, const M: usize>(group: &[u8], x: View<'_>, first: usize) -> [__m512; M] {
+fn tiles<F: Format, const M: usize>(group: &[u8], x: View<'_>, lane: usize) -> [__m512; M] {
     let blocks = x.columns / BLOCK;
+    let lane = if M < PANEL_ROWS { lane } else { 0 };
+    assert!(lane + M <= PANEL_ROWS.max(M) && x.panels.len() == M.div_ceil(PANEL_ROWS) * blocks);
     let mut sums = [_mm512_setzero_ps(); M];
-    let mut excess = [[0; ROWS]; M];
     for (index, tile) in group.chunks_exact(F::CODES.tile_bytes()).enumerate() {
         let (header, codes) = tile.split_at(F::CODES.header_bytes());
         prefetch(header);
-        if F::CODES.scales() == Scales::Halves {
-            for (m, excess) in excess.iter_mut().enumerate() {
-                *excess = excess_of_halves(x.values, m * x.columns + index * 8 * BLOCK);
-            }
-        }
         for (inner, codes) in codes.chunks_exact(F::CODES.block_bytes()).enumerate() {
             prefetch(codes);
             let b = index * F::CODES.blocks() + inner;
+            debug_assert!(b < blocks);
             let scales = scales::<F>(header, inner);
             let planes = unpack::<F>(codes);
-            let product = |values: &[i8], m: usize, sum: f32, excess: [i32; 2]| {
-                let at = m * x.columns + b * BLOCK;
-                match F::CODES.scales() {
-                    Scales::Halves => product_of_halves(&planes, (values, at), excess, scales),
-                    _ => product::<F>(&planes, (values, at), sum, scales),
-                }
-            };
             each_row!(m < M, {
-                let excess = excess_of_block(inner, &excess[m]);
-                let product = product(x.values, m, x.sums[m * blocks + b], excess);
-                let scale = _mm512_set1_ps(x.scales[m * blocks + b]);
-                sums[m] = _mm512_fmadd_ps(scale, product, sums[m]);
+                let row = lane + m;
+                // SAFETY: the group has as many blocks as a row, as `rows` asserts, and there are
+                // panels for `M` rows, as asserted above.
+                let panel = unsafe { x.panels.get_unchecked(row / PANEL_ROWS * blocks + b) };
+                let row = row % PANEL_ROWS;
+                let product = product::<F>(&planes, panel, row, scales);
+                sums[m] = _mm512_fmadd_ps(_mm512_set1_ps(panel.scales[row]), product, sums[m]);
             });
-            let marks = x.marks(first, b) & ((1 << M) - 1);
-            if marks != 0 {
-                let more = low_products::<F, M>(marks, (x, b), (header, inner, codes));
-                each_row!(m < M, {
-                    if marks >> m & 1 == 1 {
-                        sums[m] = _mm512_add_ps(sums[m], more[m]);
-                    }
-                });
-            }
         }
     }
     sums
 }
 
-/// Returns the products with the second digits of marked rows. It unpacks the block once more, as
-/// what a call could see or change would not stay in registers.
-#[cold]
-#[inline(never)]
+/// Adds the products with the second digits of blocks that have any: few, and so apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn low_products<F: Format, const M: usize>(
-    marks: u32,
-    (x, b): (View<'_>, usize),
-    (header, inner, codes): (&[u8], usize, &[u8]),
-) -> [__m512; M] {
-    let blocks = x.columns / BLOCK;
-    let (planes, scales) = (unpack::<F>(codes), scales::<F>(header, inner));
-    let mut products = [_mm512_setzero_ps(); M];
-    for (m, out) in products.iter_mut().enumerate().filter(|(m, _)| marks >> m & 1 == 1) {
-        let (at, block) = (m * x.columns + b * BLOCK, m * blocks + b);
-        let product = match F::CODES.scales() {
-            Scales::Halves => {
-                product_of_halves(&planes, (x.low, at), excess_of_low(x.low, at), scales)
+fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f32; ROWS]]) {
+    for (quad, seconds) in x.seconds().enumerate() {
+        for second in seconds {
+            let row = (quad * PANEL_ROWS + second.row as usize).wrapping_sub(lane);
+            if row >= out.len() {
+                continue;
             }
-            _ => product::<F>(&planes, (x.low, at), x.low_sums[block], scales),
-        };
-        *out = _mm512_mul_ps(_mm512_set1_ps(x.scales[block] * (1.0 / BASE)), product);
+            let b = second.block as usize;
+            let tile = &group[b / F::CODES.blocks() * F::CODES.tile_bytes()..];
+            let (header, codes) = tile.split_at(F::CODES.header_bytes());
+            let inner = b % F::CODES.blocks();
+            let codes = &codes[inner * F::CODES.block_bytes()..][..F::CODES.block_bytes()];
+            let (planes, scales) = (unpack::<F>(codes), scales::<F>(header, inner));
+            let product = match F::CODES.scales() {
+                Scales::Halves => {
+                    let sum = |digits: &[i8]| digits.iter().map(|&digit| i32::from(digit)).sum();
+                    let (first, last) = second.values.split_at(BLOCK / 2);
+                    let sums = [sum(first), sum(last)];
+                    product_of_halves(&planes, &second.values, sums, scales)
+                }
+                _ => product_of_all::<F>(&planes, &second.values, second.sum, scales),
+            };
+            let out = &mut out[row];
+            // SAFETY: a row of `out` is 16 floats.
+            unsafe {
+                let sum = _mm512_loadu_ps(out.as_ptr());
+                let sum = _mm512_fmadd_ps(_mm512_set1_ps(second.scale), product, sum);
+                _mm512_storeu_ps(out.as_mut_ptr(), sum);
+            }
+        }
     }
-    products
 }
 
-/// Returns the products of 32 columns of 16 rows with digits of a token, without their worth.
+/// Returns the products of 32 columns of 16 rows with a token's first digits, without their worth.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn product<F: Format>(
     planes: &[__m512i; PLANES],
-    (values, at): (&[i8], usize),
+    panel: &Panel,
+    row: usize,
+    scales: (__m512, __m512),
+) -> __m512 {
+    let values = &panel.values[row];
+    match F::CODES.scales() {
+        Scales::Halves => product_of_halves(planes, values, panel.half_sums[row], scales),
+        _ => product_of_all::<F>(planes, values, panel.sums[row], scales),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn product_of_all<F: Format>(
+    planes: &[__m512i; PLANES],
+    values: &[i8; BLOCK],
     sum: f32,
     (scale, minimum): (__m512, __m512),
 ) -> __m512 {
     let mut dot = _mm512_setzero_si512();
     for (k, plane) in planes.iter().enumerate() {
-        dot = _mm512_dpbusd_epi32(dot, *plane, broadcast(values, at + 4 * k));
+        dot = _mm512_dpbusd_epi32(dot, *plane, broadcast(values, 4 * k));
     }
     let (dot, sum) = (_mm512_cvtepi32_ps(dot), _mm512_set1_ps(sum));
     match F::CODES.scales() {
@@ -289,57 +303,24 @@ fn product<F: Format>(
     }
 }
 
-/// Returns, for each 16 of 256 activations, minus 32 times their sum: what the products of codes
-/// are too large by. The order is that of [`excess_of_block`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn excess_of_halves(values: &[i8], at: usize) -> [i32; ROWS] {
-    let values = &values[at..][..256];
-    let fours = [0, 64, 128, 192].map(|at| {
-        // SAFETY: 64 of the 256 values.
-        let values = unsafe { _mm512_loadu_si512(values.as_ptr().add(at).cast()) };
-        _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(32), values)
-    });
-    // Each register has the sums of four columns, and 16 columns are its four words of 128 bits:
-    // two rounds of additions across.
-    let add = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let (a, b) = (add(fours[0], fours[1]), add(fours[2], fours[3]));
-    let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    let mut excess = [0; ROWS];
-    let negative = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
-    // SAFETY: `excess` is 16 words, which is what the store writes.
-    unsafe { _mm512_storeu_si512(excess.as_mut_ptr().cast(), negative) };
-    excess
-}
-
-/// Returns the two numbers of a block out of those of [`excess_of_halves`].
-#[inline(always)]
-fn excess_of_block(block: usize, excess: &[i32; ROWS]) -> [i32; 2] {
-    [0, 1].map(|half| {
-        let sixteen = 2 * block + half;
-        excess[sixteen % 4 * 4 + sixteen / 4]
-    })
-}
-
-/// Returns the two numbers of a block that is one of few.
-fn excess_of_low(values: &[i8], at: usize) -> [i32; 2] {
-    let sum = |values: &[i8]| values.iter().map(|&value| i32::from(value)).sum::<i32>();
-    [at, at + BLOCK / 2].map(|at| -32 * sum(&values[at..][..BLOCK / 2]))
-}
-
-/// Returns the same as [`product`] where the two halves of the columns have scales of their own.
+/// Returns the products where the two halves of the columns have scales of their own; `sums` are
+/// those of the digits of each half.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn product_of_halves(
     planes: &[__m512i; PLANES],
-    (values, at): (&[i8], usize),
-    excess: [i32; 2],
+    values: &[i8; BLOCK],
+    sums: [i32; 2],
     (first, second): (__m512, __m512),
 ) -> __m512 {
-    let mut dots = excess.map(|excess| _mm512_set1_epi32(excess));
+    // Codes are by 32 too large.
+    let mut dots = sums.map(|sum| {
+        let excess = _mm512_slli_epi32::<5>(_mm512_set1_epi32(sum));
+        _mm512_sub_epi32(_mm512_setzero_si512(), excess)
+    });
     for (k, plane) in planes.iter().enumerate() {
         let dot = &mut dots[2 * k / PLANES];
-        *dot = _mm512_dpbusd_epi32(*dot, *plane, broadcast(values, at + 4 * k));
+        *dot = _mm512_dpbusd_epi32(*dot, *plane, broadcast(values, 4 * k));
     }
     let [one, other] = dots.map(|dot| _mm512_cvtepi32_ps(dot));
     _mm512_fmadd_ps(second, other, _mm512_mul_ps(first, one))

@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::activations::{BASE, BLOCK, View};
+use super::activations::{BLOCK, PANEL_ROWS, View};
 use super::packed::{
     Bf16, Codes, Dense, F16, F32, Float, Format, NESTED_MINIMA, PLANE, PLANES, ROWS, Scales,
     with_format,
@@ -74,7 +74,7 @@ fn rows<F: Format, const DOT: bool, const M: usize>(
 ) -> usize {
     let blocks = x.columns / BLOCK;
     assert_eq!(group.len() * F::CODES.blocks(), blocks * F::CODES.tile_bytes());
-    let x = x.rows(first, M);
+    let (x, lane) = (x.rows(first, M), first % PANEL_ROWS);
     let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; M];
     for (index, tile) in group.chunks_exact(F::CODES.tile_bytes()).enumerate() {
         let (header, codes) = tile.split_at(F::CODES.header_bytes());
@@ -83,23 +83,53 @@ fn rows<F: Format, const DOT: bool, const M: usize>(
             for quarter in 0..QUARTERS {
                 let scales = scales::<F>(header, inner, quarter);
                 let planes = unpack::<F>(codes, quarter);
-                let marks = x.marks(first, b);
                 for (m, sums) in sums.iter_mut().enumerate() {
-                    let (at, block) = (m * x.columns + b * BLOCK, m * blocks + b);
-                    let mut add = |values: &[i8], sum: f32, worth: f32| {
-                        let product = product::<F, DOT>(&planes, (values, at), sum, scales);
-                        sums[quarter] = vfmaq_n_f32(sums[quarter], product, worth);
-                    };
-                    add(x.values, x.sums[block], x.scales[block]);
-                    if marks >> m & 1 == 1 {
-                        add(x.low, x.low_sums[block], x.scales[block] * (1.0 / BASE));
-                    }
+                    let row = lane + m;
+                    let panel = &x.panels[row / PANEL_ROWS * blocks + b];
+                    let row = row % PANEL_ROWS;
+                    let (values, sum) = (&panel.values[row], panel.sums[row]);
+                    let product = product::<F, DOT>(&planes, values, sum, scales);
+                    sums[quarter] = vfmaq_n_f32(sums[quarter], product, panel.scales[row]);
                 }
             }
         }
     }
     store(out, sums);
+    add_seconds::<F, DOT>(group, x, lane, &mut out[..M]);
     M
+}
+
+/// Adds the products with the second digits of blocks that have any: few, and so apart.
+#[target_feature(enable = "neon")]
+fn add_seconds<F: Format, const DOT: bool>(
+    group: &[u8],
+    x: View<'_>,
+    lane: usize,
+    out: &mut [[f32; ROWS]],
+) {
+    for (quad, seconds) in x.seconds().enumerate() {
+        for second in seconds {
+            let row = (quad * PANEL_ROWS + second.row as usize).wrapping_sub(lane);
+            if row >= out.len() {
+                continue;
+            }
+            let b = second.block as usize;
+            let tile = &group[b / F::CODES.blocks() * F::CODES.tile_bytes()..];
+            let (header, codes) = tile.split_at(F::CODES.header_bytes());
+            let inner = b % F::CODES.blocks();
+            let codes = &codes[inner * F::CODES.block_bytes()..][..F::CODES.block_bytes()];
+            for (quarter, out) in out[row].as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let scales = scales::<F>(header, inner, quarter);
+                let planes = unpack::<F>(codes, quarter);
+                let product = product::<F, DOT>(&planes, &second.values, second.sum, scales);
+                // SAFETY: `out` is 4 floats, which is what the load reads and the store writes.
+                unsafe {
+                    let sum = vfmaq_n_f32(vld1q_f32(out.as_ptr()), product, second.scale);
+                    vst1q_f32(out.as_mut_ptr(), sum);
+                }
+            }
+        }
+    }
 }
 
 #[inline]
@@ -116,9 +146,9 @@ fn store<const M: usize>(out: &mut [[f32; ROWS]], sums: [[float32x4_t; QUARTERS]
 /// Returns four activations, in every row.
 #[inline]
 #[target_feature(enable = "neon")]
-fn broadcast(values: &[i8], at: usize) -> int8x16_t {
+fn broadcast(values: &[i8; BLOCK], at: usize) -> int8x16_t {
     debug_assert!(at + 4 <= values.len());
-    // SAFETY: the callers ask for columns of rows that `rows` cut to size; unaligned is fine.
+    // SAFETY: the callers ask for columns of a block; unaligned is fine.
     let four = unsafe { values.as_ptr().add(at).cast::<i32>().read_unaligned() };
     vreinterpretq_s8_s32(vdupq_n_s32(four))
 }
@@ -246,7 +276,7 @@ fn multiply_add<const DOT: bool>(sums: int32x4_t, a: int8x16_t, b: int8x16_t) ->
 #[target_feature(enable = "neon")]
 fn product<F: Format, const DOT: bool>(
     planes: &[int8x16_t; PLANES],
-    (values, at): (&[i8], usize),
+    values: &[i8; BLOCK],
     sum: f32,
     (scale, other): (float32x4_t, float32x4_t),
 ) -> float32x4_t {
@@ -258,13 +288,13 @@ fn product<F: Format, const DOT: bool>(
         vcvtq_f32_s32(sums)
     };
     match F::CODES.scales() {
-        Scales::Centred => vmulq_f32(scale, dot(planes, at)),
+        Scales::Centred => vmulq_f32(scale, dot(planes, 0)),
         Scales::Minimum | Scales::Nested => {
-            vfmaq_f32(vmulq_n_f32(other, sum), scale, dot(planes, at))
+            vfmaq_f32(vmulq_n_f32(other, sum), scale, dot(planes, 0))
         }
         Scales::Halves => {
             let (first, second) = planes.split_at(PLANES / 2);
-            let (first, second) = (dot(first, at), dot(second, at + BLOCK / 2));
+            let (first, second) = (dot(first, 0), dot(second, BLOCK / 2));
             vfmaq_f32(vmulq_f32(scale, first), other, second)
         }
     }

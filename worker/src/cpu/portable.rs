@@ -1,6 +1,6 @@
 //! The tile kernels in plain Rust: the meaning of the faster ones, and what other processors run.
 
-use super::activations::{BASE, BLOCK, View};
+use super::activations::{BLOCK, PANEL_ROWS, View};
 use super::packed::{Codes, Dense, Layout, PLANES, ROWS, Scales};
 
 /// Multiplies a group of 16 rows of codes with some rows of quantised activations.
@@ -12,26 +12,35 @@ pub(super) fn coded(
     out: &mut [[f32; ROWS]],
 ) {
     let blocks = x.columns / BLOCK;
-    out.fill([0.0; ROWS]);
-    for (index, tile) in group.chunks_exact(codes.tile_bytes()).enumerate() {
+    let (x, lane) = (x.rows(first, out.len()), first % PANEL_ROWS);
+    let add = |out: &mut [f32; ROWS], weights: &Weights, values: &[i8; BLOCK], sum, worth: f32| {
+        for (out, product) in out.iter_mut().zip(weights.products(values, sum)) {
+            *out += worth * product;
+        }
+    };
+    let weights = |b: usize| {
+        let tile = &group[b / codes.blocks() * codes.tile_bytes()..];
         let (header, bytes) = tile.split_at(codes.header_bytes());
-        for (inner, bytes) in bytes.chunks_exact(codes.block_bytes()).enumerate() {
-            let b = index * codes.blocks() + inner;
-            let weights = Weights::new(codes, header, inner, bytes);
-            for (row, out) in out.iter_mut().enumerate() {
-                let row = first + row;
-                let (at, block) = (row * x.columns + b * BLOCK, row * blocks + b);
-                let mut add = |values: &[i8], sum: f32, worth: f32| {
-                    let values = std::array::from_fn(|k| i32::from(values[at + k]));
-                    for (out, product) in out.iter_mut().zip(weights.products(&values, sum)) {
-                        *out += worth * product;
-                    }
-                };
-                add(x.values, x.sums[block], x.scales[block]);
-                if x.marks(row, b) & 1 == 1 {
-                    add(x.low, x.low_sums[block], x.scales[block] * (1.0 / BASE));
-                }
+        let inner = b % codes.blocks();
+        Weights::new(codes, header, inner, &bytes[inner * codes.block_bytes()..])
+    };
+    out.fill([0.0; ROWS]);
+    for b in 0..blocks {
+        let weights = weights(b);
+        for (row, out) in out.iter_mut().enumerate() {
+            let panel = &x.panels[(lane + row) / PANEL_ROWS * blocks + b];
+            let row = (lane + row) % PANEL_ROWS;
+            add(out, &weights, &panel.values[row], panel.sums[row], panel.scales[row]);
+        }
+    }
+    for (quad, seconds) in x.seconds().enumerate() {
+        for second in seconds {
+            let row = (quad * PANEL_ROWS + second.row as usize).wrapping_sub(lane);
+            if row >= out.len() {
+                continue;
             }
+            let weights = weights(second.block as usize);
+            add(&mut out[row], &weights, &second.values, second.sum, second.scale);
         }
     }
 }
@@ -56,7 +65,8 @@ impl Weights {
 
     /// Returns the products with 32 numbers, without their scale. The second 16 columns have sums
     /// of their own only where they have scales of their own.
-    fn products(&self, values: &[i32; BLOCK], sum: f32) -> [f32; ROWS] {
+    fn products(&self, values: &[i8; BLOCK], sum: f32) -> [f32; ROWS] {
+        let values = values.map(i32::from);
         let mut dots = [[0i32; ROWS]; 2];
         let values = values.as_chunks::<4>().0;
         for (k, (plane, values)) in self.planes.iter().zip(values).enumerate() {

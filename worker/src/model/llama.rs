@@ -34,8 +34,14 @@ impl Default for Precisions {
     /// Returns those that make the logits' error as small as others' at the least cost; see
     /// `examples/precision.rs`.
     fn default() -> Self {
-        let few = Precision { excess: 2.0 };
-        Self { query_key_value: few, attention_output: few, gate_up: few, down: few, head: few }
+        let above = |excess| Precision { excess };
+        Self {
+            query_key_value: above(4.0),
+            attention_output: Precision::NARROW,
+            gate_up: above(4.0),
+            down: above(8.0),
+            head: above(8.0),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use super::*;
 use std::ops::Range;
 
-use crate::cpu::activations::{Activations, BASE, BLOCK};
+use crate::cpu::activations::{Activations, BLOCK};
 use crate::gguf::WeightType;
 
 /// Rows of every type as gguf's Python package reads them; see `make_quants.py` beside the file.
@@ -116,13 +116,8 @@ fn seen(activations: &Activations, precision: Option<Precision>) -> Vec<f64> {
     if precision.is_none() {
         return view.floats.iter().map(|&value| f64::from(value)).collect();
     }
-    let number = |(i, &high): (usize, &i8)| {
-        let (row, block) = (i / view.columns, i % view.columns / BLOCK);
-        let is_wide = view.marks(row, block) & 1 == 1;
-        let low = if is_wide { f64::from(view.low[i]) / f64::from(BASE) } else { 0.0 };
-        (f64::from(high) + low) * f64::from(view.scales[i / BLOCK])
-    };
-    view.values.iter().enumerate().map(number).collect()
+    let numbers = 0..view.floats.len();
+    numbers.map(|i| view.number(i / view.columns, i % view.columns)).collect()
 }
 
 #[test]

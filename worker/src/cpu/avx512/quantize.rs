@@ -1,0 +1,129 @@
+//! The quantising of activations with AVX-512: four blocks of 32 at a time, since what is found
+//! across the lanes of one register costs as much for four.
+#![expect(unsafe_code, reason = "loads and stores of SIMD registers")]
+
+use std::arch::x86_64::*;
+
+use crate::cpu::activations::{BASE, BLOCK, MOST, PANEL_ROWS, RowsMut, add_seconds, inverse};
+
+/// Blocks at a time.
+const FOUR: usize = 4;
+
+/// Does what [`quantize`](crate::cpu::activations) does.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(in crate::cpu) fn quantize(rows: RowsMut<'_>, columns: usize, excess: f32) {
+    let blocks = columns / BLOCK;
+    let RowsMut { floats, panels, seconds, counts } = rows;
+    counts.fill(0);
+    for (row, x) in floats.chunks_exact(columns).enumerate() {
+        let x = x.as_chunks::<BLOCK>().0;
+        let (quad, row) = (row / PANEL_ROWS, row % PANEL_ROWS);
+        let panels = &mut panels[quad * blocks..][..blocks];
+        let mut squares = _mm_setzero_ps();
+        for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
+            let steps = _mm_mul_ps(largest(x), _mm_set1_ps(1.0 / MOST));
+            squares = _mm_fmadd_ps(steps, steps, squares);
+            for (panel, step) in panels.iter_mut().zip(floats_of(steps)) {
+                panel.scales[row] = step;
+            }
+        }
+        for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
+            let mut quarters = [_mm256_setzero_si256(); FOUR];
+            for ((x, panel), quarters) in x.iter().zip(&mut *panels).zip(&mut quarters) {
+                *quarters = first_digits(x, inverse(panel.scales[row]), &mut panel.values[row]);
+            }
+            for (panel, halves) in panels.iter_mut().zip(sums(quarters)) {
+                panel.half_sums[row] = halves;
+                panel.sums[row] = (halves[0] + halves[1]) as f32;
+            }
+        }
+        let [a, b, c, d] = floats_of(squares);
+        let limit = ((a + b) + (c + d)) / blocks as f32 * excess;
+        let seconds = &mut seconds[quad * PANEL_ROWS * blocks..][..PANEL_ROWS * blocks];
+        add_seconds(x, (panels, row), limit, (seconds, &mut counts[quad]), |x, inverse, out| {
+            second_digits(x, inverse, out)
+        });
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn floats_of(four: __m128) -> [f32; FOUR] {
+    let mut floats = [0.0; FOUR];
+    // SAFETY: four floats, which is what the store writes.
+    unsafe { _mm_storeu_ps(floats.as_mut_ptr(), four) };
+    floats
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn halves_of(x: &[f32; BLOCK]) -> [__m512; 2] {
+    // SAFETY: 32 floats, of which each load reads half.
+    unsafe { [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(BLOCK / 2))] }
+}
+
+/// Returns the largest size of each of up to four blocks' numbers, and 0 for what is missing.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn largest(blocks: &[[f32; BLOCK]]) -> __m128 {
+    let mut most = [_mm512_setzero_ps(); FOUR];
+    for (x, most) in blocks.iter().zip(&mut most) {
+        let [first, second] = halves_of(x).map(|half| _mm512_abs_ps(half));
+        *most = _mm512_max_ps(first, second);
+    }
+    // Transposed while they shrink: in the end each lane of four has one number of each block.
+    let [a, b, c, d] = most;
+    let ab = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let cd = _mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    let [ab, cd] = [ab, cd].map(|pair| _mm512_castps_pd(pair));
+    let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
+    let all = _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    let half = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps::<1>(all));
+    _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
+}
+
+/// Writes first digits, and returns the sums of each four of them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn first_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> __m256i {
+    let inverse = _mm512_set1_ps(inverse);
+    write(halves_of(x).map(|half| _mm512_mul_ps(half, inverse)), out)
+}
+
+/// Writes the digits of what first digits left over, and returns their sum.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn second_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> i32 {
+    let inverse = _mm512_set1_ps(inverse);
+    let rest = halves_of(x).map(|half| {
+        let scaled = _mm512_mul_ps(half, inverse);
+        let rest = _mm512_sub_ps(scaled, _mm512_roundscale_ps::<0>(scaled));
+        let rest = _mm512_mul_ps(rest, _mm512_set1_ps(BASE));
+        _mm512_max_ps(_mm512_min_ps(rest, _mm512_set1_ps(MOST)), _mm512_set1_ps(-MOST))
+    });
+    let [[first, second], ..] = sums([write(rest, out); FOUR]);
+    first + second
+}
+
+/// Writes rounded numbers, and returns the sums of each four of them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn write(halves: [__m512; 2], out: &mut [i8; BLOCK]) -> __m256i {
+    let [first, second] = halves.map(|half| _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(half)));
+    let digits = _mm256_set_m128i(second, first);
+    // SAFETY: 32 bytes, which is what the store writes.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), digits) };
+    _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), digits)
+}
+
+/// Returns the sums of the two halves of each block, of those of each four columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn sums([a, b, c, d]: [__m256i; FOUR]) -> [[i32; 2]; FOUR] {
+    let all = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    let mut sums = [[0; FOUR]; 2];
+    // SAFETY: eight words, which is what the store writes.
+    unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), all) };
+    let [first, second] = sums;
+    std::array::from_fn(|block| [first[block], second[block]])
+}
