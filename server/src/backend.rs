@@ -150,6 +150,7 @@ impl Backends {
             max_running_sequences: engine.max_running_sequences,
             batch_tokens: engine.batch_tokens,
             mixed_prompt_tokens: engine.mixed_prompt_tokens,
+            mixed_pass_stretch: engine.mixed_pass_stretch,
             has_prefix_cache: engine.has_prefix_cache,
             watermark: engine.kv_watermark,
             draft_tokens: engine.draft_tokens,

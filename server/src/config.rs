@@ -127,8 +127,10 @@ pub struct EngineConfig {
     pub max_waiting_requests: usize,
     /// What adapters may be loaded on each text model.
     pub adapters: worker::lora::Limits,
-    /// Tokens of prompts in a forward pass that others draw from.
+    /// Most tokens of prompts in a forward pass that others draw from.
     pub mixed_prompt_tokens: usize,
+    /// How many times as long as one without prompts such a pass may take.
+    pub mixed_pass_stretch: f32,
     /// Tokens guessed ahead of a text.
     pub draft_tokens: usize,
     /// Whether blocks of the KV cache are kept to be found again.
@@ -315,6 +317,7 @@ impl EngineConfig {
                 max_rank: args.max_lora_rank as usize,
             },
             mixed_prompt_tokens: args.mixed_prompt_tokens as usize,
+            mixed_pass_stretch: args.mixed_pass_stretch,
             draft_tokens: args.draft_tokens as usize,
             has_prefix_cache: !args.no_prefix_cache,
             kv_watermark: args.kv_watermark_percent as f32 / 100.0,

@@ -44,11 +44,15 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 64, env = "STATOR_MAX_LORA_RANK")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub max_lora_rank: u32,
-    /// Tokens of prompts in a forward pass that others draw from, at least twice the tokens drawn:
-    /// fewer keep the time between tokens even, more finish prompts sooner
-    #[arg(long, value_name = "TOKENS", default_value_t = 64, env = "STATOR_MIXED_PROMPT_TOKENS")]
+    /// Most tokens of prompts in a forward pass that others draw from
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, env = "STATOR_MIXED_PROMPT_TOKENS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub mixed_prompt_tokens: u32,
+    /// How many times as long as one without prompts such a pass may take: less keeps the time
+    /// between tokens even, more finishes prompts sooner
+    #[arg(long, value_name = "TIMES", default_value_t = 2.5, env = "STATOR_MIXED_PASS_STRETCH")]
+    #[arg(value_parser = stretch)]
+    pub mixed_pass_stretch: f32,
     /// Tokens guessed ahead of a text from what it said before; 0 guesses none
     #[arg(long, value_name = "TOKENS", default_value_t = 0, env = "STATOR_DRAFT_TOKENS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=64))]
@@ -70,4 +74,10 @@ pub struct EngineArgs {
     #[arg(long, value_name = "MIB", default_value_t = 4096, env = "STATOR_KV_DISK_MIB")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub kv_disk_mib: u32,
+}
+
+/// Reads how many times longer something may take.
+fn stretch(text: &str) -> Result<f32, String> {
+    let times = text.parse().ok().filter(|times| (1.0..=1000.0).contains(times));
+    times.ok_or_else(|| "expected a number in 1..=1000".to_owned())
 }

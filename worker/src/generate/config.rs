@@ -11,9 +11,11 @@ pub struct SchedulerConfig {
     pub max_running_sequences: usize,
     /// Tokens of one forward pass; prompts are cut into chunks so that it is kept.
     pub batch_tokens: usize,
-    /// Tokens of prompts in a forward pass that others draw from. Few keep the time between
-    /// their tokens even, many finish the prompts sooner. Never less than twice the tokens drawn.
+    /// The most tokens of prompts in a forward pass that others draw from.
     pub mixed_prompt_tokens: usize,
+    /// How many times as long as one without prompts such a pass may take, at least 1: less keeps
+    /// the time between tokens even, more finishes prompts sooner.
+    pub mixed_pass_stretch: f32,
     /// Whether full blocks are kept and found again by their tokens.
     pub has_prefix_cache: bool,
     /// Share of the blocks, in `0.0..=1.0`, that a request which joins others leaves free for
@@ -35,7 +37,8 @@ impl Default for SchedulerConfig {
             max_waiting_requests: 1024,
             max_running_sequences: 64,
             batch_tokens: 512,
-            mixed_prompt_tokens: 64,
+            mixed_prompt_tokens: 512,
+            mixed_pass_stretch: 2.5,
             has_prefix_cache: true,
             watermark: 0.01,
             draft_tokens: 0,

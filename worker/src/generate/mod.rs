@@ -12,6 +12,7 @@ mod guides;
 mod intake;
 mod logprobs;
 mod output;
+mod pace;
 mod plan;
 mod pooling;
 mod sampler;

@@ -49,7 +49,7 @@ impl Scheduler {
         if !prompts.is_empty() {
             let mut budget = most - decoding;
             if decoding > 0 {
-                budget = budget.min(self.config.mixed_prompt_tokens.max(2 * decoding));
+                budget = budget.min(self.pace.prompt_tokens(self.config.mixed_prompt_tokens));
             }
             prompts.sort_by_key(|&index| self.running[index].urgency);
             self.plan_prompts(&prompts, budget)?;

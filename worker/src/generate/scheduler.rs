@@ -8,6 +8,7 @@ use engine::{Error, ErrorKind, KvEvents, TokenId, WorkerTotals};
 
 use super::SchedulerConfig;
 use super::counters::Counters;
+use super::pace::Pace;
 use super::sampler::Scratch;
 use super::sequence::{Rows, Sequence, Tools, Urgency};
 use super::waiting::{Job, Key, Waiting};
@@ -60,6 +61,7 @@ pub(super) struct Scheduler {
     scratch: Scratch,
     admissions: u64,
     last_wake: Option<Instant>,
+    pub(super) pace: Pace,
 }
 
 impl Scheduler {
@@ -74,11 +76,13 @@ impl Scheduler {
         if !shared.tiers.is_empty() {
             pool.keep_evicted();
         }
+        let pace = Pace::new(config.mixed_pass_stretch);
         Self {
             pool,
             runner,
             limits,
             config,
+            pace,
             running: Vec::new(),
             totals: WorkerTotals::default(),
             tiers: shared.tiers,
@@ -266,10 +270,14 @@ impl Scheduler {
 
     /// Computes one forward pass and hands out what it gave.
     fn step(&mut self) {
+        let (started, before) = (Instant::now(), self.totals);
         let outcome = self.plan().and_then(|()| {
             self.park();
             self.forward()
         });
+        let drawn = self.totals.decode_tokens - before.decode_tokens;
+        let prompt = self.totals.prefill_tokens - before.prefill_tokens;
+        self.pace.observe(drawn, prompt, started.elapsed());
         if let Err(error) = outcome {
             tracing::error!(%error, "a forward pass failed; the running requests fail");
             self.fail_running(&Error::from(error));
