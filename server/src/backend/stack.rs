@@ -13,7 +13,7 @@ use worker::lora::Adapters;
 
 use super::{Backends, bare};
 use crate::config::EngineConfig;
-use crate::metrics::ModelLabels;
+use crate::metrics::{ModelLabels, Totals};
 use crate::models::{Model, TextModel};
 use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
 use crate::repository::Definition;
@@ -56,7 +56,7 @@ impl Backends {
         let (load, health) = (base.generate.clone(), base.generate.clone());
         let read = load.clone();
         let thresholds = Arc::new(Thresholds::new(move || read.load()));
-        let is_base = adapter.is_none();
+        let number = adapter.as_ref().map(Adapter::id);
         let engine = Adapt { engine: base.generate.clone(), adapter };
         let texts = Texts {
             bridge: base.bridge.clone(),
@@ -70,13 +70,14 @@ impl Backends {
             load: Box::new(move || load.load()),
         };
         let mut model = stacked(texts, name, declared);
-        match is_base {
-            true => {
+        model.adapter = number;
+        match number {
+            None => {
                 let engine = base.generate.clone();
-                model.totals = Some(Box::new(move || engine.totals()));
+                model.totals = Some(Totals::new(move || engine.totals()));
                 model.base = Some(base.clone());
             }
-            false => model.parent = Some(base.name.as_str().into()),
+            Some(_) => model.parent = Some(base.name.as_str().into()),
         }
         model
     }
@@ -88,7 +89,10 @@ impl Backends {
         let name = &base.name;
         let adapters = base.adapters.as_ref();
         let adapters = adapters.ok_or_else(|| format!("model `{name}` takes no adapters"))?;
-        let adapter = adapters.load(&adapter_folder(definition, version)?);
+        // The one of this name and version goes when the new one is there.
+        let replaced = self.models.get(&definition.name, &version.to_string());
+        let replaced = replaced.ok().and_then(|old| old.adapter);
+        let adapter = adapters.load(&adapter_folder(definition, version)?, replaced);
         let adapter = adapter.map_err(|error| error.to_string())?;
         let named = Some((definition.name.as_str(), adapter));
         let model = self.based(&base, named, &definition.declared);
