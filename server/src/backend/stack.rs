@@ -1,5 +1,6 @@
 //! Stacks text models: a base, the adapters on it, and encoders.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -114,9 +115,11 @@ impl Backends {
         }
         let ready = self.models.ready();
         let takes = |model: &Arc<Model>| model.base.clone().filter(|base| base.adapters.is_some());
-        let bases: Vec<Arc<Base>> = ready.iter().filter_map(takes).collect();
-        match &bases[..] {
-            [base] => Ok(base.clone()),
+        // Of several versions of a model the latest comes last, and is the one to call.
+        let bases = ready.iter().filter_map(takes).map(|base| (base.name.clone(), base));
+        let bases: BTreeMap<String, Arc<Base>> = bases.collect();
+        match &bases.values().collect::<Vec<_>>()[..] {
+            [base] => Ok(Arc::clone(base)),
             [] => Err("no model that takes adapters is loaded".into()),
             several => {
                 let names: Vec<&str> = several.iter().map(|base| base.name.as_str()).collect();
