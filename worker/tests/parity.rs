@@ -178,7 +178,6 @@ fn check_long(lengths: &[usize], exact: &[Vec<f64>]) -> Vec<Vec<f32>> {
     assert_eq!(ours.len(), exact.len());
     for ((ours, exact), length) in ours.iter().zip(exact).zip(lengths) {
         let (kl, rms) = distance(ours, exact, &format!("{length} tokens"));
-        println!("{length} tokens: KL {kl:.4}, RMS error {rms:.3}");
         assert!(kl < MAX_KL, "{length} tokens: KL {kl}");
         assert!(rms < MAX_RMS, "{length} tokens: RMS error {rms}");
     }
