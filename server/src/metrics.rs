@@ -151,22 +151,28 @@ impl Metrics {
 
     /// Tells how busy the engines of a model are; none: it has none any more.
     pub(crate) fn set_load(&self, labels: &ModelLabels, load: Option<&WorkerLoad>) {
-        let gauges: [(&Family<ModelLabels, Gauge>, fn(&WorkerLoad) -> u32); 5] = [
-            (&self.queue_depth, |load| load.waiting_requests),
-            (&self.running, |load| load.running_sequences),
-            (&self.kv_blocks_used, |load| load.used_blocks),
-            (&self.kv_blocks_cached, |load| load.cached_blocks),
-            (&self.kv_blocks, |load| load.total_blocks),
+        let gauges = [
+            &self.queue_depth,
+            &self.running,
+            &self.kv_blocks_used,
+            &self.kv_blocks_cached,
+            &self.kv_blocks,
         ];
-        for (gauge, value) in gauges {
-            match load {
-                Some(load) => {
-                    gauge.get_or_create(labels).set(i64::from(value(load)));
-                }
-                None => {
-                    gauge.remove(labels);
-                }
-            }
+        let Some(load) = load else {
+            gauges.iter().for_each(|gauge| {
+                gauge.remove(labels);
+            });
+            return;
+        };
+        let values = [
+            load.waiting_requests,
+            load.running_sequences,
+            load.used_blocks,
+            load.cached_blocks,
+            load.total_blocks,
+        ];
+        for (gauge, value) in gauges.iter().zip(values) {
+            gauge.get_or_create(labels).set(i64::from(value));
         }
     }
 
