@@ -289,6 +289,7 @@ fn bare(
         text: None,
         base: None,
         parent: None,
+        adapter: None,
         load: None,
         totals: None,
         health: None,

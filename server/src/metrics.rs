@@ -3,10 +3,11 @@
 //! Units are seconds, bytes and counts; names end in their unit. Label values are bounded: a
 //! model that is not served has no label of its own, so clients cannot make series.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::WorkerTotals;
+use engine::{WorkerLoad, WorkerTotals};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
@@ -74,6 +75,25 @@ const TOTALS: [Total; 11] = [
     ("kv_disk_hit_blocks", "Blocks back from disk", |t| t.disk_hit_blocks),
 ];
 
+/// Reads what a scheduler has done, and knows how much of it was counted.
+pub(crate) struct Totals {
+    read: Box<dyn Fn() -> WorkerTotals + Send + Sync>,
+    counted: Mutex<WorkerTotals>,
+}
+
+impl Totals {
+    /// Makes the reader of a scheduler that has counted nothing yet.
+    pub(crate) fn new(read: impl Fn() -> WorkerTotals + Send + Sync + 'static) -> Self {
+        Self { read: Box::new(read), counted: Mutex::default() }
+    }
+}
+
+impl fmt::Debug for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Totals").field("counted", &self.counted).finish_non_exhaustive()
+    }
+}
+
 /// All metrics of a server.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -118,11 +138,41 @@ impl Metrics {
         metrics
     }
 
-    /// Takes over what a model's scheduler has done.
-    pub(crate) fn add_up(&self, labels: &ModelLabels, totals: &WorkerTotals) {
+    /// Adds what a model's scheduler has done since it was asked last: so versions of one model,
+    /// and the same one loaded anew, count together and no counter ever falls.
+    pub(crate) fn add_up(&self, labels: &ModelLabels, totals: &Totals) {
+        let mut counted = totals.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = (totals.read)();
         for ((_, _, value), family) in TOTALS.iter().zip(&self.totals) {
-            // A model that was loaded anew counts from 0, as a restarted process does.
-            family.get_or_create(labels).inner().store(value(totals), Ordering::Relaxed);
+            family.get_or_create(labels).inc_by(value(&now).saturating_sub(value(&counted)));
+        }
+        *counted = now;
+    }
+
+    /// Tells how busy the engines of a model are; none: it has none any more.
+    pub(crate) fn set_load(&self, labels: &ModelLabels, load: Option<&WorkerLoad>) {
+        let gauges = [
+            &self.queue_depth,
+            &self.running,
+            &self.kv_blocks_used,
+            &self.kv_blocks_cached,
+            &self.kv_blocks,
+        ];
+        let Some(load) = load else {
+            gauges.iter().for_each(|gauge| {
+                gauge.remove(labels);
+            });
+            return;
+        };
+        let values = [
+            load.waiting_requests,
+            load.running_sequences,
+            load.used_blocks,
+            load.cached_blocks,
+            load.total_blocks,
+        ];
+        for (gauge, value) in gauges.iter().zip(values) {
+            gauge.get_or_create(labels).set(i64::from(value));
         }
     }
 
@@ -150,5 +200,42 @@ impl Metrics {
         }
         r.register("grpc_connections", "Open gRPC connections", self.connections.clone());
         r.register("uptime_seconds", "Seconds since the start", self.uptime.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn versions_of_a_model_count_together_and_never_back() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let labels = ModelLabels { model: "m".into() };
+        let steps = || {
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            let line = text.lines().find(|line| line.starts_with("stator_engine_steps_total{"));
+            line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        let done = Arc::new(AtomicU64::new(100));
+        let read = done.clone();
+        let of = |steps| WorkerTotals { steps, ..WorkerTotals::default() };
+        let one = Totals::new(move || of(read.load(Ordering::Relaxed)));
+        let two = Totals::new(move || of(7));
+        for _ in 0..2 {
+            metrics.add_up(&labels, &one);
+            metrics.add_up(&labels, &two);
+            assert_eq!(steps(), 107);
+        }
+        done.store(130, Ordering::Relaxed);
+        metrics.add_up(&labels, &one);
+        // A version that is loaded anew begins again, and what was done stays done.
+        metrics.add_up(&labels, &Totals::new(move || of(3)));
+        assert_eq!(steps(), 140);
     }
 }

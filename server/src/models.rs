@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use engine::{Engine, Error, ErrorKind, InferRequest, Result, WorkerLoad, WorkerTotals};
+use engine::{AdapterId, Engine, Error, ErrorKind, InferRequest, Result, WorkerLoad};
 use openai_bridge::Completion;
 use proto::inference as wire;
 use tensor::ModelConfig;
 use tokio::sync::watch;
 
 use crate::backend::Base;
+use crate::metrics::Totals;
 use crate::pipeline::Thresholds;
 use crate::statistics::Statistics;
 use crate::text::TextEngine;
@@ -41,10 +42,12 @@ pub(crate) struct Model {
     pub base: Option<Arc<Base>>,
     /// The base of an adapter.
     pub parent: Option<Arc<str>>,
+    /// The number of an adapter.
+    pub adapter: Option<AdapterId>,
     /// Reads the load of a text model's engine.
     pub load: Option<Box<dyn Fn() -> WorkerLoad + Send + Sync>>,
     /// What its scheduler has done; only of text models.
-    pub totals: Option<Box<dyn Fn() -> WorkerTotals + Send + Sync>>,
+    pub totals: Option<Totals>,
     /// Says whether a text model's engine still takes requests.
     pub health: Option<Box<dyn Fn() -> bool + Send + Sync>>,
     /// Its counters.

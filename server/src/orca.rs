@@ -17,7 +17,10 @@ pub(crate) fn add(asked: &HeaderMap, models: &Models, headers: &mut HeaderMap) {
         return;
     };
     let (mut used, mut total, mut tokens) = (0u64, 0u64, 0u64);
-    for load in models.ready().iter().filter_map(|model| model.load.as_ref()) {
+    // An adapter's engine is its base's.
+    let ready = models.ready();
+    let own = ready.iter().filter(|model| model.parent.is_none());
+    for load in own.filter_map(|model| model.load.as_ref()) {
         let load = load();
         used += u64::from(load.used_blocks);
         total += u64::from(load.total_blocks);

@@ -2,6 +2,7 @@
 //!
 //! Gauges of engines are read at the scrape, so they cost nothing between scrapes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use engine::WorkerLoad;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
@@ -28,24 +30,21 @@ impl Exporter {
     /// Reads the gauges that are known only by asking.
     fn refresh(&self) {
         self.metrics.uptime.set(self.started.elapsed().as_secs_f64());
+        let names = self.models.list().into_iter().map(|(name, ..)| (Arc::from(name), None));
+        let mut loads: BTreeMap<Arc<str>, Option<WorkerLoad>> = names.collect();
         // An adapter's engine is its base's, which tells of it.
         for model in self.models.ready().into_iter().filter(|model| model.parent.is_none()) {
-            let Some(load) = &model.load else { continue };
-            let load = load();
-            let labels = ModelLabels { model: model.name.clone() };
-            let gauges = [
-                (&self.metrics.queue_depth, load.waiting_requests),
-                (&self.metrics.running, load.running_sequences),
-                (&self.metrics.kv_blocks_used, load.used_blocks),
-                (&self.metrics.kv_blocks_cached, load.cached_blocks),
-                (&self.metrics.kv_blocks, load.total_blocks),
-            ];
-            for (gauge, value) in gauges {
-                gauge.get_or_create(&labels).set(i64::from(value));
+            if let Some(load) = &model.load {
+                // Each version has an engine of its own.
+                let all = loads.entry(model.name.clone()).or_default().get_or_insert_default();
+                add(all, &load());
             }
             if let Some(totals) = &model.totals {
-                self.metrics.add_up(&labels, &totals());
+                self.metrics.add_up(&ModelLabels { model: model.name.clone() }, totals);
             }
+        }
+        for (model, load) in loads {
+            self.metrics.set_load(&ModelLabels { model }, load.as_ref());
         }
     }
 
@@ -63,6 +62,14 @@ impl Exporter {
             }
         }
     }
+}
+
+fn add(all: &mut WorkerLoad, one: &WorkerLoad) {
+    all.waiting_requests += one.waiting_requests;
+    all.running_sequences += one.running_sequences;
+    all.used_blocks += one.used_blocks;
+    all.cached_blocks += one.cached_blocks;
+    all.total_blocks += one.total_blocks;
 }
 
 /// Makes the route at a path.

@@ -1,5 +1,6 @@
 //! Stacks text models: a base, the adapters on it, and encoders.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +14,7 @@ use worker::lora::Adapters;
 
 use super::{Backends, bare};
 use crate::config::EngineConfig;
-use crate::metrics::ModelLabels;
+use crate::metrics::{ModelLabels, Totals};
 use crate::models::{Model, TextModel};
 use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
 use crate::repository::Definition;
@@ -56,7 +57,7 @@ impl Backends {
         let (load, health) = (base.generate.clone(), base.generate.clone());
         let read = load.clone();
         let thresholds = Arc::new(Thresholds::new(move || read.load()));
-        let is_base = adapter.is_none();
+        let number = adapter.as_ref().map(Adapter::id);
         let engine = Adapt { engine: base.generate.clone(), adapter };
         let texts = Texts {
             bridge: base.bridge.clone(),
@@ -70,13 +71,14 @@ impl Backends {
             load: Box::new(move || load.load()),
         };
         let mut model = stacked(texts, name, declared);
-        match is_base {
-            true => {
+        model.adapter = number;
+        match number {
+            None => {
                 let engine = base.generate.clone();
-                model.totals = Some(Box::new(move || engine.totals()));
+                model.totals = Some(Totals::new(move || engine.totals()));
                 model.base = Some(base.clone());
             }
-            false => model.parent = Some(base.name.as_str().into()),
+            Some(_) => model.parent = Some(base.name.as_str().into()),
         }
         model
     }
@@ -88,7 +90,10 @@ impl Backends {
         let name = &base.name;
         let adapters = base.adapters.as_ref();
         let adapters = adapters.ok_or_else(|| format!("model `{name}` takes no adapters"))?;
-        let adapter = adapters.load(&adapter_folder(definition, version)?);
+        // The one of this name and version goes when the new one is there.
+        let replaced = self.models.get(&definition.name, &version.to_string());
+        let replaced = replaced.ok().and_then(|old| old.adapter);
+        let adapter = adapters.load(&adapter_folder(definition, version)?, replaced);
         let adapter = adapter.map_err(|error| error.to_string())?;
         let named = Some((definition.name.as_str(), adapter));
         let model = self.based(&base, named, &definition.declared);
@@ -110,9 +115,11 @@ impl Backends {
         }
         let ready = self.models.ready();
         let takes = |model: &Arc<Model>| model.base.clone().filter(|base| base.adapters.is_some());
-        let bases: Vec<Arc<Base>> = ready.iter().filter_map(takes).collect();
-        match &bases[..] {
-            [base] => Ok(base.clone()),
+        // Of several versions of a model the latest comes last, and is the one to call.
+        let bases = ready.iter().filter_map(takes).map(|base| (base.name.clone(), base));
+        let bases: BTreeMap<String, Arc<Base>> = bases.collect();
+        match &bases.values().collect::<Vec<_>>()[..] {
+            [base] => Ok(Arc::clone(base)),
             [] => Err("no model that takes adapters is loaded".into()),
             several => {
                 let names: Vec<&str> = several.iter().map(|base| base.name.as_str()).collect();

@@ -8,7 +8,7 @@ mod declaration;
 mod definition;
 mod overrides;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -116,16 +116,19 @@ impl Repository {
         } else {
             names.extend(folders.keys().cloned());
         }
-        let is_adapter = |name: &String| match (self.given.get(name), folders.get(name)) {
+        // Their bases come first.
+        names.sort_by_cached_key(|name| self.is_adapter(name, &folders));
+        Ok(names)
+    }
+
+    fn is_adapter(&self, name: &str, folders: &BTreeMap<String, PathBuf>) -> bool {
+        match (self.given.get(name), folders.get(name)) {
             (Some(given), _) => given.is_adapter(),
             (None, Some(folder)) => {
                 Definition::read(name, folder, None).is_ok_and(|read| read.is_adapter())
             }
             (None, None) => false,
-        };
-        // Their bases come first.
-        names.sort_by_cached_key(is_adapter);
-        Ok(names)
+        }
     }
 
     /// Returns the model folders by name.
@@ -366,16 +369,54 @@ impl Repository {
                 tracing::info!(model = name, "model left its repository");
                 self.models.unload(name);
             }
-            for (name, print) in &now {
-                if seen.get(name) == Some(print) {
-                    continue;
-                }
-                if let Err(why) = self.load_declared(name).await {
-                    tracing::warn!(model = name, why, "a model could not be loaded");
-                }
+            let is_changed =
+                |(name, print): &(&String, &Fingerprint)| seen.get(*name) != Some(*print);
+            let changed = now.iter().filter(is_changed).map(|(name, _)| name.clone());
+            let changed: BTreeSet<String> = changed.collect();
+            if !changed.is_empty() {
+                self.follow(changed).await;
             }
             seen = now;
         }
+    }
+
+    /// Loads what changed, bases first; and with a base, the adapters that wait for one or stand on
+    /// what it was before.
+    async fn follow(self: &Arc<Self>, changed: BTreeSet<String>) {
+        let repository = self.clone();
+        let all = tokio::task::spawn_blocking(move || repository.adapters());
+        let all = all.await.unwrap_or_default();
+        let mut loaded = BTreeSet::new();
+        for name in changed.difference(&all) {
+            if self.load_polled(name).await {
+                loaded.insert(name.as_str());
+            }
+        }
+        let is_due = |name: &&String| {
+            let lacks_base = || match self.models.get(name, "") {
+                Ok(model) => model.parent.as_deref().is_some_and(|base| loaded.contains(base)),
+                Err(_) => !loaded.is_empty(),
+            };
+            changed.contains(*name) || lacks_base()
+        };
+        for name in all.iter().filter(is_due) {
+            self.load_polled(name).await;
+        }
+    }
+
+    /// Returns the names of all adapters; reads files.
+    fn adapters(&self) -> BTreeSet<String> {
+        let folders = self.scan().unwrap_or_default();
+        let names = self.given.keys().chain(folders.keys());
+        names.filter(|name| self.is_adapter(name, &folders)).cloned().collect()
+    }
+
+    async fn load_polled(self: &Arc<Self>, name: &str) -> bool {
+        let outcome = self.load_declared(name).await;
+        if let Err(why) = &outcome {
+            tracing::warn!(model = name, why, "a model could not be loaded");
+        }
+        outcome.is_ok()
     }
 
     /// Takes the fingerprints of all model folders; none when the repositories cannot be read.
@@ -409,3 +450,6 @@ impl RepositoryConfig {
         self.roots.iter().map(PathBuf::as_path).find(|root| !root.is_dir())
     }
 }
+
+#[cfg(test)]
+mod tests;

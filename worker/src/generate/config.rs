@@ -27,6 +27,8 @@ pub struct SchedulerConfig {
     pub host_tier_bytes: usize,
     /// Where blocks go that the host's memory has no room for; none: they are forgotten.
     pub disk_tier: Option<DiskTierConfig>,
+    /// Blocks that a step brings back from host memory or disk; copying them holds everybody up.
+    pub restored_blocks: usize,
     /// KV events kept for readers; who is further behind is told of the gap.
     pub kv_events: usize,
 }
@@ -44,6 +46,7 @@ impl Default for SchedulerConfig {
             draft_tokens: 0,
             host_tier_bytes: 0,
             disk_tier: None,
+            restored_blocks: 16,
             kv_events: 4096,
         }
     }

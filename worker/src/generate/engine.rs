@@ -16,7 +16,7 @@ use super::SchedulerConfig;
 use super::counters::Counters;
 use super::guides::{Guides, STACK_BYTES};
 use super::intake::Intake;
-use super::output::{News, Output, Reader};
+use super::output::{News, Reader, Writer};
 use super::scheduler::{Scheduler, Shared};
 use super::spill::tiers;
 use super::waiting::{Generation, Job, Waiting, Work};
@@ -122,7 +122,8 @@ impl GenerateEngine {
 
     /// Queues a request and returns the reader of its answer.
     fn queue<T: News>(&self, work: Work, context: Context) -> Result<Reader<T>> {
-        let output = Output::new(work.sequences());
+        let writer = Writer::new(work.sequences());
+        let output = writer.output();
         // What one adapter computed is never found by another, nor by the model without any.
         let salt = work.adapter().map_or_else(Salt::default, |adapter| Salt(adapter.id().0));
         let salt = self.has_prefix_cache.then_some(salt);
@@ -131,7 +132,7 @@ impl GenerateEngine {
         let job = Job {
             work,
             context,
-            output: output.clone(),
+            output: writer,
             names: names.unwrap_or_default(),
             salt,
             accepted: Instant::now(),

@@ -3,10 +3,11 @@
 //! Tokens of one continuation that nobody has read yet become one output, so the buffer is
 //! bounded by the request's own token limit. The end of a continuation wakes the reader at once,
 //! tokens when the scheduler says so: see [`Output::wake`]. Dropping the reader is seen by the scheduler before
-//! its next step.
+//! its next step; dropping the last writer ends the reader.
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,40 @@ use futures_util::Stream;
 
 use super::waiting::Ticket;
 
-/// The writer's side.
+/// The writer's side: the request waits or runs as long as somebody holds it.
+///
+/// A request that is lost, as by a panic between the queue and the batch, ends with an error: nobody
+/// waits for ever.
+#[derive(Debug)]
+pub(super) struct Writer(Arc<Output>);
+
+impl Writer {
+    /// Makes the writer of a request of some continuations.
+    pub(super) fn new(choices: u32) -> Arc<Self> {
+        Arc::new(Self(Output::new(choices)))
+    }
+
+    /// Returns the buffer, for the reader.
+    pub(super) fn output(&self) -> Arc<Output> {
+        self.0.clone()
+    }
+}
+
+impl Deref for Writer {
+    type Target = Output;
+
+    fn deref(&self) -> &Output {
+        &self.0
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.fail(Error::internal("the request was lost in the engine"));
+    }
+}
+
+/// What is written and not read yet.
 #[derive(Debug)]
 pub(super) struct Output {
     state: Mutex<State>,
@@ -53,7 +87,7 @@ pub(super) struct Addition {
 
 impl Output {
     /// Makes a buffer for a request of some continuations.
-    pub(super) fn new(choices: u32) -> Arc<Self> {
+    fn new(choices: u32) -> Arc<Self> {
         let state = State { open: choices, ..State::default() };
         Arc::new(Self { state: Mutex::new(state), is_dropped: AtomicBool::new(false) })
     }
@@ -198,5 +232,47 @@ impl<T> Drop for Reader<T> {
     fn drop(&mut self) {
         self.output.is_dropped.store(true, Ordering::Relaxed);
         self.ticket.withdraw();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::ErrorKind;
+
+    use super::*;
+
+    /// Reads what is there; none if the reader would wait.
+    fn read(output: &Arc<Output>) -> Option<Option<Result<GenerateOutput, Error>>> {
+        let mut reader = Reader::new(output.clone(), Ticket::unqueued());
+        match Pin::new(&mut reader).poll_next(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(news) => Some(news),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_lost_ends_with_an_error() {
+        let writer = Writer::new(2);
+        let (output, other) = (writer.output(), writer.clone());
+        let end = Some((FinishReason::Stop, Usage::default()));
+        writer.push(0, Addition { end, ..Addition::default() });
+        drop(writer);
+        assert!(matches!(read(&output), Some(Some(Ok(output))) if output.finish.is_some()));
+        assert!(read(&output).is_none(), "the other continuation is still written");
+        drop(other);
+        let error = read(&output).unwrap().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert!(matches!(read(&output), Some(None)));
+    }
+
+    #[test]
+    fn a_request_that_has_ended_is_not_lost() {
+        let writer = Writer::new(1);
+        let output = writer.output();
+        let end = Some((FinishReason::Stop, Usage::default()));
+        writer.push(0, Addition { end, ..Addition::default() });
+        drop(writer);
+        assert!(matches!(read(&output), Some(Some(Ok(_)))));
+        assert!(matches!(read(&output), Some(None)));
     }
 }

@@ -12,7 +12,7 @@ use engine::{Adapter, Error, SequenceHash, TokenId};
 
 use super::draft::Drafter;
 use super::drawing::Drawing;
-use super::output::Output;
+use super::output::Writer;
 use super::pooling::Pooling;
 use super::sampler::Scratch;
 use super::waiting::{Generation, Job, Key, Work};
@@ -25,7 +25,7 @@ pub(super) type Urgency = (Key, u32);
 /// One sequence of a request.
 #[derive(Debug)]
 pub(super) struct Sequence {
-    pub output: Arc<Output>,
+    pub output: Arc<Writer>,
     pub urgency: Urgency,
     pub deadline: Option<Instant>,
     pub table: Table,

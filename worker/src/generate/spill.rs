@@ -43,7 +43,8 @@ impl Scheduler {
     }
 
     /// Gives a sequence the blocks of its tokens that are found, on the device or below it.
-    /// Returns whether it has to wait for the next one, which is being fetched.
+    /// Returns whether it has to wait for the next one, which is being fetched or is one too many
+    /// for this step.
     ///
     /// Errors: the device failed.
     pub(super) fn attach(&mut self, index: usize) -> Result<bool, Error> {
@@ -55,8 +56,12 @@ impl Scheduler {
             let Some((place, name)) = next.filter(|_| self.pool.available() > 0) else {
                 return Ok(false);
             };
+            if !self.tiers.may_give(self.totals.steps, self.config.restored_blocks) {
+                return Ok(true);
+            }
             match self.tiers.take(name) {
                 (kind, Found::Here(block)) => {
+                    self.tiers.gave();
                     if !self.restore(index, &block)? {
                         return Ok(false);
                     }

@@ -9,7 +9,7 @@ use engine::{
     Adapter, Context, EmbedRequest, Error, ErrorKind, GenerateRequest, Salt, SequenceHash,
 };
 
-use super::output::Output;
+use super::output::Writer;
 use crate::guided::Guide;
 
 /// A request that waits.
@@ -17,7 +17,7 @@ use crate::guided::Guide;
 pub(super) struct Job {
     pub work: Work,
     pub context: Context,
-    pub output: Arc<Output>,
+    pub output: Arc<Writer>,
     /// The names of the prompt's full blocks.
     pub names: Vec<SequenceHash>,
     /// Set if its blocks may be found by others, and others' by it.
@@ -234,6 +234,12 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
+    /// Makes a ticket of an empty queue.
+    #[cfg(test)]
+    pub(super) fn unqueued() -> Self {
+        Self { queue: Waiting::new(1), key: Key { rank: 0, number: 0 } }
+    }
+
     /// Leaves the queue, if the job is still there.
     pub(super) fn withdraw(&self) {
         let job = self.queue.lock().remove(self.key);

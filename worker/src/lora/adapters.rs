@@ -1,8 +1,9 @@
 //! The adapters of one base model: loaded, found by number, and forgotten with their last lease.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use engine::AdapterId;
 
@@ -13,7 +14,7 @@ use crate::weights::{Json, SafeTensors};
 /// What may be loaded; each is at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Adapters at once.
+    /// Adapters at once; while one is replaced, the new one counts and the old one does not.
     pub max_adapters: usize,
     /// The largest rank of one.
     pub max_rank: usize,
@@ -31,61 +32,114 @@ pub struct Adapters {
     shape: Shape,
     limits: Limits,
     loaded: RwLock<BTreeMap<AdapterId, Loaded>>,
+    /// Held while one is read: so no more than one lies in memory that may turn out to be too many.
+    reading: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Loaded {
     adapter: Arc<Adapter>,
     leases: usize,
+    /// The files that it was read from, as they were before.
+    files: Option<Files>,
 }
+
+/// Both files of an adapter: the same ones, unchanged, if equal.
+type Files = [FileState; 2];
+
+/// Device, number, size, and when content or owner changed last, which nobody can set.
+type FileState = (u64, u64, u64, i64, i64);
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
 
 impl Adapters {
     /// Makes an empty table for a base of this shape.
     pub fn new(shape: Shape, limits: Limits) -> Arc<Self> {
-        Arc::new(Self { shape, limits, loaded: RwLock::default() })
+        Arc::new(Self { shape, limits, loaded: RwLock::default(), reading: Mutex::default() })
     }
 
     /// Loads an adapter from a directory in PEFT's layout: `adapter_config.json` and
-    /// `adapter_model.safetensors`.
+    /// `adapter_model.safetensors`. One that is loaded from the same files is not read again.
+    /// `replaced` is an adapter that the caller is going to let go for it.
     ///
     /// Errors: a file that cannot be read or does not fit the base, by name; a rank above the
     /// limit; as many adapters as may be loaded.
-    pub fn load(self: &Arc<Self>, directory: &Path) -> Result<engine::Adapter, Error> {
-        let config = Json::read(&directory.join("adapter_config.json"))?;
+    pub fn load(
+        self: &Arc<Self>,
+        directory: &Path,
+        replaced: Option<AdapterId>,
+    ) -> Result<engine::Adapter, Error> {
+        let _turn = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = files(directory);
+        if let Some(known) = files.as_ref().and_then(|files| self.known(files)) {
+            return Ok(known);
+        }
+        let config = Json::read(&directory.join(CONFIG))?;
         let settings = Settings::read(&config)?;
         let most = self.limits.max_rank;
         if settings.rank > most {
             let got = settings.rank;
             return Err(config.refusal("r", &format!("expected at most {most}, got {got}")));
         }
-        // Before anything large is read; what is loaded meanwhile is seen again below.
-        self.check_room()?;
-        let weights = SafeTensors::open(&directory.join("adapter_model.safetensors"))?;
-        self.insert(Adapter::read(&weights, &settings, self.shape)?)
+        // Before anything large is read.
+        self.check_room(&self.write(), replaced)?;
+        let weights = SafeTensors::open(&directory.join(WEIGHTS))?;
+        self.insert((Adapter::read(&weights, &settings, self.shape)?, files), replaced)
+    }
+
+    /// Leases an adapter that is loaded from these very files.
+    fn known(self: &Arc<Self>, files: &Files) -> Option<engine::Adapter> {
+        let mut loaded = self.write();
+        let mut all = loaded.iter_mut();
+        let (&id, known) = all.find(|(_, known)| known.files.as_ref() == Some(files))?;
+        known.leases += 1;
+        Some(self.lease(id))
     }
 
     /// Adds an adapter. The same content twice is held once.
     ///
     /// Errors: as many adapters as may be loaded.
-    pub fn insert(self: &Arc<Self>, adapter: Adapter) -> Result<engine::Adapter, Error> {
+    fn insert(
+        self: &Arc<Self>,
+        (adapter, files): (Adapter, Option<Files>),
+        replaced: Option<AdapterId>,
+    ) -> Result<engine::Adapter, Error> {
         let id = AdapterId(adapter.fingerprint());
-        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.write();
         if let Some(known) = loaded.get_mut(&id) {
             known.leases += 1;
+            known.files = files;
         } else {
-            let (count, most) = (loaded.len(), self.limits.max_adapters);
-            if count >= most {
-                return Err(full(count, most));
-            }
-            loaded.insert(id, Loaded { adapter: Arc::new(adapter), leases: 1 });
+            self.check_room(&loaded, replaced)?;
+            loaded.insert(id, Loaded { adapter: Arc::new(adapter), leases: 1, files });
         }
-        let lease = Lease { adapters: self.clone(), id };
-        Ok(engine::Adapter::new(id, Arc::new(lease)))
+        Ok(self.lease(id))
     }
 
-    fn check_room(&self) -> Result<(), Error> {
-        let (count, most) = (self.len(), self.limits.max_adapters);
-        if count < most { Ok(()) } else { Err(full(count, most)) }
+    fn lease(self: &Arc<Self>, id: AdapterId) -> engine::Adapter {
+        engine::Adapter::new(id, Arc::new(Lease { adapters: self.clone(), id }))
+    }
+
+    /// Checks that there is room for one more, when one that nobody else holds is let go.
+    fn check_room(
+        &self,
+        loaded: &BTreeMap<AdapterId, Loaded>,
+        replaced: Option<AdapterId>,
+    ) -> Result<(), Error> {
+        let leaves = replaced.and_then(|id| loaded.get(&id)).is_some_and(|old| old.leases == 1);
+        let (count, most) = (loaded.len(), self.limits.max_adapters);
+        match count - usize::from(leaves) < most {
+            true => Ok(()),
+            false => {
+                let text = format!("{count} adapters are loaded, expected at most {most}");
+                Err(Error::Limit(text))
+            }
+        }
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<AdapterId, Loaded>> {
+        self.loaded.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns a loaded adapter.
@@ -105,8 +159,21 @@ impl Adapters {
     }
 }
 
-fn full(count: usize, most: usize) -> Error {
-    Error::Limit(format!("{count} adapters are loaded, expected at most {most}"))
+/// Returns what the files of an adapter are; none if that cannot be told.
+fn files(directory: &Path) -> Option<Files> {
+    let state = |name: &str| file_state(&std::fs::metadata(directory.join(name)).ok()?);
+    Some([state(CONFIG)?, state(WEIGHTS)?])
+}
+
+#[cfg(unix)]
+fn file_state(file: &Metadata) -> Option<FileState> {
+    use std::os::unix::fs::MetadataExt;
+    Some((file.dev(), file.ino(), file.size(), file.ctime(), file.ctime_nsec()))
+}
+
+#[cfg(not(unix))]
+fn file_state(_: &Metadata) -> Option<FileState> {
+    None
 }
 
 /// A loaded adapter: it stays while this lives.
@@ -118,7 +185,7 @@ struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut loaded = self.adapters.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.adapters.write();
         let mut left = None;
         if let Some(known) = loaded.get_mut(&self.id) {
             known.leases -= 1;

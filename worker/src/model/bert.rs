@@ -4,6 +4,9 @@
 mod forward;
 mod sizes;
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use crate::Error;
 use crate::cpu::linear::Linear;
 use crate::cpu::postnorm::LayerNorm;
@@ -77,19 +80,23 @@ struct Reader<'a> {
     weights: &'a dyn Weights,
     prefix: &'static str,
     epsilon: f32,
+    /// What was asked for.
+    read: RefCell<BTreeSet<String>>,
 }
 
 impl Bert {
     /// Reads and packs the weights. A head that was trained on top is left out.
     ///
-    /// Errors: a tensor is missing or has another shape; the text names it.
+    /// Errors: a tensor is missing or has another shape, or the encoder has one that is not
+    /// computed; the text names it.
     pub fn read(weights: &dyn Weights, sizes: Sizes) -> Result<Self, Error> {
         const WORDS: &str = "embeddings.word_embeddings.weight";
         // A model with a head keeps the encoder under its own name.
         let prefixes = ["", "bert.", "roberta.", "distilbert."];
         let has_words = |prefix: &&str| weights.has_tensor(&format!("{prefix}{WORDS}"));
         let prefix = prefixes.into_iter().find(has_words).unwrap_or_default();
-        let reader = Reader { weights, prefix, epsilon: sizes.norm_epsilon };
+        let (epsilon, read) = (sizes.norm_epsilon, RefCell::default());
+        let reader = Reader { weights, prefix, epsilon, read };
         let names = match sizes.family {
             Family::DistilBert => Names::DISTIL,
             Family::Bert | Family::Roberta => Names::BERT,
@@ -97,13 +104,15 @@ impl Bert {
         let layers = (0..sizes.layers)
             .map(|index| LayerWeights::read(&reader, &sizes, &names, index))
             .collect::<Result<_, _>>()?;
-        Ok(Self {
+        let model = Self {
             words: reader.linear(&[WORDS], [sizes.hidden, sizes.vocabulary])?,
             positions: reader.positions(&sizes)?,
             norm: reader.norm("embeddings.LayerNorm", sizes.hidden)?,
             layers,
             sizes,
-        })
+        };
+        reader.check_rest(&model.sizes)?;
+        Ok(model)
     }
 
     /// Returns the sizes.
@@ -137,6 +146,7 @@ impl Reader<'_> {
     /// Reads a tensor of a shape, the contiguous dimension first.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<(String, StoredTensor), Error> {
         let name = format!("{}{name}", self.prefix);
+        self.read.borrow_mut().insert(name.clone());
         let stored = self.weights.tensor(&name)?;
         if stored.dims != shape {
             let got = &stored.dims;
@@ -144,6 +154,28 @@ impl Reader<'_> {
             return Err(Error::Model(text));
         }
         Ok((name, stored))
+    }
+
+    /// Refuses what the encoder itself has beyond what was read, such as layers that its
+    /// configuration does not count. A head and a pooler lie beside it, and numbers of positions
+    /// are no weights.
+    fn check_rest(&self, sizes: &Sizes) -> Result<(), Error> {
+        let read = self.read.borrow();
+        let is_left = |name: &&str| {
+            let own = name.strip_prefix(self.prefix).unwrap_or_default();
+            let is_part =
+                ["embeddings.", "encoder.", "transformer."].iter().any(|p| own.starts_with(p));
+            is_part && !own.ends_with(".position_ids") && !read.contains(*name)
+        };
+        match self.weights.names().find(is_left) {
+            None => Ok(()),
+            Some(name) => {
+                let (family, layers) = (sizes.family, sizes.layers);
+                Err(Error::Model(format!(
+                    "tensor `{name}`: is not one of {family:?} with {layers} layers"
+                )))
+            }
+        }
     }
 
     /// Reads matrices of one shape, columns first, as one below the other.

@@ -47,9 +47,22 @@ impl Checkpoint {
     fn directory(path: &Path) -> Result<Self, Error> {
         let config = Json::read(&path.join(CONFIG))?;
         let sizes = Hyperparameters::from_json(&config)?;
+        let weights = Directory::open(path)?;
+        // The tokenizer's tables get as many rows as the configuration says: not more than there
+        // are bytes for in the file.
+        let (name, rows) = (Names::HuggingFace.embedding(), sizes.vocabulary.unwrap_or_default());
+        let shape = [rows as u64, sizes.hidden as u64];
+        if weights.shape(name) != Some(&shape) {
+            let got = weights.shape(name).map_or("none".to_owned(), |got| format!("{got:?}"));
+            let why = format!("expected tensor `{name}` of shape {shape:?}, got {got}");
+            return Err(config.refusal("vocab_size", &why));
+        }
         let tokens = Tokens::from_directory(path, &config)?;
-        let weights = Box::new(Directory::open(path)?);
+        let weights = Box::new(weights);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { weights, names: Names::HuggingFace, sizes, tokens, name })
     }
 }
+
+#[cfg(test)]
+mod tests;

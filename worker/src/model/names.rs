@@ -119,7 +119,8 @@ impl Names {
     }
 
     /// Checks that there is no tensor that the forward pass would leave out: it would be another
-    /// model than the one in the file.
+    /// model than the one in the file. What transformers leaves out as well may be there: an output
+    /// matrix beside an embedding that is said to be it, and rotary frequencies.
     ///
     /// Errors: there is one; the text names it.
     pub fn check(self, weights: &dyn Weights, sizes: &Hyperparameters) -> Result<(), Error> {
@@ -136,10 +137,15 @@ impl Names {
                 add(&Part::HEAD_NORMS);
             }
         }
-        let others = [self.embedding(), self.norm(), self.head(), "rope_freqs.weight"];
-        known.extend(others.map(str::to_owned));
+        known.extend([self.embedding(), self.norm(), self.head()].map(str::to_owned));
         // Older checkpoints keep the frequencies that their configuration gives anyhow.
-        let is_known = |name: &str| known.contains(name) || name.ends_with(".rotary_emb.inv_freq");
+        let is_frequencies = |name: &str| match self {
+            Self::Gguf => name == "rope_freqs.weight",
+            Self::HuggingFace => {
+                name.starts_with("model.") && name.ends_with(".rotary_emb.inv_freq")
+            }
+        };
+        let is_known = |name: &str| known.contains(name) || is_frequencies(name);
         match weights.names().find(|name| !is_known(name)) {
             None => Ok(()),
             Some(name) => {

@@ -85,6 +85,12 @@ impl Directory {
         Ok(Self { path: path.to_owned(), files, places })
     }
 
+    /// Returns the shape of a tensor, the contiguous dimension last; none if it is missing or of a
+    /// type that is not known.
+    pub fn shape(&self, name: &str) -> Option<&[u64]> {
+        self.files[*self.places.get(name)?].shape(name)
+    }
+
     /// Returns the directory.
     pub fn path(&self) -> &Path {
         &self.path

@@ -72,6 +72,13 @@ impl SafeTensors {
         Ok(Self { path: path.to_owned(), file, data_start: 8 + length, entries })
     }
 
+    /// Returns the shape of a tensor, the contiguous dimension last; none if it is missing or of a
+    /// type that is not known, for which nobody compared the shape with the bytes.
+    pub fn shape(&self, name: &str) -> Option<&[u64]> {
+        let entry = self.entries.get(name)?;
+        weight_type(&entry.dtype).map(|_| &entry.shape[..])
+    }
+
     fn broken(&self, name: &str, why: &str) -> Error {
         Error::Model(format!("`{}`: tensor `{name}`: {why}", self.path.display()))
     }

@@ -9,6 +9,9 @@ MODEL.gguf is SmolLM2-135M-Instruct Q4_1, the default model. In OUT_DIR it write
     prompts.json  a list of {"text": ..., "tokens": [...]}, eight prompts of 8 to about 400 tokens
     logits.f16    8 rows x 49152 little-endian float16, row-major: for each prompt, the logits that
                   follow its last token
+    long_logits.f16
+                  3 rows of the same kind: what follows the first 2,000, 4,000 and 8,100 tokens of
+                  a prompt made of pieces of the others
 
 and prints each prompt's likeliest next token with its lead over the second. All weights are
 dequantised to float32 and the forward pass runs in float32, so the rows show what the quantised
@@ -25,6 +28,9 @@ import sys
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+# Lengths at which the long prompt is compared; the model can take 8,192 tokens.
+LONG = [2000, 4000, 8100]
 
 PROMPTS = [
     # A fact, about 8 tokens.
@@ -191,21 +197,28 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Causal attention; each head of k and v serves a group of neighbouring heads of q."""
+    """Causal attention; each head of k and v serves a group of neighbouring heads of q.
+
+    Some queries at a time, so that a long text's scores fit into memory.
+    """
     length, heads, size = q.shape
     group = heads // k.shape[1]
     q = q.transpose(1, 0, 2)
     k = k.transpose(1, 0, 2).repeat(group, axis=0)
     v = v.transpose(1, 0, 2).repeat(group, axis=0)
-    scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(size))
-    scores[:, np.triu(np.ones((length, length), bool), 1)] = -np.inf
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return (weights @ v).transpose(1, 0, 2).reshape(length, heads * size)
+    mixed = np.empty_like(q)
+    for start in range(0, length, 512):
+        end = min(start + 512, length)
+        scores = q[:, start:end] @ k[:, :end].transpose(0, 2, 1) / np.float32(np.sqrt(size))
+        scores[:, np.triu(np.ones((end - start, end), bool), start + 1)] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed[:, start:end] = weights @ v[:, :end]
+    return mixed.transpose(1, 0, 2).reshape(length, heads * size)
 
 
-def forward(metadata: dict, tensors: dict, tokens: list[int]) -> np.ndarray:
-    """Returns the logits, [position, vocabulary], that follow each of the tokens."""
+def forward(metadata: dict, tensors: dict, tokens: list[int], wanted: list[int]) -> np.ndarray:
+    """Returns the logits, [wanted, vocabulary], that follow the tokens at the wanted positions."""
     heads = metadata["llama.attention.head_count"]
     kv_heads = metadata["llama.attention.head_count_kv"]
     size = metadata["llama.rope.dimension_count"]
@@ -232,7 +245,18 @@ def forward(metadata: dict, tensors: dict, tokens: list[int]) -> np.ndarray:
         gate = gate / (1 + np.exp(-gate))
         x = x + (gate * (h @ weight["ffn_up"].T)) @ weight["ffn_down"].T
     head = tensors.get("output.weight", tensors["token_embd.weight"])
-    return rms_norm(x, tensors["output_norm.weight"], epsilon) @ head.T
+    return rms_norm(x[wanted], tensors["output_norm.weight"], epsilon) @ head.T
+
+
+def make_long(texts: list[list[int]]) -> list[int]:
+    """Returns the long prompt: pieces of the others, as `tests/parity.rs` cuts them too."""
+    tokens, state = [], 1
+    while len(tokens) < LONG[-1]:
+        state = (state * 1103515245 + 12345) % 2**31
+        text = texts[(state >> 8) % len(texts)]
+        start = (state >> 12) % len(text)
+        tokens += text[start : start + 16]
+    return tokens[: LONG[-1]]
 
 
 def main() -> None:
@@ -245,14 +269,14 @@ def main() -> None:
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    known = forward(metadata, tensors, encode("The capital of France is"))[-1]
+    known = forward(metadata, tensors, encode("The capital of France is"), [-1])[0]
     if (answer := tokenizer.decode([int(known.argmax())])) != " Paris":
         sys.exit(f"the forward pass is wrong: the capital of France is{answer!r}")
 
     lines, rows = [], []
     for text in PROMPTS:
         tokens = encode(text)
-        row = forward(metadata, tensors, tokens)[-1]
+        (row,) = forward(metadata, tensors, tokens, [-1])
         lines.append(json.dumps({"text": text, "tokens": tokens}))
         rows.append(row.astype("<f2"))
         second, first = np.argsort(row)[-2:]
@@ -262,6 +286,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "prompts.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     (out / "logits.f16").write_bytes(np.stack(rows).tobytes())
+
+    long = make_long([json.loads(line)["tokens"] for line in lines])
+    rows = forward(metadata, tensors, long, [length - 1 for length in LONG])
+    (out / "long_logits.f16").write_bytes(rows.astype("<f2").tobytes())
 
 
 if __name__ == "__main__":

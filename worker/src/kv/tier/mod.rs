@@ -79,17 +79,32 @@ pub trait Tier: Debug + Send {
 #[derive(Debug, Default)]
 pub struct Tiers {
     levels: Vec<Box<dyn Tier>>,
+    /// The step that blocks were last given back in, and how many.
+    given: (u64, usize),
 }
 
 impl Tiers {
     /// Puts tiers below each other.
     pub fn new(levels: Vec<Box<dyn Tier>>) -> Self {
-        Self { levels }
+        Self { levels, given: (0, 0) }
     }
 
     /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
         self.levels.is_empty()
+    }
+
+    /// Returns whether one more block may be given back in a step that takes at most `most`.
+    pub fn may_give(&mut self, step: u64, most: usize) -> bool {
+        if self.given.0 != step {
+            self.given = (step, 0);
+        }
+        self.given.1 < most.max(1)
+    }
+
+    /// Notes that a block was given back.
+    pub fn gave(&mut self) {
+        self.given.1 += 1;
     }
 
     /// Keeps a block somewhere, if there is room.
@@ -121,8 +136,10 @@ impl Tiers {
         }
     }
 
-    /// Waits until something that is being fetched may have come, not longer than `most`.
+    /// Waits until something that is being fetched may have come, not longer than `most`. Nothing
+    /// else was to be done, so as many blocks as in a step may be given back again.
     pub fn wait(&mut self, most: Duration) {
+        self.given.1 = 0;
         if let Some(slowest) = self.levels.last_mut() {
             slowest.wait(most);
         }

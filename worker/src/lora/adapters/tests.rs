@@ -38,8 +38,8 @@ fn config(rank: usize) -> Value {
 fn a_directory_is_loaded_and_forgotten_with_its_last_lease() {
     let adapters = Adapters::new(SHAPE, LIMITS);
     let [one, two, three] = [1, 2, 3].map(|seed| written(&config(4), seed));
-    let first = adapters.load(one.path()).unwrap();
-    let again = adapters.load(one.path()).unwrap();
+    let first = adapters.load(one.path(), None).unwrap();
+    let again = adapters.load(one.path(), None).unwrap();
     assert_eq!((first.id(), adapters.len()), (again.id(), 1));
     let direct = Adapter::read(
         &tensors(&[Target::Query, Target::Down], 1),
@@ -47,15 +47,15 @@ fn a_directory_is_loaded_and_forgotten_with_its_last_lease() {
         SHAPE,
     );
     assert_eq!(first.id().0, direct.unwrap().fingerprint());
-    let second = adapters.load(two.path()).unwrap();
-    let error = adapters.load(three.path()).unwrap_err().to_string();
+    let second = adapters.load(two.path(), None).unwrap();
+    let error = adapters.load(three.path(), None).unwrap_err().to_string();
     assert_eq!(error, "2 adapters are loaded, expected at most 2");
     let id = first.id();
     drop(first);
     assert!(adapters.get(id).is_some(), "another lease holds it");
     drop(again);
     assert!(adapters.get(id).is_none());
-    let third = adapters.load(three.path()).unwrap();
+    let third = adapters.load(three.path(), None).unwrap();
     assert_eq!(adapters.len(), 2);
     drop((second, third));
     assert!(adapters.is_empty());
@@ -65,7 +65,7 @@ fn a_directory_is_loaded_and_forgotten_with_its_last_lease() {
 fn what_cannot_be_loaded_is_told() {
     let adapters = Adapters::new(SHAPE, LIMITS);
     let load = |directory: &tempfile::TempDir| {
-        adapters.load(directory.path()).map(drop).unwrap_err().to_string()
+        adapters.load(directory.path(), None).map(drop).unwrap_err().to_string()
     };
     let wide = load(&written(&config(8), 1));
     assert!(wide.contains("`adapter_config.json`: `r`: expected at most 4, got 8"), "{wide}");
@@ -77,4 +77,49 @@ fn what_cannot_be_loaded_is_told() {
     std::fs::write(directory.path().join("adapter_config.json"), "[]").unwrap();
     assert!(load(&directory).contains("adapter_config.json"));
     assert!(adapters.is_empty());
+}
+
+#[test]
+fn an_adapter_that_is_replaced_leaves_its_place() {
+    let adapters = Adapters::new(SHAPE, LIMITS);
+    let [one, two, three, four] = [1, 2, 3, 4].map(|seed| written(&config(4), seed));
+    let first = adapters.load(one.path(), None).unwrap();
+    let second = adapters.load(two.path(), None).unwrap();
+    let third = adapters.load(three.path(), Some(second.id())).unwrap();
+    // Until the caller has let the old one go, nothing else comes in.
+    let full = |replaced| adapters.load(four.path(), replaced).map(drop).unwrap_err().to_string();
+    assert_eq!(full(Some(first.id())), "3 adapters are loaded, expected at most 2");
+    drop(second);
+    assert_eq!(full(None), "2 adapters are loaded, expected at most 2");
+    // One that another name has too stays loaded.
+    let again = adapters.load(one.path(), None).unwrap();
+    assert_eq!(full(Some(first.id())), "2 adapters are loaded, expected at most 2");
+    drop(again);
+    let fourth = adapters.load(four.path(), Some(first.id())).unwrap();
+    drop((first, third, fourth));
+    assert!(adapters.is_empty());
+}
+
+#[cfg(unix)]
+#[test]
+fn files_that_are_loaded_are_not_read_again() {
+    let adapters = Adapters::new(SHAPE, LIMITS);
+    let one = written(&config(4), 1);
+    assert!(adapters.known(&files(one.path()).unwrap()).is_none());
+    let first = adapters.load(one.path(), None).unwrap();
+    let state = files(one.path()).unwrap();
+    let again = adapters.known(&state).unwrap();
+    assert_eq!(again.id(), first.id());
+    // The lease counts like any other.
+    drop(first);
+    assert_eq!(adapters.len(), 1);
+    // What is written anew is read anew, under the same name too.
+    let other = written(&config(4), 2);
+    let (from, to) = (other.path().join(WEIGHTS), one.path().join(WEIGHTS));
+    std::fs::rename(from, to).unwrap();
+    assert!(adapters.known(&files(one.path()).unwrap()).is_none());
+    let second = adapters.load(one.path(), None).unwrap();
+    assert_ne!(second.id(), again.id());
+    drop((second, again));
+    assert!(adapters.known(&state).is_none() && adapters.is_empty());
 }

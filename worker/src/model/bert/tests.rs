@@ -77,6 +77,9 @@ pub(crate) fn tiny(model_type: &str) -> (Sizes, Made) {
     };
     let mut add = |name: String, dims: &[usize]| made.add(name, dims, &mut random);
     for (table, rows) in [("word", 50), ("position", 40), ("token_type", 2)] {
+        if table == "token_type" && sizes.token_types == 0 {
+            continue;
+        }
         add(format!("{prefix}embeddings.{table}_embeddings.weight"), &[32, rows]);
     }
     let mut norm = vec![format!("{prefix}embeddings.LayerNorm")];
@@ -135,14 +138,17 @@ impl Reference<'_> {
     }
 
     fn forward(&self, sizes: &Sizes, names: &Names, text: &[TokenId]) -> Rows {
-        let tables = ["word", "position", "token_type"]
-            .map(|table| self.floats(&format!("embeddings.{table}_embeddings.weight")));
-        let has_kinds = f64::from(u8::from(sizes.family != Family::DistilBert));
+        let table = |table| self.floats(&format!("embeddings.{table}_embeddings.weight"));
+        let kinds = match sizes.family {
+            Family::DistilBert => vec![0.0; 32],
+            _ => table("token_type"),
+        };
+        let tables = [table("word"), table("position"), kinds];
         let embedded = text.iter().enumerate().map(|(place, &token)| {
             let place = place + sizes.first_position;
             let sum = |i: usize| {
                 let [words, positions, kinds] = &tables;
-                words[token as usize * 32 + i] + positions[place * 32 + i] + has_kinds * kinds[i]
+                words[token as usize * 32 + i] + positions[place * 32 + i] + kinds[i]
             };
             (0..32).map(sum).collect()
         });
@@ -253,4 +259,25 @@ fn a_tensor_that_does_not_fit_is_named() {
     made.0.insert(name.to_owned(), StoredTensor { dims: vec![31], ..whole });
     let error = Bert::read(&made, sizes).unwrap_err().to_string();
     assert!(error.contains("expected [32], got [31]"), "{error}");
+}
+
+#[test]
+fn what_an_encoder_has_and_does_not_compute_is_named() {
+    let mut random = fastrand::Rng::with_seed(1);
+    for (model_type, prefix) in [("bert", ""), ("roberta", "roberta.")] {
+        let (sizes, mut made) = tiny(model_type);
+        // A head, a pooler and numbers of positions are left out, as documented.
+        for beside in ["pooler.dense.weight", "embeddings.position_ids"] {
+            made.add(format!("{prefix}{beside}"), &[1], &mut random);
+        }
+        made.add("classifier.dense.weight".into(), &[1], &mut random);
+        assert!(Bert::read(&made, sizes.clone()).is_ok());
+        let more = ["encoder.layer.2.output.dense.weight", "embeddings.emb_transform.weight"];
+        for more in more.map(|more| format!("{prefix}{more}")) {
+            made.add(more.clone(), &[1], &mut random);
+            let error = Bert::read(&made, sizes.clone()).unwrap_err().to_string();
+            assert!(error.contains(&format!("tensor `{more}`: is not one of")), "{error}");
+            made.remove(&more);
+        }
+    }
 }

@@ -64,14 +64,16 @@ impl Hyperparameters {
         }
         let context_length = fields.size("context_length", MAX_SIZE)?;
         let layers = fields.size("block_count", MAX_LAYERS)?;
-        let epsilon = file.optional_float(&fields.key("attention.layer_norm_rms_epsilon"))?;
+        let epsilon = fields.key("attention.layer_norm_rms_epsilon");
+        let missing = || Error::Model(format!("`{epsilon}` is missing"));
+        let norm_epsilon = file.optional_float(&epsilon)?.ok_or_else(missing)? as f32;
         let window = fields.optional_size("attention.sliding_window", MAX_SIZE)?;
         Self {
             family: fields.family,
             feed_forward: fields.size("feed_forward_length", MAX_SIZE)?,
             kv_heads: fields.optional_size("attention.head_count_kv", MAX_SIZE)?.unwrap_or(heads),
             rope: fields.rope(head_dim, context_length)?,
-            norm_epsilon: epsilon.unwrap_or(1e-5) as f32,
+            norm_epsilon,
             windows: vec![window; layers],
             ties_head: None,
             vocabulary: None,

@@ -46,7 +46,7 @@ impl Tokens {
         eos.splice(..0, end);
         let mut seen = std::collections::HashSet::new();
         eos.retain(|id| seen.insert(*id));
-        let templated = templated_bos(&file, rows);
+        let templated = templated_bos(&file, rows)?;
         let bos = match templated.or(named("bos_token")?) {
             Some(bos) => Some(bos),
             None => numbers(config, "bos_token_id", rows)?.first().copied(),
@@ -189,14 +189,24 @@ fn numbers(json: &Json, key: &str, rows: usize) -> Result<Vec<TokenId>, Error> {
 }
 
 /// Returns the token that `tokenizer.json` puts in front of a text.
-fn templated_bos(file: &Json, rows: usize) -> Option<TokenId> {
-    let processor = file.get("post_processor")?;
+fn templated_bos(file: &Json, rows: usize) -> Result<Option<TokenId>, Error> {
+    const KEY: &str = "post_processor";
+    match file.get(KEY).and_then(first_of_template) {
+        None => Ok(None),
+        Some(id) if id < rows as u64 => Ok(Some(id as TokenId)),
+        Some(id) => {
+            let why = format!("token {id} is not one of the {rows} of `vocab_size`");
+            Err(file.refusal(KEY, &why))
+        }
+    }
+}
+
+fn first_of_template(processor: &Value) -> Option<u64> {
     let nested = processor["processors"].as_array().map(|steps| steps.iter());
     let mut steps = std::iter::once(processor).chain(nested.into_iter().flatten());
     let template = steps.find(|step| step["type"] == "TemplateProcessing")?;
     let name = template["single"][0]["SpecialToken"]["id"].as_str()?;
-    let id = template["special_tokens"][name]["ids"][0].as_u64()?;
-    (id < rows as u64).then_some(id as TokenId)
+    template["special_tokens"][name]["ids"][0].as_u64()
 }
 
 /// Reads the chat template: newer directories have a file of its own.

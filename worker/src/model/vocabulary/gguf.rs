@@ -43,8 +43,7 @@ impl Tokens {
         let is_sentence_piece = model == "llama";
         let adds_bos = is_sentence_piece || ADDS_BOS.contains(&pre_tokenizer.as_str());
         let eos = id("tokenizer.ggml.eos_token_id")?;
-        let turn = file.optional_number("tokenizer.ggml.eot_token_id")?;
-        let turn = turn.filter(|&id| id < tokens.len() as u64).map(|id| id as TokenId);
+        let turn = id("tokenizer.ggml.eot_token_id")?;
         let mut ends: Vec<TokenId> = eos.into_iter().chain(turn).collect();
         ends.dedup();
         let vocabulary = Vocabulary {

@@ -97,8 +97,11 @@ fn refusals_name_file_and_field() {
     let with = |name, value| read(&[("tokenizer.json", tokenizer()), (name, value)]);
     let broken = |value| read(&[("tokenizer.json", value)]);
     let large = json!({"model": {"vocab": {"a": 99999999999u64}}});
+    let mut far = tokenizer();
+    far["post_processor"]["processors"][0]["special_tokens"]["<s>"]["ids"][0] = 8.into();
     let cases = [
         (read(&[]), "tokenizer.json"),
+        (broken(far), "`tokenizer.json`: `post_processor`: token 8 is not one of the 8"),
         (broken(json!("[")), "`tokenizer.json`: invalid type: sequence"),
         (broken(json!({})), "`tokenizer.json`: `model`: is missing"),
         (broken(json!({"model": {}})), "`vocab`: expected an object or a list"),

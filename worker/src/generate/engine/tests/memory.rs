@@ -2,6 +2,7 @@
 //! shared, copied, restored or given up wrongly changes a token.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::runner::Wants;
@@ -17,6 +18,10 @@ pub(super) struct Memory {
     logits: Vec<f32>,
     hidden: Vec<f32>,
     pace: Duration,
+    /// Blocks written since the last forward pass.
+    written: usize,
+    /// The most of them.
+    most_written: Arc<AtomicUsize>,
 }
 
 impl Memory {
@@ -27,12 +32,19 @@ impl Memory {
             logits: Vec::new(),
             hidden: Vec::new(),
             pace: Duration::ZERO,
+            written: 0,
+            most_written: Arc::default(),
         }
     }
 
     /// Makes each forward pass take some time.
     pub(super) fn slow(blocks: usize, pace: Duration) -> Self {
         Self { pace, ..Self::new(blocks) }
+    }
+
+    /// Returns where the most blocks are told that were written between two forward passes.
+    pub(super) fn most_written(&self) -> Arc<AtomicUsize> {
+        self.most_written.clone()
     }
 
     /// Reads what a sequence has in its blocks up to a place.
@@ -62,6 +74,7 @@ impl Runner for Memory {
 
     fn forward(&mut self, batch: &[Entry<'_>]) -> std::result::Result<Outputs<'_>, crate::Error> {
         std::thread::sleep(self.pace);
+        self.most_written.fetch_max(std::mem::take(&mut self.written), Ordering::Relaxed);
         let mut written = BTreeSet::new();
         for entry in batch {
             for (place, &token) in (entry.start..).zip(entry.tokens) {
@@ -114,6 +127,7 @@ impl Runner for Memory {
         bytes: &[u8],
     ) -> std::result::Result<(), crate::Error> {
         assert_eq!(bytes.len(), SIZE * 8);
+        self.written += 1;
         for (content, bytes) in self.blocks[block as usize].iter_mut().zip(bytes.as_chunks().0) {
             *content = u64::from_le_bytes(*bytes);
         }

@@ -1,6 +1,8 @@
 //! Shared, copied and lost blocks change no answer: whatever happens to a request, it says what
 //! it says alone.
 
+use std::sync::atomic::Ordering;
+
 use engine::{Constraint, EmbedRequest, Guided, Sampling};
 use futures_util::future::join_all;
 
@@ -289,4 +291,34 @@ async fn blocks_come_back_from_memory_and_disk_as_they_were() {
     let runner = Box::new(Memory::new(1));
     let error = GenerateEngine::start(runner, &Vocabulary::default(), vec![], config).unwrap_err();
     assert!(error.to_string().contains("file"), "{error}");
+}
+
+#[tokio::test]
+async fn a_long_prompt_comes_back_in_parts_while_others_go_on() {
+    let runner = Memory::slow(70, Duration::from_millis(1));
+    let most_written = runner.most_written();
+    let config = SchedulerConfig {
+        host_tier_bytes: 1 << 20,
+        restored_blocks: 4,
+        ..SchedulerConfig::default()
+    };
+    let engine = remembering(runner, config);
+    let prompt = |first: u32| {
+        let tokens: Vec<TokenId> = (0..800).map(|place| (first + place * 7) % 200 + 20).collect();
+        GenerateRequest::new(tokens, StopConditions::after(1))
+    };
+    let expected = essence(collect(call(&engine, prompt(1)).await).await.unwrap());
+    // Another long prompt takes all blocks.
+    collect(call(&engine, prompt(2)).await).await.unwrap();
+    let mut busy = request(3, 900);
+    busy.stop.ignore_eos = true;
+    let mut busy = call(&engine, busy).await;
+    busy.next().await.unwrap().unwrap();
+    let restored = essence(collect(call(&engine, prompt(1)).await).await.unwrap());
+    assert_eq!(restored, expected);
+    drop(busy);
+    settles(&engine).await;
+    let (totals, most) = (engine.totals(), most_written.load(Ordering::Relaxed));
+    assert!(totals.host_hit_blocks >= 20, "{totals:?}");
+    assert!((1..=4).contains(&most), "{most} blocks were written between two steps");
 }
