@@ -1,0 +1,1 @@
+//! How processes find, call and hear each other.
