@@ -67,8 +67,17 @@ fn files(folder: &str, ending: &str) -> Vec<String> {
 }
 
 fn sources() -> Vec<String> {
-    let folders =
-        ["proto", "tensor", "engine", "openai-bridge", "cluster", "worker", "server", "tests", "fuzz"];
+    let folders = [
+        "proto",
+        "tensor",
+        "engine",
+        "openai-bridge",
+        "cluster",
+        "worker",
+        "server",
+        "tests",
+        "fuzz",
+    ];
     let mut sources: Vec<String> = folders.iter().flat_map(|folder| files(folder, ".rs")).collect();
     sources.retain(|path| !path.contains("/target/"));
     sources.push("build.rs".into());
