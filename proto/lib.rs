@@ -1,16 +1,21 @@
 //! The bytes Stator promises: the KServe v2 and Triton gRPC contract.
 //!
+//! What clients see is `inference`; what frontends and workers say to one another is [`worker`].
 //! Messages and services are generated from `proto/*.proto`. `bytes` fields are
 //! [`Bytes`](bytes::Bytes) that share the buffer they were decoded from; the tensors of a
 //! request come as [`Payload`]s, which may even lie in several buffers.
 
+mod apart;
 mod codec;
 mod envelope;
 mod payload;
+mod received;
 
+pub use apart::decode_apart;
 pub use codec::Reply;
 pub use envelope::{Envelope, MAX_TENSORS, Malformed};
 pub use payload::Payload;
+pub use received::{BadPrefix, PREFIX_BYTES, Received};
 
 /// The messages, the client and the server of package `inference`.
 pub mod inference {
@@ -39,5 +44,11 @@ pub mod inference {
     }
 }
 
-/// The encoded descriptors of every message and service, which server reflection shows.
+/// The messages, the client and the server of package `stator.worker.v1`.
+pub mod worker {
+    #![expect(clippy::all, clippy::allow_attributes, clippy::too_many_lines, reason = "generated")]
+    include!(concat!(env!("OUT_DIR"), "/stator.worker.v1.rs"));
+}
+
+/// The encoded descriptors of every message and service of `inference`, which server reflection shows.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -17,13 +17,14 @@ pub struct Context {
     id: Arc<str>,
     deadline: Option<Instant>,
     priority: u64,
+    trace_parent: Option<Arc<str>>,
     meter: Option<Arc<dyn Meter>>,
 }
 
 impl Context {
     /// Makes a context for the request that the client calls `id` (empty: it has no name).
     pub fn new(id: impl Into<Arc<str>>) -> Self {
-        Self { id: id.into(), deadline: None, priority: 0, meter: None }
+        Self { id: id.into(), deadline: None, priority: 0, trace_parent: None, meter: None }
     }
 
     /// Sets the moment after which nobody waits for the answer.
@@ -37,6 +38,13 @@ impl Context {
     #[must_use]
     pub fn with_priority(mut self, priority: u64) -> Self {
         self.priority = priority;
+        self
+    }
+
+    /// Sets the caller's span, as the header `traceparent` of W3C Trace Context has it.
+    #[must_use]
+    pub fn with_trace_parent(mut self, parent: Option<Arc<str>>) -> Self {
+        self.trace_parent = parent;
         self
     }
 
@@ -55,6 +63,11 @@ impl Context {
     /// Returns the client's name for the request, empty when it gave none.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Returns the caller's span, as the header `traceparent` has it.
+    pub fn trace_parent(&self) -> Option<&str> {
+        self.trace_parent.as_deref()
     }
 
     /// Returns the moment after which nobody waits for the answer.

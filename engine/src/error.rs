@@ -1,5 +1,6 @@
 //! How a request fails: a kind for programs, a message for the client, a source for operators.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
@@ -52,7 +53,7 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     param: Option<String>,
-    code: Option<&'static str>,
+    code: Option<Cow<'static, str>>,
     retry_after: Option<Duration>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -108,8 +109,8 @@ impl Error {
 
     /// Adds a word for programs, finer than the kind, such as `context_length_exceeded`.
     #[must_use]
-    pub fn with_code(mut self, code: &'static str) -> Self {
-        self.code = Some(code);
+    pub fn with_code(mut self, code: impl Into<Cow<'static, str>>) -> Self {
+        self.code = Some(code.into());
         self
     }
 
@@ -131,8 +132,8 @@ impl Error {
     }
 
     /// Returns the word for programs.
-    pub fn code(&self) -> Option<&'static str> {
-        self.code
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
     }
 
     /// Returns the kind.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine::{Error, ErrorKind};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use proto::Malformed;
+use proto::{BadPrefix, Malformed};
 use tonic::{Code, Status};
 
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
@@ -254,11 +254,17 @@ pub(crate) fn undecodable(error: Malformed) -> Status {
     }
 }
 
-/// Returns the status for a compressed message of a call that names no compression.
-pub(crate) fn compression_flag(flag: u8) -> Status {
-    match flag {
-        1 => Status::internal("a message is compressed, and `grpc-encoding` names no compression"),
-        flag => Status::internal(format!("a message begins with {flag}, expected 0 or 1")),
+/// Returns the status for a message that is not taken: too long a one, or a compressed one of a
+/// call that names no compression.
+pub(crate) fn bad_prefix(prefix: BadPrefix) -> Status {
+    match prefix {
+        BadPrefix::TooLong { length, max_bytes } => too_large(length, max_bytes),
+        BadPrefix::Flag(1) => {
+            Status::internal("a message is compressed, and `grpc-encoding` names no compression")
+        }
+        BadPrefix::Flag(flag) => {
+            Status::internal(format!("a message begins with {flag}, expected 0 or 1"))
+        }
     }
 }
 

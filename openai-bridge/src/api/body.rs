@@ -20,7 +20,7 @@ pub(super) fn renamed(error: Error, names: &[(&str, &str)]) -> Error {
     let message = error.message().replace(&format!("`{name}`"), &format!("`{own}`"));
     let renamed = Error::new(error.kind(), message).with_param(*own);
     match error.code() {
-        Some(code) => renamed.with_code(code),
+        Some(code) => renamed.with_code(code.to_owned()),
         None => renamed,
     }
 }

@@ -8,20 +8,16 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::Stream;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming};
-use proto::{Envelope, Payload};
+use proto::{Envelope, PREFIX_BYTES, Payload, Received};
 use tonic::Status;
 
 use crate::status;
 
-/// The bytes before each message.
-const PREFIX_BYTES: usize = 5;
-
-/// Frames below this size are copied together: a segment of its own costs more than the copy,
-/// and a flood of tiny ones would cost far more memory than it has bytes.
+/// Segments below this size are copied together: one of its own costs more than the copy.
 const SMALL_BYTES: usize = 2048;
 
 /// Small messages that are ready together go out in one frame up to this size.
@@ -43,7 +39,9 @@ impl Requests {
 
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Envelope, Status>>> {
         loop {
-            if let Some(message) = self.received.message(self.max_bytes)? {
+            if let Some(message) =
+                self.received.message(self.max_bytes).map_err(status::bad_prefix)?
+            {
                 let envelope = Envelope::decode(message).map_err(status::undecodable);
                 return Poll::Ready(Some(envelope));
             }
@@ -71,87 +69,6 @@ impl Stream for Requests {
         let item = ready!(self.poll_message(cx));
         self.is_over = !matches!(item, Some(Ok(_)));
         Poll::Ready(item)
-    }
-}
-
-/// Bytes received and not yet taken.
-#[derive(Default)]
-struct Received {
-    segments: VecDeque<Bytes>,
-    /// Small frames, copied together behind the segments.
-    small: BytesMut,
-    /// The length of the message whose prefix is read.
-    expected: Option<usize>,
-    /// The length of all of it.
-    length: usize,
-}
-
-impl Received {
-    fn is_empty(&self) -> bool {
-        self.length == 0 && self.expected.is_none()
-    }
-
-    fn push(&mut self, data: Bytes) {
-        if data.is_empty() {
-            return;
-        }
-        self.length += data.len();
-        // The first frame mostly is a whole message, and stays as it is.
-        if data.len() >= SMALL_BYTES || (self.segments.is_empty() && self.small.is_empty()) {
-            self.seal();
-            self.segments.push_back(data);
-        } else {
-            self.small.extend_from_slice(&data);
-        }
-    }
-
-    fn seal(&mut self) {
-        if !self.small.is_empty() {
-            self.segments.push_back(self.small.split().freeze());
-        }
-    }
-
-    /// Takes the next message if it is whole.
-    fn message(&mut self, max_bytes: usize) -> Result<Option<Payload>, Status> {
-        let length = match self.expected {
-            Some(length) => length,
-            None if self.length < PREFIX_BYTES => return Ok(None),
-            None => {
-                let prefix = self.take(PREFIX_BYTES).to_bytes();
-                let length = (&prefix[1..]).get_u32() as usize;
-                if prefix[0] != 0 {
-                    return Err(status::compression_flag(prefix[0]));
-                }
-                if length > max_bytes {
-                    return Err(status::too_large(length, max_bytes));
-                }
-                self.expected = Some(length);
-                length
-            }
-        };
-        if self.length < length {
-            return Ok(None);
-        }
-        self.expected = None;
-        Ok(Some(self.take(length)))
-    }
-
-    /// Takes bytes that are there.
-    fn take(&mut self, mut length: usize) -> Payload {
-        self.seal();
-        self.length = self.length.saturating_sub(length);
-        let mut payload = Payload::default();
-        while length > 0
-            && let Some(mut first) = self.segments.pop_front()
-        {
-            let part = first.split_to(length.min(first.len()));
-            length -= part.len();
-            payload.push(part);
-            if !first.is_empty() {
-                self.segments.push_front(first);
-            }
-        }
-        payload
     }
 }
 
@@ -254,6 +171,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use proto::BadPrefix;
+
     use super::*;
 
     fn framed(messages: &[usize]) -> Vec<u8> {
@@ -298,7 +217,7 @@ mod tests {
     fn a_length_over_the_limit_is_refused_before_its_bytes_come() {
         let mut received = Received::default();
         received.push(Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff]));
-        let status = received.message(1 << 20).unwrap_err();
-        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        let error = received.message(1 << 20).unwrap_err();
+        assert_eq!(error, BadPrefix::TooLong { length: 0xffff_ffff, max_bytes: 1 << 20 });
     }
 }

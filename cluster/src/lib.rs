@@ -1,0 +1,3 @@
+//! How processes find, call and hear each other.
+
+pub mod request;

@@ -1,0 +1,207 @@
+//! One call at the worker: read, look up, accept or refuse, answer.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context as Poller, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use engine::{EmbedRequest, Error, ErrorKind, GenerateRequest, InferRequest, OutputStream, Result};
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use proto::{BadPrefix, Payload, Received};
+use tokio::time::{Sleep, sleep_until};
+
+use super::codec::Wire;
+use super::control;
+use super::outbox::Outbox;
+use super::pump::{Ending, Pump};
+use super::served::Offered;
+use super::server::{OpenCall, Shared};
+use super::{deadline, failure};
+
+/// Answers a call to its end.
+pub(super) async fn answer(
+    shared: Arc<Shared>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let (parts, body) = request.into_parts();
+    let until = deadline::read(&parts.headers);
+    let mut call = Call { shared, body, respond, until: None, sleep: None };
+    let result = match until {
+        Ok(until) => {
+            call.until = until;
+            call.sleep = until.map(|at| Box::pin(sleep_until(at.into())));
+            call.run(parts.uri.path()).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    if let Err(Stop::Refused(error)) = result {
+        call.refuse(&error);
+    }
+}
+
+/// What a step towards acceptance comes to.
+pub(super) type Tried<T> = std::result::Result<T, Stop>;
+
+/// Why a call ends before it is accepted.
+pub(super) enum Stop {
+    /// Nobody waits for the answer.
+    Gone,
+    /// It is refused.
+    Refused(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// A call that is not accepted yet.
+pub(super) struct Call {
+    pub(super) shared: Arc<Shared>,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+    until: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Call {
+    async fn run(&mut self, path: &str) -> Tried<()> {
+        match path {
+            GenerateRequest::PATH => self.infer::<GenerateRequest>().await,
+            InferRequest::PATH => self.infer::<InferRequest>().await,
+            EmbedRequest::PATH => self.infer::<EmbedRequest>().await,
+            control::WATCH => control::watch(self).await,
+            control::DESCRIBE => control::describe(self).await,
+            control::FETCH => control::fetch(self).await,
+            control::DRAIN => control::drain(self).await,
+            _ => Err(Error::new(ErrorKind::Unimplemented, format!("no method `{path}`")).into()),
+        }
+    }
+
+    async fn infer<R: Offered>(&mut self) -> Tried<()> {
+        let message = self.message().await?;
+        let (outputs, kept, open) = self.start::<R>(message).await?;
+        let encode = |output, outbox: &mut Outbox| R::encode_output(output, outbox);
+        let ending = self.pump(outputs, encode).await?;
+        let end = |outbox: &mut Outbox| R::encode_end(&kept, outbox);
+        ending.finish(end);
+        drop(open);
+        Ok(())
+    }
+
+    /// Hands the request to its engine.
+    async fn start<R: Offered>(
+        &mut self,
+        message: Payload,
+    ) -> Tried<(OutputStream<R>, R::Kept, OpenCall)> {
+        let arrival = R::decode(message)?;
+        let served = self.shared.served(&arrival.model)?;
+        let open = self.shared.enter()?;
+        let model = &arrival.model;
+        let engine = R::engine(&served).ok_or_else(|| {
+            let text = format!("model `{model}` does not answer `{}`", R::PATH);
+            Error::new(ErrorKind::Unimplemented, text)
+        })?;
+        let mut request = arrival.request;
+        if let Some(id) = arrival.adapter {
+            let adapters = served.adapters.as_ref().ok_or_else(|| {
+                Error::not_found(format!("model `{model}` has no adapters, asked for {}", id.0))
+            })?;
+            request.adapt(adapters.adapter(id)?);
+        }
+        let kept = request.kept();
+        let context = arrival.context.with_deadline(self.until);
+        let outputs = self.attend(engine.call(request, context)).await??;
+        Ok((outputs, kept, open))
+    }
+
+    /// Reads the call's one message.
+    pub(super) async fn message(&mut self) -> Tried<Payload> {
+        let limit = self.shared.config.max_message_bytes;
+        let mut received = Received::default();
+        std::future::poll_fn(|cx| {
+            if self.poll_late(cx) {
+                return Poll::Ready(Err(deadline::exceeded().into()));
+            }
+            loop {
+                if let Some(message) = received.message(limit).map_err(bad)? {
+                    return Poll::Ready(Ok(message));
+                }
+                match ready!(self.body.poll_data(cx)) {
+                    Some(Ok(data)) => {
+                        // It fails only for more than there is.
+                        let _ = self.body.flow_control().release_capacity(data.len());
+                        received.push(data);
+                    }
+                    Some(Err(_)) => return Poll::Ready(Err(Stop::Gone)),
+                    None => {
+                        let error = Error::invalid("the call has no whole message");
+                        return Poll::Ready(Err(error.into()));
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    fn poll_late(&mut self, cx: &mut Poller<'_>) -> bool {
+        self.sleep.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready())
+    }
+
+    /// Waits for something as long as somebody waits for the call.
+    pub(super) async fn attend<T>(&mut self, future: impl Future<Output = T>) -> Tried<T> {
+        let mut future = pin!(future);
+        std::future::poll_fn(|cx| {
+            if self.respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Stop::Gone));
+            }
+            if self.poll_late(cx) {
+                return Poll::Ready(Err(deadline::exceeded().into()));
+            }
+            future.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// Says that the call is accepted, and sends its answer until it ends.
+    pub(super) async fn pump<S, T, F>(&mut self, items: S, encode: F) -> Tried<Ending>
+    where
+        S: futures_util::Stream<Item = Result<T>> + Unpin,
+        F: FnMut(T, &mut Outbox) -> Result<()> + Unpin,
+    {
+        let response = response(HeaderMap::new());
+        let stream = self.respond.send_response(response, false).map_err(|_| Stop::Gone)?;
+        let outbox = Outbox::new(self.shared.config.max_message_bytes);
+        Ok(Pump::new(stream, outbox, self.sleep.take(), items, encode).await)
+    }
+
+    fn refuse(&mut self, error: &Error) {
+        // It fails when the caller is gone.
+        let _ = self.respond.send_response(response(failure::trailers(error)), true);
+    }
+}
+
+fn response(mut headers: HeaderMap) -> Response<()> {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let mut response = Response::new(());
+    *response.headers_mut() = headers;
+    response
+}
+
+fn bad(prefix: BadPrefix) -> Error {
+    match prefix {
+        BadPrefix::Flag(flag) => Error::new(
+            ErrorKind::Unimplemented,
+            format!("a message begins with {flag}, expected 0: it may not be compressed"),
+        ),
+        BadPrefix::TooLong { length, max_bytes } => Error::invalid(format!(
+            "a message has {length} bytes, between processes at most {max_bytes} pass"
+        )),
+    }
+}

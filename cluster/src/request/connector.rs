@@ -1,0 +1,48 @@
+//! How a frontend reaches a worker: TCP, or whatever else gives a stream of bytes.
+
+use std::io;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+/// A stream of bytes in both directions.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// Opens connections to one worker. TLS is a connector around a connector.
+#[async_trait]
+pub trait Connector: Send + Sync + 'static {
+    /// Opens a connection.
+    async fn connect(&self) -> io::Result<Box<dyn Io>>;
+
+    /// Returns the worker's address, `HOST:PORT`, for messages and as the calls' authority.
+    fn address(&self) -> &str;
+}
+
+/// Connects by TCP in the clear.
+#[derive(Clone, Debug)]
+pub struct Tcp {
+    address: String,
+}
+
+impl Tcp {
+    /// Makes the connector to `HOST:PORT`.
+    pub fn new(address: impl Into<String>) -> Self {
+        Self { address: address.into() }
+    }
+}
+
+#[async_trait]
+impl Connector for Tcp {
+    async fn connect(&self) -> io::Result<Box<dyn Io>> {
+        let stream = TcpStream::connect(&self.address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
+
+    fn address(&self) -> &str {
+        &self.address
+    }
+}

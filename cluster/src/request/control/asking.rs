@@ -1,0 +1,128 @@
+//! The frontend's side of the calls beside inference.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use engine::{Error, Result};
+use futures_util::{Stream, StreamExt};
+use prost::Message;
+use proto::{Payload, worker as wire};
+use wire::worker_event::Event;
+
+use super::super::answer::{Plain, Reader};
+use super::super::client::RemoteWorker;
+use super::super::codec::{Lane, event_of, load_of, message};
+use super::{DESCRIBE, DRAIN, Described, DescribedModel, FETCH, News, WATCH, WatchOptions};
+
+impl RemoteWorker {
+    /// Asks what the worker serves and how it is.
+    ///
+    /// Errors: UNAVAILABLE, DEADLINE_EXCEEDED after `timeout`.
+    pub async fn describe(&self, timeout: Duration) -> Result<Described> {
+        let request = wire::DescribeRequest {};
+        let wire: wire::Description = self.ask(DESCRIBE, &request, timeout).await?;
+        let model = |model: wire::ServedModel| DescribedModel {
+            name: model.name,
+            card: model.card,
+            load: model.load.map(load_of),
+        };
+        let models = wire.models.into_iter().map(model).collect();
+        Ok(Described { models, is_draining: wire.is_draining })
+    }
+
+    /// Tells the worker to accept nothing new; returns how many calls are still open there.
+    ///
+    /// Errors: UNAVAILABLE, DEADLINE_EXCEEDED after `timeout`.
+    pub async fn drain(&self, timeout: Duration) -> Result<u64> {
+        let reply: wire::DrainReply = self.ask(DRAIN, &wire::DrainRequest {}, timeout).await?;
+        Ok(reply.open_calls)
+    }
+
+    /// Fetches a file by the hash of its content, which is for the caller to check.
+    ///
+    /// Errors: NOT_FOUND, an INTERNAL one when it has more than `max_bytes`, UNAVAILABLE,
+    /// DEADLINE_EXCEEDED after `timeout`.
+    pub async fn fetch(&self, hash: &str, max_bytes: usize, timeout: Duration) -> Result<Bytes> {
+        let until = Instant::now().checked_add(timeout);
+        let mut outbox = self.outbox();
+        outbox.message(&wire::FetchRequest { hash: hash.to_owned() })?;
+        let reader = Plain::<wire::Chunk>::default();
+        let mut chunks = self.open((FETCH, Lane::Bulk), outbox, until, reader).await?;
+        let mut data = BytesMut::new();
+        while let Some(chunk) = chunks.next().await {
+            data.extend_from_slice(&chunk?.data);
+            if data.len() > max_bytes {
+                let text = format!("file `{hash}` of a worker: expected at most {max_bytes} bytes");
+                return Err(Error::internal(text));
+            }
+        }
+        Ok(data.freeze())
+    }
+
+    /// Hears of a model until the stream is dropped or the worker goes away.
+    ///
+    /// Errors: NOT_FOUND, UNAVAILABLE; the stream's: UNAVAILABLE.
+    pub async fn watch(
+        &self,
+        model: &str,
+        options: WatchOptions,
+    ) -> Result<impl Stream<Item = Result<News>> + Send + Unpin + use<>> {
+        let interval = options.load_interval.map_or(0, |time| time.as_millis().max(1));
+        let mut outbox = self.outbox();
+        outbox.message(&wire::WatchRequest {
+            model: model.to_owned(),
+            load_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
+            kv_events: options.kv_events,
+        })?;
+        self.open((WATCH, Lane::Tokens), outbox, None, Hearing::default()).await
+    }
+
+    /// Makes a call that has one answer.
+    async fn ask<M>(&self, path: &'static str, request: &impl Message, wait: Duration) -> Result<M>
+    where
+        M: Message + Default + 'static,
+    {
+        let until = Instant::now().checked_add(wait);
+        let mut outbox = self.outbox();
+        outbox.message(request)?;
+        let mut answer =
+            self.open((path, Lane::Tokens), outbox, until, Plain::<M>::default()).await?;
+        let none = || Err(Error::internal("a worker's answer is empty"));
+        answer.next().await.unwrap_or_else(none)
+    }
+}
+
+/// Reads a worker's news and minds their numbers.
+#[derive(Default)]
+struct Hearing {
+    last: u64,
+}
+
+impl Hearing {
+    fn gap(&mut self, sequence: u64) -> Option<News> {
+        let missed = sequence.saturating_sub(std::mem::replace(&mut self.last, sequence));
+        Some(News::Gap { sequence, missed })
+    }
+}
+
+impl Reader for Hearing {
+    type Item = News;
+
+    fn read(&mut self, payload: Payload) -> Result<Option<News>> {
+        let wire::WorkerEvent { event, sequence } = message(&payload)?;
+        Ok(match event {
+            Some(Event::Load(load)) => Some(News::Load(load_of(load))),
+            Some(Event::Draining(_)) => Some(News::Draining),
+            Some(Event::Gap(_)) => self.gap(sequence),
+            Some(Event::Kv(event)) if sequence == self.last + 1 => match event_of(event)? {
+                Some(event) => {
+                    self.last = sequence;
+                    Some(News::Kv { sequence, event })
+                }
+                None => self.gap(sequence),
+            },
+            Some(Event::Kv(_)) => self.gap(sequence),
+            None => None,
+        })
+    }
+}

@@ -1,0 +1,44 @@
+//! The request plane over gRPC: a frontend calls engines that live in worker processes.
+//!
+//! The protocol is `proto/worker.proto`, which workers in other languages speak as well. A
+//! [`WorkerServer`] serves engines; a [`RemoteWorker`] is its other end, and the [`RemoteModel`]s
+//! it gives are engines whose calls keep the promise of [`Engine`](engine::Engine) across
+//! processes:
+//!
+//! - `Err` from a call means that the worker refused, or that the connection failed before the
+//!   worker had said that it accepts. It says so by response headers, which it sends when its own
+//!   engine's call returned; a refusal has none. A request whose acceptance was lost on the way
+//!   may have been begun: its stream is gone with the connection, and so is what it made.
+//! - A failed connection ends all its answers at once with
+//!   [`ErrorKind::Unavailable`](engine::ErrorKind::Unavailable).
+//! - Dropping an answer resets its HTTP/2 stream, and the worker drops its engine's stream.
+//! - What a slow reader has not taken fills its HTTP/2 window, then the worker asks its engine
+//!   for no more. Windows of connections are as wide as those of all their streams together, so
+//!   that nobody waits for another one's reader.
+//!
+//! Both ends speak HTTP/2 by `h2` itself: the future of a connection is its life, a call costs no
+//! task or channel on the caller's side, and payloads pass uncopied.
+
+mod answer;
+mod call;
+mod client;
+mod codec;
+mod connector;
+mod control;
+mod deadline;
+mod failure;
+mod keepalive;
+mod link;
+mod outbox;
+mod pump;
+mod served;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub use client::{ClientConfig, RemoteModel, RemoteWorker};
+pub use connector::{Connector, Io, Tcp};
+pub use control::{Described, DescribedModel, News, WatchOptions};
+pub use link::LinkState;
+pub use served::{Adapters, Artifacts, Served};
+pub use server::{ServerConfig, WorkerServer};

@@ -1,0 +1,134 @@
+//! The calls beside inference: description, files, draining, news.
+
+use bytes::Bytes;
+use engine::{KvEvent, KvEvents, WorkerLoad};
+use futures_util::{FutureExt, StreamExt};
+
+use super::*;
+
+const LOAD: WorkerLoad = WorkerLoad {
+    waiting_requests: 1,
+    running_sequences: 2,
+    used_blocks: 3,
+    cached_blocks: 4,
+    total_blocks: 5,
+    block_tokens: 16,
+};
+
+fn told(events: &KvEvents) -> Served {
+    let script = vec![Step::Output(tokens(&[1])), Step::Sleep(Duration::from_millis(100))];
+    Served {
+        card: Bytes::from_static(b"{}"),
+        load: Some(Arc::new(|| LOAD)),
+        events: Some(events.clone()),
+        ..generates(Scripted::<GenerateRequest>::new(script))
+    }
+}
+
+struct Files;
+
+impl Artifacts for Files {
+    fn artifact(&self, hash: &str) -> Result<Bytes> {
+        match hash {
+            "large" => Ok(vec![5; 1_000_000].into()),
+            "empty" => Ok(Bytes::new()),
+            _ => Err(Error::not_found(format!("no file `{hash}`"))),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_worker_says_what_it_serves() {
+    let events = KvEvents::new(8);
+    let pair = Pair::new(told(&events)).await;
+    pair.server.insert("another", infers(identity()));
+    let described = pair.worker.describe(LONG).await.unwrap();
+    let model =
+        DescribedModel { name: "model".into(), card: Bytes::from_static(b"{}"), load: Some(LOAD) };
+    let another = DescribedModel { name: "another".into(), ..DescribedModel::default() };
+    assert_eq!(described, Described { models: vec![another, model], is_draining: false });
+}
+
+#[tokio::test]
+async fn files_come_whole_or_not_at_all() {
+    let server = WorkerServer::new(ServerConfig::default(), Some(Arc::new(Files)));
+    let tasks = Tasks::new();
+    let address = serve(&server, &tasks, "127.0.0.1:0").await.to_string();
+    let worker = RemoteWorker::new(Tcp::new(address), ClientConfig::default(), &tasks).unwrap();
+    let large = worker.fetch("large", 1_000_000, LONG).await.unwrap();
+    assert!(large.len() == 1_000_000 && large.iter().all(|byte| *byte == 5));
+    assert!(worker.fetch("empty", 0, LONG).await.unwrap().is_empty());
+    let error = worker.fetch("large", 999_999, LONG).await.unwrap_err();
+    assert_eq!(error.message(), "file `large` of a worker: expected at most 999999 bytes");
+    let error = worker.fetch("none", 10, LONG).await.unwrap_err();
+    assert_eq!((error.kind(), error.message()), (ErrorKind::NotFound, "no file `none`"));
+    let bare = Pair::new(Served::default()).await;
+    let error = bare.worker.fetch("x", 10, LONG).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn news_are_numbered_and_what_was_missed_is_a_gap() {
+    let events = KvEvents::new(4);
+    let pair = Pair::new(told(&events)).await;
+    let options = WatchOptions { load_interval: None, kv_events: true };
+    let mut news = pair.worker.watch("model", options).await.unwrap();
+    // It is accepted, and so it reads.
+    events.publish(|| KvEvent::Cleared);
+    let removed = KvEvent::Removed { blocks: Vec::new() };
+    events.publish(|| removed.clone());
+    let heard = news.next().await.unwrap().unwrap();
+    assert_eq!(heard, News::Kv { sequence: 1, event: KvEvent::Cleared });
+    assert_eq!(news.next().await.unwrap().unwrap(), News::Kv { sequence: 2, event: removed });
+    // The worker's reader has no chance to run in between.
+    (0..10).for_each(|_| events.publish(|| KvEvent::Cleared));
+    assert_eq!(news.next().await.unwrap().unwrap(), News::Gap { sequence: 8, missed: 6 });
+    for sequence in 9..=12 {
+        let heard = news.next().await.unwrap().unwrap();
+        assert_eq!(heard, News::Kv { sequence, event: KvEvent::Cleared });
+    }
+    assert!(news.next().now_or_never().is_none());
+    let unknown = pair.worker.watch("nobody", options).await;
+    assert_eq!(unknown.err().unwrap().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn loads_come_at_the_interval() {
+    let pair = Pair::new(told(&KvEvents::new(4))).await;
+    let interval = Duration::from_millis(10);
+    let options = WatchOptions { load_interval: Some(interval), kv_events: false };
+    let news = pair.worker.watch("model", options).await.unwrap();
+    let started = Instant::now();
+    let heard: Vec<_> = news.take(5).map(Result::unwrap).collect().await;
+    assert_eq!(heard, vec![News::Load(LOAD); 5]);
+    assert!(started.elapsed() >= 4 * interval - Duration::from_millis(2));
+}
+
+#[tokio::test]
+async fn a_draining_worker_refuses_and_finishes() {
+    let pair = Pair::new(told(&KvEvents::new(4))).await;
+    let mut state = pair.worker.state();
+    let mut news = pair.worker.watch("model", WatchOptions::default()).await.unwrap();
+    let mut stream = pair.model().call(prompt(), context()).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    assert_eq!(pair.worker.drain(LONG).await.unwrap(), 1);
+    assert!(*pair.server.draining().borrow());
+    assert_eq!(news.next().await.unwrap().unwrap(), News::Draining);
+    assert!(news.next().await.is_none());
+    let refused = pair.model().call(prompt(), context()).await.err().unwrap();
+    assert_eq!((refused.kind(), refused.code()), (ErrorKind::Unavailable, Some("draining")));
+    assert!(pair.worker.describe(LONG).await.unwrap().is_draining);
+    let (is_done, rest) = tokio::join!(pair.server.shut_down(LONG), stream.collect::<Vec<_>>());
+    assert!(is_done && rest.is_empty(), "{rest:?}");
+    state.wait_for(|state| *state == LinkState::Lost).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_outlives_the_grace_is_told_of() {
+    let engine = Scripted::<GenerateRequest>::new(vec![Step::Sleep(LONG)]);
+    let pair = Pair::new(generates(engine)).await;
+    let mut stream = pair.model().call(prompt(), context()).await.unwrap();
+    assert!(!pair.server.shut_down(Duration::from_millis(20)).await);
+    pair.there.cancel();
+    assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+}

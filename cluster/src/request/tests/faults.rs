@@ -1,0 +1,202 @@
+//! What fails: workers that die, go silent, never answer or were never there.
+
+use std::sync::atomic::AtomicBool;
+
+use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+
+fn endless() -> Served {
+    let script = vec![Step::Output(tokens(&[1])), Step::Sleep(LONG)];
+    generates(Scripted::<GenerateRequest>::new(script))
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_ends_all_its_streams_at_once_and_may_come_back() {
+    let config =
+        ClientConfig { backoff_first: Duration::from_millis(5), ..ClientConfig::default() };
+    let pair = Pair::with(endless(), config).await;
+    let mut state = pair.worker.state();
+    assert_eq!(*state.borrow(), LinkState::Idle);
+    let mut streams = Vec::new();
+    for _ in 0..50 {
+        let mut stream = pair.model().call(prompt(), context()).await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        streams.push(stream);
+    }
+    pair.server.insert("hanging", generates(Hanging::default()));
+    let hanging = pair.worker.model("hanging");
+    let mut waiting = Box::pin(hanging.call(prompt(), context()));
+    assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+    until(|| pair.server.open_calls() > 0).await;
+    assert_eq!(*state.borrow_and_update(), LinkState::Open);
+
+    pair.there.cancel();
+    let started = Instant::now();
+    state.wait_for(|state| *state == LinkState::Lost).await.unwrap();
+    for stream in &mut streams {
+        let error = stream.next().await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(stream.next().await.is_none());
+    }
+    assert_eq!(waiting.await.err().unwrap().kind(), ErrorKind::Unavailable);
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+
+    let refused = pair.model().call(prompt(), context()).await.err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    let there = Tasks::new();
+    serve(&pair.server, &there, &pair.address.to_string()).await;
+    let started = Instant::now();
+    let mut stream = loop {
+        match pair.model().call(prompt(), context()).await {
+            Ok(stream) => break stream,
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+        assert!(started.elapsed() < Duration::from_secs(2));
+    };
+    stream.next().await.unwrap().unwrap();
+    assert_eq!(*state.borrow_and_update(), LinkState::Open);
+    there.cancel();
+    pair.here.cancel();
+}
+
+/// Forwards to an address until it is told to keep everything.
+async fn proxy(to: SocketAddr, tasks: &Tasks, is_cut: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let owner = tasks.clone();
+    tasks.spawn("proxy", async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let server = TcpStream::connect(to).await.unwrap();
+            let ((from_client, to_client), (from_server, to_server)) =
+                (client.into_split(), server.into_split());
+            for (mut from, mut to) in [(from_client, to_server), (from_server, to_client)] {
+                let is_cut = is_cut.clone();
+                owner.spawn("proxy", async move {
+                    let mut buffer = [0; 4096];
+                    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+                        if is_cut.load(Ordering::SeqCst) {
+                            std::future::pending::<()>().await;
+                        }
+                        to.write_all(&buffer[..length]).await.unwrap();
+                    }
+                });
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_silent_partition_is_found_by_pings() {
+    let config = ClientConfig {
+        keepalive_interval: Duration::from_millis(50),
+        keepalive_timeout: Duration::from_millis(50),
+        ..ClientConfig::default()
+    };
+    let pair = Pair::new(endless()).await;
+    let is_cut = Arc::new(AtomicBool::new(false));
+    let address = proxy(pair.address, &pair.there, is_cut.clone()).await;
+    let worker = RemoteWorker::new(Tcp::new(address.to_string()), config, &pair.here).unwrap();
+    let mut stream = worker.model("model").call(prompt(), context()).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let quiet = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
+    assert!(quiet.is_err(), "a connection whose pings are answered was given up");
+    is_cut.store(true, Ordering::SeqCst);
+    let started = Instant::now();
+    let error = stream.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(started.elapsed() < Duration::from_millis(400), "{:?}", started.elapsed());
+    assert_eq!(*worker.state().borrow(), LinkState::Lost);
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_connections_and_says_nothing_ends_with_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let tasks = Tasks::new();
+    let worker = RemoteWorker::new(Tcp::new(address), ClientConfig::default(), &tasks).unwrap();
+    let started = Instant::now();
+    let call = worker.model("model").call(prompt(), in_time(Duration::from_millis(80))).await;
+    assert_eq!(call.err().unwrap().kind(), ErrorKind::DeadlineExceeded);
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert_eq!(worker.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn what_is_no_worker_is_unavailable() {
+    // A port that nobody listens on, and one where something else is spoken.
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = free.local_addr().unwrap();
+    drop(free);
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = other.local_addr().unwrap();
+    let tasks = Tasks::new();
+    tasks.spawn("other", async move {
+        loop {
+            let (mut stream, _) = other.accept().await.unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    for address in [nobody, address] {
+        let config = ClientConfig::default();
+        let worker = RemoteWorker::new(Tcp::new(address.to_string()), config, &tasks).unwrap();
+        for _ in 0..3 {
+            let error = worker.model("m").call(prompt(), in_time(LONG)).await.err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        }
+        let mut state = worker.state();
+        let lost = state.wait_for(|state| *state == LinkState::Lost);
+        tokio::time::timeout(Duration::from_secs(1), lost).await.unwrap().unwrap();
+    }
+    let wrong = RemoteWorker::new(Tcp::new("not an address"), ClientConfig::default(), &tasks);
+    assert_eq!(wrong.err().unwrap().kind(), ErrorKind::InvalidRequest);
+}
+
+#[tokio::test]
+async fn failures_to_connect_are_not_repeated_at_once() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let connections = Arc::new(AtomicUsize::new(0));
+    struct Failing(Counted);
+    #[async_trait]
+    impl Connector for Failing {
+        async fn connect(&self) -> io::Result<Box<dyn Io>> {
+            self.0.connections.fetch_add(1, Ordering::SeqCst);
+            self.0.tcp.connect().await
+        }
+        fn address(&self) -> &str {
+            self.0.address()
+        }
+    }
+    let tasks = Tasks::new();
+    let counted = Counted { tcp: Tcp::new(address), connections: connections.clone() };
+    let config = ClientConfig {
+        backoff_first: Duration::from_millis(20),
+        backoff_max: Duration::from_millis(80),
+        ..ClientConfig::default()
+    };
+    let worker = RemoteWorker::new(Failing(counted), config, &tasks).unwrap();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(400) {
+        assert!(worker.model("m").call(prompt(), context()).await.is_err());
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+    let attempts = connections.load(Ordering::SeqCst);
+    assert!((4..=16).contains(&attempts), "{attempts} attempts");
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_with_its_connection_frees_the_worker() {
+    let engine = Arc::new(Scripted::<GenerateRequest>::new(vec![Step::Sleep(LONG)]));
+    let pair = Pair::new(generates(engine.clone())).await;
+    let stream = pair.model().call(prompt(), context()).await.unwrap();
+    assert_eq!(engine.live_streams(), 1);
+    pair.here.cancel();
+    until(|| engine.live_streams() == 0 && pair.server.open_calls() == 0).await;
+    drop(stream);
+}
