@@ -3,4 +3,4 @@
 pub mod card;
 pub mod discovery;
 pub mod instance;
-// pub mod membership;
+pub mod membership;

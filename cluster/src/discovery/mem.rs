@@ -42,7 +42,7 @@ struct Shared {
     store: Mutex<Store>,
     /// Counts changes; readers list the store when it moves.
     changes: Sender<u64>,
-    /// Counts what was lost without its owner's doing.
+    /// Counts when owners have to look whether they are still registered.
     losses: Sender<u64>,
 }
 
@@ -56,13 +56,15 @@ impl Mem {
     /// Makes an empty store.
     pub fn new(tasks: &Tasks) -> Self {
         let store = Store { instances: BTreeMap::new(), is_reachable: true };
-        let shared = Shared { store: Mutex::new(store), changes: channel(0).0, losses: channel(0).0 };
+        let shared =
+            Shared { store: Mutex::new(store), changes: channel(0).0, losses: channel(0).0 };
         Self { shared: Arc::new(shared), tasks: tasks.clone() }
     }
 
     /// Makes the store fail, or work again, for tests of what is around it.
     pub fn set_reachable(&self, is_reachable: bool) {
         self.shared.change(|store| store.is_reachable = is_reachable);
+        self.shared.losses.send_modify(|count| *count += 1);
     }
 
     /// Forgets all registrations, as a store does that lost its disk.

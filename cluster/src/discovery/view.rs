@@ -97,8 +97,7 @@ impl View {
     }
 
     fn list(&mut self, listing: Vec<Arc<Instance>>, now: Duration, events: &mut Vec<Event>) {
-        let mut missing: BTreeMap<InstanceId, ()> =
-            self.known.keys().map(|id| (*id, ())).collect();
+        let mut missing: BTreeMap<InstanceId, ()> = self.known.keys().map(|id| (*id, ())).collect();
         for instance in listing {
             if self.query.selects(&instance.namespace) {
                 missing.remove(&instance.id);

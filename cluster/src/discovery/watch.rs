@@ -53,6 +53,12 @@ impl Watch {
     pub async fn next(&mut self) -> Option<Event> {
         self.0.recv().await
     }
+
+    /// Adds the events that are there, at least one and at most `limit`, to `events`; returns how
+    /// many, which is none when discovery has shut down.
+    pub async fn next_many(&mut self, events: &mut Vec<Event>, limit: usize) -> usize {
+        self.0.recv_many(events, limit).await
+    }
 }
 
 impl Stream for Watch {

@@ -85,7 +85,7 @@ impl Reader {
     }
 
     /// Leads to a new listing after a compaction, which is no outage.
-    fn check_cancel(&mut self, answer: &WatchResponse) -> Result<()> {
+    pub(super) fn check_cancel(&mut self, answer: &WatchResponse) -> Result<()> {
         if answer.compact_revision == 0 {
             let text = format!("etcd: the watch was cancelled: {}", answer.cancel_reason);
             return Err(Error::new(ErrorKind::Unavailable, text));
@@ -100,12 +100,8 @@ impl Reader {
         let connection = self.connector.connect().await?;
         let (mut listing, mut revision, mut from) = (Vec::new(), 0, self.keys.from.clone());
         loop {
-            let page = RangeRequest {
-                key: from,
-                range_end: self.keys.to.clone(),
-                limit: PAGE,
-                revision,
-            };
+            let page =
+                RangeRequest { key: from, range_end: self.keys.to.clone(), limit: PAGE, revision };
             let page: RangeResponse = connection.call(RANGE, page).await?;
             if revision == 0 {
                 revision = page.header.map_or(0, |header| header.revision);

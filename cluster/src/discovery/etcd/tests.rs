@@ -51,3 +51,15 @@ fn settings_out_of_bounds_are_refused_and_secrets_are_not_shown() {
     let text = format!("{etcd:?}");
     assert!(text.contains("root") && !text.contains("hunter2"), "{text}");
 }
+
+#[test]
+fn a_watch_that_was_compacted_away_lists_anew_and_any_other_end_is_an_outage() {
+    let config = Config::default();
+    let connector = Connector::new(&config).unwrap();
+    let keys = Keys::new("/s", &Query::All);
+    let mut reader = Reader { config: Arc::new(config), connector, keys, open: None };
+    let canceled = wire::WatchResponse { is_canceled: true, ..wire::WatchResponse::default() };
+    let compacted = wire::WatchResponse { compact_revision: 9, ..canceled.clone() };
+    reader.check_cancel(&compacted).unwrap();
+    assert!(reader.check_cancel(&canceled).is_err());
+}

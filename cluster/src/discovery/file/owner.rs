@@ -80,7 +80,8 @@ impl Owner {
         let Some(home) = &*state else { return false };
         let generation = home.files.get(&id);
         let is_there = |name: String| home.path.join(name).exists();
-        generation.is_some_and(|generation| is_there(file_name(id, *generation)) && is_there(LOCK.into()))
+        generation
+            .is_some_and(|generation| is_there(file_name(id, *generation)) && is_there(LOCK.into()))
     }
 
     /// Returns whether all files are where they were put.

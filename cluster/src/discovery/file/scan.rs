@@ -43,7 +43,8 @@ impl Scan {
             fs::create_dir_all(&self.root).map_err(|error| failed("make", &self.root, error))?;
             self.is_made = true;
         }
-        let entries = fs::read_dir(&self.root).map_err(|error| failed("read", &self.root, error))?;
+        let entries =
+            fs::read_dir(&self.root).map_err(|error| failed("read", &self.root, error))?;
         let mut owners = BTreeMap::new();
         for entry in entries {
             let entry = entry.map_err(|error| failed("read", &self.root, error))?;
