@@ -4,6 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// A change of a card.
+type Edit = fn(&mut Card);
+
 fn full() -> Card {
     Card {
         aliases: vec!["b".into(), "a".into()],
@@ -43,7 +46,7 @@ fn every_field_but_role_and_adapters_makes_another_identity() {
     let same = Card { role: Role::Prefill, adapters: vec![], ..full() };
     assert_eq!(same.checksum(), full().checksum());
     assert!(same.differences(&full()).is_empty());
-    let cases: [(&str, fn(&mut Card)); 11] = [
+    let cases: [(&str, Edit); 11] = [
         ("name", |card| card.name.push('x')),
         ("aliases", |card| card.aliases.clear()),
         ("kind", |card| card.kind = Kind::Text),
@@ -66,7 +69,7 @@ fn every_field_but_role_and_adapters_makes_another_identity() {
 
 #[test]
 fn what_does_not_fit_is_refused_by_its_name() {
-    let cases: [(&str, fn(&mut Card)); 11] = [
+    let cases: [(&str, Edit); 11] = [
         ("version 2", |card| card.version = 2),
         ("name", |card| card.name.clear()),
         ("control", |card| card.name = "a\nb".into()),

@@ -22,7 +22,7 @@ pub mod etcd;
 pub mod file;
 mod lease;
 pub mod mem;
-pub mod r#static;
+pub mod static_list;
 mod view;
 mod watch;
 
@@ -31,7 +31,7 @@ pub use etcd::Etcd;
 pub use file::File;
 pub use lease::{Lease, LeaseState};
 pub use mem::Mem;
-pub use r#static::{Describe, Static};
+pub use static_list::{Describe, Static};
 pub use view::View;
 pub use watch::{WATCH_BUFFER, Watch};
 

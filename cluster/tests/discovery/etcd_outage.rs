@@ -125,7 +125,28 @@ async fn registering_and_watching_may_begin_before_etcd_does() {
     server.restart();
     follower.until("it", |follower| follower.has(&changed)).await;
     follower.until("fresh", |follower| !follower.is_stale && follower.is_synced).await;
-    assert_eq!(lease.state(), LeaseState::Held);
+    let mut states = lease.states();
+    let held = states.wait_for(|state| *state == LeaseState::Held);
+    tokio::time::timeout(Duration::from_secs(60), held).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_are_away_are_passed_over() {
+    let mut away = EtcdServer::start();
+    away.kill();
+    let frozen = EtcdServer::start();
+    frozen.freeze();
+    let server = EtcdServer::start();
+    let endpoints = vec![away.address(), frozen.address(), server.address()];
+    let config = etcd::Config { endpoints, ..etcd_config(&server) };
+    let tasks = Tasks::new();
+    let discovery: Arc<dyn Discovery> = Arc::new(Etcd::new(config, &tasks).unwrap());
+    let instance = instance("fleet", 1);
+    let _lease = discovery.register(instance.clone()).await.unwrap();
+    let mut follower = follow(&discovery);
+    let is_known = |follower: &Follower| follower.is_synced && !follower.is_stale;
+    follower.until("known", is_known).await;
+    follower.until("it", |follower| follower.has(&instance)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

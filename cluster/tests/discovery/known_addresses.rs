@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cluster::discovery::{Describe, Discovery, Event, Lease, Mem, Query, Static, Watch, r#static};
+use cluster::discovery::{
+    Describe, Discovery, Event, Lease, Mem, Query, Static, Watch, static_list,
+};
 use cluster::instance::Instance;
 use engine::{Error, ErrorKind, Result, Tasks};
 
@@ -44,10 +46,10 @@ impl KnownAddresses {
                 }
             }
         });
-        let config = r#static::Config {
+        let config = static_list::Config {
             addresses: (0..count).map(|port| format!("grpc://worker:{port}")).collect(),
             interval: Duration::from_millis(20),
-            ..r#static::Config::default()
+            ..static_list::Config::default()
         };
         Self { workers, addresses: Static::new(config, answers, &tasks).unwrap() }
     }
