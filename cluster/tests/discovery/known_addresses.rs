@@ -10,11 +10,13 @@ use cluster::discovery::{
 };
 use cluster::instance::Instance;
 use engine::{Error, ErrorKind, Result, Tasks};
+use tokio::time::sleep;
 
 /// Registering makes an address answer; watching asks the addresses.
 #[derive(Clone, Debug)]
 pub(crate) struct KnownAddresses {
     workers: Mem,
+    answers: Arc<Answers>,
     addresses: Static,
 }
 
@@ -51,7 +53,8 @@ impl KnownAddresses {
             interval: Duration::from_millis(20),
             ..static_list::Config::default()
         };
-        Self { workers, addresses: Static::new(config, answers, &tasks).unwrap() }
+        let addresses = Static::new(config, answers.clone(), &tasks).unwrap();
+        Self { workers, answers, addresses }
     }
 }
 
@@ -59,7 +62,13 @@ impl KnownAddresses {
 impl Discovery for KnownAddresses {
     async fn register(&self, instance: Instance) -> Result<Lease> {
         self.addresses.register(instance.clone()).await?.revoke().await?;
-        self.workers.register(instance).await
+        let address = instance.address.clone();
+        let lease = self.workers.register(instance).await?;
+        // A worker that has registered answers.
+        while self.answers.describe(&address).await.is_err() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        Ok(lease)
     }
 
     fn watch(&self, query: Query) -> Watch {
