@@ -1,0 +1,176 @@
+//! One connection to one member of an etcd cluster; who loses it makes the next one.
+
+use std::time::Duration;
+
+use engine::{Error, ErrorKind, Result};
+use futures_util::Stream;
+use http::uri::PathAndQuery;
+use prost::Message;
+use tokio::time::timeout;
+use tonic::client::Grpc;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Streaming};
+use tonic_prost::ProstCodec;
+
+use super::wire::{AuthenticateRequest, AuthenticateResponse};
+use super::{Auth, Config, Tls};
+
+/// The largest answer: a page of the largest records.
+const MAX_MESSAGE_BYTES: usize = 128 << 20;
+
+/// Connects to one member after the other.
+#[derive(Clone)]
+pub(super) struct Connector {
+    endpoints: Vec<Endpoint>,
+    at: usize,
+    auth: Option<Auth>,
+    timeout: Duration,
+}
+
+/// A connection, authenticated if that is configured. Every call has a time limit.
+#[derive(Clone)]
+pub(super) struct Connection {
+    grpc: Grpc<Channel>,
+    token: Option<MetadataValue<Ascii>>,
+    timeout: Duration,
+}
+
+impl Connector {
+    pub(super) fn new(config: &Config) -> Result<Self> {
+        if config.endpoints.is_empty() {
+            return Err(Error::invalid("etcd: expected at least one endpoint, got none"));
+        }
+        let endpoints = config.endpoints.iter().map(|address| endpoint(address, config));
+        Ok(Self {
+            endpoints: endpoints.collect::<Result<_>>()?,
+            at: 0,
+            auth: config.auth.clone(),
+            timeout: config.request_timeout,
+        })
+    }
+
+    /// Returns one that begins at any member, so that clients spread.
+    pub(super) fn spread(&self) -> Self {
+        Self { at: fastrand::usize(..self.endpoints.len()), ..self.clone() }
+    }
+
+    /// Connects to the next member.
+    pub(super) async fn connect(&mut self) -> Result<Connection> {
+        let endpoint = &self.endpoints[self.at % self.endpoints.len()];
+        self.at = (self.at + 1) % self.endpoints.len();
+        let name = endpoint.uri().to_string();
+        let channel = timeout(self.timeout, endpoint.connect()).await;
+        let channel = channel.map_err(|_| late(&name))?.map_err(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            let text = format!("etcd: cannot connect to {name}: {}", cause.unwrap_or_default());
+            Error::new(ErrorKind::Unavailable, text).with_source(error)
+        })?;
+        let grpc = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut connection = Connection { grpc, token: None, timeout: self.timeout };
+        if let Some(auth) = &self.auth {
+            let request =
+                AuthenticateRequest { name: auth.user.clone(), password: auth.password.clone() };
+            let path = "/etcdserverpb.Auth/Authenticate";
+            let answer: AuthenticateResponse = connection.call(path, request).await?;
+            let token = answer.token.parse();
+            let wrong = |_| Error::internal("etcd: expected a token of visible characters");
+            connection.token = Some(token.map_err(wrong)?);
+        }
+        Ok(connection)
+    }
+}
+
+impl Connection {
+    /// Makes a call with one answer.
+    pub(super) async fn call<Q, A>(&self, path: &'static str, request: Q) -> Result<A>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let request = self.request(request);
+        let call = async {
+            let mut grpc = self.grpc.clone();
+            grpc.ready().await.map_err(|error| lost(path, error))?;
+            let (path_and_query, codec) = (PathAndQuery::from_static(path), ProstCodec::default());
+            let answer = grpc.unary(request, path_and_query, codec).await;
+            Ok(answer.map_err(|status| failed(path, &status))?.into_inner())
+        };
+        timeout(self.timeout, call).await.map_err(|_| late(path))?
+    }
+
+    /// Opens a call with a stream each way.
+    pub(super) async fn open<Q, A>(
+        &self,
+        path: &'static str,
+        requests: impl Stream<Item = Q> + Send + 'static,
+    ) -> Result<Streaming<A>>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let request = self.request(requests);
+        let call = async {
+            let mut grpc = self.grpc.clone();
+            grpc.ready().await.map_err(|error| lost(path, error))?;
+            let (path_and_query, codec) = (PathAndQuery::from_static(path), ProstCodec::default());
+            let answer = grpc.streaming(request, path_and_query, codec).await;
+            Ok(answer.map_err(|status| failed(path, &status))?.into_inner())
+        };
+        timeout(self.timeout, call).await.map_err(|_| late(path))?
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.clone());
+        }
+        request
+    }
+}
+
+fn endpoint(address: &str, config: &Config) -> Result<Endpoint> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        Error::invalid(format!("etcd: endpoint {address:?}: {error}"))
+    };
+    let address = match address.contains("://") {
+        true => address.to_owned(),
+        false if config.tls.is_some() => format!("https://{address}"),
+        false => format!("http://{address}"),
+    };
+    let endpoint = Endpoint::from_shared(address.clone()).map_err(|error| wrong(&error))?;
+    let endpoint = endpoint.connect_timeout(config.request_timeout);
+    match (address.starts_with("https://"), &config.tls) {
+        (true, Some(tls)) => endpoint.tls_config(tls_config(tls)).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            wrong(&format!("TLS: {}", cause.unwrap_or_else(|| error.to_string())))
+        }),
+        (true, None) => Err(wrong(&"https needs the certificate authority of etcd")),
+        (false, Some(_)) => Err(wrong(&"TLS is configured, expected https")),
+        (false, None) => Ok(endpoint),
+    }
+}
+
+fn tls_config(tls: &Tls) -> ClientTlsConfig {
+    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca_pem));
+    if let Some((certificate, key)) = &tls.identity_pem {
+        config = config.identity(Identity::from_pem(certificate, key));
+    }
+    match &tls.domain {
+        Some(domain) => config.domain_name(domain),
+        None => config,
+    }
+}
+
+fn late(what: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("etcd: {what}: no answer in time"))
+}
+
+fn lost(path: &str, error: tonic::transport::Error) -> Error {
+    let text = format!("etcd: {path}: connection lost");
+    Error::new(ErrorKind::Unavailable, text).with_source(error)
+}
+
+pub(super) fn failed(path: &str, status: &tonic::Status) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("etcd: {path}: {}", status.message()))
+}

@@ -1,0 +1,173 @@
+//! This process's part of the folder: its lock and the files of its instances.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use engine::Result;
+
+use super::{LOCK, failed};
+use crate::instance::InstanceId;
+
+/// How old an owner's folder is that was never finished and may be swept away.
+const UNFINISHED_AGE: Duration = Duration::from_secs(60);
+
+/// This process in the folder. All of it blocks.
+#[derive(Debug)]
+pub(super) struct Owner {
+    root: PathBuf,
+    state: Mutex<Option<Home>>,
+}
+
+/// The folder of this process while it is there.
+#[derive(Debug)]
+struct Home {
+    path: PathBuf,
+    /// Held locked; the lock ends with it.
+    _lock: File,
+    /// Which generation of each instance's file is the present one.
+    files: BTreeMap<InstanceId, u64>,
+    generation: u64,
+}
+
+impl Owner {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root, state: Mutex::new(None) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Option<Home>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the file of an instance. Readers see the old one or the new one, and each whole.
+    pub(super) fn write(&self, id: InstanceId, json: &[u8]) -> Result<()> {
+        let mut state = self.state();
+        if state.as_ref().is_some_and(|home| !home.path.join(LOCK).exists()) {
+            *state = None;
+        }
+        let home = match &mut *state {
+            Some(home) => home,
+            empty => empty.insert(Home::make(&self.root)?),
+        };
+        home.generation += 1;
+        let draft = home.path.join(format!(".{id}"));
+        let path = home.path.join(file_name(id, home.generation));
+        fs::write(&draft, json).map_err(|error| failed("write", &draft, error))?;
+        fs::rename(&draft, &path).map_err(|error| failed("write", &path, error))?;
+        if let Some(old) = home.files.insert(id, home.generation) {
+            remove(&home.path.join(file_name(id, old)))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the file of an instance.
+    pub(super) fn remove(&self, id: InstanceId) -> Result<()> {
+        let mut state = self.state();
+        let Some(home) = &mut *state else { return Ok(()) };
+        if let Some(generation) = home.files.get(&id) {
+            remove(&home.path.join(file_name(id, *generation)))?;
+            home.files.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the file of an instance is where it was put.
+    pub(super) fn has(&self, id: InstanceId) -> bool {
+        let state = self.state();
+        let Some(home) = &*state else { return false };
+        let generation = home.files.get(&id);
+        let is_there = |name: String| home.path.join(name).exists();
+        generation
+            .is_some_and(|generation| is_there(file_name(id, *generation)) && is_there(LOCK.into()))
+    }
+
+    /// Returns whether all files are where they were put.
+    pub(super) fn is_whole(&self) -> bool {
+        let state = self.state();
+        let Some(home) = &*state else { return true };
+        let Ok(entries) = fs::read_dir(&home.path) else { return false };
+        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        let found = names.iter().filter(|name| {
+            let parsed = name.to_str().and_then(parse_file_name);
+            parsed.is_some_and(|(id, generation)| home.files.get(&id) == Some(&generation))
+        });
+        found.count() == home.files.len() && names.iter().any(|name| name == LOCK)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if let Some(home) = &*self.state() {
+            fs::remove_dir_all(&home.path).ok();
+        }
+    }
+}
+
+impl Home {
+    /// Makes the folder of an owner with a new name. It appears with its lock held, so that
+    /// nobody finds it free.
+    fn make(root: &Path) -> Result<Self> {
+        fs::create_dir_all(root).map_err(|error| failed("make", root, error))?;
+        sweep(root);
+        let name = InstanceId::random();
+        let (draft, path) = (root.join(format!(".{name}")), root.join(name.to_string()));
+        fs::create_dir(&draft).map_err(|error| failed("make", &draft, error))?;
+        let lock_path = draft.join(LOCK);
+        let lock = File::create(&lock_path).map_err(|error| failed("make", &lock_path, error))?;
+        lock.try_lock().map_err(|error| failed("lock", &lock_path, error.into()))?;
+        fs::rename(&draft, &path).map_err(|error| failed("make", &path, error))?;
+        Ok(Self { path, _lock: lock, files: BTreeMap::new(), generation: 0 })
+    }
+}
+
+/// Removes folders of owners that died before they were finished.
+fn sweep(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_draft = name.to_str().and_then(|name| name.strip_prefix('.'));
+        let is_draft = is_draft.is_some_and(|name| name.parse::<InstanceId>().is_ok());
+        let age = entry.metadata().and_then(|data| data.modified()).ok();
+        let age = age.and_then(|time| time.elapsed().ok()).unwrap_or_default();
+        if is_draft && age > UNFINISHED_AGE {
+            fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+}
+
+/// Returns whether the owner of a folder lives; an owner without a lock has just ended.
+pub(super) fn is_alive(home: &Path) -> Result<bool> {
+    let path = home.join(LOCK);
+    let lock = match File::open(&path) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed("open", &path, error)),
+    };
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(failed("lock", &path, error)),
+    }
+}
+
+/// Removes a file; one that is not there is removed already.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the name of a file; each generation has its own, so that a name means one content.
+pub(super) fn file_name(id: InstanceId, generation: u64) -> String {
+    format!("{id}-{generation:016x}.json")
+}
+
+/// Returns whose file it is and of which generation.
+pub(super) fn parse_file_name(name: &str) -> Option<(InstanceId, u64)> {
+    let (id, generation) = name.strip_suffix(".json")?.split_once('-')?;
+    let generation: InstanceId = generation.parse().ok()?;
+    Some((id.parse().ok()?, generation.0))
+}

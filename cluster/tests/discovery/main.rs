@@ -1,0 +1,237 @@
+//! One suite for every discovery, and what each of them has to survive besides.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod crash;
+mod etcd_outage;
+mod etcd_security;
+mod etcd_server;
+mod file_outage;
+mod follower;
+mod known_addresses;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::card::{Card, Input, Kind};
+use cluster::discovery::{Discovery, Etcd, Event, File, LeaseState, Mem, Query, etcd, file};
+use cluster::instance::{Instance, InstanceId};
+use engine::Tasks;
+use futures_util::future::join_all;
+
+use etcd_server::EtcdServer;
+use follower::Follower;
+use known_addresses::KnownAddresses;
+
+/// A store, and how another process would open it.
+enum Store {
+    Mem(Mem),
+    File(tempfile::TempDir),
+    Etcd(EtcdServer),
+    Static(KnownAddresses),
+}
+
+impl Store {
+    fn mem() -> Self {
+        Self::Mem(Mem::new(&Tasks::new()))
+    }
+
+    fn file() -> Self {
+        Self::File(tempfile::tempdir().unwrap())
+    }
+
+    fn etcd() -> Self {
+        Self::Etcd(EtcdServer::start())
+    }
+
+    fn known_addresses() -> Self {
+        Self::Static(KnownAddresses::new(1000))
+    }
+
+    fn open(&self, tasks: &Tasks) -> Arc<dyn Discovery> {
+        match self {
+            Self::Mem(mem) => Arc::new(mem.clone()),
+            Self::File(folder) => Arc::new(File::new(file_config(folder), tasks).unwrap()),
+            Self::Etcd(server) => Arc::new(Etcd::new(etcd_config(server), tasks).unwrap()),
+            Self::Static(fleet) => Arc::new(fleet.clone()),
+        }
+    }
+}
+
+fn file_config(folder: &tempfile::TempDir) -> file::Config {
+    let poll = Duration::from_millis(20);
+    file::Config { poll, ..file::Config::new(folder.path().join("fleet")) }
+}
+
+fn etcd_config(server: &EtcdServer) -> etcd::Config {
+    etcd::Config {
+        endpoints: vec![server.address()],
+        ttl: Duration::from_secs(2),
+        request_timeout: Duration::from_secs(1),
+        grace: Duration::from_secs(6),
+        ..etcd::Config::default()
+    }
+}
+
+/// Makes an instance; known addresses are `grpc://worker:0` and on.
+fn instance(namespace: &str, port: u16) -> Instance {
+    let mut instance = Instance::new(namespace.parse().unwrap(), format!("grpc://worker:{port}"));
+    instance.cards.push(Card::new("model", Kind::Text, Input::Token));
+    instance
+}
+
+fn follow(discovery: &Arc<dyn Discovery>) -> Follower {
+    Follower::new(discovery.watch(Query::All))
+}
+
+async fn a_registration_is_seen_by_all_updated_and_revoked(store: Store) {
+    let tasks = Tasks::new();
+    let (worker, frontend) = (store.open(&tasks), store.open(&tasks));
+    let mut followers = [follow(&worker), follow(&frontend)];
+    for follower in &mut followers {
+        follower.until("synced", |follower| follower.is_synced).await;
+        assert!(follower.known.is_empty());
+    }
+    let mut instance = instance("fleet", 1);
+    let lease = worker.register(instance.clone()).await.unwrap();
+    assert_eq!((lease.id(), lease.state()), (instance.id, LeaseState::Held));
+    for follower in &mut followers {
+        follower.until("it is seen", |follower| follower.has(&instance)).await;
+    }
+    instance.cards[0].adapters.push("french".into());
+    instance.is_draining = true;
+    lease.update(instance.clone()).await.unwrap();
+    for follower in &mut followers {
+        follower.until("it is changed", |follower| follower.has(&instance)).await;
+    }
+    let mut other = instance.clone();
+    other.id = InstanceId(1);
+    assert!(lease.update(other).await.unwrap_err().message().contains("cannot update"));
+    let mut moved = instance.clone();
+    moved.namespace = "elsewhere".parse().unwrap();
+    assert!(lease.update(moved).await.unwrap_err().message().contains("namespace"));
+    lease.revoke().await.unwrap();
+    for follower in &mut followers {
+        follower.until("it is gone", |follower| follower.known.is_empty()).await;
+        // What was seen is exactly that: nothing twice, nothing between.
+        assert_eq!(follower.count(|event| matches!(event, Event::Put(_))), 2);
+        assert_eq!(follower.count(|event| matches!(event, Event::Remove(_))), 1);
+    }
+}
+
+async fn a_late_watcher_hears_the_present_ones_and_then_that_these_are_all(store: Store) {
+    let tasks = Tasks::new();
+    let worker = store.open(&tasks);
+    let instances: Vec<Instance> = (0..100).map(|port| instance("fleet", port)).collect();
+    let leases = join_all(instances.iter().map(|one| worker.register(one.clone()))).await;
+    let mut follower = follow(&store.open(&tasks));
+    follower.until("synced", |follower| follower.is_synced).await;
+    assert_eq!(follower.known.len(), 100);
+    assert_eq!(follower.log.len(), 101, "one event for each and the last one");
+    assert!(instances.iter().all(|instance| follower.has(instance)));
+    drop(leases);
+    follower.until("they are gone", |follower| follower.known.is_empty()).await;
+}
+
+async fn a_dropped_lease_ends(store: Store) {
+    let tasks = Tasks::new();
+    let worker = store.open(&tasks);
+    let (kept, dropped) = (instance("fleet", 1), instance("fleet", 2));
+    let _kept = worker.register(kept.clone()).await.unwrap();
+    let lease = worker.register(dropped.clone()).await.unwrap();
+    let mut follower = follow(&worker);
+    follower.until("both", |follower| follower.known.len() == 2).await;
+    let start = Instant::now();
+    drop(lease);
+    follower.until("one", |follower| !follower.has(&dropped)).await;
+    eprintln!("a dropped lease was seen to end after {:?}", start.elapsed());
+    assert!(follower.has(&kept));
+}
+
+async fn namespaces_and_prefixes_are_kept_apart(store: Store) {
+    let tasks = Tasks::new();
+    let discovery = store.open(&tasks);
+    let names = ["blue", "blue-1", "blue-2", "green"];
+    let one = |name: &str| name.parse().unwrap();
+    let cases = [
+        (Query::All, vec![0, 1, 2, 3]),
+        (Query::Namespaces(vec![one("blue")]), vec![0]),
+        (Query::Namespaces(vec![one("blue-2"), one("green")]), vec![2, 3]),
+        (Query::Namespaces(vec![]), vec![]),
+        (Query::prefix("blue-").unwrap(), vec![1, 2]),
+        (Query::prefix("blue").unwrap(), vec![0, 1, 2]),
+    ];
+    // Half of the watchers come before the instances and half after.
+    let early = cases.clone().map(|(query, seen)| (discovery.watch(query), seen));
+    let instances: Vec<Instance> = (0..4).map(|at| instance(names[at], at as u16)).collect();
+    let registrations = instances.iter().map(|one| discovery.register(one.clone()));
+    let leases: Vec<_> = join_all(registrations).await.into_iter().map(Result::unwrap).collect();
+    let late = cases.map(|(query, seen)| (discovery.watch(query), seen));
+    let mut followers = Vec::new();
+    for (watch, seen) in early.into_iter().chain(late) {
+        let mut follower = Follower::new(watch);
+        let sees = |follower: &Follower| {
+            follower.is_synced && seen.iter().all(|at: &usize| follower.has(&instances[*at]))
+        };
+        follower.until("its own", sees).await;
+        assert_eq!(follower.known.len(), seen.len());
+        followers.push(follower);
+    }
+    for lease in leases {
+        lease.revoke().await.unwrap();
+    }
+    for mut follower in followers {
+        follower.until("none", |follower| follower.known.is_empty()).await;
+    }
+}
+
+async fn a_thousand_instances_register(store: Store) {
+    let tasks = Tasks::new();
+    let (worker, frontend) = (store.open(&tasks), store.open(&tasks));
+    let mut follower = follow(&frontend);
+    follower.until("synced", |follower| follower.is_synced).await;
+    let start = Instant::now();
+    let instances: Vec<Instance> = (0..1000).map(|port| instance("fleet", port)).collect();
+    let leases = join_all(instances.iter().map(|one| worker.register(one.clone()))).await;
+    let registered = start.elapsed();
+    follower.until("all of them", |follower| follower.known.len() == 1000).await;
+    eprintln!("1000 instances registered after {registered:?}, seen after {:?}", start.elapsed());
+    assert!(leases.iter().all(|lease| lease.as_ref().unwrap().state() == LeaseState::Held));
+    drop(leases);
+    follower.until("none of them", |follower| follower.known.is_empty()).await;
+}
+
+async fn what_is_not_valid_is_refused(store: Store) {
+    let discovery = store.open(&Tasks::new());
+    let mut nameless = instance("fleet", 1);
+    nameless.cards[0].name.clear();
+    let error = discovery.register(nameless).await.unwrap_err();
+    assert!(error.message().contains("name"), "{error}");
+    let mut follower = follow(&discovery);
+    follower.until("synced", |follower| follower.is_synced).await;
+    assert!(follower.known.is_empty());
+}
+
+macro_rules! suite {
+    ($suite:ident $store:ident: $($case:ident)*) => {
+        mod $suite {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    super::$case(super::Store::$store()).await;
+                }
+            )*
+        }
+    };
+    ($($suite:ident: $store:ident)*) => {
+        $(suite! { $suite $store:
+            a_registration_is_seen_by_all_updated_and_revoked
+            a_late_watcher_hears_the_present_ones_and_then_that_these_are_all
+            a_dropped_lease_ends
+            namespaces_and_prefixes_are_kept_apart
+            a_thousand_instances_register
+            what_is_not_valid_is_refused
+        })*
+    };
+}
+
+suite! { over_mem: mem over_file: file over_etcd: etcd over_static: known_addresses }
