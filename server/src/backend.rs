@@ -22,14 +22,15 @@ use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
 use worker::runner::mock::{self, MockConfig, MockRunner};
 
 use crate::config::EngineConfig;
+use crate::fleet::Tables;
 use crate::hub;
 use crate::metrics::Metrics;
-use crate::models::{Model, Models};
+use crate::models::{Core, Model, Models};
 use crate::pipeline::{Deadline, SequenceOptions, Sequences};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{CONFIG_FILE, Place, sequences};
 
-pub(crate) use stack::{BASE_MODEL, Base};
+pub(crate) use stack::{BASE_MODEL, Base, Engines, on_tokens};
 
 /// How long a sequence may be idle when its model does not say, as in Triton.
 const DEFAULT_IDLE_US: u64 = 1_000_000;
@@ -41,6 +42,8 @@ pub(crate) struct Backends {
     pub model_dir: PathBuf,
     pub hub_url: Option<String>,
     pub metrics: Arc<Metrics>,
+    /// Whether models keep the tables of their tokenizers, for frontends to fetch.
+    pub keeps_tables: bool,
     /// What is served, where adapters find their base.
     pub models: Arc<Models>,
 }
@@ -174,6 +177,7 @@ impl Backends {
                 bridge.with_formats(tools.as_deref(), reasoning.as_deref(), vocabulary)
             })
             .map_err(|error| error.to_string())?;
+        let tables = self.tables(card, vocabulary);
         let eos_tokens = card.eos_tokens.clone();
         let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, self.scheduler())
             .map_err(|error| error.to_string())?;
@@ -182,8 +186,16 @@ impl Backends {
             bridge: Arc::new(bridge),
             generate: Arc::new(generate),
             adapters,
+            tables,
         };
         Ok(self.based(&Arc::new(base), None, declared))
+    }
+}
+
+impl Backends {
+    /// Returns what frontends need to know of a text model, if there are any.
+    fn tables(&self, card: &ModelCard, vocabulary: &Vocabulary) -> Option<Arc<Tables>> {
+        self.keeps_tables.then(|| Arc::new(Tables::new(card.clone(), vocabulary)))
     }
 }
 
@@ -258,20 +270,32 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
     }
 }
 
-/// Stacks a tensor model: deadline over sequences, if it has them, over its engine.
 fn inferring(
     config: ModelConfig,
     declared: wire::ModelConfig,
     engine: impl Engine<InferRequest>,
 ) -> Result<Model, String> {
+    on_tensors(config, declared, Arc::new(engine))
+}
+
+/// Stacks a tensor model: deadline over sequences, if it has them, over its engine, which may be
+/// anywhere.
+pub(crate) fn on_tensors(
+    config: ModelConfig,
+    declared: wire::ModelConfig,
+    core: Arc<dyn Engine<InferRequest>>,
+) -> Result<Model, String> {
     let engine: Arc<dyn Engine<InferRequest>> = match &declared.scheduling_choice {
         Some(SchedulingChoice::SequenceBatching(batching)) => {
             let options = SequenceOptions::new(&config, batching)?;
-            Arc::new(Deadline(Sequences::new(engine, options)))
+            Arc::new(Deadline(Sequences::new(core.clone(), options)))
         }
-        _ => Arc::new(Deadline(engine)),
+        _ => Arc::new(Deadline(core.clone())),
     };
-    Ok(bare(config, declared, engine))
+    let core = Core { infer: Some(core), generate: None, embed: None, events: None, tables: None };
+    let mut model = bare(config, declared, engine);
+    model.core = Some(core);
+    Ok(model)
 }
 
 fn bare(
@@ -294,6 +318,7 @@ fn bare(
         totals: None,
         health: None,
         statistics: Default::default(),
+        core: None,
         files: None,
     }
 }

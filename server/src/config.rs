@@ -4,7 +4,11 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::args::{EngineArgs, GrpcArgs, HttpArgs, OpenAiArgs, ServeArgs, TraceArgs, cache_dir};
+use crate::args::{
+    EngineArgs, FormatArgs, FrontendArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs, ProcessArgs,
+    ServeArgs, SharedMemoryArgs, TraceArgs, cache_dir,
+};
+use crate::fleet::FleetConfig;
 use crate::forwarding::Forwarding;
 use crate::openai::{OpenAiConfig, Paths};
 use crate::repository::{ControlMode, RepositoryConfig};
@@ -22,22 +26,12 @@ pub struct Invalid(pub String);
 /// Everything a server is started with.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The text models, with where they come from.
-    pub models: Vec<Source>,
-    /// The adapters.
-    pub adapters: Vec<AdapterSource>,
-    /// The built-in models.
-    pub builtins: Vec<Builtin>,
-    /// The model repositories.
-    pub repository: RepositoryConfig,
+    /// Where its models are computed.
+    pub origin: Origin,
     /// What clients may share of their memory.
     pub shared_memory: SharedMemoryConfig,
     /// What is traced at the start.
     pub trace: TraceConfig,
-    /// Where downloaded models lie.
-    pub model_dir: PathBuf,
-    /// The hub that ids are fetched from; none: the hub library's own choice.
-    pub hub_url: Option<String>,
     /// The gRPC door.
     pub grpc: GrpcConfig,
     /// The HTTP door; none is not opened.
@@ -46,12 +40,38 @@ pub struct Config {
     pub openai: OpenAiConfig,
     /// Certificates, keys and origins.
     pub security: SecurityConfig,
-    /// The embedded engine.
-    pub engine: EngineConfig,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// What requests under way get to finish at shutdown.
     pub shutdown_grace: Duration,
+}
+
+/// Where the models of a server are computed.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// In this process.
+    Own(ModelsConfig),
+    /// By the workers of a fleet.
+    Fleet(FleetConfig),
+}
+
+/// The models of a process, and how they are computed.
+#[derive(Clone, Debug)]
+pub struct ModelsConfig {
+    /// The text models, with where they come from.
+    pub models: Vec<Source>,
+    /// The adapters.
+    pub adapters: Vec<AdapterSource>,
+    /// The built-in models.
+    pub builtins: Vec<Builtin>,
+    /// The model repositories.
+    pub repository: RepositoryConfig,
+    /// Where downloaded models lie.
+    pub model_dir: PathBuf,
+    /// The hub that ids are fetched from; none: the hub library's own choice.
+    pub hub_url: Option<String>,
+    /// The embedded engine.
+    pub engine: EngineConfig,
 }
 
 /// The gRPC door: transport and limits.
@@ -186,6 +206,47 @@ impl Config {
     ///
     /// Errors: [`Invalid`], naming the flag.
     pub fn from_args(args: &ServeArgs) -> Result<Self, Invalid> {
+        let models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
+        Ok(Self {
+            origin: Origin::Own(models),
+            trace: TraceConfig::from_args(&args.trace)?,
+            shared_memory: shared_memory(&args.shared_memory),
+            grpc: GrpcConfig::from_args(&args.grpc)?,
+            http: (!args.http.no_http).then(|| HttpConfig::from_args(&args.http)).transpose()?,
+            openai: OpenAiConfig::from_args(&args.openai)?,
+            security: SecurityConfig::from_args(&args.security)?,
+            metrics: metrics(&args.process)?,
+            shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
+        })
+    }
+
+    /// Checks the arguments of a frontend and makes its configuration.
+    ///
+    /// Errors: [`Invalid`], naming the flag.
+    pub fn of_frontend(args: &FrontendArgs) -> Result<Self, Invalid> {
+        Ok(Self {
+            origin: Origin::Fleet(FleetConfig::from_args(args)?),
+            trace: TraceConfig::from_args(&args.trace)?,
+            shared_memory: shared_memory(&args.shared_memory),
+            grpc: GrpcConfig::from_args(&args.grpc)?,
+            http: (!args.http.no_http).then(|| HttpConfig::from_args(&args.http)).transpose()?,
+            openai: OpenAiConfig::from_args(&args.openai)?,
+            security: SecurityConfig::from_args(&args.security)?,
+            metrics: metrics(&args.process)?,
+            shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
+        })
+    }
+}
+
+impl ModelsConfig {
+    /// Checks the arguments and makes the configuration.
+    ///
+    /// Errors: [`Invalid`], naming the flag.
+    pub(crate) fn from_args(
+        args: &ModelArgs,
+        engine: &EngineArgs,
+        formats: &FormatArgs,
+    ) -> Result<Self, Invalid> {
         let model_dir = model_dir(args.model_dir.as_deref())?;
         let mut models: Vec<Source> =
             args.models.iter().map(|text| Source::parse(text)).collect::<Result<_, _>>()?;
@@ -196,17 +257,12 @@ impl Config {
         if is_bare && !args.no_default_model {
             models.push(Source::default_model(&model_dir));
         }
-        let keeps_blocks = args.engine.kv_host_mib > 0 || args.engine.kv_disk_dir.is_some();
-        if args.engine.no_prefix_cache && keeps_blocks {
+        let keeps_blocks = engine.kv_host_mib > 0 || engine.kv_disk_dir.is_some();
+        if engine.no_prefix_cache && keeps_blocks {
             let text = "--no-prefix-cache: then nothing is found again that --kv-host-mib or \
                         --kv-disk-dir keep";
             return Err(Invalid(text.into()));
         }
-        let process = &args.process;
-        let metrics = (!process.no_metrics)
-            .then(|| resolve("--metrics-host", &process.metrics_host, process.metrics_port))
-            .transpose()?;
-        let engine = &args.engine;
         if engine.batch_tokens < engine.max_running_sequences {
             return Err(Invalid(format!(
                 "--batch-tokens: expected at least --max-running-sequences, which is {}, got {}",
@@ -215,27 +271,27 @@ impl Config {
         }
         Ok(Self {
             models,
-            adapters: (args.engine.lora_modules.iter())
+            adapters: (engine.lora_modules.iter())
                 .map(|text| AdapterSource::parse(text))
                 .collect::<Result<_, _>>()?,
             builtins,
             repository,
-            trace: TraceConfig::from_args(&args.trace)?,
-            shared_memory: SharedMemoryConfig {
-                is_allowed: args.shared_memory.allow_client_shm,
-                key_prefixes: args.shared_memory.client_shm_key_prefix.clone(),
-            },
             model_dir,
             hub_url: args.hub_url.clone(),
-            grpc: GrpcConfig::from_args(&args.grpc)?,
-            http: (!args.http.no_http).then(|| HttpConfig::from_args(&args.http)).transpose()?,
-            openai: OpenAiConfig::from_args(&args.openai)?,
-            security: SecurityConfig::from_args(&args.security)?,
-            engine: EngineConfig::from_args(&args.engine, &args.openai),
-            metrics,
-            shutdown_grace: Duration::from_millis(process.shutdown_grace_ms),
+            engine: EngineConfig::from_args(engine, formats),
         })
     }
+}
+
+/// Returns where metrics are served, if they are.
+pub(crate) fn metrics(args: &ProcessArgs) -> Result<Option<SocketAddr>, Invalid> {
+    let address = || resolve("--metrics-host", &args.metrics_host, args.metrics_port);
+    (!args.no_metrics).then(address).transpose()
+}
+
+fn shared_memory(args: &SharedMemoryArgs) -> SharedMemoryConfig {
+    let key_prefixes = args.client_shm_key_prefix.clone();
+    SharedMemoryConfig { is_allowed: args.allow_client_shm, key_prefixes }
 }
 
 impl GrpcConfig {
@@ -304,7 +360,7 @@ impl OpenAiConfig {
 }
 
 impl EngineConfig {
-    fn from_args(args: &EngineArgs, openai: &OpenAiArgs) -> Self {
+    fn from_args(args: &EngineArgs, formats: &FormatArgs) -> Self {
         Self {
             threads: threads(args.threads),
             context_length: args.context_length.map(|tokens| tokens as usize),
@@ -323,8 +379,8 @@ impl EngineConfig {
             kv_watermark: args.kv_watermark_percent as f32 / 100.0,
             kv_host_bytes: args.kv_host_mib as usize * (1 << 20),
             kv_disk: args.kv_disk_dir.clone().zip(Some(args.kv_disk_mib as usize * (1 << 20))),
-            tool_call_parser: openai.tool_call_parser.clone(),
-            reasoning_parser: openai.reasoning_parser.clone(),
+            tool_call_parser: formats.tool_call_parser.clone(),
+            reasoning_parser: formats.reasoning_parser.clone(),
         }
     }
 }
@@ -357,7 +413,7 @@ fn forwarding(flag: &str, pattern: Option<&str>) -> Result<Forwarding, Invalid> 
     Forwarding::new(pattern).map_err(|error| Invalid(format!("{flag}: {error}")))
 }
 
-fn repository(args: &ServeArgs) -> Result<RepositoryConfig, Invalid> {
+fn repository(args: &ModelArgs) -> Result<RepositoryConfig, Invalid> {
     let config = RepositoryConfig {
         roots: args.model_repository.clone(),
         mode: args.model_control_mode,
@@ -391,7 +447,7 @@ pub fn threads(asked: u32) -> usize {
     }
 }
 
-fn resolve(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Invalid> {
+pub(crate) fn resolve(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Invalid> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(SocketAddr::new(ip, port));
     }

@@ -9,6 +9,7 @@ mod catalog;
 pub mod chat;
 pub mod config;
 mod control;
+pub mod fleet;
 mod forwarding;
 mod hub;
 mod inference;

@@ -3,9 +3,11 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use server::args::{self, Action, BenchAction, ServeArgs};
+use server::args::{self, Action, BenchAction, ProcessArgs};
 use server::config::{Config, threads};
+use server::fleet::{self, WorkerConfig};
 use server::security::{self, Minted};
+use server::serve::ServeError;
 use server::{bench, chat, pages, serve, telemetry};
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
@@ -19,8 +21,24 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let done = match &action {
-        Action::Serve(args) if args.process.dump_config => print(&args::dump(&matches)),
-        Action::Serve(args) => start(args),
+        Action::Serve(args) => match args.process.dump_config {
+            true => print(&args::dump("serve", &matches)),
+            false => Config::from_args(args)
+                .map_err(Into::into)
+                .and_then(|config| start(&args.process, |log| serve::run(config, log))),
+        },
+        Action::Worker(args) => match args.process.dump_config {
+            true => print(&args::dump("worker", &matches)),
+            false => WorkerConfig::from_args(args)
+                .map_err(Into::into)
+                .and_then(|config| start(&args.process, |_| fleet::work(config))),
+        },
+        Action::Frontend(args) => match args.process.dump_config {
+            true => print(&args::dump("frontend", &matches)),
+            false => Config::of_frontend(args)
+                .map_err(Into::into)
+                .and_then(|config| start(&args.process, |log| serve::run(config, log))),
+        },
         Action::Key(key) => security::mint(&key.name, &key.scopes, &key.models)
             .map_err(Into::into)
             .and_then(|minted| hand_over(&minted)),
@@ -49,15 +67,21 @@ fn print(text: &str) -> Result<(), Box<dyn std::error::Error>> {
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
-fn start(args: &ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config::from_args(args)?;
-    let logging = telemetry::start(&args.process.log_level, args.process.log_format)?;
+/// Starts logs and the runtime, and plays a role in it to its end.
+fn start<F>(
+    process: &ProcessArgs,
+    role: impl FnOnce(telemetry::Logging) -> F,
+) -> Result<(), Box<dyn std::error::Error>>
+where
+    F: Future<Output = Result<(), ServeError>>,
+{
+    let logging = telemetry::start(&process.log_level, process.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads(args.process.runtime_threads))
+        .worker_threads(threads(process.runtime_threads))
         .thread_name("stator-io")
         .enable_all()
         .build()?;
-    runtime.block_on(serve::run(config, logging))?;
+    runtime.block_on(role(logging))?;
     runtime.shutdown_background();
     Ok(())
 }

@@ -7,17 +7,27 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use engine::{AdapterId, Engine, Error, ErrorKind, InferRequest, Result, WorkerLoad};
+use engine::{
+    AdapterId, EmbedRequest, Engine, Error, ErrorKind, GenerateRequest, InferRequest, KvEvents,
+    Result, WorkerLoad,
+};
 use openai_bridge::Completion;
 use proto::inference as wire;
 use tensor::ModelConfig;
 use tokio::sync::watch;
 
 use crate::backend::Base;
+use crate::fleet::Tables;
 use crate::metrics::Totals;
 use crate::pipeline::Thresholds;
 use crate::statistics::Statistics;
 use crate::text::TextEngine;
+
+/// Reads how busy an engine is; asked often.
+pub(crate) type ReadLoad = Arc<dyn Fn() -> WorkerLoad + Send + Sync>;
+
+/// Reads whether an engine takes requests; asked often.
+pub(crate) type ReadHealth = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// The reason that the index shows for a model that was unloaded.
 const UNLOADED: &str = "unloaded";
@@ -45,15 +55,29 @@ pub(crate) struct Model {
     /// The number of an adapter.
     pub adapter: Option<AdapterId>,
     /// Reads the load of a text model's engine.
-    pub load: Option<Box<dyn Fn() -> WorkerLoad + Send + Sync>>,
+    pub load: Option<ReadLoad>,
     /// What its scheduler has done; only of text models.
     pub totals: Option<Totals>,
     /// Says whether a text model's engine still takes requests.
-    pub health: Option<Box<dyn Fn() -> bool + Send + Sync>>,
+    pub health: Option<ReadHealth>,
     /// Its counters.
     pub statistics: Statistics,
+    /// Its engines without what stands around them, for workers to hand out.
+    pub core: Option<Core>,
     /// Files that live as long as the model, such as those sent with a load request.
     pub files: Option<Arc<tempfile::TempDir>>,
+}
+
+/// The engines of a model as a frontend calls them from afar: tokens or tensors in and out, no
+/// texts, no sequences, no counting.
+pub(crate) struct Core {
+    pub generate: Option<Arc<dyn Engine<GenerateRequest>>>,
+    pub embed: Option<Arc<dyn Engine<EmbedRequest>>>,
+    pub infer: Option<Arc<dyn Engine<InferRequest>>>,
+    /// What becomes of its KV blocks.
+    pub events: Option<KvEvents>,
+    /// What a frontend needs to know of a text model.
+    pub tables: Option<Arc<Tables>>,
 }
 
 /// The faces of a text model that speak no tensors.
@@ -135,15 +159,34 @@ impl Entry {
 pub(crate) struct Models {
     by_name: RwLock<BTreeMap<String, Entry>>,
     changes: watch::Sender<()>,
+    readiness: Readiness,
+}
+
+/// When a server as a whole is ready.
+#[derive(Clone, Copy, Debug)]
+enum Readiness {
+    /// When no model loads and all that are loaded take requests.
+    All,
+    /// When some model takes requests: others have workers of their own that may be away.
+    Any,
 }
 
 impl Default for Models {
     fn default() -> Self {
-        Self { by_name: RwLock::default(), changes: watch::Sender::new(()) }
+        Self {
+            by_name: RwLock::default(),
+            changes: watch::Sender::new(()),
+            readiness: Readiness::All,
+        }
     }
 }
 
 impl Models {
+    /// Makes the models of a fleet: none, until workers come.
+    pub(crate) fn of_fleet() -> Self {
+        Self { readiness: Readiness::Any, ..Self::default() }
+    }
+
     /// Says that a version is being loaded. One that is callable stays so until it is replaced.
     pub(crate) fn announce(&self, name: &str, version: u64) {
         let mut guard = self.write();
@@ -199,6 +242,18 @@ impl Models {
     /// Takes every version of a name away.
     pub(crate) fn unload(&self, name: &str) {
         self.replace(name, Vec::new());
+    }
+
+    /// Takes a name away and forgets that it was there.
+    pub(crate) fn forget(&self, name: &str) {
+        let forgotten = self.write().remove(name);
+        self.changes.send_replace(());
+        tokio::task::spawn_blocking(move || drop(forgotten));
+    }
+
+    /// Says that what makes models ready may have changed.
+    pub(crate) fn touch(&self) {
+        self.changes.send_replace(());
     }
 
     /// Returns the callable model of this name and version; an empty version means the latest.
@@ -261,8 +316,12 @@ impl Models {
         self.list().into_iter().filter_map(ready).collect()
     }
 
-    /// Returns whether no model is loading and every engine takes requests.
+    /// Returns whether the server is ready: no model is loading and every engine takes requests,
+    /// or in a frontend of a fleet, some model has workers.
     pub(crate) fn are_ready(&self) -> bool {
+        if matches!(self.readiness, Readiness::Any) {
+            return self.ready().iter().any(|model| model.is_ready());
+        }
         let is_fine = |state: &State| match state {
             State::Loading => false,
             State::Ready(model) => model.is_ready(),

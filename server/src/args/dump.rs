@@ -1,18 +1,16 @@
 //! The configuration in force, written as a file that gives it again.
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory};
+use clap::ArgMatches;
 
-use super::Cli;
-
-/// Returns the configuration in force as a TOML file, with the origin of each value.
-pub fn dump(matches: &ArgMatches) -> String {
-    let serve = Cli::command();
-    let Some(serve) = serve.find_subcommand("serve") else {
+/// Returns a role's configuration in force as a TOML file, with the origin of each value.
+pub fn dump(role: &str, matches: &ArgMatches) -> String {
+    let command = super::command();
+    let Some(role) = command.find_subcommand(role) else {
         return String::new();
     };
     let mut out = String::new();
-    for arg in serve.get_arguments() {
+    for arg in role.get_arguments() {
         let id = arg.get_id().as_str();
         if matches!(id, "config" | "dump_config" | "help") {
             continue;

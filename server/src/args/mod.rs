@@ -7,8 +7,10 @@ mod bench;
 mod chat;
 mod dump;
 mod engine;
+mod fleet;
 mod grpc;
 mod http;
+mod models;
 mod openai;
 mod process;
 mod security;
@@ -20,15 +22,15 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::repository::ControlMode;
-
 pub use bench::{BenchAction, BenchEngineArgs};
 pub use chat::ChatArgs;
 pub use dump::dump;
 pub use engine::EngineArgs;
+pub use fleet::{DiscoveryArgs, FrontendArgs, WorkerArgs};
 pub use grpc::GrpcArgs;
 pub use http::HttpArgs;
-pub use openai::OpenAiArgs;
+pub use models::ModelArgs;
+pub use openai::{FormatArgs, OpenAiArgs};
 pub use process::ProcessArgs;
 pub use security::SecurityArgs;
 pub use shared_memory::SharedMemoryArgs;
@@ -52,6 +54,15 @@ const PATH_ALIASES: [(&str, &str); 8] = [
     ("DYN_HTTP_SVC_HEALTH_PATH", "health"),
 ];
 
+/// What stands below the flags of a role.
+const AFTER_HELP: &str = "A MODEL is a GGUF file, a directory of safetensors, NAME=FILE, or a \
+    Hugging Face id such as ORG/REPO or ORG/REPO:FILE.gguf (also NAME=ORG/REPO:FILE.gguf).\n\
+    Every flag can stand in the file of --config, without its dashes: `grpc-port = 9001`.\n\
+    A flag beats its variable, which beats the file.";
+
+/// The commands that serve, and so take a configuration file.
+const ROLES: [&str; 3] = ["serve", "worker", "frontend"];
+
 /// A gRPC-first inference server: KServe v2 with Triton's extensions, for text and tensors.
 #[derive(Debug, Parser)]
 #[command(name = "stator", version, max_term_width = 100)]
@@ -65,6 +76,10 @@ pub struct Cli {
 pub enum Action {
     /// Serve models; with none given, the default model SmolLM2-135M-Instruct
     Serve(Box<ServeArgs>),
+    /// Compute models for the frontends of a fleet
+    Worker(Box<WorkerArgs>),
+    /// Serve the models of a fleet's workers; needs no files of theirs
+    Frontend(Box<FrontendArgs>),
     /// Make an API key: it goes to standard error, and its entry for --api-keys to standard output
     Key(KeyArgs),
     /// Chat in the terminal with a running server
@@ -93,46 +108,10 @@ pub struct KeyArgs {
 
 /// The flags of `stator serve`.
 #[derive(Debug, Args)]
-#[command(after_help = "A MODEL is a GGUF file, a directory of safetensors, NAME=FILE, or a \
-    Hugging Face id such as ORG/REPO or ORG/REPO:FILE.gguf (also NAME=ORG/REPO:FILE.gguf).\n\
-    Every flag can stand in the file of --config, without its dashes: `grpc-port = 9001`.\n\
-    A flag beats its variable, which beats the file.")]
+#[command(after_help = AFTER_HELP)]
 pub struct ServeArgs {
-    /// Models to serve
-    #[arg(value_name = "MODEL", env = "STATOR_MODELS", value_delimiter = ',')]
-    pub models: Vec<String>,
-    /// Serve no text model when none is given
-    #[arg(long, env = "STATOR_NO_DEFAULT_MODEL", help_heading = "Models")]
-    pub no_default_model: bool,
-    /// Serve a built-in model: [NAME=]KIND[,KEY=VALUE]..., KIND one of identity (datatype, dims
-    /// as 2x-1, max_batch_size, delay_ms, echo_parameters), add_sub (datatype, dims,
-    /// max_batch_size), repeat_int32, square, sequence (delay_ms, idle_ms), image, video, mock (pace_ms,
-    /// context_length, reply: a text to answer with, last)
-    #[arg(long, value_name = "SPEC", env = "STATOR_BUILTIN", value_delimiter = ';')]
-    #[arg(help_heading = "Models")]
-    pub builtin: Vec<String>,
-    /// Folder of model folders in Triton's layout: NAME/config.pbtxt, NAME/1/...; may be repeated
-    #[arg(long, value_name = "DIR", env = "STATOR_MODEL_REPOSITORY", value_delimiter = ',')]
-    #[arg(help_heading = "Models")]
-    pub model_repository: Vec<PathBuf>,
-    /// Who decides what is loaded later: nobody, changes of the repositories, or clients
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = ControlMode::None)]
-    #[arg(env = "STATOR_MODEL_CONTROL_MODE", help_heading = "Models")]
-    pub model_control_mode: ControlMode,
-    /// Model of a repository to load at the start in explicit mode, `*` for all; may be repeated
-    #[arg(long, value_name = "NAME", env = "STATOR_LOAD_MODEL", value_delimiter = ',')]
-    #[arg(help_heading = "Models")]
-    pub load_model: Vec<String>,
-    /// Seconds between two looks at the repositories in poll mode
-    #[arg(long, value_name = "SECONDS", default_value_t = 15, env = "STATOR_REPOSITORY_POLL_SECS")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=86_400), help_heading = "Models")]
-    pub repository_poll_secs: u32,
-    /// Where downloaded models lie [default: the user's cache folder, stator/models]
-    #[arg(long, value_name = "DIR", env = "STATOR_MODEL_DIR", help_heading = "Models")]
-    pub model_dir: Option<PathBuf>,
-    /// Hub that model ids are fetched from [default: HF_ENDPOINT or Hugging Face]
-    #[arg(long, value_name = "URL", env = "STATOR_HUB_URL", help_heading = "Models")]
-    pub hub_url: Option<String>,
+    #[command(flatten)]
+    pub models: ModelArgs,
     #[command(flatten)]
     pub shared_memory: SharedMemoryArgs,
     #[command(flatten)]
@@ -141,6 +120,8 @@ pub struct ServeArgs {
     pub http: HttpArgs,
     #[command(flatten)]
     pub openai: OpenAiArgs,
+    #[command(flatten)]
+    pub formats: FormatArgs,
     #[command(flatten)]
     pub security: SecurityArgs,
     #[command(flatten)]
@@ -164,24 +145,13 @@ fn parse_from(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<(Action, ArgMatches), clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let first = Cli::command().try_get_matches_from(&args)?;
-    let mut command = Cli::command();
-    let serve = first.subcommand_matches("serve");
-    if let Some(path) = serve.and_then(|matches| matches.get_one::<PathBuf>("config")) {
-        command = with_file(command, path)?;
-    }
-    for (alias, id) in ALIASES {
-        if let Some(value) = variable(alias) {
-            let value = value.to_string_lossy().into_owned();
-            command = with_default(command, id, vec![value]);
+    let mut command = command();
+    let first = command.try_get_matches_from_mut(&args)?;
+    if let Some((role, matches)) = first.subcommand().filter(|(name, _)| ROLES.contains(name)) {
+        if let Some(path) = matches.get_one::<PathBuf>("config") {
+            command = with_file(command, role, path)?;
         }
-    }
-    let moved = |(alias, name): (&str, &str)| {
-        variable(alias).map(|path| format!("{name}={}", path.to_string_lossy()))
-    };
-    let moves: Vec<String> = PATH_ALIASES.into_iter().filter_map(moved).collect();
-    if !moves.is_empty() {
-        command = with_default(command, "openai_path", moves);
+        command = with_aliases(command, role, variable);
     }
     let matches = command.try_get_matches_from(&args)?;
     let action = Cli::from_arg_matches(&matches)?.command;
@@ -189,8 +159,38 @@ fn parse_from(
     Ok((action, matches))
 }
 
+/// Returns the command line's grammar. Workers share a machine with one another, so that they take
+/// free ports where nobody says which.
+fn command() -> Command {
+    Cli::command().mut_subcommand("worker", |worker| {
+        worker.mut_arg("metrics_port", |port| port.default_value("0"))
+    })
+}
+
+/// Makes the values of the reference's variables the defaults of their flags.
+fn with_aliases(
+    mut command: Command,
+    role: &str,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Command {
+    for (alias, id) in ALIASES {
+        if let Some(value) = variable(alias) {
+            let value = value.to_string_lossy().into_owned();
+            command = with_default(command, role, id, vec![value]);
+        }
+    }
+    let moved = |(alias, name): (&str, &str)| {
+        variable(alias).map(|path| format!("{name}={}", path.to_string_lossy()))
+    };
+    let moves: Vec<String> = PATH_ALIASES.into_iter().filter_map(moved).collect();
+    match moves.is_empty() {
+        true => command,
+        false => with_default(command, role, "openai_path", moves),
+    }
+}
+
 /// Makes the values of a TOML file the defaults of their flags.
-fn with_file(mut command: Command, path: &Path) -> Result<Command, clap::Error> {
+fn with_file(mut command: Command, role: &str, path: &Path) -> Result<Command, clap::Error> {
     let fail = |command: &mut Command, message: String| {
         command.error(clap::error::ErrorKind::ValueValidation, message)
     };
@@ -202,9 +202,7 @@ fn with_file(mut command: Command, path: &Path) -> Result<Command, clap::Error> 
         .map_err(|error| fail(&mut command, format!("`{shown}` is not TOML: {error}")))?;
     for (key, value) in table {
         let id = key.replace('-', "_");
-        let is_known = command
-            .find_subcommand("serve")
-            .is_some_and(|serve| serve.get_arguments().any(|arg| arg.get_id() == id.as_str()));
+        let is_known = has(&command, role, &id);
         if !is_known || matches!(id.as_str(), "config" | "dump_config" | "help") {
             return Err(fail(&mut command, format!("`{shown}`: no setting is called `{key}`")));
         }
@@ -212,7 +210,7 @@ fn with_file(mut command: Command, path: &Path) -> Result<Command, clap::Error> 
             toml::Value::Array(values) => values.into_iter().map(plain).collect(),
             value => vec![plain(value)],
         };
-        command = with_default(command, &id, values);
+        command = with_default(command, role, &id, values);
     }
     Ok(command)
 }
@@ -224,9 +222,18 @@ fn plain(value: toml::Value) -> String {
     }
 }
 
-fn with_default(command: Command, id: &str, values: Vec<String>) -> Command {
+fn has(command: &Command, role: &str, id: &str) -> bool {
+    let role = command.find_subcommand(role);
+    role.is_some_and(|role| role.get_arguments().any(|arg| arg.get_id() == id))
+}
+
+/// Gives a flag other defaults, if the role has it.
+fn with_default(command: Command, role: &str, id: &str, values: Vec<String>) -> Command {
+    if !has(&command, role, id) {
+        return command;
+    }
     let id = id.to_owned();
-    command.mut_subcommand("serve", |serve| serve.mut_arg(id, |arg| arg.default_values(values)))
+    command.mut_subcommand(role, |role| role.mut_arg(id, |arg| arg.default_values(values)))
 }
 
 /// Returns the user's cache folder by the XDG convention, if it can be known.
@@ -235,6 +242,12 @@ pub fn cache_dir() -> Option<PathBuf> {
         .filter(|dir| !dir.is_empty())
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+}
+
+/// Returns the user's state folder by the XDG convention, if it can be known.
+pub fn state_dir() -> Option<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or_else(home)
 }
 
 #[cfg(test)]

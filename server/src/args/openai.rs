@@ -27,6 +27,12 @@ pub struct OpenAiArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     #[arg(env = "STATOR_OPENAI_STORED_RESPONSE_BYTES")]
     pub openai_stored_response_bytes: u64,
+}
+
+/// How texts of models are read.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "OpenAI")]
+pub struct FormatArgs {
     /// Format of tool calls, instead of the one that a model's template shows; `none` for none
     #[arg(long, value_name = "FORMAT", env = "STATOR_TOOL_CALL_PARSER")]
     pub tool_call_parser: Option<String>,

@@ -54,30 +54,30 @@ fn a_value_that_does_not_parse_stops_the_start_wherever_it_is_from() {
 fn the_dump_is_a_file_that_gives_the_same_configuration() {
     let args = ["--grpc-port", "9", "--builtin", "identity", "--log-level", "debug", "a=b.gguf"];
     let (_, matches) = parse(&args, None).unwrap();
-    let text = dump(&matches);
+    let text = dump("serve", &matches);
     assert!(text.contains("grpc-port = 9 # flag\n"), "{text}");
     assert!(text.contains("metrics-port = 8002 # default\n"), "{text}");
     let (args, matches) = parse(&["--config", &file("dump", &text)], None).unwrap();
-    assert_eq!((args.grpc.grpc_port, args.builtin), (9, vec!["identity".to_owned()]));
-    assert_eq!(args.models, ["a=b.gguf"]);
-    assert!(dump(&matches).contains("grpc-port = 9 # file or alias\n"));
+    assert_eq!((args.grpc.grpc_port, args.models.builtin), (9, vec!["identity".to_owned()]));
+    assert_eq!(args.models.models, ["a=b.gguf"]);
+    assert!(dump("serve", &matches).contains("grpc-port = 9 # file or alias\n"));
 }
 
 #[test]
 fn the_dump_tells_no_secret() {
     let (_, matches) = parse(&["--http-restricted-api", "logging:key=s3cret"], None).unwrap();
-    let text = dump(&matches);
+    let text = dump("serve", &matches);
     assert!(text.contains("# http-restricted-api is set") && !text.contains("s3cret"), "{text}");
 }
 
 #[test]
 fn the_command_is_sound() {
-    Cli::command().debug_assert();
+    command().debug_assert();
 }
 
 /// Returns the reference of all settings in Markdown, from what the command says of itself.
 fn reference() -> String {
-    let command = Cli::command();
+    let command = command();
     let serve = command.find_subcommand("serve").unwrap();
     let mut out = String::from(INTRODUCTION);
     let headings = [
@@ -94,6 +94,14 @@ fn reference() -> String {
     for heading in headings {
         let args = serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading));
         out += &format!("\n## {heading}\n\n{}", table(args));
+    }
+    for (role, text) in [("worker", WORKER), ("frontend", FRONTEND)] {
+        let command = command.find_subcommand(role).unwrap();
+        let is_own = |arg: &&clap::Arg| {
+            matches!(arg.get_help_heading(), Some("Fleet" | "Worker" | "Frontend"))
+        };
+        out += text;
+        out += &table(command.get_arguments().filter(is_own));
     }
     let chat = command.find_subcommand("chat").unwrap();
     let bench = command.find_subcommand("bench").unwrap().find_subcommand("engine").unwrap();
@@ -119,6 +127,22 @@ fn table<'a>(args: impl Iterator<Item = &'a clap::Arg>) -> String {
     }
     out
 }
+
+const WORKER: &str = "
+## stator worker
+
+`stator worker [MODEL …]` computes models for frontends: [deploy.md](deploy.md). It takes the flags of Models, Engine and Process and the two
+formats of OpenAI as above, but that its metrics take a free port, and these:
+
+";
+
+const FRONTEND: &str = "
+## stator frontend
+
+`stator frontend` serves the models of workers. It takes the flags of Shared memory, gRPC, HTTP, OpenAI without the two formats, Security,
+Traces and Process as above, and these:
+
+";
 
 const CHAT: &str = "
 ## stator chat

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Adapter, EmbedRequest, Engine, GenerateRequest, WorkerLoad};
+use engine::{Adapter, EmbedRequest, Engine, GenerateRequest};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
 use worker::encode::{self, EncodeConfig, EncodeEngine, Encoder, EncoderOptions};
@@ -14,8 +14,9 @@ use worker::lora::Adapters;
 
 use super::{Backends, bare};
 use crate::config::EngineConfig;
-use crate::metrics::{ModelLabels, Totals};
-use crate::models::{Model, TextModel};
+use crate::fleet::Tables;
+use crate::metrics::{Metrics, ModelLabels, Totals};
+use crate::models::{Core, Model, ReadHealth, ReadLoad, TextModel};
 use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
 use crate::repository::Definition;
 use crate::source::Place;
@@ -32,6 +33,8 @@ pub(crate) struct Base {
     pub generate: Arc<GenerateEngine>,
     /// Where its adapters are loaded; none: it takes none.
     pub adapters: Option<Arc<Adapters>>,
+    /// What frontends need to know of it, in a worker.
+    pub tables: Option<Arc<Tables>>,
 }
 
 impl Backends {
@@ -46,31 +49,22 @@ impl Backends {
             Some((name, adapter)) => (name, Some(adapter)),
             None => (base.name.as_str(), None),
         };
-        let labels = ModelLabels { model: name.into() };
-        let metrics = &self.metrics;
-        let tokens = TokenMetrics {
-            first_token: metrics.first_token.get_or_create(&labels).clone(),
-            inter_token: metrics.inter_token.get_or_create(&labels).clone(),
-            prompt_tokens: metrics.prompt_tokens.get_or_create(&labels).clone(),
-            generated_tokens: metrics.generated_tokens.get_or_create(&labels).clone(),
-        };
         let (load, health) = (base.generate.clone(), base.generate.clone());
-        let read = load.clone();
-        let thresholds = Arc::new(Thresholds::new(move || read.load()));
         let number = adapter.as_ref().map(Adapter::id);
-        let engine = Adapt { engine: base.generate.clone(), adapter };
-        let texts = Texts {
+        let engine = Arc::new(Adapt { engine: base.generate.clone(), adapter });
+        let engines = Engines {
             bridge: base.bridge.clone(),
-            generate: Arc::new(Admit {
-                engine: Observe { engine: engine.clone(), metrics: tokens },
-                thresholds: thresholds.clone(),
-            }),
-            embed: Arc::new(engine),
-            thresholds,
-            health: Box::new(move || health.is_healthy()),
-            load: Box::new(move || load.load()),
+            generate: Some(engine.clone()),
+            embed: engine,
+            load: Arc::new(move || load.load()),
+            health: Arc::new(move || health.is_healthy()),
         };
-        let mut model = stacked(texts, name, declared);
+        let mut model = on_tokens(engines, &self.metrics, name, declared);
+        if let Some(core) = &mut model.core {
+            core.tables.clone_from(&base.tables);
+            // The blocks of all adapters are the base's, which tells of them.
+            core.events = number.is_none().then(|| base.generate.events().clone());
+        }
         model.adapter = number;
         match number {
             None => {
@@ -148,18 +142,20 @@ impl Backends {
         let limits = EncodeConfig { max_waiting_requests, batch_tokens };
         let engine = EncodeEngine::start(encoder, limits).map_err(|error| error.to_string())?;
         let engine = Arc::new(engine);
-        let load = {
-            let engine = engine.clone();
-            move || engine.load()
-        };
-        let texts = Texts {
-            generate: Arc::new(NoGeneration(bridge.clone())),
+        let (load, health) = (engine.clone(), engine.clone());
+        let engines = Engines {
             bridge,
-            embed: engine.clone(),
-            thresholds: Arc::new(Thresholds::new(load.clone())),
-            health: Box::new(move || engine.is_healthy()),
-            load: Box::new(load),
+            generate: None,
+            embed: engine,
+            load: Arc::new(move || load.load()),
+            health: Arc::new(move || health.is_healthy()),
         };
+        let tables = self.tables(&card, &vocabulary);
+        let (name, declared) = (&definition.name, &definition.declared);
+        let mut model = on_tokens(engines, &self.metrics, name, declared);
+        if let Some(core) = &mut model.core {
+            core.tables = tables;
+        }
         tracing::info!(
             model = definition.name,
             version,
@@ -168,7 +164,7 @@ impl Backends {
             seconds = started.elapsed().as_secs_f64(),
             "encoder loaded"
         );
-        Ok(stacked(texts, &definition.name, &definition.declared))
+        Ok(model)
     }
 }
 
@@ -184,19 +180,40 @@ fn adapter_folder(definition: &Definition, version: u64) -> Result<PathBuf, Stri
     }
 }
 
-/// What a text model is stacked of.
-struct Texts {
-    bridge: Arc<TextBridge>,
-    generate: Arc<dyn Engine<GenerateRequest>>,
-    embed: Arc<dyn Engine<EmbedRequest>>,
-    thresholds: Arc<Thresholds>,
-    health: Box<dyn Fn() -> bool + Send + Sync>,
-    load: Box<dyn Fn() -> WorkerLoad + Send + Sync>,
+/// What a text model is stacked on, wherever its engines are.
+pub(crate) struct Engines {
+    pub bridge: Arc<TextBridge>,
+    /// None: the model makes vectors and no texts.
+    pub generate: Option<Arc<dyn Engine<GenerateRequest>>>,
+    pub embed: Arc<dyn Engine<EmbedRequest>>,
+    pub load: ReadLoad,
+    pub health: ReadHealth,
 }
 
-/// Stacks the faces of a text model on its engines.
-fn stacked(texts: Texts, name: &str, declared: &wire::ModelConfig) -> Model {
-    let Texts { bridge, generate, embed, thresholds, health, load } = texts;
+/// Stacks a text model on its engines: bridge over deadline over admission over observation.
+pub(crate) fn on_tokens(
+    engines: Engines,
+    metrics: &Metrics,
+    name: &str,
+    declared: &wire::ModelConfig,
+) -> Model {
+    let Engines { bridge, generate, embed, load, health } = engines;
+    let core = Core {
+        generate: generate.clone(),
+        embed: Some(embed.clone()),
+        infer: None,
+        events: None,
+        tables: None,
+    };
+    let read = load.clone();
+    let thresholds = Arc::new(Thresholds::new(move || read()));
+    let generate: Arc<dyn Engine<GenerateRequest>> = match generate {
+        None => Arc::new(NoGeneration(bridge.clone())),
+        Some(engine) => {
+            let engine = Observe { engine, metrics: token_metrics(metrics, name) };
+            Arc::new(Admit { engine, thresholds: thresholds.clone() })
+        }
+    };
     let mut config = bridge.config();
     config.name = name.into();
     config.backend.clone_from(&declared.backend);
@@ -215,5 +232,16 @@ fn stacked(texts: Texts, name: &str, declared: &wire::ModelConfig) -> Model {
     model.text = Some(TextModel { engine, texts, thresholds });
     model.health = Some(health);
     model.load = Some(load);
+    model.core = Some(core);
     model
+}
+
+fn token_metrics(metrics: &Metrics, name: &str) -> TokenMetrics {
+    let labels = ModelLabels { model: name.into() };
+    TokenMetrics {
+        first_token: metrics.first_token.get_or_create(&labels).clone(),
+        inter_token: metrics.inter_token.get_or_create(&labels).clone(),
+        prompt_tokens: metrics.prompt_tokens.get_or_create(&labels).clone(),
+        generated_tokens: metrics.generated_tokens.get_or_create(&labels).clone(),
+    }
 }

@@ -71,7 +71,8 @@ pub(crate) struct Repository {
     /// The models of the command line.
     given: BTreeMap<String, Definition>,
     models: Arc<Models>,
-    backends: Backends,
+    /// None: the models are computed elsewhere.
+    backends: Option<Backends>,
     /// The loads under way.
     tasks: Tasks,
     /// One load of a name at a time.
@@ -86,7 +87,7 @@ impl Repository {
         config: RepositoryConfig,
         given: Vec<Definition>,
         models: Arc<Models>,
-        backends: Backends,
+        backends: Option<Backends>,
         tasks: Tasks,
     ) -> std::result::Result<Self, String> {
         let mut by_name = BTreeMap::new();
@@ -305,10 +306,11 @@ impl Repository {
         name: &str,
         overrides: Overrides,
     ) -> std::result::Result<Vec<(u64, Arc<Model>)>, String> {
+        let backends = self.backends.as_ref().ok_or("models are loaded by workers, not here")?;
         let definition = self.define(name, overrides)?;
         definition.versions.iter().for_each(|&version| self.models.announce(name, version));
         let make = |&version: &u64| {
-            self.backends.make(&definition, version).map(|model| (version, Arc::new(model)))
+            backends.make(&definition, version).map(|model| (version, Arc::new(model)))
         };
         definition.versions.iter().map(make).collect()
     }

@@ -110,6 +110,11 @@ impl GenerateEngine {
         self.counters.totals()
     }
 
+    /// Returns what tells of KV blocks, to whom it is handed on.
+    pub fn events(&self) -> &KvEvents {
+        &self.events
+    }
+
     /// Returns a reader of what becomes of KV blocks from now on.
     pub fn kv_events(&self) -> KvEventReader {
         self.events.subscribe()

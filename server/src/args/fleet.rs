@@ -1,0 +1,91 @@
+//! The flags of the roles of a fleet: workers, frontends, and how they find one another.
+
+use clap::Args;
+
+use super::{
+    AFTER_HELP, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs, ProcessArgs,
+    SecurityArgs, SharedMemoryArgs, TraceArgs,
+};
+use crate::fleet::Routing;
+
+/// How workers and frontends find one another.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Fleet")]
+pub struct DiscoveryArgs {
+    /// Where workers and frontends find one another: file:///DIR on one machine,
+    /// etcd://HOST:PORT[,HOST:PORT] between machines, or, for frontends only,
+    /// static://HOST:PORT[,HOST:PORT], the workers' addresses [default: a folder of the user's
+    /// state, stator/discovery]
+    #[arg(long, value_name = "URL", env = "STATOR_DISCOVERY")]
+    pub discovery: Option<String>,
+}
+
+/// The flags of `stator worker`.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    pub models: ModelArgs,
+    #[command(flatten)]
+    pub discovery: DiscoveryArgs,
+    /// Address to listen on for frontends, HOST:PORT; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    #[arg(env = "STATOR_WORKER_ADDRESS", help_heading = "Worker")]
+    pub worker_address: String,
+    /// Address at which frontends reach this worker, HOST:PORT [default: --worker-address]
+    #[arg(long, value_name = "ADDRESS", env = "STATOR_ADVERTISE", help_heading = "Worker")]
+    pub advertise: Option<String>,
+    /// Name of the fleet that the worker belongs to
+    #[arg(long, value_name = "NAME", default_value = "default", env = "STATOR_NAMESPACE")]
+    #[arg(help_heading = "Worker")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub formats: FormatArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+/// The flags of `stator frontend`.
+#[derive(Debug, Args)]
+#[command(after_help = "Every flag can stand in the file of --config, without its dashes: \
+    `grpc-port = 9001`.\nA flag beats its variable, which beats the file.")]
+pub struct FrontendArgs {
+    #[command(flatten)]
+    pub discovery: DiscoveryArgs,
+    /// Fleet whose workers are called [default: all]; may be repeated
+    #[arg(long, value_name = "NAME", env = "STATOR_NAMESPACE", value_delimiter = ',')]
+    #[arg(help_heading = "Frontend")]
+    pub namespace: Vec<String>,
+    /// Fleets whose workers are called, by what their names begin with
+    #[arg(long, value_name = "PREFIX", env = "STATOR_NAMESPACE_PREFIX", help_heading = "Frontend")]
+    #[arg(conflicts_with = "namespace")]
+    pub namespace_prefix: Option<String>,
+    /// Who of a model's workers gets a request
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Routing::LeastLoaded)]
+    #[arg(env = "STATOR_ROUTING", help_heading = "Frontend")]
+    pub routing: Routing,
+    /// Workers that a request is tried on, one after the other, before its first output
+    #[arg(long, value_name = "N", default_value_t = 3, env = "STATOR_MAX_ATTEMPTS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Frontend")]
+    pub max_attempts: u32,
+    /// How often a text that was begun is continued on another worker
+    #[arg(long, value_name = "N", default_value_t = 3, env = "STATOR_MIGRATION_LIMIT")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Frontend")]
+    pub migration_limit: u32,
+    #[command(flatten)]
+    pub shared_memory: SharedMemoryArgs,
+    #[command(flatten)]
+    pub grpc: GrpcArgs,
+    #[command(flatten)]
+    pub http: HttpArgs,
+    #[command(flatten)]
+    pub openai: OpenAiArgs,
+    #[command(flatten)]
+    pub security: SecurityArgs,
+    #[command(flatten)]
+    pub trace: TraceArgs,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}

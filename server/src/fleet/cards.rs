@@ -1,0 +1,128 @@
+//! What a worker tells of its models, and what it hands out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use cluster::card::{Artifact, Card, Input, Kind, Sha256};
+use cluster::request::{Artifacts, Served};
+use engine::{Error, Result};
+use prost_reflect::prost::Message;
+
+use crate::models::{Core, Model, Models};
+
+/// The artifact that has the labels of outputs.
+pub(super) const LABELS: &str = "labels";
+
+/// The formats of a worker's texts, as its command line names them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Formats {
+    pub tool_calls: Option<String>,
+    pub reasoning: Option<String>,
+}
+
+/// The artifacts of the models that are served, by the hash of their content.
+#[derive(Default)]
+pub(super) struct Files(RwLock<BTreeMap<String, Bytes>>);
+
+impl Files {
+    fn replace(&self, files: BTreeMap<String, Bytes>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+}
+
+impl Artifacts for Files {
+    fn artifact(&self, hash: &str) -> Result<Bytes> {
+        let files = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let found = files.get(hash).cloned();
+        found.ok_or_else(|| Error::not_found(format!("the worker has no file `{hash}`")))
+    }
+}
+
+/// A model as it is handed out.
+pub(super) struct Offer {
+    pub card: Card,
+    pub served: Served,
+}
+
+/// Returns what is handed out of the models that can be called, of each name the latest version,
+/// and puts their artifacts where they are fetched.
+pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> Vec<Offer> {
+    let ready = models.ready();
+    // They come in the order of their versions, so the latest stays.
+    let latest: BTreeMap<&str, &Arc<Model>> =
+        ready.iter().map(|model| (&*model.name, model)).collect();
+    let mut adapters = BTreeMap::<&str, Vec<String>>::new();
+    for model in latest.values() {
+        if let Some(parent) = &model.parent {
+            adapters.entry(parent).or_default().push(model.name.to_string());
+        }
+    }
+    let mut contents = BTreeMap::new();
+    let mut offers = Vec::new();
+    for (name, model) in &latest {
+        let Some(core) = model.core.as_ref().filter(|_| model.is_ready()) else { continue };
+        let mut card = card(model, core, formats);
+        card.adapters = adapters.remove(name).unwrap_or_default();
+        if let Some(tables) = &core.tables {
+            contents.insert(tables.artifact.sha256.to_string(), tables.content.clone());
+        }
+        if let Some((artifact, content)) = labels(&model.labels) {
+            contents.insert(artifact.sha256.to_string(), content);
+            card.artifacts.push(artifact);
+        }
+        if let Err(error) = card.check() {
+            tracing::warn!(model = name, %error, "a model cannot be offered to frontends");
+            continue;
+        }
+        let served = served(model, core, &card);
+        offers.push(Offer { card, served });
+    }
+    files.replace(contents);
+    offers
+}
+
+fn card(model: &Model, core: &Core, formats: &Formats) -> Card {
+    let (kind, input) = match &core.tables {
+        None => (Kind::Tensor, Input::Tensor),
+        Some(_) if core.generate.is_none() => (Kind::Embedding, Input::Token),
+        Some(tables) if tables.has_template => (Kind::Chat, Input::Token),
+        Some(_) => (Kind::Text, Input::Token),
+    };
+    let mut card = Card::new(&*model.name, kind, input);
+    card.tensor_config = Some(model.declared.encode_to_vec());
+    if let Some(tables) = &core.tables {
+        card.context_length = tables.card.context_length;
+        card.block_size = tables.card.block_size;
+        card.eos_tokens.clone_from(&tables.card.eos_tokens);
+        card.artifacts.push(tables.artifact.clone());
+        if kind != Kind::Embedding {
+            card.tool_call_parser.clone_from(&formats.tool_calls);
+            card.reasoning_parser.clone_from(&formats.reasoning);
+        }
+    }
+    card
+}
+
+fn labels(labels: &HashMap<String, Vec<String>>) -> Option<(Artifact, Bytes)> {
+    if labels.is_empty() {
+        return None;
+    }
+    let sorted: BTreeMap<_, _> = labels.iter().collect();
+    let content = Bytes::from(serde_json::to_vec(&sorted).ok()?);
+    let (sha256, bytes) = (Sha256::of(&content), content.len() as u64);
+    Some((Artifact { name: LABELS.to_owned(), sha256, bytes }, content))
+}
+
+fn served(model: &Arc<Model>, core: &Core, card: &Card) -> Served {
+    Served {
+        card: serde_json::to_vec(card).unwrap_or_default().into(),
+        generate: core.generate.clone(),
+        infer: core.infer.clone(),
+        embed: core.embed.clone(),
+        // Each adapter is a model of its own, with its name.
+        adapters: None,
+        load: model.load.clone(),
+        events: core.events.clone(),
+    }
+}

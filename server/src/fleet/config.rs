@@ -1,0 +1,216 @@
+//! How workers and frontends find and choose one another.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::discovery::{Describe, Discovery, Etcd, File, Query, Static, etcd, file, static_list};
+use cluster::instance::Namespace;
+use engine::Tasks;
+
+use crate::args::{FrontendArgs, WorkerArgs, state_dir};
+use crate::config::{Invalid, ModelsConfig, metrics};
+use crate::pipeline::{Policy, RouteConfig};
+
+/// Where registrations are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In a folder of this machine.
+    File(PathBuf),
+    /// In etcd, at these endpoints.
+    Etcd(Vec<String>),
+    /// Nowhere: the workers' addresses are known.
+    Static(Vec<String>),
+}
+
+/// Who of a model's workers gets a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Routing {
+    /// One after the other
+    RoundRobin,
+    /// The one with the fewest requests
+    LeastLoaded,
+}
+
+/// How a frontend finds workers and chooses among them.
+#[derive(Clone, Debug)]
+pub struct FleetConfig {
+    /// Where workers are registered.
+    pub store: Store,
+    /// Whose workers are called.
+    pub query: Query,
+    /// How workers are chosen.
+    pub routing: Routing,
+    /// The most workers that one request is given to before its first output.
+    pub max_attempts: u32,
+    /// How often one text may go on elsewhere.
+    pub migration_limit: u32,
+}
+
+/// What a worker is started with.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// What it computes.
+    pub models: ModelsConfig,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Where frontends reach it; none: where it listens.
+    pub advertise: Option<String>,
+    /// The fleet it belongs to.
+    pub namespace: Namespace,
+    /// Where it is registered.
+    pub store: Store,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// What requests under way get to finish at shutdown.
+    pub shutdown_grace: Duration,
+}
+
+impl Store {
+    /// Reads a URL; none: a folder of the user's state.
+    ///
+    /// Errors: a URL of another kind, or none where no state folder is known.
+    pub fn parse(url: Option<&str>) -> Result<Self, Invalid> {
+        let Some(url) = url else {
+            let folder = state_dir().map(|state| state.join("stator").join("discovery"));
+            let none = || Invalid("--discovery: no state folder is known; name one".into());
+            return folder.map(Self::File).ok_or_else(none);
+        };
+        let list = |rest: &str| -> Vec<String> {
+            rest.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect()
+        };
+        let store = match url.split_once("://") {
+            Some(("file", path)) if path.starts_with('/') => Some(Self::File(path.into())),
+            Some(("etcd", rest)) => Some(Self::Etcd(list(rest))),
+            Some(("static", rest)) => {
+                Some(Self::Static(list(rest).iter().map(|one| format!("grpc://{one}")).collect()))
+            }
+            _ => None,
+        };
+        let has_address = |store: &Self| match store {
+            Self::File(_) => true,
+            Self::Etcd(list) | Self::Static(list) => !list.is_empty(),
+        };
+        store.filter(has_address).ok_or_else(|| {
+            Invalid(format!(
+                "--discovery: expected file:///DIR, etcd://HOST:PORT[,HOST:PORT] or \
+                 static://HOST:PORT[,HOST:PORT], got `{url}`"
+            ))
+        })
+    }
+
+    /// Makes the discovery; `describe` asks workers at known addresses what they are.
+    ///
+    /// Errors: what is wrong with the settings.
+    pub(crate) fn open(
+        &self,
+        describe: Arc<dyn Describe>,
+        tasks: &Tasks,
+    ) -> engine::Result<Box<dyn Discovery>> {
+        Ok(match self {
+            Self::File(folder) => Box::new(File::new(file::Config::new(folder), tasks)?),
+            Self::Etcd(endpoints) => {
+                let endpoints = endpoints.clone();
+                Box::new(Etcd::new(etcd::Config { endpoints, ..Default::default() }, tasks)?)
+            }
+            Self::Static(addresses) => {
+                let addresses = addresses.clone();
+                let config = static_list::Config { addresses, ..Default::default() };
+                Box::new(Static::new(config, describe, tasks)?)
+            }
+        })
+    }
+}
+
+impl FleetConfig {
+    /// Checks the arguments and makes the configuration.
+    ///
+    /// Errors: [`Invalid`], naming the flag.
+    pub fn from_args(args: &FrontendArgs) -> Result<Self, Invalid> {
+        let namespaces: Vec<Namespace> =
+            args.namespace.iter().map(|text| namespace(text)).collect::<Result<_, _>>()?;
+        let query = match &args.namespace_prefix {
+            Some(prefix) => Query::prefix(prefix)
+                .map_err(|error| Invalid(format!("--namespace-prefix: {}", error.message())))?,
+            None if namespaces.is_empty() => Query::All,
+            None => Query::Namespaces(namespaces),
+        };
+        Ok(Self {
+            store: Store::parse(args.discovery.discovery.as_deref())?,
+            query,
+            routing: args.routing,
+            max_attempts: args.max_attempts,
+            migration_limit: args.migration_limit,
+        })
+    }
+
+    /// Returns how requests are routed.
+    pub(crate) fn route(&self) -> RouteConfig {
+        let policy = match self.routing {
+            Routing::RoundRobin => Policy::RoundRobin,
+            Routing::LeastLoaded => Policy::LeastLoaded,
+        };
+        RouteConfig { policy, max_attempts: self.max_attempts, ..RouteConfig::default() }
+    }
+}
+
+impl WorkerConfig {
+    /// Checks the arguments and makes the configuration.
+    ///
+    /// Errors: [`Invalid`], naming the flag.
+    pub fn from_args(args: &WorkerArgs) -> Result<Self, Invalid> {
+        let given = &args.worker_address;
+        let wrong = || Invalid(format!("--worker-address: expected HOST:PORT, got `{given}`"));
+        let mut found = given.to_socket_addrs().map_err(|_| wrong())?;
+        let address = found.next().ok_or_else(wrong)?;
+        if address.ip().is_unspecified() && args.advertise.is_none() {
+            return Err(Invalid(format!(
+                "--worker-address: `{given}` is every address of this machine; say by --advertise \
+                 which one frontends call"
+            )));
+        }
+        let has_port = |text: &String| {
+            text.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+            })
+        };
+        if let Some(text) = args.advertise.as_ref().filter(|text| !has_port(text)) {
+            return Err(Invalid(format!("--advertise: expected HOST:PORT, got `{text}`")));
+        }
+        let store = Store::parse(args.discovery.discovery.as_deref())?;
+        if matches!(store, Store::Static(_)) {
+            let text = "--discovery: static:// is for frontends, which know their workers";
+            return Err(Invalid(text.into()));
+        }
+        Ok(Self {
+            models: ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?,
+            address,
+            advertise: args.advertise.clone(),
+            namespace: namespace(&args.namespace)?,
+            store,
+            metrics: metrics(&args.process)?,
+            shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
+        })
+    }
+}
+
+fn namespace(text: &str) -> Result<Namespace, Invalid> {
+    text.parse().map_err(|error: engine::Error| Invalid(format!("--namespace: {}", error.message())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_a_url() {
+        let read = |url| Store::parse(Some(url)).map_err(|error| error.to_string());
+        assert_eq!(read("file:///a/b"), Ok(Store::File("/a/b".into())));
+        assert_eq!(read("etcd://a:1,b:2"), Ok(Store::Etcd(vec!["a:1".into(), "b:2".into()])));
+        assert_eq!(read("static://a:1"), Ok(Store::Static(vec!["grpc://a:1".into()])));
+        for wrong in ["", "/a/b", "file://a", "etcd://", "nats://a:1", "static://,"] {
+            assert!(read(wrong).unwrap_err().contains("--discovery"), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The roles of a fleet: workers compute models, frontends serve them.
+//!
+//! A worker tells by a card what it has; a frontend makes of each card the model that `stator
+//! serve` would have made, with a route to workers where that has an engine.
+
+mod bridges;
+mod cards;
+mod config;
+mod follow;
+mod peers;
+mod pool;
+mod tables;
+mod worker;
+
+pub use config::{FleetConfig, Routing, Store, WorkerConfig};
+pub(crate) use follow::Fleet;
+pub(crate) use tables::Tables;
+pub use worker::work;

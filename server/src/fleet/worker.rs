@@ -1,0 +1,217 @@
+//! The role that computes: models and their engines, offered to frontends.
+//!
+//! It registers when its models are loaded, and follows them: what is loaded anew or fails is told.
+//! Its end is in order: unregistered first, then no new calls, then the open ones finish.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cluster::card::Card;
+use cluster::discovery::Lease;
+use cluster::instance::Instance;
+use cluster::request::{ServerConfig, WorkerServer};
+use engine::Tasks;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use super::cards::{Files, Formats, Offer, offers};
+use super::config::WorkerConfig;
+use super::peers::Peers;
+use crate::admin::Exporter;
+use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::repository::Repository;
+use crate::security::{Security, SecurityConfig};
+use crate::serve::{ServeError, load_initial, open_metrics, own_repository};
+use crate::shutdown;
+
+/// How often engines are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the store is waited for at the end; what it still has it forgets by itself.
+const REVOKE_WAIT: Duration = Duration::from_secs(2);
+
+/// How long frontends get to hear of the end before calls are refused; those that come in between
+/// are taken.
+const LEAVE_WAIT: Duration = Duration::from_millis(500);
+
+/// A worker whose port is open.
+struct Worker {
+    config: WorkerConfig,
+    models: Arc<Models>,
+    repository: Arc<Repository>,
+    server: WorkerServer,
+    files: Arc<Files>,
+    formats: Formats,
+    address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+    /// What follows the models, and what serves.
+    following: Tasks,
+    tasks: Tasks,
+}
+
+/// Computes models until a signal comes.
+pub async fn work(config: WorkerConfig) -> Result<(), ServeError> {
+    let worker = Arc::new(Worker::open(config).await?);
+    let mut signalled = pin!(shutdown::signalled());
+    let loaded = tokio::select! {
+        loaded = load_initial(&worker.repository, &worker.config.models, &worker.following) => {
+            loaded.map(|()| true)?
+        }
+        () = signalled.as_mut() => false,
+    };
+    let mut lease = None;
+    if loaded {
+        let registered = worker.register().await?;
+        tracing::info!(
+            worker = %worker.address,
+            metrics = worker.metrics_address.map(tracing::field::display),
+            instance = %registered.id,
+            namespace = %registered.namespace,
+            address = registered.address,
+            "ready"
+        );
+        tokio::select! {
+            () = worker.follow(registered, &mut lease) => {}
+            () = signalled => {}
+        }
+    }
+    tracing::info!("shutting down: calls under way may finish");
+    match worker.shut_down(lease).await {
+        true => tracing::info!("shut down"),
+        false => tracing::warn!("shut down; calls that took too long were cut off"),
+    }
+    Ok(())
+}
+
+impl Worker {
+    async fn open(config: WorkerConfig) -> Result<Self, ServeError> {
+        let started = Instant::now();
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
+        let models = Arc::new(Models::default());
+        let (following, tasks) = (Tasks::new(), Tasks::new());
+        let repository =
+            own_repository(&config.models, (&models, &metrics), true, following.clone())?;
+        let flag = "--worker-address";
+        let failed = |source| ServeError::Listen { flag, address: config.address, source };
+        let listener = TcpListener::bind(config.address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let mut metrics_address = None;
+        if let Some(wanted) = config.metrics {
+            let exporter = Exporter { registry, metrics, models: models.clone(), started };
+            let security =
+                Security::load(&SecurityConfig::default()).map_err(ServeError::Start)?;
+            let opened = open_metrics(wanted, Arc::new(exporter), &security, &tasks).await?;
+            metrics_address = Some(opened);
+        }
+        let files = Arc::new(Files::default());
+        let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
+        let (serving, group) = (server.clone(), tasks.clone());
+        tasks.spawn("worker", async move { serving.serve(listener, &group).await });
+        let formats = Formats {
+            tool_calls: config.models.engine.tool_call_parser.clone(),
+            reasoning: config.models.engine.reasoning_parser.clone(),
+        };
+        Ok(Self {
+            config,
+            models,
+            repository,
+            server,
+            files,
+            formats,
+            address,
+            metrics_address,
+            following,
+            tasks,
+        })
+    }
+
+    /// Returns the record of this worker with what it serves now.
+    async fn register(&self) -> Result<Instance, ServeError> {
+        let address = self.config.advertise.clone().unwrap_or_else(|| self.address.to_string());
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut instance =
+            Instance::new(self.config.namespace.clone(), format!("grpc://{address}"));
+        instance.started_unix_ms = since.as_millis() as u64;
+        instance.cards = self.serve(&[]);
+        Ok(instance)
+    }
+
+    /// Serves what can be called now, and nothing else; returns its cards.
+    fn serve(&self, before: &[Card]) -> Vec<Card> {
+        let offers = offers(&self.models, &self.formats, &self.files);
+        let is_gone = |card: &&Card| !offers.iter().any(|offer| offer.card.name == card.name);
+        before.iter().filter(is_gone).for_each(|card| self.server.remove(&card.name));
+        let serve = |Offer { card, served }: Offer| {
+            self.server.insert(card.name.clone(), served);
+            card
+        };
+        offers.into_iter().map(serve).collect()
+    }
+
+    /// Keeps the registration as the models are, until the future is dropped.
+    async fn follow(&self, mut instance: Instance, lease: &mut Option<Lease>) {
+        let peers = Peers::new(&self.tasks);
+        let registered = match self.config.store.open(peers, &self.tasks) {
+            Ok(discovery) => discovery.register(instance.clone()).await,
+            Err(error) => Err(error),
+        };
+        match registered {
+            Ok(taken) => *lease = Some(taken),
+            Err(error) => return tracing::error!(%error, "the worker cannot be registered"),
+        }
+        let mut changes = self.models.changes();
+        let mut draining = self.server.draining();
+        loop {
+            let is_draining = *draining.borrow_and_update();
+            let cards = self.serve(&instance.cards);
+            if cards != instance.cards || is_draining != instance.is_draining {
+                instance.cards = cards;
+                instance.is_draining = is_draining;
+                if let Some(Err(error)) = match &lease {
+                    Some(lease) => Some(lease.update(instance.clone()).await),
+                    None => None,
+                } {
+                    tracing::warn!(%error, "the registration is not up to date");
+                }
+            }
+            // Changes are told at once; an engine that fails is seen at the next look.
+            let news = async {
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    _ = draining.changed() => {}
+                }
+            };
+            let _ = timeout(LOOK_INTERVAL, news).await;
+        }
+    }
+
+    /// Ends in order; returns whether all calls came to their end.
+    async fn shut_down(&self, lease: Option<Lease>) -> bool {
+        self.following.cancel();
+        let end = async {
+            if let Some(lease) = lease {
+                match timeout(REVOKE_WAIT, lease.revoke()).await {
+                    Ok(Ok(())) => tokio::time::sleep(LEAVE_WAIT).await,
+                    Ok(Err(error)) => tracing::warn!(%error, "the registration is still there"),
+                    Err(_) => tracing::warn!("the registration is still there: no answer"),
+                }
+            }
+            self.server.shut_down(self.config.shutdown_grace).await
+        };
+        let is_finished = tokio::select! {
+            is_finished = end => is_finished,
+            () = shutdown::signalled() => false,
+        };
+        // The last answers and farewells are written by the connections' own tasks.
+        if is_finished {
+            self.tasks.wait(Duration::from_millis(200)).await;
+        }
+        self.tasks.cancel();
+        is_finished
+    }
+}
