@@ -1,0 +1,311 @@
+//! Chooses a worker of a model for each request, and another one when the first does not take it.
+//!
+//! Whatever fails before the first output is tried elsewhere, as long as there is somebody who was
+//! not asked yet: nobody has seen anything of the answer. What fails later is the affair of
+//! [`Migrate`](super::Migrate).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use async_trait::async_trait;
+use cluster::instance::InstanceId;
+use engine::{
+    Context, EmbedRequest, Engine, Error, ErrorKind, GenerateRequest, InferRequest, OutputStream,
+    Request, Result,
+};
+
+mod candidate;
+mod routed;
+#[cfg(test)]
+mod tests;
+
+use candidate::InFlight;
+pub(crate) use candidate::{Candidate, Engines};
+use routed::{Again, Routed};
+
+/// Who may be asked now. It is read for every request, so reading is cheap.
+pub(crate) trait Workers: Send + Sync + 'static {
+    /// Returns the workers of the model. One that stays is the same [`Candidate`] each time,
+    /// since that counts what is in flight.
+    fn candidates(&self) -> Arc<[Arc<Candidate>]>;
+    /// Hears that the connection to a worker was found dead.
+    fn suspect(&self, id: InstanceId);
+}
+
+/// Which worker is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// The one that was chosen longest ago.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest requests: those of this frontend in flight, and those of others as
+    /// far as is known. Among equals the one that was chosen longest ago.
+    LeastLoaded,
+}
+
+/// Which tensor requests are tried elsewhere when a worker had accepted them and was lost before
+/// their first output. It may have begun them, so a model with effects of its own would have them
+/// twice. Prompts and embeddings are always tried elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum RetryAccepted {
+    /// None.
+    Never,
+    /// Those that are not part of a sequence.
+    #[default]
+    Stateless,
+    /// All: the sequence's own state is kept here, and changes with the answer alone.
+    Always,
+}
+
+/// How workers are chosen and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RouteConfig {
+    pub policy: Policy,
+    /// The most workers that one request is given to before its first output, at least 1;
+    /// default 3.
+    pub max_attempts: u32,
+    pub retry_accepted: RetryAccepted,
+}
+
+impl Default for RouteConfig {
+    fn default() -> Self {
+        let (policy, retry_accepted) = Default::default();
+        Self { policy, max_attempts: 3, retry_accepted }
+    }
+}
+
+/// The workers of one model as one engine. Clones are the same engine.
+#[derive(Clone)]
+pub(crate) struct Route(Arc<Inner>);
+
+struct Inner {
+    model: String,
+    workers: Arc<dyn Workers>,
+    config: RouteConfig,
+    /// Counts choices, from 1; workers note when they were chosen last.
+    choices: AtomicU64,
+}
+
+impl Route {
+    /// Makes the engine of a model, which errors name.
+    pub(crate) fn new(
+        model: impl Into<String>,
+        workers: Arc<dyn Workers>,
+        config: RouteConfig,
+    ) -> Self {
+        Self(Arc::new(Inner { model: model.into(), workers, config, choices: AtomicU64::new(1) }))
+    }
+}
+
+/// What can be routed.
+trait Routable: Request + Clone + Sync + Unpin {
+    /// Returns the worker's engine for it.
+    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>>;
+
+    /// Returns how many places it takes in a worker.
+    fn places(&self) -> u64 {
+        1
+    }
+
+    /// Returns whether it may be given to a second worker when the first had accepted it.
+    fn may_be_repeated(&self, _setting: RetryAccepted) -> bool {
+        true
+    }
+}
+
+impl Routable for GenerateRequest {
+    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
+        &engines.generate
+    }
+
+    fn places(&self) -> u64 {
+        self.choices.get().into()
+    }
+}
+
+impl Routable for EmbedRequest {
+    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
+        &engines.embed
+    }
+}
+
+impl Routable for InferRequest {
+    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
+        &engines.infer
+    }
+
+    fn may_be_repeated(&self, setting: RetryAccepted) -> bool {
+        match setting {
+            RetryAccepted::Never => false,
+            RetryAccepted::Stateless => self.sequence.is_none(),
+            RetryAccepted::Always => true,
+        }
+    }
+}
+
+#[async_trait]
+impl<R: Routable> Engine<R> for Route {
+    async fn call(&self, request: R, context: Context) -> Result<OutputStream<R>> {
+        let search = Search::new(self.0.clone(), context);
+        Ok(Box::pin(Routed::new(search.place(request).await?)))
+    }
+}
+
+/// A request that a worker accepted.
+struct Placed<R: Request> {
+    stream: OutputStream<R>,
+    worker: InFlight,
+    /// How to ask another one; none: there is nobody, or it is not allowed.
+    again: Option<Box<Again<R>>>,
+    route: Arc<Inner>,
+}
+
+/// The search for a worker that takes a request.
+struct Search {
+    route: Arc<Inner>,
+    context: Context,
+    tried: Vec<InstanceId>,
+    /// What the last one said, and what those said that were busy.
+    failed: Option<Error>,
+    busy: Option<Error>,
+}
+
+impl Search {
+    fn new(route: Arc<Inner>, context: Context) -> Self {
+        Self { route, context, tried: Vec::new(), failed: None, busy: None }
+    }
+
+    /// Gives the request to one worker after the other until one accepts it.
+    ///
+    /// Errors: what a worker says that others would say as well; unavailable or overloaded if
+    /// nobody is left.
+    async fn place<R: Routable>(mut self, mut request: R) -> Result<Placed<R>> {
+        loop {
+            let Some((worker, is_last)) = self.choose(request.places()) else {
+                return Err(self.verdict());
+            };
+            let spare = (!is_last).then(|| request.clone());
+            let engine = R::engine(&worker.candidate().engines);
+            let error = match engine.call(request, self.context.clone()).await {
+                Ok(stream) => return Ok(self.placed(stream, worker, spare)),
+                Err(error) => error,
+            };
+            if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded) {
+                return Err(error);
+            }
+            self.note(worker.candidate(), error);
+            match spare {
+                Some(spare) => request = spare,
+                None => return Err(self.verdict()),
+            }
+        }
+    }
+
+    fn placed<R: Routable>(
+        self,
+        stream: OutputStream<R>,
+        worker: InFlight,
+        spare: Option<R>,
+    ) -> Placed<R> {
+        let (route, setting) = (self.route.clone(), self.route.config.retry_accepted);
+        let spare = spare.filter(|spare| spare.may_be_repeated(setting));
+        let again = spare.map(|request| Box::new(Again { request, search: self }));
+        Placed { stream, worker, again, route }
+    }
+
+    /// Chooses a worker that was not asked yet; says as well whether it is the last one.
+    fn choose(&mut self, places: u64) -> Option<(InFlight, bool)> {
+        let attempt = self.tried.len() as u64 + 1;
+        if attempt > u64::from(self.route.config.max_attempts.max(1)) {
+            return None;
+        }
+        let candidates = self.route.workers.candidates();
+        let (worker, others) = self.route.choose(&candidates, &self.tried, places)?;
+        self.tried.push(worker.candidate().id);
+        let is_last = others == 0 || attempt == u64::from(self.route.config.max_attempts.max(1));
+        Some((worker, is_last))
+    }
+
+    /// Notes why a worker did not answer.
+    fn note(&mut self, candidate: &Candidate, error: Error) {
+        self.route.mind(candidate, &error);
+        match error.kind() {
+            ErrorKind::Overloaded => {
+                let earlier = self.busy.as_ref().and_then(Error::retry_after);
+                let soonest = earlier.into_iter().chain(error.retry_after()).min();
+                self.busy = Some(match soonest {
+                    Some(wait) => error.with_retry_after(wait),
+                    None => error,
+                });
+            }
+            _ => self.failed = Some(error),
+        }
+    }
+
+    /// Returns the error of a request that nobody is left for. A worker that is busy can be
+    /// reached, so if there was one the request may be tried again soon.
+    fn verdict(self) -> Error {
+        let model = &self.route.model;
+        let Some(busy) = self.busy else {
+            let text = format!("no worker of model `{model}` is reachable");
+            let error = Error::new(ErrorKind::Unavailable, text);
+            return match self.failed {
+                Some(cause) => error.with_source(cause),
+                None => error,
+            };
+        };
+        let text = format!("all workers of model `{model}` are busy: {}", busy.message());
+        let mut error = Error::new(ErrorKind::Overloaded, text);
+        if let Some(code) = busy.code() {
+            error = error.with_code(code.to_owned());
+        }
+        if let Some(wait) = busy.retry_after() {
+            error = error.with_retry_after(wait);
+        }
+        error.with_source(busy)
+    }
+}
+
+impl Inner {
+    /// Chooses a worker that is not among the tried ones and does not drain, and returns how many
+    /// others there would have been.
+    fn choose(
+        &self,
+        candidates: &[Arc<Candidate>],
+        tried: &[InstanceId],
+        places: u64,
+    ) -> Option<(InFlight, usize)> {
+        let now = self.choices.fetch_add(1, Relaxed);
+        let open = || {
+            let is_open = |one: &&Arc<Candidate>| !one.is_draining() && !tried.contains(&one.id);
+            candidates.iter().filter(is_open)
+        };
+        let cost = |one: &Arc<Candidate>| match self.config.policy {
+            Policy::RoundRobin => 0,
+            Policy::LeastLoaded => one.cost(),
+        };
+        // Two requests at once may see the same worker as the best: the second looks again. Each
+        // such round is another request's success, and after a few of them any choice is as good.
+        for round in 1.. {
+            let others = open().count().checked_sub(1)?;
+            let (_, chosen, best) = open()
+                .map(|one| (cost(one), one.chosen(), one))
+                .min_by_key(|(cost, chosen, one)| (*cost, *chosen, one.id))?;
+            if best.choose(chosen, now) || round == MAX_ROUNDS {
+                return Some((InFlight::begin(best.clone(), places), others));
+            }
+        }
+        None
+    }
+
+    /// Tells the membership of a worker whose connection died. One that says why it refuses is
+    /// alive.
+    fn mind(&self, candidate: &Candidate, error: &Error) {
+        if error.kind() == ErrorKind::Unavailable && error.code().is_none() {
+            self.workers.suspect(candidate.id);
+        }
+    }
+}
+
+/// How often a choice is made anew because another request made the same one.
+const MAX_ROUNDS: u32 = 8;

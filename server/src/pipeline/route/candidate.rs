@@ -1,0 +1,130 @@
+//! One worker as the frontend sees it: how to ask it, and how busy it is.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cluster::instance::InstanceId;
+use engine::{EmbedRequest, Engine, GenerateRequest, InferRequest, WorkerLoad};
+
+/// The engines of a worker, one for each kind of request; one that it has not refuses.
+#[derive(Clone)]
+pub(crate) struct Engines {
+    pub generate: Arc<dyn Engine<GenerateRequest>>,
+    pub infer: Arc<dyn Engine<InferRequest>>,
+    pub embed: Arc<dyn Engine<EmbedRequest>>,
+}
+
+impl Engines {
+    /// Takes the engines from what is all three, as a remote model is.
+    pub(crate) fn of<E>(engine: Arc<E>) -> Self
+    where
+        E: Engine<GenerateRequest> + Engine<InferRequest> + Engine<EmbedRequest>,
+    {
+        Self { generate: engine.clone(), infer: engine.clone(), embed: engine }
+    }
+}
+
+/// A worker of a model. It lives as long as the worker is known.
+pub(crate) struct Candidate {
+    pub id: InstanceId,
+    pub engines: Engines,
+    is_draining: AtomicBool,
+    /// Places in the worker that requests of this frontend take.
+    in_flight: AtomicU64,
+    /// Places that others took when the load was told.
+    others: AtomicU64,
+    load: Mutex<WorkerLoad>,
+    /// The number of the choice that fell on it last.
+    chosen: AtomicU64,
+}
+
+impl Candidate {
+    /// Makes a worker of which nothing but its engines is known.
+    pub(crate) fn new(id: InstanceId, engines: Engines) -> Self {
+        Self {
+            id,
+            engines,
+            is_draining: AtomicBool::new(false),
+            in_flight: AtomicU64::new(0),
+            others: AtomicU64::new(0),
+            load: Mutex::default(),
+            chosen: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the load that the worker told last.
+    pub(crate) fn load(&self) -> WorkerLoad {
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the worker tells of its load. What it has beyond the requests of this frontend
+    /// is that of other frontends.
+    pub(crate) fn set_load(&self, load: WorkerLoad) {
+        let told = u64::from(load.waiting_requests) + u64::from(load.running_sequences);
+        self.others.store(told.saturating_sub(self.in_flight()), Relaxed);
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
+    }
+
+    /// Returns whether it takes no new work.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.load(Relaxed)
+    }
+
+    /// Notes whether it takes no new work.
+    pub(crate) fn set_draining(&self, is_draining: bool) {
+        self.is_draining.store(is_draining, Relaxed);
+    }
+
+    /// Returns how many places requests of this frontend take.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Returns how many requests it has, as far as is known.
+    pub(super) fn cost(&self) -> u64 {
+        self.in_flight() + self.others.load(Relaxed)
+    }
+
+    /// Returns which choice fell on it last; 0: none.
+    pub(super) fn chosen(&self) -> u64 {
+        self.chosen.load(Relaxed)
+    }
+
+    /// Chooses it, unless somebody else did since `before` was read.
+    pub(super) fn choose(&self, before: u64, now: u64) -> bool {
+        self.chosen.compare_exchange(before, now, Relaxed, Relaxed).is_ok()
+    }
+}
+
+impl fmt::Debug for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Candidate")
+            .field("id", &self.id)
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request's places in a worker, as long as this lives.
+pub(super) struct InFlight {
+    candidate: Arc<Candidate>,
+    places: u64,
+}
+
+impl InFlight {
+    pub(super) fn begin(candidate: Arc<Candidate>, places: u64) -> Self {
+        candidate.in_flight.fetch_add(places, Relaxed);
+        Self { candidate, places }
+    }
+
+    pub(super) fn candidate(&self) -> &Candidate {
+        &self.candidate
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.candidate.in_flight.fetch_sub(self.places, Relaxed);
+    }
+}
