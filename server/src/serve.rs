@@ -1,10 +1,11 @@
-//! The one-process role: listeners, models and their engines, wired and ended in order.
+//! The roles that serve clients: listeners, models, and their engines here or in workers, wired
+//! and ended in order.
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::middleware;
 use engine::Tasks;
@@ -14,13 +15,14 @@ use tonic::service::Routes;
 
 use crate::admin::{self, Exporter};
 use crate::backend::Backends;
-use crate::config::Config;
+use crate::config::{Config, ModelsConfig, Origin};
+use crate::fleet::Fleet;
 use crate::kserve::{Door, Grpc, Health, KserveService};
 use crate::listener::{Http, Listener, accept};
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::openai::Paths;
-use crate::repository::{ControlMode, Definition, Repository};
+use crate::repository::{ControlMode, Definition, Repository, RepositoryConfig};
 use crate::security::{Security, TlsListener, protect};
 use crate::shared::Shared;
 use crate::shared_memory::Regions;
@@ -30,6 +32,9 @@ use crate::{banner, openai, pages, rest, shutdown};
 
 /// Open connections of the metrics listener; more wait in the listen queue.
 const MAX_METRICS_CONNECTIONS: usize = 64;
+
+/// How long a frontend waits for workers before it says that it is there.
+const WORKERS_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +67,6 @@ pub struct Server {
     config: Config,
     models: Arc<Models>,
     repository: Arc<Repository>,
-    /// The names to load at the start.
-    initial: Vec<String>,
     traces: Arc<Traces>,
     health: Health,
     /// What accepts requests, what works on them, and what tells of it; they end in this order.
@@ -80,13 +83,10 @@ impl Server {
         let security = Security::load(&config.security).map_err(ServeError::Start)?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
-        let models = Arc::new(Models::default());
         let (accepting, work, admin) = (Tasks::new(), Tasks::new(), Tasks::new());
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(reporter).await;
-        let repository = repository(&config, &models, &metrics, accepting.clone())?;
-        let initial = repository.initial().map_err(ServeError::Start)?;
-        initial.iter().for_each(|name| models.announce(name, 1));
+        let (models, repository) = origin(&config.origin, &metrics, (&accepting, &admin))?;
 
         let traces = Arc::new(Traces::new(&config.trace).map_err(ServeError::Start)?);
         let shared = Arc::new(Shared {
@@ -139,7 +139,6 @@ impl Server {
             config,
             models,
             repository,
-            initial,
             traces,
             health,
             tasks,
@@ -149,18 +148,19 @@ impl Server {
         })
     }
 
-    /// Loads the models one after the other; each can be called as soon as it is loaded.
+    /// Loads the models one after the other; each can be called as soon as it is loaded. Those of
+    /// workers are waited for a moment: they may come at any time.
     pub async fn load(&self) -> Result<(), ServeError> {
-        let seen = self.repository.fingerprints().await.unwrap_or_default();
-        for name in self.initial.clone() {
-            let loaded = self.repository.load_declared(&name).await;
-            loaded.map_err(|why| ServeError::Load { name, why })?;
+        match &self.config.origin {
+            Origin::Own(config) => load_initial(&self.repository, config, &self.tasks.0).await,
+            Origin::Fleet(_) => {
+                let mut changes = self.models.changes();
+                let ready =
+                    async { while !self.models.are_ready() && changes.changed().await.is_ok() {} };
+                let _ = tokio::time::timeout(WORKERS_WAIT, ready).await;
+                Ok(())
+            }
         }
-        if self.config.repository.mode == ControlMode::Poll {
-            let repository = self.repository.clone();
-            self.tasks.0.spawn("repository", repository.poll(seen));
-        }
-        Ok(())
     }
 
     /// Returns where gRPC is served.
@@ -227,11 +227,43 @@ pub async fn run(config: Config, logging: Logging) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Makes the repository of the models that a configuration names.
-fn repository(
-    config: &Config,
-    models: &Arc<Models>,
+/// Makes the place of the models, and what puts them there.
+fn origin(
+    origin: &Origin,
     metrics: &Arc<Metrics>,
+    (accepting, admin): (&Tasks, &Tasks),
+) -> Result<(Arc<Models>, Arc<Repository>), ServeError> {
+    match origin {
+        Origin::Own(config) => {
+            let models = Arc::new(Models::default());
+            let about = (&models, metrics);
+            let repository = own_repository(config, about, false, accepting.clone())?;
+            Ok((models, repository))
+        }
+        Origin::Fleet(config) => {
+            let models = Arc::new(Models::of_fleet());
+            // Its tasks end last, since requests under way need their workers.
+            let fleet = Fleet::open(config, &models, metrics, admin).map_err(ServeError::Start)?;
+            admin.spawn("fleet", fleet.follow());
+            let none = RepositoryConfig {
+                roots: Vec::new(),
+                mode: ControlMode::None,
+                load_models: Vec::new(),
+                poll_interval: Duration::MAX,
+            };
+            let tasks = accepting.clone();
+            let repository = Repository::new(none, Vec::new(), models.clone(), None, tasks);
+            Ok((models, Arc::new(repository.map_err(ServeError::Start)?)))
+        }
+    }
+}
+
+/// Makes the repository of the models that a configuration names, and announces those that are
+/// loaded at the start. `keeps_tables`: models keep what frontends need to know of them.
+pub(crate) fn own_repository(
+    config: &ModelsConfig,
+    (models, metrics): (&Arc<Models>, &Arc<Metrics>),
+    keeps_tables: bool,
     tasks: Tasks,
 ) -> Result<Arc<Repository>, ServeError> {
     let given = config.builtins.iter().map(Definition::of_builtin);
@@ -242,11 +274,32 @@ fn repository(
         model_dir: config.model_dir.clone(),
         hub_url: config.hub_url.clone(),
         metrics: metrics.clone(),
+        keeps_tables,
         models: models.clone(),
     };
-    Repository::new(config.repository.clone(), given, models.clone(), backends, tasks)
-        .map(Arc::new)
-        .map_err(ServeError::Start)
+    let settings = config.repository.clone();
+    let repository = Repository::new(settings, given, models.clone(), Some(backends), tasks)
+        .map_err(ServeError::Start)?;
+    let initial = repository.initial().map_err(ServeError::Start)?;
+    initial.iter().for_each(|name| models.announce(name, 1));
+    Ok(Arc::new(repository))
+}
+
+/// Loads the models of the start, and follows the repositories if that is wanted.
+pub(crate) async fn load_initial(
+    repository: &Arc<Repository>,
+    config: &ModelsConfig,
+    tasks: &Tasks,
+) -> Result<(), ServeError> {
+    let seen = repository.fingerprints().await.unwrap_or_default();
+    for name in repository.initial().map_err(ServeError::Start)? {
+        let loaded = repository.load_declared(&name).await;
+        loaded.map_err(|why| ServeError::Load { name, why })?;
+    }
+    if config.repository.mode == ControlMode::Poll {
+        tasks.spawn("repository", repository.clone().poll(seen));
+    }
+    Ok(())
 }
 
 /// Opens the HTTP door, if there is to be one; returns where.
@@ -281,7 +334,7 @@ async fn open_http(
 }
 
 /// Opens the metrics listener; returns where.
-async fn open_metrics(
+pub(crate) async fn open_metrics(
     wanted: SocketAddr,
     exporter: Arc<Exporter>,
     security: &Security,

@@ -51,14 +51,16 @@ SCRIPTS = [
 ]
 
 
-class Server:
-    """A running `stator serve`."""
+LOCAL = ["--log-format", "json", "--metrics-host", "127.0.0.1", "--metrics-port", "0"]
+DOORS = ["--grpc-host", "127.0.0.1", "--grpc-port", "0", "--http-host", "127.0.0.1", "--http-port", "0"]
 
-    def __init__(self, *arguments, environment=None):
-        command = [str(BINARY), "serve", "--log-format", "json", "--grpc-host", "127.0.0.1",
-                   "--metrics-host", "127.0.0.1", "--http-host", "127.0.0.1",
-                   "--grpc-port", "0", "--metrics-port", "0", "--http-port", "0",
-                   *arguments]
+
+class Server:
+    """A running `stator serve`, `stator frontend` or `stator worker`."""
+
+    def __init__(self, *arguments, role="serve", environment=None):
+        doors = [] if role == "worker" else DOORS
+        command = [str(BINARY), role, *LOCAL, *doors, *arguments]
         self.log = []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                         text=True, env={**os.environ, **(environment or {})})
@@ -77,7 +79,7 @@ class Server:
             with contextlib.suppress(json.JSONDecodeError):
                 event = json.loads(line)
                 if event.get("message") == "ready":
-                    self.address = event["grpc"]
+                    self.address = event.get("grpc") or event["worker"]
                     self.http, self.metrics = event.get("http"), event.get("metrics")
                     self.ready.set()
         self.ready.set()

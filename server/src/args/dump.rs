@@ -1,7 +1,7 @@
 //! The configuration in force, written as a file that gives it again.
 
-use clap::parser::ValueSource;
 use clap::ArgMatches;
+use clap::parser::ValueSource;
 
 /// Returns a role's configuration in force as a TOML file, with the origin of each value.
 pub fn dump(role: &str, matches: &ArgMatches) -> String {

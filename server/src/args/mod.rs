@@ -247,7 +247,10 @@ pub fn cache_dir() -> Option<PathBuf> {
 /// Returns the user's state folder by the XDG convention, if it can be known.
 pub fn state_dir() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
-    std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or_else(home)
+    std::env::var_os("XDG_STATE_HOME")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
+        .or_else(home)
 }
 
 #[cfg(test)]

@@ -196,7 +196,8 @@ impl WorkerConfig {
 }
 
 fn namespace(text: &str) -> Result<Namespace, Invalid> {
-    text.parse().map_err(|error: engine::Error| Invalid(format!("--namespace: {}", error.message())))
+    text.parse()
+        .map_err(|error: engine::Error| Invalid(format!("--namespace: {}", error.message())))
 }
 
 #[cfg(test)]

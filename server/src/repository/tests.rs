@@ -42,6 +42,7 @@ fn repository() -> (Arc<Repository>, TempDir) {
         model_dir: PathBuf::new(),
         hub_url: None,
         metrics: Arc::new(Metrics::new(&mut prometheus_client::registry::Registry::default())),
+        keeps_tables: false,
         models: models.clone(),
     };
     let config = RepositoryConfig {
@@ -50,7 +51,8 @@ fn repository() -> (Arc<Repository>, TempDir) {
         load_models: Vec::new(),
         poll_interval: Duration::from_millis(5),
     };
-    let repository = Repository::new(config, Vec::new(), models, backends, Tasks::new()).unwrap();
+    let repository =
+        Repository::new(config, Vec::new(), models, Some(backends), Tasks::new()).unwrap();
     (Arc::new(repository), root)
 }
 

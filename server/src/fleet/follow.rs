@@ -1,0 +1,369 @@
+//! Makes models of what workers register: they come, change their workers, and go.
+//!
+//! One task owns what is served. A model is made once for each card, off the task, and keeps its
+//! counters and thresholds while workers come and go under it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cluster::card::{Card, Checksum, Input, Kind, Role};
+use cluster::membership::{Config as MembershipConfig, Membership, Model as Registered, Snapshot};
+use cluster::request::{LinkState, RemoteWorker};
+use engine::{ModelCard, Tasks};
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use openai_bridge::TextBridge;
+use prost_reflect::prost::Message;
+use proto::inference as wire;
+use tokio::time::sleep;
+
+use super::bridges::Fetched;
+use super::cards::LABELS;
+use super::config::FleetConfig;
+use super::peers::Peers;
+use super::pool::{Place, Pool};
+use super::tables;
+use crate::backend::{Engines, on_tensors, on_tokens};
+use crate::metrics::Metrics;
+use crate::models::{Model, Models};
+use crate::pipeline::{Migrate, Route};
+
+/// The wait before a model that could not be made is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The version under which workers' models are called.
+const VERSION: u64 = 1;
+
+/// The models of a fleet, in one frontend.
+pub(crate) struct Fleet {
+    membership: Membership,
+    maker: Arc<Maker>,
+    peers: Arc<Peers>,
+    models: Arc<Models>,
+    known: BTreeMap<String, Known>,
+    tasks: Tasks,
+}
+
+/// A name that workers serve.
+struct Known {
+    checksum: Checksum,
+    pool: Arc<Pool>,
+    names: Vec<String>,
+}
+
+/// What models are made with.
+struct Maker {
+    config: FleetConfig,
+    metrics: Arc<Metrics>,
+    fetched: Fetched,
+}
+
+/// A model to be made.
+#[derive(Clone)]
+struct Order {
+    card: Arc<Card>,
+    checksum: Checksum,
+    pool: Arc<Pool>,
+    workers: Vec<RemoteWorker>,
+    /// The name and aliases that it is called by.
+    names: Vec<String>,
+    /// The base of an adapter.
+    parent: Option<Arc<str>>,
+}
+
+type Made = (Order, Result<Vec<Model>, String>);
+
+impl Fleet {
+    /// Starts to look for workers.
+    ///
+    /// Errors: a discovery that is not set up rightly.
+    pub(crate) fn open(
+        config: &FleetConfig,
+        models: &Arc<Models>,
+        metrics: &Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> Result<Self, String> {
+        let peers = Peers::new(tasks);
+        let discovery = config.store.open(peers.clone(), tasks);
+        let discovery = discovery.map_err(|error| error.to_string())?;
+        let (query, settings) = (config.query.clone(), MembershipConfig::default());
+        let membership = Membership::start(&*discovery, query, peers.clone(), settings, tasks);
+        let fetched = Fetched::default();
+        let maker = Maker { config: config.clone(), metrics: metrics.clone(), fetched };
+        Ok(Self {
+            membership,
+            maker: Arc::new(maker),
+            peers,
+            models: models.clone(),
+            known: BTreeMap::new(),
+            tasks: tasks.clone(),
+        })
+    }
+
+    /// Keeps what is served as the workers are, until the future is dropped.
+    pub(crate) async fn follow(mut self) {
+        let mut snapshots = self.membership.snapshots();
+        let mut making = FuturesUnordered::<BoxFuture<'static, Made>>::new();
+        loop {
+            let snapshot = snapshots.borrow_and_update().clone();
+            for order in self.apply(&snapshot) {
+                making.push(make(self.maker.clone(), order, Duration::ZERO).boxed());
+            }
+            loop {
+                tokio::select! {
+                    changed = snapshots.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    Some(made) = making.next() => {
+                        if let Some(order) = self.take(made) {
+                            making.push(make(self.maker.clone(), order, AGAIN).boxed());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives models their workers; returns the models that are to be made.
+    fn apply(&mut self, snapshot: &Snapshot) -> Vec<Order> {
+        let gone = |name: &&String| !snapshot.models.contains_key(*name);
+        for name in self.known.keys().filter(gone).cloned().collect::<Vec<_>>() {
+            if let Some(known) = self.known.remove(&name) {
+                known.names.iter().for_each(|name| self.models.forget(name));
+            }
+        }
+        let orders: Vec<Order> = snapshot
+            .models
+            .iter()
+            .filter_map(|(name, model)| self.place(name, model, snapshot))
+            .collect();
+        self.peers.retain(|id| snapshot.has(id));
+        self.models.touch();
+        orders
+    }
+
+    /// Gives a model its workers; returns it if it is to be made.
+    fn place(&mut self, name: &str, model: &Registered, snapshot: &Snapshot) -> Option<Order> {
+        let workers = self.workers(model);
+        let remotes = workers.iter().map(|place| place.worker.clone()).collect();
+        if let Some(known) = self.known.get(name).filter(|known| known.checksum == model.checksum) {
+            known.pool.set(workers, &self.tasks);
+            return None;
+        }
+        let pool = Pool::new(name, self.membership.clone());
+        pool.set(workers, &self.tasks);
+        let aliases = model.card.aliases.iter();
+        let aliases =
+            aliases.filter(|alias| snapshot.aliases.get(*alias).is_some_and(|of| of == name));
+        let names: Vec<String> = std::iter::once(name.to_owned()).chain(aliases.cloned()).collect();
+        let is_base = |(_, other): &(&String, &Registered)| {
+            let has = |member: &cluster::membership::Member| {
+                member.card.adapters.iter().any(|adapter| adapter == name)
+            };
+            other.members.iter().any(has)
+        };
+        let parent = snapshot.models.iter().find(is_base).map(|(base, _)| base.as_str().into());
+        names.iter().for_each(|name| self.models.announce(name, VERSION));
+        let known = Known { checksum: model.checksum, pool: pool.clone(), names: names.clone() };
+        if let Some(before) = self.known.insert(name.to_owned(), known) {
+            let now = &self.known[name].names;
+            before.names.iter().filter(|name| !now.contains(name)).for_each(|name| {
+                self.models.forget(name);
+            });
+        }
+        let (card, checksum) = (model.card.clone(), model.checksum);
+        Some(Order { card, checksum, pool, workers: remotes, names, parent })
+    }
+
+    /// Returns the workers of a model that take work, with connections that are watched.
+    fn workers(&self, model: &Registered) -> Vec<Place> {
+        let mut places = Vec::new();
+        for member in model.accepting(Role::Aggregated) {
+            let id = member.instance.id;
+            match self.peers.worker(&member.instance) {
+                Ok((worker, is_new)) => {
+                    if is_new {
+                        self.watch(id, worker.clone());
+                    }
+                    let has_load = model.card.kind != Kind::Tensor;
+                    places.push(Place { id, worker, has_load });
+                }
+                Err(error) => tracing::warn!(instance = %id, %error, "a worker cannot be called"),
+            }
+        }
+        places
+    }
+
+    /// Connects at once, and tells the membership when the last connection is lost.
+    fn watch(&self, id: cluster::instance::InstanceId, worker: RemoteWorker) {
+        let membership = self.membership.clone();
+        let mut states = worker.state();
+        self.tasks.spawn("worker state", async move {
+            if worker.connect().await.is_err() {
+                membership.suspect(id);
+            }
+            // Only the state is held from now on, so that it ends with the worker.
+            drop(worker);
+            while states.changed().await.is_ok() {
+                if *states.borrow_and_update() == LinkState::Lost {
+                    membership.suspect(id);
+                }
+            }
+        });
+    }
+
+    /// Serves a model that was made; returns it if it is to be tried again.
+    fn take(&mut self, (order, made): Made) -> Option<Order> {
+        let name = &order.card.name;
+        let known = self.known.get(name)?;
+        if !Arc::ptr_eq(&known.pool, &order.pool) {
+            return None;
+        }
+        match made {
+            Ok(models) => {
+                for model in models {
+                    let name = model.name.clone();
+                    self.models.replace(&name, vec![(VERSION, Arc::new(model))]);
+                }
+                tracing::info!(model = name, "model ready");
+                None
+            }
+            Err(why) => {
+                tracing::warn!(model = name, why, "a model of workers cannot be served");
+                self.models.fail(name, &why);
+                self.models.announce(name, VERSION);
+                Some(self.renewed(order))
+            }
+        }
+    }
+
+    /// Returns an order with the workers that there are now.
+    fn renewed(&self, order: Order) -> Order {
+        let snapshot = self.membership.now();
+        let model = snapshot.models.get(&order.card.name);
+        let model = model.filter(|model| model.checksum == order.checksum);
+        let places = model.map(|model| self.workers(model)).unwrap_or_default();
+        Order { workers: places.into_iter().map(|place| place.worker).collect(), ..order }
+    }
+}
+
+async fn make(maker: Arc<Maker>, order: Order, wait: Duration) -> Made {
+    sleep(wait).await;
+    let made = maker.make(&order).await;
+    (order, made)
+}
+
+impl Maker {
+    /// Makes the models of a card, one for each of its names.
+    async fn make(self: &Arc<Self>, order: &Order) -> Result<Vec<Model>, String> {
+        let card = &order.card;
+        if card.input == Input::Text {
+            return Err("its workers take texts, which this frontend does not send".into());
+        }
+        let workers = &order.workers;
+        let tables = match card.kind {
+            Kind::Tensor => None,
+            _ => {
+                let found = self.fetched.get(card, tables::NAME, workers).await?;
+                Some(found.ok_or_else(|| format!("its card has no `{}`", tables::NAME))?)
+            }
+        };
+        let labels = self.fetched.get(card, LABELS, workers).await?;
+        let (maker, order) = (self.clone(), order.clone());
+        let make = move || maker.stack(&order, tables, labels);
+        let made = tokio::task::spawn_blocking(make).await;
+        made.unwrap_or_else(|error| Err(format!("the loader failed: {error}")))
+    }
+
+    /// Stacks the models of a card; blocks.
+    fn stack(
+        &self,
+        order: &Order,
+        tables: Option<Bytes>,
+        labels: Option<Bytes>,
+    ) -> Result<Vec<Model>, String> {
+        let card = &*order.card;
+        let declared = match &card.tensor_config {
+            Some(bytes) => {
+                wire::ModelConfig::decode(&**bytes).map_err(|error| error.to_string())?
+            }
+            None => wire::ModelConfig { name: card.name.clone(), ..Default::default() },
+        };
+        let route = Route::new(card.name.clone(), order.pool.clone(), self.config.route());
+        let bridge = tables.map(|tables| bridge(card, &tables)).transpose()?;
+        let labels: HashMap<String, Vec<String>> = match labels {
+            Some(labels) => serde_json::from_slice(&labels).map_err(|error| error.to_string())?,
+            None => HashMap::new(),
+        };
+        let mut models = Vec::new();
+        for name in &order.names {
+            let declared = wire::ModelConfig { name: name.clone(), ..declared.clone() };
+            let mut model = match &bridge {
+                None => self.on_tensors(&order.pool, route.clone(), declared)?,
+                Some(bridge) => self.on_tokens(order, &route, bridge, &declared),
+            };
+            model.parent.clone_from(&order.parent);
+            model.labels.clone_from(&labels);
+            models.push(model);
+        }
+        Ok(models)
+    }
+
+    fn on_tensors(
+        &self,
+        pool: &Arc<Pool>,
+        route: Route,
+        declared: wire::ModelConfig,
+    ) -> Result<Model, String> {
+        let config = tensor::metadata::read(&declared).map_err(|error| error.to_string())?;
+        let mut model = on_tensors(config, declared, Arc::new(route))?;
+        let pool = pool.clone();
+        model.health = Some(Arc::new(move || pool.is_ready()));
+        Ok(model)
+    }
+
+    fn on_tokens(
+        &self,
+        order: &Order,
+        route: &Route,
+        bridge: &Arc<TextBridge>,
+        declared: &wire::ModelConfig,
+    ) -> Model {
+        let (load, health) = (order.pool.clone(), order.pool.clone());
+        let generates = order.card.kind != Kind::Embedding;
+        let limit = self.config.migration_limit;
+        let engines = Engines {
+            bridge: bridge.clone(),
+            generate: match generates {
+                true => Some(Arc::new(Migrate { engine: route.clone(), limit })),
+                false => None,
+            },
+            embed: Arc::new(route.clone()),
+            load: Arc::new(move || load.load()),
+            health: Arc::new(move || health.is_ready()),
+        };
+        on_tokens(engines, &self.metrics, &declared.name, declared)
+    }
+}
+
+/// Makes the bridge of a model from its card and tables.
+fn bridge(card: &Card, content: &[u8]) -> Result<Arc<TextBridge>, String> {
+    let vocabulary = tables::read(content)?;
+    let about = ModelCard {
+        name: card.name.clone(),
+        architecture: String::new(),
+        context_length: card.context_length,
+        block_size: card.block_size,
+        eos_tokens: card.eos_tokens.clone(),
+    };
+    let (tools, reasoning) = (card.tool_call_parser.as_deref(), card.reasoning_parser.as_deref());
+    let bridge = match card.kind {
+        Kind::Embedding => TextBridge::encoder(&about, &vocabulary),
+        _ => TextBridge::new(&about, &vocabulary)
+            .and_then(|bridge| bridge.with_formats(tools, reasoning, &vocabulary)),
+    };
+    bridge.map(Arc::new).map_err(|error| error.to_string())
+}

@@ -1,0 +1,360 @@
+"""A fleet: frontends that serve the models of workers in other processes."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from conftest import running, sdk_of
+from wire import Stream, request
+
+BUILTINS = ["simple=add_sub", "identity", "repeat_int32", "sequence", "words=mock",
+            "slow=mock,pace_ms=10", "party=mock,reply=Grüße 🎉!"]
+MODELS = ["--no-default-model", *(part for spec in BUILTINS for part in ("--builtin", spec))]
+WAIT_SECONDS = 20
+
+
+def frontend(discovery, *arguments):
+    return running("--discovery", discovery, *arguments, role="frontend")
+
+
+def worker(discovery, *arguments, models=MODELS):
+    return running("--discovery", discovery, *models, *arguments, role="worker")
+
+
+def eventually(what, fact):
+    """Waits until something is so."""
+    end = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < end:
+        if fact():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"not in {WAIT_SECONDS} s: {what}")
+
+
+def joined(server, message="worker joined"):
+    return sum(message in line for line in server.log)
+
+
+def is_ready(client, model):
+    try:
+        return client.is_server_ready() and client.is_model_ready(model)
+    except InferenceServerException:
+        return False
+
+
+@contextlib.contextmanager
+def client_of(server):
+    with triton.InferenceServerClient(server.address) as client:
+        yield client
+
+
+def add(client, value=1, timeout=30):
+    """Asks `simple` for a sum and a difference."""
+    left = triton.InferInput("INPUT0", [1, 16], "INT32")
+    right = triton.InferInput("INPUT1", [1, 16], "INT32")
+    left.set_data_from_numpy(np.full((1, 16), value, np.int32))
+    right.set_data_from_numpy(np.full((1, 16), 2, np.int32))
+    answer = client.infer("simple", [left, right], client_timeout=timeout)
+    assert (answer.as_numpy("OUTPUT0") == value + 2).all()
+    assert (answer.as_numpy("OUTPUT1") == value - 2).all()
+
+
+def streamed(server, model="words", tokens=12, **options):
+    """Returns the text of a streamed chat."""
+    with sdk_of(server) as sdk:
+        chunks = sdk.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "Count"}], max_tokens=tokens,
+            temperature=0, stream=True, stream_options={"include_usage": True}, **options)
+        parts, usage = [], None
+        for chunk in chunks:
+            parts += [choice.delta.content or "" for choice in chunk.choices]
+            usage = chunk.usage or usage
+    return "".join(parts), usage
+
+
+@pytest.fixture(scope="module")
+def discovery(tmp_path_factory):
+    return f"file://{tmp_path_factory.mktemp('fleet')}"
+
+
+@pytest.fixture(scope="module")
+def fleet(discovery):
+    """A frontend, one worker that was there before it and one that came after."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(worker(discovery))
+        front = stack.enter_context(frontend(discovery))
+        second = stack.enter_context(worker(discovery))
+        eventually("both workers joined", lambda: joined(front) == 2)
+        with client_of(front) as client:
+            for spec in BUILTINS:
+                eventually(spec, lambda: is_ready(client, spec.partition("=")[0]))
+        yield front, first, second
+        for process in (front, first, second):
+            assert process.is_running(), "".join(process.log[-50:])
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """A `stator serve` with the same models."""
+    with running(*MODELS) as server:
+        yield server
+
+
+def test_tensors_go_through_both_calls(fleet):
+    with client_of(fleet[0]) as client:
+        for value in range(20):
+            add(client, value)
+    with grpc.insecure_channel(fleet[0].address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        inputs = [pb.ModelInferRequest.InferInputTensor(name=name, datatype=kind, shape=[length])
+                  for name, kind, length in (("IN", "INT32", 5), ("DELAY", "UINT32", 5),
+                                             ("WAIT", "UINT32", 1))]
+        raw = [np.arange(5, dtype=np.int32).tobytes(), bytes(20), bytes(4)]
+        stream = Stream(stub)
+        stream.send(request("repeat_int32", inputs, raw))
+        stream.close()
+        values = [np.frombuffer(message.infer_response.raw_output_contents[0], np.int32)[0]
+                  for message in stream]
+        assert values == [0, 1, 2, 3, 4]
+
+
+def test_a_large_tensor_goes_through(fleet):
+    with client_of(fleet[0]) as client:
+        data = np.arange(1 << 20, dtype=np.float32)
+        tensor = triton.InferInput("INPUT0", [data.size], "FP32")
+        tensor.set_data_from_numpy(data)
+        assert (client.infer("identity", [tensor]).as_numpy("OUTPUT0") == data).all()
+
+
+def test_the_state_of_a_sequence_follows_it_from_worker_to_worker(fleet):
+    with client_of(fleet[0]) as client:
+        name = client.get_model_metadata("sequence").inputs[0].name
+        totals = []
+        for step in range(6):
+            tensor = triton.InferInput(name, [1], "INT32")
+            tensor.set_data_from_numpy(np.array([1], np.int32))
+            answer = client.infer("sequence", [tensor], sequence_id=7, sequence_start=step == 0,
+                                  sequence_end=step == 5)
+            totals.append(int(answer.as_numpy(answer.get_response().outputs[0].name)[0]))
+        assert totals == [1, 2, 3, 4, 5, 6]
+
+
+def test_texts_stream_as_from_one_process(fleet, alone):
+    for model in ("words", "party"):
+        text, usage = streamed(fleet[0], model)
+        assert (text, usage) == streamed(alone, model) and text
+
+
+def test_metadata_and_configurations_are_those_of_one_process(fleet, alone):
+    with client_of(fleet[0]) as there, client_of(alone) as here:
+        for spec in BUILTINS:
+            name = spec.partition("=")[0]
+            assert there.get_model_metadata(name) == here.get_model_metadata(name)
+            assert there.get_model_config(name) == here.get_model_config(name)
+        index = [(model.name, model.state) for model in there.get_model_repository_index().models]
+        assert index == [(model.name, model.state)
+                         for model in here.get_model_repository_index().models]
+
+
+def test_all_doors_agree_on_what_is_ready(fleet):
+    with client_of(fleet[0]) as client:
+        assert client.is_server_ready() and not client.is_model_ready("nobody")
+    with sdk_of(fleet[0]) as sdk:
+        names = {model.id for model in sdk.models.list().data}
+        assert {"words", "slow", "party"} <= names
+    with grpc.insecure_channel(fleet[0].address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "simple"):
+            status = stub.Check(health_pb2.HealthCheckRequest(service=name)).status
+            assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_nothing_is_ready_without_workers(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery) as front, client_of(front) as client:
+        assert not client.is_server_ready()
+        with worker(discovery) as only:
+            eventually("the worker is there", lambda: is_ready(client, "simple"))
+            add(client)
+            only.stop()
+        eventually("it is gone", lambda: not is_ready(client, "simple"))
+        with pytest.raises(InferenceServerException) as error:
+            add(client)
+        assert "simple" in str(error.value)
+        with worker(discovery):
+            eventually("another one is there", lambda: is_ready(client, "simple"))
+            add(client)
+
+
+class Load:
+    """Requests without a pause, from several threads, until it is left."""
+
+    def __init__(self, server, threads=4):
+        self.server, self.done, self.failed = server, 0, []
+        self.is_over = threading.Event()
+        self.threads = [threading.Thread(target=self._run, args=(index,))
+                        for index in range(threads)]
+
+    def _run(self, index):
+        with client_of(self.server) as client:
+            while not self.is_over.is_set():
+                try:
+                    if index % 2:
+                        add(client)
+                    else:
+                        text, usage = streamed(self.server, "slow", tokens=20)
+                        assert usage.completion_tokens == 20, usage
+                    self.done += 1
+                except Exception as error:  # whatever a client would see
+                    self.failed.append(repr(error))
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.is_over.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_a_worker_that_is_asked_to_end_fails_nobody(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery) as front, worker(discovery), worker(discovery) as second:
+        with client_of(front) as client:
+            eventually("both workers joined", lambda: joined(front) == 2)
+            eventually("a model is ready", lambda: is_ready(client, "slow"))
+        with Load(front) as load:
+            time.sleep(1)
+            second.terminate()
+            assert second.process.wait(30) == 0, "".join(second.log[-20:])
+            before = load.done
+            time.sleep(1)
+        print(f"{load.done} requests, {before} of them before the worker's end")
+        assert not load.failed, load.failed[:5]
+        assert load.done > before > 0
+        assert any("shut down" in line for line in second.log)
+
+
+def test_a_worker_that_is_killed_fails_no_unary_request(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery, "--routing", "round-robin") as front, \
+            worker(discovery), worker(discovery) as second, client_of(front) as client:
+        eventually("both workers joined", lambda: joined(front) == 2)
+        eventually("a model is ready", lambda: is_ready(client, "simple"))
+        for value in range(200):
+            if value == 50:
+                second.stop()
+            add(client, value)
+        eventually("it left", lambda: joined(front, "worker left") == 1)
+        add(client)
+        assert streamed(front)[0]
+
+
+def test_another_card_under_the_same_name_is_a_conflict(tmp_path):
+    discovery = f"file://{tmp_path}"
+    other = ["--no-default-model", "--builtin", "words=mock,context_length=64"]
+    with frontend(discovery) as front, worker(discovery), worker(discovery, models=other):
+        eventually("it is told", lambda: joined(front, "is not served") == 1)
+        line = next(line for line in front.log if "is not served" in line)
+        assert "context_length" in line and "words" in line, line
+        with client_of(front) as client:
+            eventually("the older one is served", lambda: is_ready(client, "words"))
+
+
+def test_a_frontend_calls_only_its_namespaces(tmp_path):
+    discovery = f"file://{tmp_path}"
+    tensor = ["--no-default-model", "--builtin", "simple=add_sub"]
+    with worker(discovery, "--namespace", "blue-1", models=tensor), \
+            frontend(discovery, "--namespace", "green") as green, \
+            frontend(discovery, "--namespace-prefix", "blue") as blue, \
+            client_of(green) as nobody, client_of(blue) as client:
+        eventually("it is served", lambda: is_ready(client, "simple"))
+        add(client)
+        assert not is_ready(nobody, "simple")
+
+
+def test_workers_at_known_addresses_need_no_store(tmp_path):
+    with worker(f"file://{tmp_path}") as one, worker(f"file://{tmp_path}") as two, \
+            frontend(f"static://{one.address},{two.address}") as front, client_of(front) as client:
+        eventually("both workers joined", lambda: joined(front) == 2)
+        eventually("a model is ready", lambda: is_ready(client, "simple"))
+        one.terminate()
+        for value in range(100):
+            add(client, value)
+
+
+@pytest.mark.parametrize("role, arguments, fragment", [
+    ("worker", ["--discovery", "nats://a"], "--discovery: expected file:///DIR"),
+    ("worker", ["--discovery", "static://a:1"], "for frontends"),
+    ("worker", ["--worker-address", "0.0.0.0:0"], "--advertise"),
+    ("worker", ["--advertise", "here"], "--advertise: expected HOST:PORT"),
+    ("worker", ["--namespace", "a/b"], "--namespace"),
+    ("frontend", ["--namespace-prefix", "a/b"], "--namespace-prefix"),
+])
+def test_what_cannot_be_served_stops_the_start(role, arguments, fragment):
+    with pytest.raises(RuntimeError, match="did not start") as error:
+        with running(*arguments, role=role):
+            pass
+    assert fragment in str(error.value)
+
+
+@pytest.mark.skipif("STATOR_TEST_MODEL" not in os.environ, reason="needs the real model")
+def test_a_real_model_says_the_same_through_a_frontend_without_files(tmp_path):
+    discovery, model = f"file://{tmp_path}", f"smollm={os.environ['STATOR_TEST_MODEL']}"
+    with worker(discovery, models=[model]), frontend(discovery) as front, \
+            client_of(front) as client, running(model) as alone:
+        eventually("the model is ready", lambda: is_ready(client, "smollm"))
+        assert streamed(front, "smollm") == streamed(alone, "smollm")
+
+
+@pytest.fixture
+def etcd(tmp_path):
+    """A real etcd of its own."""
+    binary = shutil.which("etcd")
+    if binary is None:
+        pytest.skip("etcd is not installed")
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    client, peer = (f"http://127.0.0.1:{port}" for port in ports)
+    process = subprocess.Popen(
+        [binary, "--data-dir", str(tmp_path / "etcd"), "--listen-client-urls", client,
+         "--advertise-client-urls", client, "--listen-peer-urls", peer,
+         "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"etcd://127.0.0.1:{ports[0]}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_fleet_meets_in_etcd(etcd):
+    with worker(etcd) as first, frontend(etcd) as front, worker(etcd), client_of(front) as client:
+        eventually("both workers joined", lambda: joined(front) == 2)
+        eventually("a model is ready", lambda: is_ready(client, "simple"))
+        add(client)
+        assert streamed(front)[0]
+        first.terminate()
+        for value in range(50):
+            add(client, value)
+        assert first.process.wait(30) == 0
+        eventually("it left", lambda: joined(front, "worker left") == 1)
+        add(client)
