@@ -144,11 +144,11 @@ def test_the_state_of_a_sequence_follows_it_from_worker_to_worker(fleet):
         name = client.get_model_metadata("sequence").inputs[0].name
         totals = []
         for step in range(6):
-            tensor = triton.InferInput(name, [1], "INT32")
-            tensor.set_data_from_numpy(np.array([1], np.int32))
+            tensor = triton.InferInput(name, [1, 1], "INT32")
+            tensor.set_data_from_numpy(np.array([[1]], np.int32))
             answer = client.infer("sequence", [tensor], sequence_id=7, sequence_start=step == 0,
                                   sequence_end=step == 5)
-            totals.append(int(answer.as_numpy(answer.get_response().outputs[0].name)[0]))
+            totals.append(answer.as_numpy(answer.get_response().outputs[0].name).item())
         assert totals == [1, 2, 3, 4, 5, 6]
 
 

@@ -6,7 +6,7 @@ use super::{
     AFTER_HELP, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs, ProcessArgs,
     SecurityArgs, SharedMemoryArgs, TraceArgs,
 };
-use crate::fleet::Routing;
+use crate::fleet::{Repeated, Routing};
 
 /// How workers and frontends find one another.
 #[derive(Debug, Args)]
@@ -70,6 +70,11 @@ pub struct FrontendArgs {
     #[arg(long, value_name = "N", default_value_t = 3, env = "STATOR_MAX_ATTEMPTS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Frontend")]
     pub max_attempts: u32,
+    /// Tensor requests that are tried elsewhere when a worker is lost that may have begun them:
+    /// a model with effects of its own would have them twice
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Repeated::Stateless)]
+    #[arg(env = "STATOR_RETRY_ACCEPTED", help_heading = "Frontend")]
+    pub retry_accepted: Repeated,
     /// How often a text that was begun is continued on another worker
     #[arg(long, value_name = "N", default_value_t = 3, env = "STATOR_MIGRATION_LIMIT")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Frontend")]

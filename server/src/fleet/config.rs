@@ -11,7 +11,7 @@ use engine::Tasks;
 
 use crate::args::{FrontendArgs, WorkerArgs, state_dir};
 use crate::config::{Invalid, ModelsConfig, metrics};
-use crate::pipeline::{Policy, RouteConfig};
+use crate::pipeline::{Policy, RetryAccepted, RouteConfig};
 
 /// Where registrations are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,17 @@ pub enum Routing {
     LeastLoaded,
 }
 
+/// Which tensor requests may be given to a second worker when the first may have begun them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Repeated {
+    /// None
+    Never,
+    /// Those that are not part of a sequence
+    Stateless,
+    /// All
+    Always,
+}
+
 /// How a frontend finds workers and chooses among them.
 #[derive(Clone, Debug)]
 pub struct FleetConfig {
@@ -44,6 +55,8 @@ pub struct FleetConfig {
     pub routing: Routing,
     /// The most workers that one request is given to before its first output.
     pub max_attempts: u32,
+    /// Which tensor requests may be begun twice.
+    pub retry_accepted: Repeated,
     /// How often one text may go on elsewhere.
     pub migration_limit: u32,
 }
@@ -141,6 +154,7 @@ impl FleetConfig {
             query,
             routing: args.routing,
             max_attempts: args.max_attempts,
+            retry_accepted: args.retry_accepted,
             migration_limit: args.migration_limit,
         })
     }
@@ -151,7 +165,12 @@ impl FleetConfig {
             Routing::RoundRobin => Policy::RoundRobin,
             Routing::LeastLoaded => Policy::LeastLoaded,
         };
-        RouteConfig { policy, max_attempts: self.max_attempts, ..RouteConfig::default() }
+        let retry_accepted = match self.retry_accepted {
+            Repeated::Never => RetryAccepted::Never,
+            Repeated::Stateless => RetryAccepted::Stateless,
+            Repeated::Always => RetryAccepted::Always,
+        };
+        RouteConfig { policy, max_attempts: self.max_attempts, retry_accepted }
     }
 }
 

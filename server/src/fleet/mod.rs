@@ -12,7 +12,7 @@ mod pool;
 mod tables;
 mod worker;
 
-pub use config::{FleetConfig, Routing, Store, WorkerConfig};
+pub use config::{FleetConfig, Repeated, Routing, Store, WorkerConfig};
 pub(crate) use follow::Fleet;
 pub(crate) use tables::Tables;
 pub use worker::work;

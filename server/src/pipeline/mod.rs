@@ -13,5 +13,5 @@ pub(crate) use admit::{Admit, Limits, Thresholds};
 pub(crate) use deadline::Deadline;
 pub(crate) use migrate::Migrate;
 pub(crate) use observe::{Observe, TokenMetrics};
-pub(crate) use route::{Candidate, Engines, Policy, Route, RouteConfig, Workers};
+pub(crate) use route::{Candidate, Engines, Policy, RetryAccepted, Route, RouteConfig, Workers};
 pub(crate) use sequence::{SequenceOptions, Sequences};
