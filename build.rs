@@ -20,8 +20,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
     build_server(&descriptors)?;
+    // Maps of configurations in order, so that equal ones are equal bytes on every worker.
     tonic_prost_build::configure()
         .bytes(".")
+        .btree_map(".inference.ModelConfig")
+        .btree_map(".inference.ModelEnsembling")
+        .btree_map(".inference.ModelOptimizationPolicy")
+        .btree_map(".inference.ModelWarmup")
         .build_server(false)
         .build_transport(false)
         .compile_fds(descriptors)?;

@@ -50,7 +50,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub enum Origin {
     /// In this process.
-    Own(ModelsConfig),
+    Own(Box<ModelsConfig>),
     /// By the workers of a fleet.
     Fleet(FleetConfig),
 }
@@ -208,7 +208,7 @@ impl Config {
     pub fn from_args(args: &ServeArgs) -> Result<Self, Invalid> {
         let models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
         Ok(Self {
-            origin: Origin::Own(models),
+            origin: Origin::Own(Box::new(models)),
             trace: TraceConfig::from_args(&args.trace)?,
             shared_memory: shared_memory(&args.shared_memory),
             grpc: GrpcConfig::from_args(&args.grpc)?,

@@ -10,6 +10,7 @@ import time
 
 import grpc
 import numpy as np
+import openai
 import pytest
 import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,10 +19,11 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from conftest import running, sdk_of
+from test_lora import write_adapter
 from wire import Stream, request
 
-BUILTINS = ["simple=add_sub", "identity", "repeat_int32", "sequence", "words=mock",
-            "slow=mock,pace_ms=10", "party=mock,reply=Grüße 🎉!"]
+BUILTINS = ["simple=add_sub", "identity=identity,delay_ms=1,echo_parameters=false", "repeat_int32", "sequence", "words=mock",
+            "slow=mock,pace_ms=10,context_length=4000,reply=" + "so " * 500, "party=mock,reply=Grüße 🎉!"]
 MODELS = ["--no-default-model", *(part for spec in BUILTINS for part in ("--builtin", spec))]
 WAIT_SECONDS = 20
 
@@ -320,6 +322,53 @@ def test_a_real_model_says_the_same_through_a_frontend_without_files(tmp_path):
             client_of(front) as client, running(model) as alone:
         eventually("the model is ready", lambda: is_ready(client, "smollm"))
         assert streamed(front, "smollm") == streamed(alone, "smollm")
+
+
+@pytest.mark.skipif("STATOR_TEST_MODEL" not in os.environ, reason="needs the real model")
+def test_adapters_are_models_of_their_workers(tmp_path):
+    discovery, model = f"file://{tmp_path}/fleet", f"smollm={os.environ['STATOR_TEST_MODEL']}"
+    folder = write_adapter(tmp_path / "adapter", 1)
+    models = [model, "--lora-modules", f"tuned={folder}"]
+    with worker(discovery, models=models), frontend(discovery) as front, \
+            client_of(front) as client, running(*models) as alone:
+        eventually("the adapter is ready", lambda: is_ready(client, "tuned"))
+        eventually("its base is ready", lambda: is_ready(client, "smollm"))
+        tuned, plain = (streamed(front, name)[0] for name in ("tuned", "smollm"))
+        assert tuned == streamed(alone, "tuned")[0] != plain
+        with sdk_of(front) as sdk:
+            parents = {model.id: getattr(model, "parent", None) for model in sdk.models.list()}
+        assert parents == {"smollm": None, "tuned": "smollm"}
+
+
+@pytest.mark.skipif("STATOR_TEST_ENCODER" not in os.environ, reason="needs the real encoder")
+def test_an_encoder_makes_the_same_vectors(tmp_path):
+    discovery, model = f"file://{tmp_path}", f"minilm={os.environ['STATOR_TEST_ENCODER']}"
+    with worker(discovery, models=[model]), frontend(discovery) as front, \
+            client_of(front) as client, running(model) as alone:
+        eventually("the model is ready", lambda: is_ready(client, "minilm"))
+        texts = ["one", "two words", "ein dritter Satz mit Umlauten: äöü"]
+        with sdk_of(front) as there, sdk_of(alone) as here:
+            ask = {"model": "minilm", "input": texts}
+            answers = [sdk.embeddings.create(**ask).data for sdk in (there, here)]
+        assert [one.embedding for one in answers[0]] == [one.embedding for one in answers[1]]
+
+
+def test_a_second_signal_ends_a_worker_at_once(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery) as front, worker(discovery) as only, client_of(front) as client:
+        eventually("the model is ready", lambda: is_ready(client, "slow"))
+        with sdk_of(front) as sdk:
+            chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=1000, stream=True)
+            next(chunks)
+            only.terminate()
+            time.sleep(1)
+            assert only.is_running(), "the text is not at its end"
+            only.terminate()
+            started = time.monotonic()
+            only.process.wait(10)
+            assert time.monotonic() - started < 3
+            with pytest.raises(openai.APIError):
+                list(chunks)
 
 
 @pytest.fixture

@@ -126,3 +126,23 @@ fn served(model: &Arc<Model>, core: &Core, card: &Card) -> Served {
         events: core.events.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::inference::{ModelConfig, ModelParameter};
+
+    use super::*;
+
+    #[test]
+    fn equal_configurations_are_equal_bytes() {
+        let written = || {
+            let mut config = ModelConfig::default();
+            for key in 0..64 {
+                let value = ModelParameter { string_value: key.to_string() };
+                config.parameters.insert(key.to_string(), value);
+            }
+            config.encode_to_vec()
+        };
+        assert_eq!(written(), written());
+    }
+}
