@@ -252,6 +252,24 @@ def test_a_worker_that_is_asked_to_end_fails_nobody(tmp_path):
         assert any("shut down" in line for line in second.log)
 
 
+def test_a_text_comes_to_its_end_on_a_worker_that_is_asked_to_end(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery) as front, worker(discovery) as only, client_of(front) as client:
+        eventually("the model is ready", lambda: is_ready(client, "slow"))
+        with sdk_of(front) as sdk:
+            chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=400, stream=True,
+                                            stream_options={"include_usage": True})
+            next(chunks)
+            only.terminate()
+            eventually("it left", lambda: joined(front, "worker left") == 1)
+            assert [chunk.usage for chunk in chunks][-1].completion_tokens == 400
+        assert only.process.wait(10) == 0, "".join(only.log[-20:])
+        with grpc.insecure_channel(front.address) as channel:
+            ask = health_pb2.HealthCheckRequest(service="slow")
+            status = health_pb2_grpc.HealthStub(channel).Check(ask).status
+            assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 def test_a_worker_that_is_killed_fails_no_unary_request(tmp_path):
     discovery = f"file://{tmp_path}"
     with frontend(discovery, "--routing", "round-robin") as front, \

@@ -14,6 +14,9 @@ use crate::models::{Core, Model, Models};
 /// The artifact that has the labels of outputs.
 pub(super) const LABELS: &str = "labels";
 
+/// The artifact that has the number of an adapter.
+const ADAPTER: &str = "adapter";
+
 /// The formats of a worker's texts, as its command line names them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Formats {
@@ -71,6 +74,12 @@ pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> Vec<O
             contents.insert(artifact.sha256.to_string(), content);
             card.artifacts.push(artifact);
         }
+        if let Some(adapter) = model.adapter {
+            // Its number stands for its content, which has to be the same on all workers.
+            let (artifact, content) = file(ADAPTER, format!("{:016x}", adapter.0).into());
+            contents.insert(artifact.sha256.to_string(), content);
+            card.artifacts.push(artifact);
+        }
         if let Err(error) = card.check() {
             tracing::warn!(model = name, %error, "a model cannot be offered to frontends");
             continue;
@@ -110,8 +119,12 @@ fn labels(labels: &HashMap<String, Vec<String>>) -> Option<(Artifact, Bytes)> {
     }
     let sorted: BTreeMap<_, _> = labels.iter().collect();
     let content = Bytes::from(serde_json::to_vec(&sorted).ok()?);
+    Some(file(LABELS, content))
+}
+
+fn file(name: &str, content: Bytes) -> (Artifact, Bytes) {
     let (sha256, bytes) = (Sha256::of(&content), content.len() as u64);
-    Some((Artifact { name: LABELS.to_owned(), sha256, bytes }, content))
+    (Artifact { name: name.to_owned(), sha256, bytes }, content)
 }
 
 fn served(model: &Arc<Model>, core: &Core, card: &Card) -> Served {

@@ -26,12 +26,12 @@ use super::peers::Peers;
 use super::pool::{Place, Pool};
 use super::tables;
 use crate::backend::{Engines, on_tensors, on_tokens};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, Models};
 use crate::pipeline::{Migrate, Route};
 
 /// The wait before a model that could not be made is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// The version under which workers' models are called.
 const VERSION: u64 = 1;
@@ -132,7 +132,7 @@ impl Fleet {
         let gone = |name: &&String| !snapshot.models.contains_key(*name);
         for name in self.known.keys().filter(gone).cloned().collect::<Vec<_>>() {
             if let Some(known) = self.known.remove(&name) {
-                known.names.iter().for_each(|name| self.models.forget(name));
+                known.names.iter().for_each(|name| self.forget(name));
             }
         }
         let orders: Vec<Order> = snapshot
@@ -171,11 +171,16 @@ impl Fleet {
         if let Some(before) = self.known.insert(name.to_owned(), known) {
             let now = &self.known[name].names;
             before.names.iter().filter(|name| !now.contains(name)).for_each(|name| {
-                self.models.forget(name);
+                self.forget(name);
             });
         }
         let (card, checksum) = (model.card.clone(), model.checksum);
         Some(Order { card, checksum, pool, workers: remotes, names, parent })
+    }
+
+    fn forget(&self, name: &str) {
+        self.models.forget(name);
+        self.maker.metrics.set_load(&ModelLabels { model: name.into() }, None);
     }
 
     /// Returns the workers of a model that take work, with connections that are watched.
@@ -233,8 +238,7 @@ impl Fleet {
             }
             Err(why) => {
                 tracing::warn!(model = name, why, "a model of workers cannot be served");
-                self.models.fail(name, &why);
-                self.models.announce(name, VERSION);
+                order.names.iter().for_each(|name| self.models.fail(name, &why));
                 Some(self.renewed(order))
             }
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::card::Card;
-use cluster::discovery::Lease;
+use cluster::discovery::{Lease, LeaseState};
 use cluster::instance::Instance;
 use cluster::request::{ServerConfig, WorkerServer};
 use engine::Tasks;
@@ -55,32 +55,30 @@ struct Worker {
 
 /// Computes models until a signal comes.
 pub async fn work(config: WorkerConfig) -> Result<(), ServeError> {
-    let worker = Arc::new(Worker::open(config).await?);
+    let worker = Worker::open(config).await?;
     let mut signalled = pin!(shutdown::signalled());
-    let loaded = tokio::select! {
-        loaded = load_initial(&worker.repository, &worker.config.models, &worker.following) => {
-            loaded.map(|()| true)?
-        }
-        () = signalled.as_mut() => false,
+    let started = tokio::select! {
+        started = worker.start() => Some(started?),
+        () = signalled.as_mut() => None,
     };
-    let mut lease = None;
-    if loaded {
-        let registered = worker.register().await?;
+    let mut held = None;
+    if let Some((instance, lease)) = started {
         tracing::info!(
             worker = %worker.address,
             metrics = worker.metrics_address.map(tracing::field::display),
-            instance = %registered.id,
-            namespace = %registered.namespace,
-            address = registered.address,
+            instance = %instance.id,
+            namespace = %instance.namespace,
+            address = instance.address,
             "ready"
         );
         tokio::select! {
-            () = worker.follow(registered, &mut lease) => {}
+            () = worker.follow(instance, &lease) => {}
             () = signalled => {}
         }
+        held = Some(lease);
     }
     tracing::info!("shutting down: calls under way may finish");
-    match worker.shut_down(lease).await {
+    match worker.shut_down(held).await {
         true => tracing::info!("shut down"),
         false => tracing::warn!("shut down; calls that took too long were cut off"),
     }
@@ -129,15 +127,25 @@ impl Worker {
         })
     }
 
-    /// Returns the record of this worker with what it serves now.
-    async fn register(&self) -> Result<Instance, ServeError> {
+    /// Loads the models and registers with them.
+    async fn start(&self) -> Result<(Instance, Lease), ServeError> {
+        load_initial(&self.repository, &self.config.models, &self.following).await?;
         let address = self.config.advertise.clone().unwrap_or_else(|| self.address.to_string());
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut instance =
             Instance::new(self.config.namespace.clone(), format!("grpc://{address}"));
         instance.started_unix_ms = since.as_millis() as u64;
         instance.cards = self.serve(&[]);
-        Ok(instance)
+        let failed = |error: engine::Error| {
+            ServeError::Start(format!("the worker cannot be registered: {}", error.message()))
+        };
+        let discovery = self.config.store.open(Peers::new(&self.tasks), &self.tasks);
+        let registered = discovery.map_err(failed)?.register(instance.clone()).await;
+        let lease = registered.map_err(failed)?;
+        if lease.state() == LeaseState::Pending {
+            tracing::warn!("the store is not there yet: frontends will see the worker when it is");
+        }
+        Ok((instance, lease))
     }
 
     /// Serves what can be called now, and nothing else; returns its cards.
@@ -153,16 +161,7 @@ impl Worker {
     }
 
     /// Keeps the registration as the models are, until the future is dropped.
-    async fn follow(&self, mut instance: Instance, lease: &mut Option<Lease>) {
-        let peers = Peers::new(&self.tasks);
-        let registered = match self.config.store.open(peers, &self.tasks) {
-            Ok(discovery) => discovery.register(instance.clone()).await,
-            Err(error) => Err(error),
-        };
-        match registered {
-            Ok(taken) => *lease = Some(taken),
-            Err(error) => return tracing::error!(%error, "the worker cannot be registered"),
-        }
+    async fn follow(&self, mut instance: Instance, lease: &Lease) {
         let mut changes = self.models.changes();
         let mut draining = self.server.draining();
         loop {
@@ -171,10 +170,7 @@ impl Worker {
             if cards != instance.cards || is_draining != instance.is_draining {
                 instance.cards = cards;
                 instance.is_draining = is_draining;
-                if let Some(Err(error)) = match &lease {
-                    Some(lease) => Some(lease.update(instance.clone()).await),
-                    None => None,
-                } {
+                if let Err(error) = lease.update(instance.clone()).await {
                     tracing::warn!(%error, "the registration is not up to date");
                 }
             }

@@ -9,6 +9,7 @@ pub(crate) struct Migrate<E> {
     /// The engine around the workers.
     pub engine: E,
     /// How often one request may go on elsewhere.
+    #[expect(dead_code, reason = "nothing goes on elsewhere yet")]
     pub limit: u32,
 }
 
