@@ -145,8 +145,9 @@ fn parse_from(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<(Action, ArgMatches), clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
+    let first = command().try_get_matches_from(&args)?;
+    // A new one, since parsing changes a command.
     let mut command = command();
-    let first = command.try_get_matches_from_mut(&args)?;
     if let Some((role, matches)) = first.subcommand().filter(|(name, _)| ROLES.contains(name)) {
         if let Some(path) = matches.get_one::<PathBuf>("config") {
             command = with_file(command, role, path)?;

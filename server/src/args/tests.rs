@@ -64,6 +64,31 @@ fn the_dump_is_a_file_that_gives_the_same_configuration() {
 }
 
 #[test]
+fn every_role_has_its_own_flags_and_defaults() {
+    let parse = |args: &[&str]| {
+        let args = std::iter::once(&"stator").chain(args).map(OsString::from);
+        parse_from(args, |_| Some("/moved".into())).map_err(|error| error.to_string())
+    };
+    let path = file("role", "metrics-host = \"::1\"\nnamespace = \"blue\"\n");
+    let Action::Worker(worker) = parse(&["worker", "a.gguf", "--config", &path]).unwrap().0 else {
+        panic!("it is a worker");
+    };
+    let ports = (worker.process.metrics_port, worker.process.metrics_host.as_str());
+    assert_eq!((ports, worker.namespace.as_str()), ((0, "::1"), "blue"));
+    assert_eq!(worker.models.models, ["a.gguf"]);
+    let unmoved = parse_from(["stator", "frontend"].map(OsString::from), |_| None).unwrap().0;
+    let Action::Frontend(frontend) = unmoved else { panic!("it is a frontend") };
+    assert_eq!((frontend.process.metrics_port, frontend.grpc.grpc_port), (8002, 8001));
+    let wrong = parse(&["frontend", "--threads", "1"]).unwrap_err();
+    assert!(wrong.contains("--threads"), "{wrong}");
+    let models = file("models", "models = [\"a.gguf\"]\n");
+    let unmoved = |_: &str| None;
+    let args = ["stator", "frontend", "--config", &models].map(OsString::from);
+    let wrong = parse_from(args, unmoved).unwrap_err().to_string();
+    assert!(wrong.contains("no setting is called `models`"), "{wrong}");
+}
+
+#[test]
 fn the_dump_tells_no_secret() {
     let (_, matches) = parse(&["--http-restricted-api", "logging:key=s3cret"], None).unwrap();
     let text = dump("serve", &matches);
