@@ -103,6 +103,7 @@ def fleet(discovery):
         with client_of(front) as client:
             for spec in BUILTINS:
                 eventually(spec, lambda: is_ready(client, spec.partition("=")[0]))
+        assert joined(front, "is not served") == 0, "equal workers have equal cards"
         yield front, first, second
         for process in (front, first, second):
             assert process.is_running(), "".join(process.log[-50:])
