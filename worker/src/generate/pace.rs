@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// The fewest tokens of prompts in a pass: with fewer they would hardly get on.
-const LEAST_TOKENS: usize = 16;
+const LEAST_TOKENS: usize = 4;
 
 /// Passes with prompts between two without, so that the time of these stays known.
 const MIXED_AT_ONCE: u32 = 24;
