@@ -50,7 +50,7 @@ pub struct EngineArgs {
     pub mixed_prompt_tokens: u32,
     /// How many times as long as one without prompts such a pass may take: less keeps the time
     /// between tokens even, more finishes prompts sooner
-    #[arg(long, value_name = "TIMES", default_value_t = 2.5, env = "STATOR_MIXED_PASS_STRETCH")]
+    #[arg(long, value_name = "TIMES", default_value_t = 2.0, env = "STATOR_MIXED_PASS_STRETCH")]
     #[arg(value_parser = stretch)]
     pub mixed_pass_stretch: f32,
     /// Tokens guessed ahead of a text from what it said before; 0 guesses none

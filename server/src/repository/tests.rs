@@ -22,7 +22,7 @@ fn engine_config() -> EngineConfig {
         max_waiting_requests: 4,
         adapters: worker::lora::Limits { max_adapters: 1, max_rank: 4 },
         mixed_prompt_tokens: 64,
-        mixed_pass_stretch: 2.5,
+        mixed_pass_stretch: 2.0,
         draft_tokens: 0,
         has_prefix_cache: true,
         kv_watermark: 0.01,

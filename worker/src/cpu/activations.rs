@@ -90,6 +90,8 @@ pub struct Activations {
     panels: Vec<Panel>,
     seconds: Vec<Second>,
     counts: Vec<u32>,
+    /// Panels and second digits are those of the rows.
+    is_quantised: bool,
 }
 
 /// Rows to be read.
@@ -141,6 +143,7 @@ impl Activations {
     ) {
         let (rows, columns, blocks) = (self.rows, self.columns, self.columns / BLOCK);
         let floats = &mut self.floats[..rows * columns];
+        self.is_quantised = precision.is_some();
         let Some(precision) = precision else {
             let rows = floats.chunks_exact_mut(columns).enumerate();
             return compute.pool.each(rows, |_, (row, floats)| make(row, floats));
@@ -176,14 +179,14 @@ impl Activations {
 
     /// Returns the rows.
     pub fn view(&self) -> View<'_> {
-        let quads = self.rows.div_ceil(PANEL_ROWS);
+        let quads = if self.is_quantised { self.rows.div_ceil(PANEL_ROWS) } else { 0 };
         let blocks = self.columns / BLOCK;
         View {
             columns: self.columns,
             floats: &self.floats[..self.rows * self.columns],
-            panels: self.panels.get(..quads * blocks).unwrap_or_default(),
-            seconds: self.seconds.get(..quads * PANEL_ROWS * blocks).unwrap_or_default(),
-            counts: self.counts.get(..quads).unwrap_or_default(),
+            panels: &self.panels[..quads * blocks],
+            seconds: &self.seconds[..quads * PANEL_ROWS * blocks],
+            counts: &self.counts[..quads],
         }
     }
 }
@@ -210,11 +213,6 @@ impl View<'_> {
     pub(super) fn seconds(&self) -> impl Iterator<Item = &[Second]> {
         let rooms = self.seconds.chunks_exact(self.columns / BLOCK * PANEL_ROWS);
         rooms.zip(self.counts).map(|(seconds, &count)| &seconds[..count as usize])
-    }
-
-    /// Returns how many blocks have second digits.
-    pub fn wide_blocks(&self) -> usize {
-        self.counts.iter().map(|&count| count as usize).sum()
     }
 
     /// Returns what quantisation made of a number.

@@ -40,7 +40,7 @@ impl Default for SchedulerConfig {
             max_running_sequences: 64,
             batch_tokens: 512,
             mixed_prompt_tokens: 512,
-            mixed_pass_stretch: 2.5,
+            mixed_pass_stretch: 2.0,
             has_prefix_cache: true,
             watermark: 0.01,
             draft_tokens: 0,

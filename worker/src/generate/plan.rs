@@ -49,7 +49,8 @@ impl Scheduler {
         if !prompts.is_empty() {
             let mut budget = most - decoding;
             if decoding > 0 {
-                budget = budget.min(self.pace.prompt_tokens(self.config.mixed_prompt_tokens));
+                let most = self.config.mixed_prompt_tokens;
+                budget = budget.min(self.pace.prompt_tokens(decoding, most));
             }
             prompts.sort_by_key(|&index| self.running[index].urgency);
             self.plan_prompts(&prompts, budget)?;

@@ -270,14 +270,10 @@ impl Scheduler {
 
     /// Computes one forward pass and hands out what it gave.
     fn step(&mut self) {
-        let (started, before) = (Instant::now(), self.totals);
         let outcome = self.plan().and_then(|()| {
             self.park();
             self.forward()
         });
-        let drawn = self.totals.decode_tokens - before.decode_tokens;
-        let prompt = self.totals.prefill_tokens - before.prefill_tokens;
-        self.pace.observe(drawn, prompt, started.elapsed());
         if let Err(error) = outcome {
             tracing::error!(%error, "a forward pass failed; the running requests fail");
             self.fail_running(&Error::from(error));
@@ -308,6 +304,7 @@ impl Scheduler {
         self.is_fetching = false;
         self.totals.steps += 1;
         self.totals.batched_sequences += batch.len() as u64;
+        let started = Instant::now();
         let outputs = self.runner.forward(&batch)?;
         let mut rows = Rows::new(&outputs);
         let mut tools = Tools {
@@ -317,15 +314,19 @@ impl Scheduler {
             forks: &mut self.forks,
             accepted: &mut self.totals.accepted_tokens,
         };
+        let (mut drawn, mut prompt) = (0, 0);
         for sequence in self.running.iter_mut().filter(|sequence| sequence.planned > 0) {
             match sequence.is_decoding() {
-                true => self.totals.decode_tokens += sequence.planned as u64,
-                false => self.totals.prefill_tokens += sequence.planned as u64,
+                true => drawn += sequence.planned,
+                false => prompt += sequence.planned,
             }
             sequence.served = self.totals.steps;
             sequence.receive(&mut rows, &mut tools);
         }
         self.running.append(&mut self.forks);
+        self.totals.decode_tokens += drawn as u64;
+        self.totals.prefill_tokens += prompt as u64;
+        self.pace.observe(drawn, prompt, started.elapsed());
         Ok(())
     }
 }

@@ -57,7 +57,7 @@ impl Scheduler {
                 return Ok(false);
             };
             if !self.tiers.may_give(self.totals.steps, self.config.restored_blocks) {
-                return Ok(true);
+                return Ok(self.tiers.has(name));
             }
             match self.tiers.take(name) {
                 (kind, Found::Here(block)) => {

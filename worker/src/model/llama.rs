@@ -36,9 +36,9 @@ impl Default for Precisions {
     fn default() -> Self {
         let above = |excess| Precision { excess };
         Self {
-            query_key_value: above(4.0),
+            query_key_value: above(2.0),
             attention_output: Precision::NARROW,
-            gate_up: above(4.0),
+            gate_up: above(2.0),
             down: above(8.0),
             head: above(8.0),
         }

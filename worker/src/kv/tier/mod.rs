@@ -129,11 +129,12 @@ impl Tiers {
 
     /// Begins to fetch blocks, up to the first one that is nowhere.
     pub fn fetch(&mut self, names: &[SequenceHash]) {
-        for &name in names {
-            if !self.levels.iter_mut().any(|level| level.fetch(name)) {
-                return;
-            }
-        }
+        let _ = names.iter().all(|&name| self.has(name));
+    }
+
+    /// Returns whether a block is anywhere, and begins to fetch it if that takes time.
+    pub fn has(&mut self, name: SequenceHash) -> bool {
+        self.levels.iter_mut().any(|level| level.fetch(name))
     }
 
     /// Waits until something that is being fetched may have come, not longer than `most`. Nothing

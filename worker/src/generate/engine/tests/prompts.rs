@@ -133,7 +133,8 @@ async fn the_mock_says_what_it_is_told() {
 async fn prompts_that_share_what_is_scored_in_a_pass_take_no_blocks_from_others() {
     // Slow and long enough for all three to be in the batch together.
     let mock = MockConfig { pace: Duration::from_millis(1), ..MockConfig::default() };
-    // More of prompts than is scored in a pass, so that one of the two is left with nothing.
+    // More of prompts than is scored in a pass, so that one of the two is left with nothing: before
+    // anything is drawn, and beside what is drawn whenever the pace, which goes by the clock, allows.
     let config = SchedulerConfig { mixed_prompt_tokens: 256, ..SchedulerConfig::default() };
     let engine = engine(mock, config);
     let scored = |token| {

@@ -1,0 +1,70 @@
+//! Measures streams through the scheduler without a server, in tokens a second:
+//! `scheduler_speed [STREAMS [TOKENS [MODEL [THREADS]]]]`; without a model the mock, which takes no
+//! time of its own.
+
+use std::path::Path;
+use std::time::Instant;
+
+use engine::{Context, Engine, GenerateRequest, StopConditions};
+use futures_util::StreamExt;
+use futures_util::future::try_join_all;
+use worker::generate::{GenerateEngine, SchedulerConfig};
+use worker::runner::cpu::{CpuOptions, CpuRunner};
+use worker::runner::mock::{self, MockConfig, MockRunner};
+
+/// How often all streams are run.
+const ROUNDS: usize = 3;
+
+fn start(streams: usize, model: Option<&str>, threads: usize) -> Result<GenerateEngine, Error> {
+    let max_running_sequences = streams.max(1);
+    let config = SchedulerConfig { max_running_sequences, ..SchedulerConfig::default() };
+    let Some(model) = model else {
+        let runner = Box::new(MockRunner::new(MockConfig::default()));
+        return Ok(GenerateEngine::start(runner, &mock::vocabulary(), vec![256], config)?);
+    };
+    let options = CpuOptions {
+        threads,
+        context_length: None,
+        kv_cache_bytes: 1 << 30,
+        batch_tokens: config.batch_tokens,
+    };
+    let loaded = CpuRunner::load(Path::new(model), &options)?;
+    let (runner, eos) = (Box::new(loaded.runner), loaded.card.eos_tokens);
+    Ok(GenerateEngine::start(runner, &loaded.vocabulary, eos, config)?)
+}
+
+/// Runs one stream; returns its tokens and outputs.
+async fn run(engine: &GenerateEngine, tokens: u32) -> engine::Result<(usize, usize)> {
+    let stop = StopConditions { ignore_eos: true, ..StopConditions::after(tokens) };
+    let mut stream = engine.call(GenerateRequest::new(vec![1; 16], stop), Context::new("")).await?;
+    let (mut tokens, mut outputs) = (0, 0);
+    while let Some(output) = stream.next().await {
+        tokens += output?.tokens.len();
+        outputs += 1;
+    }
+    Ok((tokens, outputs))
+}
+
+type Error = Box<dyn std::error::Error>;
+
+#[expect(clippy::print_stdout, reason = "the example's purpose is to print")]
+fn main() -> Result<(), Error> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |index: usize, default: usize| {
+        arguments.get(index).map_or(Ok(default), |text| text.parse::<usize>())
+    };
+    let (streams, tokens) = (number(0, 32)?, number(1, 8000)?);
+    let engine = start(streams, arguments.get(2).map(String::as_str), number(3, 2)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    for _ in 0..ROUNDS {
+        let started = Instant::now();
+        let each = (0..streams).map(|_| run(&engine, tokens as u32));
+        let sums = runtime.block_on(try_join_all(each))?;
+        let (tokens, outputs) =
+            sums.into_iter().fold((0, 0), |(t, o), (tokens, outputs)| (t + tokens, o + outputs));
+        let rate = tokens as f64 / started.elapsed().as_secs_f64();
+        let each = tokens as f64 / outputs as f64;
+        println!("{streams} streams: {rate:.0} tokens/s, {each:.1} tokens an output");
+    }
+    Ok(())
+}
