@@ -6,7 +6,7 @@ mod deadline;
 #[expect(dead_code, reason = "the role `frontend` will use it")]
 mod migrate;
 mod observe;
-#[expect(dead_code, reason = "the role `frontend` will use it")]
+#[cfg_attr(not(test), expect(dead_code, reason = "the role `frontend` will use it"))]
 mod route;
 mod sequence;
 
