@@ -18,8 +18,17 @@ pub type TokenId = u32;
 /// ```
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
-    /// The prompt; at least one token.
+    /// The prompt; at least one token. What the continuation has so far stands behind it, if
+    /// another engine began it.
     pub tokens: Arc<[TokenId]>,
+    /// How many of `tokens`, at their end, are not prompt but output of an earlier attempt, fewer
+    /// than all; only one continuation is asked for then. They are not given out again, and
+    /// penalties, the draws of a seed, the constraint and log-probabilities go on as if nothing
+    /// had happened. The limits in `stop` and [`Usage`] take them for prompt.
+    pub generated: u32,
+    /// How many continuations of the same request are somebody else's and come before the first
+    /// of these: each has its own draws of a seed. Outputs are numbered from 0 all the same.
+    pub choice_offset: u32,
     /// How many independent continuations are wanted.
     pub choices: NonZeroU32,
     /// How the next token is drawn.
@@ -42,6 +51,8 @@ impl GenerateRequest {
     pub fn new(tokens: impl Into<Arc<[TokenId]>>, stop: StopConditions) -> Self {
         Self {
             tokens: tokens.into(),
+            generated: 0,
+            choice_offset: 0,
             choices: NonZeroU32::MIN,
             sampling: Sampling::default(),
             stop,
@@ -50,6 +61,11 @@ impl GenerateRequest {
             guided: None,
             adapter: None,
         }
+    }
+
+    /// Splits the tokens into the prompt and the output of an earlier attempt.
+    pub fn split(&self) -> (&[TokenId], &[TokenId]) {
+        self.tokens.split_at(self.tokens.len().saturating_sub(self.generated as usize))
     }
 }
 

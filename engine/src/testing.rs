@@ -1,4 +1,4 @@
-//! A scripted engine: plays back given outputs, for tests of everything around engines.
+//! Engines for tests of everything around engines: one plays back given outputs, one is a function.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -79,5 +79,33 @@ where
                 }
             }
         })))
+    }
+}
+
+/// An engine that is a function of the request.
+///
+/// ```
+/// use engine::testing::Function;
+/// use engine::{Context, Engine, Error, InferRequest, OutputStream};
+///
+/// let refusing = |_: InferRequest, _: Context| -> engine::Result<OutputStream<InferRequest>> {
+///     Err(Error::invalid("no"))
+/// };
+/// let engine = Function(refusing);
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// assert!(engine.call(InferRequest::default(), Context::new("1")).await.is_err());
+/// # });
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Function<F>(pub F);
+
+#[async_trait]
+impl<R, F> Engine<R> for Function<F>
+where
+    R: Request,
+    F: Fn(R, Context) -> Result<OutputStream<R>> + Send + Sync + 'static,
+{
+    async fn call(&self, request: R, context: Context) -> Result<OutputStream<R>> {
+        (self.0)(request, context)
     }
 }

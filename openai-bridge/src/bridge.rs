@@ -213,6 +213,8 @@ impl TextBridge {
             });
             requests.push(GenerateRequest {
                 tokens,
+                generated: 0,
+                choice_offset: 0,
                 choices: completion.choices,
                 sampling: row.sampling.clone(),
                 stop: row.stop.clone(),

@@ -1,5 +1,6 @@
 """A fleet: frontends that serve the models of workers in other processes."""
 
+import concurrent.futures
 import contextlib
 import os
 import shutil
@@ -284,6 +285,26 @@ def test_a_worker_that_is_killed_fails_no_unary_request(tmp_path):
         eventually("it left", lambda: joined(front, "worker left") == 1)
         add(client)
         assert streamed(front)[0]
+
+
+def test_texts_go_on_elsewhere_when_their_worker_is_killed(tmp_path):
+    discovery, models = f"file://{tmp_path}", ["--no-default-model", "--builtin",
+                                               "paced=mock,pace_ms=10"]
+    with frontend(discovery) as front, worker(discovery, models=models), \
+            worker(discovery, models=models) as second, client_of(front) as client:
+        eventually("both workers joined", lambda: joined(front) == 2)
+        eventually("the model is ready", lambda: is_ready(client, "paced"))
+        undisturbed = streamed(front, "paced", tokens=150)
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            texts = [pool.submit(streamed, front, "paced", tokens=150) for _ in range(6)]
+            time.sleep(0.7)
+            second.stop()
+            for text in texts:
+                (words, usage), (expected, counted) = text.result(), undisturbed
+                assert words == expected
+                # What was found in a cache differs: the first text was the first to be computed.
+                assert usage.prompt_tokens == counted.prompt_tokens
+                assert usage.completion_tokens == counted.completion_tokens
 
 
 def test_another_card_under_the_same_name_is_a_conflict(tmp_path):

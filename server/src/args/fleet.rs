@@ -7,6 +7,7 @@ use super::{
     SecurityArgs, SharedMemoryArgs, TraceArgs,
 };
 use crate::fleet::{Repeated, Routing};
+use crate::pipeline::DEFAULT_MIGRATIONS;
 
 /// How workers and frontends find one another.
 #[derive(Debug, Args)]
@@ -76,7 +77,8 @@ pub struct FrontendArgs {
     #[arg(env = "STATOR_RETRY_ACCEPTED", help_heading = "Frontend")]
     pub retry_accepted: Repeated,
     /// How often a text that was begun is continued on another worker
-    #[arg(long, value_name = "N", default_value_t = 3, env = "STATOR_MIGRATION_LIMIT")]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MIGRATIONS)]
+    #[arg(env = "STATOR_MIGRATION_LIMIT")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Frontend")]
     pub migration_limit: u32,
     #[command(flatten)]

@@ -11,7 +11,7 @@ mod sequence;
 pub(crate) use adapt::Adapt;
 pub(crate) use admit::{Admit, Limits, Thresholds};
 pub(crate) use deadline::Deadline;
-pub(crate) use migrate::Migrate;
+pub(crate) use migrate::{DEFAULT_MIGRATIONS, Migrate};
 pub(crate) use observe::{Observe, TokenMetrics};
 pub(crate) use route::{Candidate, Engines, Policy, RetryAccepted, Route, RouteConfig, Workers};
 pub(crate) use sequence::{SequenceOptions, Sequences};

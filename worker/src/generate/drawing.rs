@@ -43,6 +43,10 @@ impl Drawing {
         // One continuation speaks for the prompt that all share.
         let scores = request.prompt_logprobs.filter(|_| index == 0);
         let scores = scores.map(|top| Scores { top: top as usize, entries: vec![None] });
+        let (prompt, drawn) = request.split();
+        let mut sampler =
+            Sampler::new(&request.sampling, prompt, request.choice_offset.wrapping_add(index));
+        sampler.resume(drawn);
         Self {
             index,
             cached_tokens: 0,
@@ -50,7 +54,7 @@ impl Drawing {
             drawn: 0,
             max_tokens: request.stop.max_tokens.min(room as u32),
             stop: request.stop.clone(),
-            sampler: Sampler::new(&request.sampling, &request.tokens, index),
+            sampler,
             logprobs: request.logprobs,
             guide,
             scores,
@@ -82,8 +86,10 @@ impl Drawing {
         scratch: &mut Scratch,
     ) -> Result<Addition> {
         let prompt_logprobs = self.scores.take().map(|scores| scores.entries).unwrap_or_default();
-        let (token, end) = match self.max_tokens {
-            0 => (None, Some(FinishReason::Length)),
+        let (token, end) = match &self.guide {
+            // The worker that had it before did not come to say so.
+            Some(guide) if guide.is_complete() => (None, Some(FinishReason::Stop)),
+            _ if self.max_tokens == 0 => (None, Some(FinishReason::Length)),
             _ => self.next(logits, eos_tokens, scratch)?,
         };
         Ok(Addition { token, prompt_logprobs, end: end.map(|reason| (reason, self.usage())) })
@@ -142,7 +148,7 @@ impl Drawing {
         }
         if let Some(others) = token.and_then(|token| guide.instead_of(token)) {
             let rules = Rules { allowed: Some(others.words()), barred };
-            token = self.sampler.draw(logits, rules, scratch);
+            token = self.sampler.draw_instead(logits, rules, scratch);
         }
         token.ok_or_else(no_number)
     }

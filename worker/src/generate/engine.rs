@@ -156,7 +156,10 @@ impl Engine<GenerateRequest> for GenerateEngine {
     ) -> Result<OutputStream<GenerateRequest>> {
         self.intake.generation(&request)?;
         let guide = match &request.guided {
-            Some(guided) => Some(self.guides.guide(guided.clone()).await?),
+            Some(guided) => {
+                let drawn = request.split().1.to_vec();
+                Some(self.guides.guide(guided.clone(), drawn).await?)
+            }
             None => None,
         };
         let work = Work::Generate(Box::new(Generation { request, guide }));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Error, ErrorKind, Guided, Result};
+use engine::{Error, ErrorKind, Guided, Result, TokenId};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::guided::{Compiler, Guide};
@@ -36,10 +36,10 @@ impl Guides {
         }
     }
 
-    /// Compiles the constraint of a request.
+    /// Compiles the constraint of a request and follows it along the output of an earlier attempt.
     ///
     /// Errors: invalid, if it cannot be kept or takes too long; overloaded, if too many wait.
-    pub(super) async fn guide(&self, guided: Guided) -> Result<Guide> {
+    pub(super) async fn guide(&self, guided: Guided, drawn: Vec<TokenId>) -> Result<Guide> {
         let compiler = self.compiler.clone().ok_or_else(|| {
             let text = "constraints on the text are not served for this model's vocabulary";
             Error::new(ErrorKind::Unimplemented, text)
@@ -58,7 +58,11 @@ impl Guides {
             // The place is given back by the work itself: it goes on when nobody waits any more.
             let compile = move || {
                 let _place = place;
-                let _ = answer.send(compiler.compile(&guided));
+                let follow = |mut guide: Guide| {
+                    drawn.iter().try_for_each(|&token| guide.accept(token).map(drop))?;
+                    Ok(guide)
+                };
+                let _ = answer.send(compiler.compile(&guided).and_then(follow));
             };
             std::thread::Builder::new()
                 .name("constraint".into())

@@ -22,6 +22,7 @@ impl Intake {
         if max_tokens == 0 && request.prompt_logprobs.is_none() {
             return Err(Error::invalid("`max_tokens`: expected at least 1, got 0"));
         }
+        self.goes_on(request)?;
         if prompt + max_tokens.min(1) > context_length {
             return Err(too_long(prompt, context_length, max_tokens.min(1)));
         }
@@ -46,6 +47,21 @@ impl Intake {
             .with_param("n"));
         }
         self.holds(prompt + max_tokens.min(1))
+    }
+
+    /// Checks what is said of an earlier attempt.
+    fn goes_on(&self, request: &GenerateRequest) -> Result<()> {
+        let (generated, tokens) = (request.generated as usize, request.tokens.len());
+        if generated == 0 {
+            return Ok(());
+        }
+        let wrong = match () {
+            () if generated >= tokens => format!("expected fewer than the {tokens} tokens"),
+            () if request.choices.get() > 1 => "expected one continuation".to_owned(),
+            () if request.prompt_logprobs.is_some() => "expected no `prompt_logprobs`".to_owned(),
+            () => return Ok(()),
+        };
+        Err(Error::invalid(format!("`generated`: {wrong}, got {generated} tokens of output")))
     }
 
     /// Checks a text to embed.

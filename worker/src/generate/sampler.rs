@@ -76,6 +76,36 @@ impl Sampler {
         Self { sampling: sampling.clone(), random, seen: has_penalties.then(in_prompt) }
     }
 
+    /// Goes on behind tokens that were drawn by another sampler of the same kind.
+    pub(super) fn resume(&mut self, drawn: &[TokenId]) {
+        let is_greedy = self.is_greedy();
+        for &token in drawn {
+            self.note(token);
+            if !is_greedy {
+                self.random.f64();
+            }
+        }
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.sampling.temperature < COLDEST || self.sampling.top_k == 1
+    }
+
+    /// Draws a token that the rules leave in place of one drawn just now. It takes no draw of the
+    /// seed for itself, so that each token of a continuation stands for exactly one.
+    pub(super) fn draw_instead(
+        &mut self,
+        logits: &[f32],
+        rules: Rules<'_>,
+        scratch: &mut Scratch,
+    ) -> Option<TokenId> {
+        let aside = fastrand::Rng::with_seed(!self.random.get_seed());
+        let random = std::mem::replace(&mut self.random, aside);
+        let token = self.draw(logits, rules, scratch);
+        self.random = random;
+        token
+    }
+
     /// Draws a token that the rules leave; none if there is none, or no logit is a number.
     pub(super) fn draw(
         &mut self,
@@ -86,7 +116,7 @@ impl Sampler {
         let has_rules =
             rules.allowed.is_some() || rules.barred.iter().any(|tokens| !tokens.is_empty());
         let is_plain = self.seen.is_none() && self.sampling.logit_bias.is_empty() && !has_rules;
-        let is_greedy = self.sampling.temperature < COLDEST || self.sampling.top_k == 1;
+        let is_greedy = self.is_greedy();
         if is_plain && is_greedy {
             return largest(scratch.isa, logits);
         }

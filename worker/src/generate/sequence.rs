@@ -94,11 +94,13 @@ impl Sequence {
     pub(super) fn new(job: Job, key: Key, limits: &Limits) -> Self {
         let mut followers = Vec::new();
         let adapter = job.work.adapter().cloned();
+        let mut generated = 0;
         let (tokens, goal) = match &job.work {
             Work::Generate(generation) => {
                 let Generation { request, guide } = &**generation;
                 let room = limits.context_length - request.tokens.len();
                 let drawing = |index| Drawing::new(request, guide.clone(), index, room);
+                generated = request.generated as usize;
                 followers.extend((1..request.choices.get()).map(drawing));
                 (request.tokens.to_vec(), Goal::Draw(Box::new(drawing(0))))
             }
@@ -113,7 +115,7 @@ impl Sequence {
             is_preempted: false,
             planned: 0,
             served: 0,
-            prompt: tokens.len(),
+            prompt: tokens.len() - generated,
             tokens,
             computed: 0,
             goal,

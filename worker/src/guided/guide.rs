@@ -70,6 +70,11 @@ impl Guide {
         self.wait.is_none()
     }
 
+    /// Returns whether nothing may follow.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.holds() && self.matcher.is_stopped()
+    }
+
     /// Returns the tokens that may come next, those that end the text among them when it may
     /// end; none: all may. Cost: up to some 100 microseconds, bounded at a few milliseconds.
     ///

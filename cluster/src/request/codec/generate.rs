@@ -30,6 +30,8 @@ impl Wire for GenerateRequest {
             prompt_logprobs: self.prompt_logprobs,
             guided: self.guided.map(guided_to),
             adapter: self.adapter.map(|adapter| adapter.id().0),
+            generated: self.generated,
+            choice_offset: self.choice_offset,
         })
     }
 
@@ -37,6 +39,8 @@ impl Wire for GenerateRequest {
         let wire: wire::GenerateRequest = message(&payload)?;
         let request = Self {
             tokens: wire.tokens.into(),
+            generated: wire.generated,
+            choice_offset: wire.choice_offset,
             choices: NonZeroU32::new(wire.choices).unwrap_or(NonZeroU32::MIN),
             sampling: wire.sampling.map(sampling_of).transpose()?.unwrap_or_default(),
             stop: stop_of(wire.stop.unwrap_or_default()),

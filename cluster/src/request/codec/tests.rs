@@ -112,6 +112,8 @@ prop_compose! {
 prop_compose! {
     fn generate_requests()(
         tokens in vec(any::<u32>(), 0..900),
+        generated in any::<u32>(),
+        choice_offset in any::<u32>(),
         choices in 1u32..,
         sampling in samplings(),
         stop in stops(),
@@ -122,6 +124,8 @@ prop_compose! {
     ) -> GenerateRequest {
         GenerateRequest {
             tokens: tokens.into(),
+            generated,
+            choice_offset,
             choices: NonZeroU32::new(choices).unwrap(),
             sampling,
             stop,

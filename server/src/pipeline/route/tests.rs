@@ -1,14 +1,18 @@
-use std::sync::Mutex;
+//! Who is asked, how often, and what is said when nobody is left.
 
-use engine::testing::{Scripted, Step};
-use engine::{GenerateOutput, StopConditions};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use engine::testing::{Function, Step};
+use engine::{Sequence, SequenceId, SequenceState, StopConditions, WorkerLoad};
 use futures_util::StreamExt;
 
 use super::*;
 
 struct Fleet {
     candidates: Mutex<Arc<[Arc<Candidate>]>>,
-    suspects: Mutex<Vec<InstanceId>>,
+    suspects: Mutex<Vec<u64>>,
 }
 
 impl Workers for Fleet {
@@ -17,43 +21,262 @@ impl Workers for Fleet {
     }
 
     fn suspect(&self, id: InstanceId) {
-        self.suspects.lock().unwrap().push(id);
+        self.suspects.lock().unwrap().push(id.0);
     }
-}
-
-/// A worker that answers each kind of request with one output.
-fn worker(id: u64) -> (Arc<Candidate>, Arc<Scripted<GenerateRequest>>) {
-    let generate = Arc::new(Scripted::new(vec![Step::Output(GenerateOutput::default())]));
-    let engines = Engines {
-        generate: generate.clone(),
-        infer: Arc::new(Scripted::<InferRequest>::empty_answers(1)),
-        embed: Arc::new(Scripted::<EmbedRequest>::empty_answers(1)),
-    };
-    (Arc::new(Candidate::new(InstanceId(id), engines)), generate)
 }
 
 fn fleet(candidates: Vec<Arc<Candidate>>) -> Arc<Fleet> {
     Arc::new(Fleet { candidates: Mutex::new(candidates.into()), suspects: Mutex::default() })
 }
 
+type Answer = fn() -> Vec<Step<()>>;
+
+/// A worker that does the same with each kind of request, and how often it was asked.
+fn worker(id: u64, refusal: Option<Error>, answer: Answer) -> (Arc<Candidate>, Arc<AtomicUsize>) {
+    fn engine<R: Request>(
+        refusal: Option<Error>,
+        answer: Answer,
+        asked: Arc<AtomicUsize>,
+    ) -> Arc<dyn Engine<R>>
+    where
+        R::Output: Default + Send,
+    {
+        Arc::new(Function(move |_: R, _: Context| {
+            asked.fetch_add(1, Relaxed);
+            if let Some(error) = refusal.clone() {
+                return Err(error);
+            }
+            let items = answer().into_iter().map(|step| match step {
+                Step::Error(error) => Err(error),
+                _ => Ok(R::Output::default()),
+            });
+            let items: Vec<_> = items.collect();
+            Ok(Box::pin(futures_util::stream::iter(items)) as OutputStream<R>)
+        }))
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let engines = Engines {
+        generate: engine::<GenerateRequest>(refusal.clone(), answer, asked.clone()),
+        infer: engine::<InferRequest>(refusal.clone(), answer, asked.clone()),
+        embed: engine::<EmbedRequest>(refusal, answer, asked.clone()),
+    };
+    (Arc::new(Candidate::new(InstanceId(id), engines)), asked)
+}
+
+fn well() -> Vec<Step<()>> {
+    vec![Step::Output(())]
+}
+
+fn lost_before() -> Vec<Step<()>> {
+    vec![Step::Error(dead())]
+}
+
+fn lost_after() -> Vec<Step<()>> {
+    vec![Step::Output(()), Step::Error(dead())]
+}
+
+fn dead() -> Error {
+    Error::new(ErrorKind::Unavailable, "the connection is lost")
+}
+
+fn busy(wait_ms: u64) -> Error {
+    let error = Error::new(ErrorKind::Overloaded, "the queue is full").with_code("busy");
+    error.with_retry_after(Duration::from_millis(wait_ms))
+}
+
 fn prompt() -> GenerateRequest {
     GenerateRequest::new(vec![1], StopConditions::after(1))
 }
 
+fn embed() -> EmbedRequest {
+    EmbedRequest { tokens: vec![1].into(), adapter: None }
+}
+
+fn in_sequence() -> InferRequest {
+    let (id, state) = (SequenceId::Number(1), SequenceState::default());
+    let sequence = Some(Sequence { id, start: true, end: false, state });
+    InferRequest { sequence, ..InferRequest::default() }
+}
+
+async fn ask<R: Routable>(route: &Route, request: R) -> Result<usize> {
+    let mut stream = route.call(request, Context::new("r")).await?;
+    let mut outputs = 0;
+    while let Some(output) = stream.next().await {
+        output?;
+        outputs += 1;
+    }
+    Ok(outputs)
+}
+
+fn route(fleet: &Arc<Fleet>, config: RouteConfig) -> Route {
+    Route::new("m", fleet.clone(), config)
+}
+
 #[tokio::test]
-async fn workers_are_asked_in_turn_and_nothing_stays_in_flight() {
-    let workers: Vec<_> = (1..=3).map(worker).collect();
+async fn equal_workers_share_evenly_and_nothing_stays_in_flight() {
+    for policy in [Policy::RoundRobin, Policy::LeastLoaded] {
+        for (count, requests) in [(1, 5), (2, 7), (3, 9), (7, 100)] {
+            let workers: Vec<_> = (0..count).map(|id| worker(id, None, well).0).collect();
+            let fleet = fleet(workers.clone());
+            let route = route(&fleet, RouteConfig { policy, ..RouteConfig::default() });
+            let mut streams = Vec::new();
+            for _ in 0..requests {
+                streams.push(route.call(prompt(), Context::new("r")).await.unwrap());
+            }
+            let loads: Vec<u64> = workers.iter().map(|worker| worker.in_flight()).collect();
+            let spread = loads.iter().max().unwrap() - loads.iter().min().unwrap();
+            assert!(spread <= 1, "{policy:?}: {loads:?}");
+            assert!(streams[0].next().await.unwrap().is_ok());
+            drop(streams);
+            assert!(workers.iter().all(|worker| worker.in_flight() == 0));
+            assert!(fleet.suspects.lock().unwrap().is_empty());
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_end_at_once_are_shared_evenly_whoever_comes_and_goes() {
+    for seed in 0..50 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let workers: Vec<_> = (0..6).map(|id| worker(id, None, well)).collect();
+        let fleet = fleet(Vec::new());
+        let policy = [Policy::RoundRobin, Policy::LeastLoaded][random.usize(..2)];
+        let route = route(&fleet, RouteConfig { policy, ..RouteConfig::default() });
+        for _ in 0..5 {
+            let mut shown = workers.clone();
+            random.shuffle(&mut shown);
+            shown.truncate(random.usize(1..7));
+            let candidates = shown.iter().map(|(candidate, _)| candidate.clone()).collect();
+            *fleet.candidates.lock().unwrap() = candidates;
+            let before: Vec<usize> = shown.iter().map(|(_, asked)| asked.load(Relaxed)).collect();
+            for _ in 0..random.usize(1..40) {
+                assert_eq!(ask(&route, prompt()).await.unwrap(), 1);
+            }
+            let asked = shown.iter().zip(before).map(|((_, asked), b)| asked.load(Relaxed) - b);
+            let asked: Vec<usize> = asked.collect();
+            let spread = asked.iter().max().unwrap() - asked.iter().min().unwrap();
+            assert!(spread <= 1, "seed {seed}: {asked:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_least_loaded_is_asked_and_who_drains_is_not() {
+    let workers: Vec<_> = (0..3).map(|id| worker(id, None, well)).collect();
     let fleet = fleet(workers.iter().map(|(candidate, _)| candidate.clone()).collect());
-    let route = Route::new("m", fleet.clone(), RouteConfig::default());
-    let mut streams = Vec::new();
-    for _ in 0..9 {
-        streams.push(route.call(prompt(), Context::new("r")).await.unwrap());
+    let config = RouteConfig { policy: Policy::LeastLoaded, ..RouteConfig::default() };
+    let route = route(&fleet, config);
+    let load = |waiting_requests| WorkerLoad { waiting_requests, ..WorkerLoad::default() };
+    workers[0].0.set_load(load(9));
+    workers[1].0.set_load(load(2));
+    workers[2].0.set_draining(true);
+    assert_eq!(workers[0].0.load(), load(9));
+    for _ in 0..4 {
+        ask(&route, prompt()).await.unwrap();
     }
-    for (candidate, engine) in &workers {
-        assert_eq!((candidate.in_flight(), engine.live_streams()), (3, 3));
+    let asked: Vec<usize> = workers.iter().map(|(_, asked)| asked.load(Relaxed)).collect();
+    assert_eq!(asked, [0, 4, 0]);
+    // What is told of this frontend's own requests does not count twice.
+    let stream = route.call(prompt(), Context::new("r")).await.unwrap();
+    workers[1].0.set_load(load(1));
+    assert_eq!(workers[1].0.cost(), 1);
+    drop(stream);
+    assert_eq!(workers[1].0.cost(), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_sends_the_request_elsewhere() {
+    let table = [
+        (dead(), vec![0], true),
+        (dead().with_code("draining"), vec![], true),
+        (busy(5), vec![], true),
+        (Error::invalid("never"), vec![], false),
+        (Error::internal("a fault"), vec![], false),
+    ];
+    for (error, suspects, is_retried) in table {
+        let (refusing, other) = (worker(0, Some(error.clone()), well), worker(1, None, well));
+        let fleet = fleet(vec![refusing.0, other.0]);
+        let outcome = ask(&route(&fleet, RouteConfig::default()), prompt()).await;
+        assert_eq!(outcome.is_ok(), is_retried, "{error}");
+        assert_eq!(*fleet.suspects.lock().unwrap(), suspects, "{error}");
     }
-    assert!(streams[0].next().await.unwrap().is_ok());
-    drop(streams);
-    assert!(workers.iter().all(|(candidate, _)| candidate.in_flight() == 0));
-    assert!(fleet.suspects.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn when_nobody_is_left_the_error_says_why() {
+    let all = |refusals: Vec<Error>| {
+        let worker = |(id, error)| worker(id, Some(error), well);
+        let workers: Vec<_> = (0..).zip(refusals).map(worker).collect();
+        let asked: Vec<_> = workers.iter().map(|(_, asked)| asked.clone()).collect();
+        (fleet(workers.into_iter().map(|(candidate, _)| candidate).collect()), asked)
+    };
+    let (none, _) = all(vec![]);
+    let error = ask(&route(&none, RouteConfig::default()), prompt()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.message(), "no worker of model `m` is reachable");
+
+    let (fleet, asked) = all(vec![dead(), dead(), dead(), dead()]);
+    let error = ask(&route(&fleet, RouteConfig::default()), embed()).await.unwrap_err();
+    assert_eq!(error.message(), "no worker of model `m` is reachable");
+    let source = std::error::Error::source(&error).unwrap();
+    assert_eq!(source.to_string(), "the connection is lost");
+    let asked: usize = asked.iter().map(|asked| asked.load(Relaxed)).sum();
+    assert_eq!(asked, 3, "no more attempts than allowed");
+
+    let (fleet, _) = all(vec![busy(30), busy(10), busy(20)]);
+    let error = ask(&route(&fleet, RouteConfig::default()), prompt()).await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, Some("busy")));
+    assert_eq!(error.retry_after(), Some(Duration::from_millis(10)));
+    let (fleet, _) = all(vec![busy(30), dead()]);
+    let error = ask(&route(&fleet, RouteConfig::default()), prompt()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded, "one that is busy can be reached");
+}
+
+/// Asks a worker that is lost and then one that is well; returns what came and who was asked.
+async fn lost<R: Routable>(answer: Answer, setting: RetryAccepted, request: R) -> (bool, usize) {
+    let (first, second) = (worker(0, None, answer), worker(1, None, well));
+    let fleet = fleet(vec![first.0.clone(), second.0.clone()]);
+    let config = RouteConfig { retry_accepted: setting, ..RouteConfig::default() };
+    let outcome = ask(&route(&fleet, config), request).await;
+    assert_eq!(*fleet.suspects.lock().unwrap(), [0]);
+    assert_eq!((first.0.in_flight(), second.0.in_flight()), (0, 0));
+    (outcome.is_ok(), second.1.load(Relaxed))
+}
+
+#[tokio::test]
+async fn what_was_accepted_goes_elsewhere_before_its_first_output_if_it_may() {
+    use RetryAccepted::{Always, Never, Stateless};
+    let (again, not) = ((true, 1), (false, 0));
+    for setting in [Never, Stateless, Always] {
+        assert_eq!(lost(lost_before, setting, prompt()).await, again);
+        assert_eq!(lost(lost_before, setting, embed()).await, again);
+        assert_eq!(lost(lost_after, setting, prompt()).await, not);
+        assert_eq!(lost(lost_after, setting, InferRequest::default()).await, not);
+    }
+    for (setting, alone, sequence) in
+        [(Never, not, not), (Stateless, again, not), (Always, again, again)]
+    {
+        assert_eq!(lost(lost_before, setting, InferRequest::default()).await, alone);
+        assert_eq!(lost(lost_before, setting, in_sequence()).await, sequence);
+    }
+}
+
+#[tokio::test]
+async fn a_remote_model_is_all_three_engines() {
+    struct All;
+    #[async_trait]
+    impl<R: Request> Engine<R> for All
+    where
+        R::Output: Default,
+    {
+        async fn call(&self, _: R, _: Context) -> Result<OutputStream<R>> {
+            Ok(Box::pin(futures_util::stream::iter([Ok(R::Output::default())])))
+        }
+    }
+    let engines = Engines::of(Arc::new(All));
+    let fleet = fleet(vec![Arc::new(Candidate::new(InstanceId(1), engines))]);
+    let route = route(&fleet, RouteConfig::default());
+    assert_eq!(ask(&route, prompt()).await.unwrap(), 1);
+    assert_eq!(ask(&route, embed()).await.unwrap(), 1);
+    assert_eq!(ask(&route, InferRequest::default()).await.unwrap(), 1);
 }

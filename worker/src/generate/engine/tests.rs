@@ -318,4 +318,5 @@ mod constraints;
 mod fairness;
 mod memory;
 mod prompts;
+mod resuming;
 mod sharing;
