@@ -14,8 +14,8 @@ use crate::pipeline::DEFAULT_MIGRATIONS;
 #[command(next_help_heading = "Fleet")]
 pub struct DiscoveryArgs {
     /// Where workers and frontends find one another: file:///DIR on one machine,
-    /// etcd://HOST:PORT[,HOST:PORT] between machines, or, for frontends only,
-    /// static://HOST:PORT[,HOST:PORT], the workers' addresses [default: a folder of the user's
+    /// etcd://HOST:PORT,... between machines, or, for frontends only,
+    /// static://HOST:PORT,..., the workers' addresses [default: a folder of the user's
     /// state, stator/discovery]
     #[arg(long, value_name = "URL", env = "STATOR_DISCOVERY")]
     pub discovery: Option<String>,
