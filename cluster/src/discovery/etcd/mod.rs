@@ -4,7 +4,7 @@
 //! process. The lease is kept alive every third of its time-to-live; when it ends all the same, or
 //! etcd lost it, another is taken and everything is registered again.
 //!
-//! The client is our own, of the eight calls that discovery needs: the `etcd-client` crate builds
+//! The client is our own, of the seven calls that discovery needs: the `etcd-client` crate builds
 //! with `protoc` only, which nobody needs for the rest of this server, and hides when a
 //! connection breaks, which is what discovery is about.
 
