@@ -83,11 +83,7 @@ fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f3
             if row >= out.len() {
                 continue;
             }
-            let b = second.block as usize;
-            let tile = &group[b / F::CODES.blocks() * F::CODES.tile_bytes()..];
-            let (header, codes) = tile.split_at(F::CODES.header_bytes());
-            let inner = b % F::CODES.blocks();
-            let codes = &codes[inner * F::CODES.block_bytes()..][..F::CODES.block_bytes()];
+            let (header, inner, codes) = F::CODES.find(group, second.block as usize);
             for (half, out) in out[row].as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
                 let scales = scales::<F>(header, inner, half);
                 let planes = unpack::<F>(codes, half);

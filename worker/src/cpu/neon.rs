@@ -113,11 +113,7 @@ fn add_seconds<F: Format, const DOT: bool>(
             if row >= out.len() {
                 continue;
             }
-            let b = second.block as usize;
-            let tile = &group[b / F::CODES.blocks() * F::CODES.tile_bytes()..];
-            let (header, codes) = tile.split_at(F::CODES.header_bytes());
-            let inner = b % F::CODES.blocks();
-            let codes = &codes[inner * F::CODES.block_bytes()..][..F::CODES.block_bytes()];
+            let (header, inner, codes) = F::CODES.find(group, second.block as usize);
             for (quarter, out) in out[row].as_chunks_mut::<4>().0.iter_mut().enumerate() {
                 let scales = scales::<F>(header, inner, quarter);
                 let planes = unpack::<F>(codes, quarter);

@@ -19,10 +19,8 @@ pub(super) fn coded(
         }
     };
     let weights = |b: usize| {
-        let tile = &group[b / codes.blocks() * codes.tile_bytes()..];
-        let (header, bytes) = tile.split_at(codes.header_bytes());
-        let inner = b % codes.blocks();
-        Weights::new(codes, header, inner, &bytes[inner * codes.block_bytes()..])
+        let (header, inner, bytes) = codes.find(group, b);
+        Weights::new(codes, header, inner, bytes)
     };
     out.fill([0.0; ROWS]);
     for b in 0..blocks {

@@ -105,6 +105,16 @@ impl Codes {
         self.header_bytes() + self.blocks() * self.block_bytes()
     }
 
+    /// Finds a block of 32 columns in a group of rows: its tile's header, which block of the tile it
+    /// is, and its codes.
+    #[inline(always)]
+    pub(in crate::cpu) fn find(self, group: &[u8], block: usize) -> (&[u8], usize, &[u8]) {
+        let tile = &group[block / self.blocks() * self.tile_bytes()..];
+        let (header, codes) = tile.split_at(self.header_bytes());
+        let inner = block % self.blocks();
+        (header, inner, &codes[inner * self.block_bytes()..][..self.block_bytes()])
+    }
+
     /// Puts a row's codes into a block that has none of that row.
     #[inline(always)]
     pub(super) fn store(self, block: &mut [u8], lane: usize, codes: &[u8; BLOCK]) {
