@@ -28,7 +28,9 @@ def fails(IN):
 
 @tensor("breaks")
 def breaks(IN):
-    return {"OUT": IN // 0 if IN[0] > 0 else IN.astype(np.float64)}
+    if IN[0] > 0:
+        raise ZeroDivisionError("a secret")
+    return {"OUT": IN.astype(np.float64)}
 
 
 @tensor("sleeps")
@@ -50,8 +52,8 @@ def works(IN):
     return IN
 
 
-@tensor("counts")
-def counts(IN):
+@tensor("yields")
+def yields(IN):
     try:
         for number in range(IN[0]):
             yield np.array([number], np.int32)

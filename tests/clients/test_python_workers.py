@@ -6,6 +6,7 @@ import queue
 import socket
 import time
 
+import ml_dtypes
 import numpy as np
 import openai
 import pytest
@@ -37,6 +38,8 @@ def fleet(tmp_path_factory, tokenizer):
                 eventually(model, lambda: is_ready(client, model))
         yield front, faulty
         assert faulty.is_running(), "".join(faulty.log[-50:])
+        # Among other things: nobody minded the frontend's pings.
+        assert joined(front, "lost a worker") == 0
 
 
 @pytest.fixture
@@ -92,13 +95,13 @@ def test_the_tensor_examples(client):
 
 
 def test_a_plain_generator_is_a_decoupled_model(fleet, client):
-    assert streamed(client, "counts", "IN", 3) == [0, 1, 2]
+    assert streamed(client, "yields", "IN", 3) == [0, 1, 2]
     eventually("it is closed", lambda: fleet[1].says("closed"))
 
 
 def test_types_batches_and_chosen_outputs(client):
     texts = np.array([["grüße"], [""], ["x" * 1000]], object)
-    bits = np.array([[1.0, -2.0]] * 3, np.float32)
+    bits = np.array([[1.0, -2.0]] * 3, ml_dtypes.bfloat16)
     inputs = [tensor("TEXT", texts, "BYTES"), tensor("BITS", bits, "BF16")]
     answer = client.infer("mixed", inputs)
     upper = [text.decode() for text in answer.as_numpy("UPPER").ravel()]
@@ -117,7 +120,7 @@ def test_state_of_a_sequence_travels_with_its_requests(client):
 
 
 @pytest.mark.parametrize("number, code", [(0, "INVALID_ARGUMENT"), (1, "NOT_FOUND"),
-                                          (2, "RESOURCE_EXHAUSTED"), (3, "UNAVAILABLE"),
+                                          (2, "UNAVAILABLE"), (3, "UNAVAILABLE"),
                                           (4, "INTERNAL")])
 def test_a_function_says_whose_fault_it_is(client, number, code):
     with pytest.raises(InferenceServerException) as failed:
@@ -127,12 +130,13 @@ def test_a_function_says_whose_fault_it_is(client, number, code):
 
 
 def test_what_else_a_function_raises_is_the_workers_fault(fleet, client):
-    for value, word in ((0, "expected INT32, got an array of float64"), (1, "FloatingPointError")):
+    for value, word in ((0, "expected INT32, got an array of float64"), (1, "ZeroDivisionError")):
         with pytest.raises(InferenceServerException) as failed:
             ask(client, "breaks", value)
         assert failed.value.status().endswith("INTERNAL")
-        if value == 0:
-            assert word in failed.value.message()
+        assert word in failed.value.message()
+        assert "a secret" not in failed.value.message()
+    assert fleet[1].says("a secret")
 
 
 def test_a_full_queue_is_overload(client):
@@ -140,7 +144,9 @@ def test_a_full_queue_is_overload(client):
         asked = [pool.submit(ask, client, "narrow", 300) for _ in range(6)]
         refused = [one.exception() for one in asked if one.exception()]
     assert 3 <= len(refused) <= 5
-    assert all(error.status().endswith("RESOURCE_EXHAUSTED") for error in refused), refused
+    # Triton's word for a full queue.
+    assert all("the most that may" in error.message() for error in refused), refused
+    assert all(error.status().endswith("UNAVAILABLE") for error in refused), refused
 
 
 def test_a_deadline_ends_the_work(fleet, client):
@@ -179,7 +185,7 @@ def test_limits_stops_and_choices(sdk):
     assert {choice.finish_reason for choice in answer.choices} == {"length"}
     assert answer.usage.completion_tokens == 15
     assert sdk.completions.create(**ask, max_tokens=9, stop="d").choices[0].text == "abc"
-    answer = sdk.completions.create(**ask, max_tokens=9, extra_body={"stop_token_ids": [68]})
+    answer = sdk.completions.create(**ask, max_tokens=9, extra_body={"stop_token_ids": [ord("d") - ord("!")]})
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("abc", "stop")
 
 

@@ -14,7 +14,7 @@
 from .errors import AlreadyExists, Cancelled, DeadlineExceeded, Error, Internal, InvalidRequest, \
     NotFound, Overloaded, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
 from .models import Token
-from .request import Request, Sequence, request
+from .context import Request, Sequence, request
 from .worker import Worker
 
 __all__ = [

@@ -11,7 +11,7 @@ import dataclasses
 from google.protobuf import text_format
 
 from . import card as cards
-from . import request as requests
+from . import context as contexts
 from . import tokenizer as tokenizers
 from . import wire
 from .errors import Internal, InvalidRequest, Unimplemented
@@ -75,7 +75,7 @@ class TensorModel(Model):
         if has_sequence:
             sequence, which = message.sequence, message.sequence.WhichOneof("id")
             state = tensors.read_all(kept, contents[len(message.inputs):])
-            request.sequence = requests.Sequence(
+            request.sequence = contexts.Sequence(
                 getattr(sequence, which) if which else "", sequence.start, sequence.end, state)
         wanted = {output.name for output in message.outputs} or set(self.outputs)
         async with contextlib.aclosing(self.runner.values(**arrays)) as values:
@@ -176,7 +176,7 @@ class TokenModel(Model):
 
         async def one(index):
             choice = message.choice_offset + index
-            requests.enter(dataclasses.replace(request, choice=choice))
+            contexts.enter(dataclasses.replace(request, choice=choice))
             await self._continue(message, index, queue_ns, send)
 
         await each(message.choices or 1, one)

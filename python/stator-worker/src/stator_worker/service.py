@@ -11,7 +11,7 @@ import time
 
 import grpc
 
-from . import request as requests
+from . import context as contexts
 from . import wire
 from .errors import DeadlineExceeded, Error, Internal, NotFound, Unavailable, Unimplemented
 
@@ -69,13 +69,15 @@ class Service:
 
     def _inference(self, method, is_stream):
         async def call(message, context):
-            answers = []
+            answers, writing = [], asyncio.Lock()
 
             async def send(output):
-                if is_stream:
-                    await context.write(output)
-                else:
+                if not is_stream:
                     answers.append(output)
+                    return
+                # Choices of a request write at the same time, which the stream does not bear.
+                async with writing:
+                    await context.write(output)
 
             self.open_calls += 1
             self.idle.clear()
@@ -120,7 +122,7 @@ class Service:
         model.runner.check_room()
         request = _request(message, context)
         await context.send_initial_metadata(())
-        requests.enter(request)
+        contexts.enter(request)
         try:
             async with model.runner.place() as queue_ns:
                 await model.answer(message, request, queue_ns, send)
@@ -186,7 +188,7 @@ def _method(message, behavior, is_stream):
 def _request(message, context):
     left = context.time_remaining()
     about = message.context
-    return requests.Request(
+    return contexts.Request(
         model=message.model, id=about.id, priority=about.priority,
         trace_parent=about.trace_parent,
         deadline=None if left is None else time.monotonic() + left)

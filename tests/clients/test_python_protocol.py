@@ -1,0 +1,187 @@
+"""What a Python worker says on the wire, called as a frontend calls it."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+
+import grpc
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+from stator_worker import tokenizer as tokenizers
+from stator_worker import wire
+
+from python_workers import FAULTY, python_worker, write_tokenizer
+from test_cluster import eventually, worker
+
+STREAMS = {"Generate": "GenerateOutput", "Infer": "InferOutput", "Fetch": "Chunk",
+           "Watch": "WorkerEvent"}
+REPLIES = {"Describe": "Description", "Drain": "DrainReply", "Embed": "Embedding"}
+
+
+class Caller:
+    """Calls a worker's methods by their names."""
+
+    def __init__(self, address):
+        self.address = address
+        self.channel = grpc.insecure_channel(address)
+
+    def call(self, method, message, **options):
+        is_stream = method in STREAMS
+        make = self.channel.unary_stream if is_stream else self.channel.unary_unary
+        reply = getattr(wire.worker, STREAMS.get(method) or REPLIES[method])
+        ask = make(path(method), request_serializer=lambda one: one.SerializeToString(),
+                   response_deserializer=reply.FromString)
+        return ask(message, **options)
+
+
+def path(method):
+    return f"/stator.worker.v1.Worker/{method}"
+
+
+def numbers(model, *values):
+    data = b"".join(value.to_bytes(4, "little") for value in values)
+    message = wire.worker.InferRequest(model=model, contents=[data])
+    message.inputs.add(name="IN", datatype="INT32", shape=[len(values)])
+    return message
+
+
+@contextlib.contextmanager
+def caller_of(tmp_path):
+    folder = write_tokenizer(tmp_path / "tokenizer")
+    with python_worker(FAULTY, f"file://{tmp_path}/fleet", folder) as process:
+        line = next(line for line in process.log if " ready: " in line)
+        caller = Caller(line.partition("grpc://")[2].split()[0])
+        with caller.channel:
+            yield caller, process
+
+
+def headers_of(address, method, message):
+    """Returns the blocks of headers of an answer, and whether the stream ended with the first."""
+    host, _, port = address.rpartition(":")
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    body = message.SerializeToString()
+    blocks, ended_with_first = [], None
+    with socket.create_connection((host, int(port)), timeout=10) as wire_end:
+        connection.initiate_connection()
+        connection.send_headers(1, [(":method", "POST"), (":scheme", "http"), (":path", path(method)),
+                                    (":authority", address), ("te", "trailers"),
+                                    ("content-type", "application/grpc")])
+        connection.send_data(1, b"\0" + len(body).to_bytes(4, "big") + body, end_stream=True)
+        wire_end.sendall(connection.data_to_send())
+        while True:
+            for event in connection.receive_data(wire_end.recv(65536)):
+                if isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
+                    blocks.append(dict(event.headers))
+                    if ended_with_first is None:
+                        ended_with_first = event.stream_ended is not None
+                if isinstance(event, h2.events.StreamEnded):
+                    return blocks, ended_with_first
+            wire_end.sendall(connection.data_to_send())
+
+
+def test_a_refusal_is_a_status_alone_and_acceptance_is_headers(tmp_path):
+    with caller_of(tmp_path) as (caller, _):
+        blocks, is_alone = headers_of(caller.address, "Infer", numbers("nobody", 1))
+        assert is_alone and blocks[0]["grpc-status"] == "5"
+        assert "stator-failure-bin" in blocks[0]
+        blocks, is_alone = headers_of(caller.address, "Infer", numbers("fails", 0))
+        assert not is_alone and blocks[-1]["grpc-status"] == "3" and "grpc-status" not in blocks[0]
+        # Headers come before the answer does.
+        call = caller.call("Infer", numbers("sleeps", 5000))
+        opened = threading.Event()
+        threading.Thread(target=lambda: (call.initial_metadata(), opened.set()), daemon=True).start()
+        assert opened.wait(2)
+        call.cancel()
+
+
+def test_a_failure_tells_all_of_itself(tmp_path):
+    with caller_of(tmp_path) as (caller, _):
+        with pytest.raises(grpc.RpcError) as failed:
+            list(caller.call("Infer", numbers("fails", 2)))
+        trailers = dict(failed.value.trailing_metadata())
+        failure = wire.worker.Failure.FromString(trailers["stator-failure-bin"])
+        assert failure.kind == wire.worker.number("Failure.Kind", "KIND_OVERLOADED")
+        assert (failure.message, failure.code) == ("because of Overloaded", "some_code")
+        assert failure.retry_after_ns == 7_000_000_000
+        assert failed.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("method, fields, status", [
+    ("Generate", {"model": "sleeps"}, "UNIMPLEMENTED"),
+    ("Generate", {"model": "alphabet"}, "INVALID_ARGUMENT"),
+    ("Generate", {"model": "alphabet", "tokens": [1] * 256, "stop": {"max_tokens": 1}},
+     "INVALID_ARGUMENT"),
+    ("Generate", {"model": "alphabet", "tokens": [1], "adapter": 7}, "NOT_FOUND"),
+    ("Infer", {"model": "sleeps", "inputs": [{"name": "IN", "datatype": "INT32", "shape": [1]}]},
+     "INVALID_ARGUMENT"),
+    ("Infer", {"model": "sleeps", "contents": [b"123"],
+               "inputs": [{"name": "IN", "datatype": "INT32", "shape": [1]}]}, "INVALID_ARGUMENT"),
+    ("Infer", {"model": "sleeps", "contents": [b"1234"],
+               "inputs": [{"name": "IN", "datatype": "INT7", "shape": [1]}]}, "INVALID_ARGUMENT"),
+    ("Infer", {"model": "sleeps", "contents": [b"\xff\0\0\0"],
+               "inputs": [{"name": "IN", "datatype": "BYTES", "shape": [1]}]}, "INVALID_ARGUMENT"),
+    ("Fetch", {"hash": "../secret"}, "NOT_FOUND"),
+    ("Watch", {"model": "nobody"}, "NOT_FOUND"),
+])
+def test_what_cannot_be_answered_is_refused(tmp_path, method, fields, status):
+    request = "FetchRequest" if method == "Fetch" else f"{method}Request"
+    with caller_of(tmp_path) as (caller, process):
+        with pytest.raises(grpc.RpcError) as failed:
+            list(caller.call(method, getattr(wire.worker, request)(**fields), timeout=10))
+        assert failed.value.code().name == status, failed.value
+        assert process.is_running()
+
+
+def test_load_is_told_and_draining_refuses_finishes_and_says_so(tmp_path):
+    with caller_of(tmp_path) as (caller, process):
+        ask = wire.worker.WatchRequest(model="sleeps", load_interval_ms=20)
+        news = caller.call("Watch", ask)
+        assert next(news).load.running_sequences == 0
+        open_call = caller.call("Infer", numbers("sleeps", 1500))
+        assert any(one.load.running_sequences == 1 for one in news)
+        described = caller.call("Describe", wire.worker.DescribeRequest())
+        loads = {model.name: model.load.running_sequences for model in described.models}
+        assert loads["sleeps"] == 1 and not described.is_draining
+        assert caller.call("Drain", wire.worker.DrainRequest()).open_calls == 1
+        with pytest.raises(grpc.RpcError) as refused:
+            list(caller.call("Infer", numbers("sleeps", 1)))
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert [one for one in news][-1].HasField("draining")
+        assert len(list(open_call)) == 1
+        assert caller.call("Describe", wire.worker.DescribeRequest()).is_draining
+        files = list((tmp_path / "fleet").rglob("*.json"))
+        eventually("it is registered so", lambda: any(
+            json.loads(file.read_text())["is_draining"] for file in (tmp_path / "fleet").rglob("*.json")))
+        assert files
+        process.terminate()
+        assert process.process.wait(10) == 0
+        assert not list((tmp_path / "fleet").iterdir())
+
+
+def test_a_registration_that_is_lost_is_taken_again(tmp_path):
+    with caller_of(tmp_path):
+        registered = lambda: list((tmp_path / "fleet").rglob("*.json"))  # noqa: E731
+        for file in registered():
+            file.unlink()
+        assert not registered()
+        eventually("it is there again", registered)
+
+
+@pytest.mark.skipif("STATOR_TEST_ENCODER" not in os.environ, reason="needs the real encoder")
+def test_a_tokenizer_is_read_as_the_binary_reads_it(tmp_path):
+    folder = os.environ["STATOR_TEST_ENCODER"]
+    with worker(f"file://{tmp_path}", models=[f"minilm={folder}"]) as process:
+        caller = Caller(process.address)
+        with caller.channel:
+            described = caller.call("Describe", wire.worker.DescribeRequest())
+            card = json.loads(described.models[0].card)
+            artifact = next(one for one in card["artifacts"] if one["name"] == "vocabulary")
+            ask = wire.worker.FetchRequest(hash=artifact["sha256"])
+            theirs = b"".join(chunk.data for chunk in caller.call("Fetch", ask))
+    ours = tokenizers.read(folder)
+    assert json.loads(ours.content) == json.loads(theirs)
+    assert list(ours.eos_tokens) == card.get("eos_tokens", [])
