@@ -14,6 +14,7 @@ import pytest
 from stator_worker import tokenizer as tokenizers
 from stator_worker import wire
 
+from conftest import ROOT
 from python_workers import FAULTY, python_worker, write_tokenizer
 from test_cluster import eventually, worker
 
@@ -171,17 +172,31 @@ def test_a_registration_that_is_lost_is_taken_again(tmp_path):
         eventually("it is there again", registered)
 
 
-@pytest.mark.skipif("STATOR_TEST_ENCODER" not in os.environ, reason="needs the real encoder")
-def test_a_tokenizer_is_read_as_the_binary_reads_it(tmp_path):
-    folder = os.environ["STATOR_TEST_ENCODER"]
-    with worker(f"file://{tmp_path}", models=[f"minilm={folder}"]) as process:
+def artifact_of(tmp_path, folder):
+    """Returns what `stator worker` tells of a model's tokenizer, and the model's card."""
+    with worker(f"file://{tmp_path}", models=[f"model={folder}"]) as process:
         caller = Caller(process.address)
         with caller.channel:
             described = caller.call("Describe", wire.worker.DescribeRequest())
             card = json.loads(described.models[0].card)
             artifact = next(one for one in card["artifacts"] if one["name"] == "vocabulary")
             ask = wire.worker.FetchRequest(hash=artifact["sha256"])
-            theirs = b"".join(chunk.data for chunk in caller.call("Fetch", ask))
+            content = b"".join(chunk.data for chunk in caller.call("Fetch", ask))
+    return json.loads(content), card
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama-tied", "mistral", "qwen2", "qwen3"])
+def test_a_tokenizer_is_read_as_the_binary_reads_it(tmp_path, name):
+    folder = ROOT / "worker/tests/golden/tiny" / name
+    content, card = artifact_of(tmp_path, folder)
     ours = tokenizers.read(folder)
-    assert json.loads(ours.content) == json.loads(theirs)
+    assert json.loads(ours.content) == content
     assert list(ours.eos_tokens) == card.get("eos_tokens", [])
+    assert ours.context_length == card["context_length"]
+
+
+@pytest.mark.skipif("STATOR_TEST_ENCODER" not in os.environ, reason="needs the real encoder")
+def test_the_tokenizer_of_an_encoder_is_its_file(tmp_path):
+    folder = os.environ["STATOR_TEST_ENCODER"]
+    content, _ = artifact_of(tmp_path, folder)
+    assert json.loads(tokenizers.read_encoder(folder).content) == content

@@ -241,7 +241,7 @@ class EmbeddingModel(Model):
 
     def __init__(self, name, function, tokenizer, context_length, **limits):
         card = cards.Card(name, "embedding", "token")
-        card.set_tokenizer(tokenizers.read(tokenizer), context_length)
+        card.set_tokenizer(tokenizers.read_encoder(tokenizer), context_length)
         super().__init__(card, function, **limits)
 
     async def answer(self, message, request, queue_ns, send):

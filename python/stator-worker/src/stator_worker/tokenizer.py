@@ -12,6 +12,11 @@ import re
 MAX_TOKENS = 1 << 24
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
+# The artifact of a tokenizer of which nothing is known.
+EMPTY = {"model": "", "pre_tokenizer": "", "tokens": [], "kinds": "", "merges": [],
+         "score_bits": [], "add_space_prefix": False, "json": None, "bos": None, "eos": None,
+         "add_bos": False, "chat_template": None}
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
@@ -24,7 +29,7 @@ class Tokenizer:
 
 
 def read(folder):
-    """Reads a folder with a `tokenizer.json`."""
+    """Reads the tokenizer of a model that makes texts."""
     folder = pathlib.Path(folder)
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     file = json.loads(text)
@@ -40,27 +45,37 @@ def read(folder):
     eos = list(dict.fromkeys(([end] if end is not None else []) + eos))
     templated = _templated_bos(file)
     begins = [templated, _named(settings, "bos_token", ids), *_numbers(config, "bos_token_id")]
-    template = _chat_template(folder, settings)
     adds_bos = settings.get("add_bos_token")
-    vocabulary = {
-        "model": "llama" if is_pieces else "gpt2",
-        "pre_tokenizer": "",
-        "tokens": tokens,
-        "kinds": "".join(kinds),
-        "merges": [],
-        "score_bits": [],
-        "add_space_prefix": False,
-        "json": text,
-        "bos": next((id for id in begins if id is not None), None),
-        "eos": eos[0] if eos else None,
-        "add_bos": templated is not None if adds_bos is None else bool(adds_bos),
-        "chat_template": template,
-    }
-    content = json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")).encode()
+    template = _chat_template(folder, settings)
+    content = _content(
+        model="llama" if is_pieces else "gpt2",
+        json=text,
+        tokens=tokens,
+        kinds="".join(kinds),
+        bos=next((id for id in begins if id is not None), None),
+        eos=eos[0] if eos else None,
+        add_bos=templated is not None if adds_bos is None else bool(adds_bos),
+        chat_template=template)
+    return Tokenizer(content, tuple(eos), _context_length(config, settings), template is not None)
+
+
+def read_encoder(folder):
+    """Reads the tokenizer of a model that makes vectors: `tokenizer.json` is all of it."""
+    folder = pathlib.Path(folder)
+    content = _content(json=(folder / "tokenizer.json").read_text(encoding="utf-8"))
+    settings = _optional(folder / "tokenizer_config.json")
+    length = _context_length(_optional(folder / "config.json"), settings)
+    return Tokenizer(content, (), length, False)
+
+
+def _content(**known):
+    return json.dumps(EMPTY | known, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _context_length(config, settings):
     longest = config.get("max_position_embeddings") or settings.get("model_max_length") or 0
     # Tokenizers without a limit say so by a very large number.
-    longest = int(longest) if longest < 1 << 31 else 0
-    return Tokenizer(content, tuple(eos), longest, template is not None)
+    return int(longest) if longest < 1 << 31 else 0
 
 
 def _optional(path):
