@@ -98,4 +98,30 @@ def lists(tokens):
     return [stator.Token(token, -0.5, 1, ((token, -0.5), (0, -2.0))) for token in tokens]
 
 
+@worker.text("spells", aliases=["letters"])
+async def spells(prompt):
+    try:
+        for letter in prompt:
+            await asyncio.sleep(0.002)
+            yield letter
+    finally:
+        say("spelling closed")
+
+
+@worker.chat("caller", accepts=["tools"])
+def caller(messages):
+    question = messages[-1]["content"]
+    yield stator.Delta(reasoning="Hm.")
+    if stator.request().body.get("tools"):
+        yield stator.Delta(tool_calls=({"name": "look", "arguments": '{"at":'},))
+        yield stator.Delta(tool_calls=({"arguments": '"it"}'},))
+    yield question + "!"
+    yield stator.Delta(usage={"prompt_tokens": 7, "completion_tokens": 3, "reasoning_tokens": 1})
+
+
+@worker.embedding("lengths")
+def lengths(text):
+    return [len(text), len(text.encode())]
+
+
 worker.run()

@@ -18,9 +18,9 @@ from conftest import ROOT
 from python_workers import FAULTY, python_worker, write_tokenizer
 from test_cluster import eventually, worker
 
-STREAMS = {"Generate": "GenerateOutput", "Infer": "InferOutput", "Fetch": "Chunk",
+STREAMS = {"Generate": "GenerateOutput", "GenerateText": "TextDelta", "Infer": "InferOutput", "Fetch": "Chunk",
            "Watch": "WorkerEvent"}
-REPLIES = {"Describe": "Description", "Drain": "DrainReply", "Embed": "Embedding"}
+REPLIES = {"Describe": "Description", "Drain": "DrainReply", "Embed": "Embedding", "EmbedText": "TextEmbedding"}
 
 
 class Caller:
@@ -135,6 +135,61 @@ def test_what_cannot_be_answered_is_refused(tmp_path, method, fields, status):
             list(caller.call(method, getattr(wire.worker, request)(**fields), timeout=10))
         assert failed.value.code().name == status, failed.value
         assert process.is_running()
+
+
+def spelled(caller, **body):
+    """Returns the texts of all choices, their finish reasons and the stop texts."""
+    message = wire.worker.GenerateTextRequest(model="spells", completion=json.dumps(body).encode())
+    choices = {}
+    for delta in caller.call("GenerateText", message, timeout=10):
+        choice = choices.setdefault(delta.index, ["", 0, ""])
+        assert not choice[1], "nothing follows the end"
+        choice[0] += delta.content
+        choice[1], choice[2] = delta.finish, delta.stop
+    return [tuple(choices[index]) for index in range(len(choices))]
+
+
+def test_texts_end_at_stops_and_limits_and_hide_no_beginning(tmp_path):
+    stop, length = (wire.worker.number("FinishReason", f"FINISH_REASON_{name}")
+                    for name in ("STOP", "LENGTH"))
+    with caller_of(tmp_path) as (caller, _):
+        cases = [
+            ({"prompt": "abcdef"}, "abcdef", stop, ""),
+            ({"prompt": "abcdef", "stop": ["de", "xyz"]}, "abc", stop, "de"),
+            ({"prompt": "abcdef", "stop": "f"}, "abcde", stop, "f"),
+            ({"prompt": "aaab", "stop": "aab"}, "a", stop, "aab"),
+            ({"prompt": "abc", "stop": "cd"}, "abc", stop, ""),
+            ({"prompt": "abcdef", "max_tokens": 4}, "abcd", length, ""),
+            ({"prompt": "abcdef", "max_tokens": 4, "stop": "dx"}, "abcd", length, ""),
+            ({"prompt": "Grüße 🎉", "n": 1, "temperature": 0.5}, "Grüße 🎉", stop, ""),
+            ({"prompt": ""}, "", stop, ""),
+        ]
+        for body, *expected in cases:
+            assert spelled(caller, **body) == [tuple(expected)], body
+        assert spelled(caller, prompt="abc", n=3) == [("abc", stop, "")] * 3
+        for body, code in (({"prompt": "a", "guided_regex": "x"}, "UNIMPLEMENTED"),
+                           ({"prompt": "a", "logprobs": 0}, "UNIMPLEMENTED"),
+                           ({"prompt": [1, 2]}, "INVALID_ARGUMENT"),
+                           ({"messages": []}, "UNIMPLEMENTED"),
+                           ({"prompt": "a", "n": 1000}, "INVALID_ARGUMENT")):
+            with pytest.raises(grpc.RpcError) as refused:
+                spelled(caller, **body)
+            assert refused.value.code().name == code, body
+
+
+def test_thoughts_calls_usage_and_vectors_of_texts(tmp_path):
+    with caller_of(tmp_path) as (caller, _):
+        body = {"messages": [{"role": "user", "content": "So"}], "tools": [{"type": "function"}]}
+        ask = wire.worker.GenerateTextRequest(model="caller", chat=json.dumps(body).encode())
+        deltas = list(caller.call("GenerateText", ask))
+        assert "".join(delta.reasoning for delta in deltas) == "Hm."
+        assert "".join(delta.content for delta in deltas) == "So!"
+        calls = [call for delta in deltas for call in delta.tool_calls]
+        assert [call.index for call in calls] == [0, 0] and calls[0].name == "look"
+        assert "".join(call.arguments for call in calls) == '{"at":"it"}'
+        assert [delta.usage.prompt_tokens for delta in deltas if delta.HasField("usage")] == [7]
+        ask = wire.worker.EmbedTextRequest(model="lengths", text="Grüße")
+        assert caller.call("EmbedText", ask).values == [5, 7]
 
 
 def test_load_is_told_and_draining_refuses_finishes_and_says_so(tmp_path):

@@ -32,9 +32,11 @@ def fleet(tmp_path_factory, tokenizer):
         stack.enter_context(python_worker(EXAMPLES / "tensors.py", discovery))
         stack.enter_context(python_worker(EXAMPLES / "tokens.py", discovery, tokenizer))
         stack.enter_context(python_worker(EXAMPLES / "embedding.py", discovery, tokenizer))
+        stack.enter_context(python_worker(EXAMPLES / "chat.py", discovery))
         faulty = stack.enter_context(python_worker(FAULTY, discovery, tokenizer))
         with client_of(front) as client:
-            for model in ("double", "count", "echo", "counts", "alphabet", "adds"):
+            for model in ("double", "count", "echo", "counts", "alphabet", "adds", "parrot",
+                          "spells", "letters", "caller", "lengths"):
                 eventually(model, lambda: is_ready(client, model))
         yield front, faulty
         assert faulty.is_running(), "".join(faulty.log[-50:])
@@ -214,6 +216,47 @@ def test_the_embedding_example(sdk):
     assert len(vectors[0]) == 512
     assert np.allclose(sorted(vectors[0])[-2:], 0.5 ** 0.5)
     assert np.allclose(sorted(vectors[1])[-2:], [0.2 ** 0.5, 0.8 ** 0.5])
+
+
+def test_the_chat_example_takes_texts(sdk):
+    ask = {"model": "parrot", "messages": [{"role": "user", "content": "Grüße aus Ulm"}]}
+    answer = sdk.chat.completions.create(**ask)
+    assert answer.choices[0].message.content == "Grüße aus Ulm "
+    chunks = list(sdk.chat.completions.create(**ask, stream=True, max_tokens=2))
+    parts = [choice.delta.content for chunk in chunks for choice in chunk.choices]
+    assert "".join(part or "" for part in parts) == "Grüße aus "
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_texts_pass_all_doors(client, sdk):
+    for model in ("spells", "letters"):
+        assert sdk.completions.create(model=model, prompt="abc", max_tokens=9).choices[0].text == "abc"
+    answer = sdk.completions.create(model="spells", prompt="abcd", stop="c", n=2, max_tokens=9)
+    assert [choice.text for choice in answer.choices] == ["ab", "ab"]
+    text = tensor("text_input", np.array(["abc"], object), "BYTES")
+    answer = client.infer("spells", [text]).as_numpy("text_output")
+    assert answer[0].decode() == "abc"
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    answer = sdk.chat.completions.create(
+        model="caller", messages=[{"role": "user", "content": "So"}], tools=tools)
+    message = answer.choices[0].message
+    assert message.content == "So!" and message.reasoning_content == "Hm."
+    assert [(call.function.name, call.function.arguments) for call in message.tool_calls] == [
+        ("look", '{"at":"it"}')]
+    assert answer.usage.prompt_tokens == 7
+    with pytest.raises(openai.APIStatusError) as refused:
+        sdk.completions.create(model="spells", prompt="a", logprobs=1)
+    assert refused.value.status_code == 501, refused.value
+    vector = sdk.embeddings.create(model="lengths", input="Grüße").data[0].embedding
+    assert vector == [5.0, 7.0]
+
+
+def test_a_client_that_leaves_ends_a_text(fleet, sdk):
+    before = fleet[1].says("spelling closed")
+    chunks = sdk.completions.create(model="spells", prompt="x" * 5000, max_tokens=9999, stream=True)
+    next(chunks)
+    chunks.close()
+    eventually("it is closed", lambda: fleet[1].says("spelling closed") > before)
 
 
 def test_a_worker_that_is_asked_to_end_finishes_and_fails_nobody(tmp_path, tokenizer):

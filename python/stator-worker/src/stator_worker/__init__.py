@@ -15,10 +15,11 @@ from .errors import AlreadyExists, Cancelled, DeadlineExceeded, Error, Internal,
     NotFound, Overloaded, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
 from .models import Token
 from .context import Request, Sequence, request
+from .texts import Delta
 from .worker import Worker
 
 __all__ = [
-    "AlreadyExists", "Cancelled", "DeadlineExceeded", "Error", "Internal", "InvalidRequest",
+    "AlreadyExists", "Cancelled", "DeadlineExceeded", "Delta", "Error", "Internal", "InvalidRequest",
     "NotFound", "Overloaded", "PermissionDenied", "Request", "Sequence", "Token",
     "Unauthenticated", "Unavailable", "Unimplemented", "Worker", "request",
 ]

@@ -26,9 +26,11 @@ class Model:
 
     method = None
 
-    def __init__(self, card, function, concurrency, max_waiting):
+    def __init__(self, card, function, concurrency=None, max_waiting=1024, aliases=()):
         self.card = card
         self.name = card.json["name"]
+        if aliases:
+            card.json["aliases"] = list(aliases)
         self.runner = Runner(function, concurrency, max_waiting)
 
     def load(self):
@@ -48,8 +50,8 @@ class TensorModel(Model):
     method = "Infer"
 
     def __init__(self, name, function, inputs, outputs, config, max_batch_size, has_sequences,
-                 **limits):
-        super().__init__(cards.Card(name, "tensor", "tensor"), function, **limits)
+                 **options):
+        super().__init__(cards.Card(name, "tensor", "tensor"), function, **options)
         is_stream = self.runner.is_stream
         if config is None:
             config = cards.tensor_config(name, inputs or {}, outputs or {}, max_batch_size,
@@ -143,12 +145,13 @@ class TokenModel(Model):
 
     method = "Generate"
 
-    def __init__(self, name, function, tokenizer, context_length, has_logprobs, is_guided,
-                 **limits):
+    def __init__(self, name, function, tokenizer, context_length, has_logprobs, is_guided, parsers,
+                 **options):
         tables = tokenizers.read(tokenizer)
         card = cards.Card(name, "chat" if tables.has_template else "text", "token")
         card.set_tokenizer(tables, context_length)
-        super().__init__(card, function, **limits)
+        card.json |= {key: parser for key, parser in parsers.items() if parser}
+        super().__init__(card, function, **options)
         self.eos = frozenset(tables.eos_tokens)
         self.context_length = card.json["context_length"]
         self.has_logprobs, self.is_guided = has_logprobs, is_guided
@@ -239,10 +242,10 @@ class EmbeddingModel(Model):
 
     method = "Embed"
 
-    def __init__(self, name, function, tokenizer, context_length, **limits):
+    def __init__(self, name, function, tokenizer, context_length, **options):
         card = cards.Card(name, "embedding", "token")
         card.set_tokenizer(tokenizers.read_encoder(tokenizer), context_length)
-        super().__init__(card, function, **limits)
+        super().__init__(card, function, **options)
 
     async def answer(self, message, request, queue_ns, send):
         async with contextlib.aclosing(self.runner.values(list(message.tokens))) as values:

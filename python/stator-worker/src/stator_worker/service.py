@@ -34,7 +34,8 @@ OPTIONS = [
 
 # Calls of inference, and whether their answers are streams.
 INFERENCE = {"Generate": ("GenerateRequest", True), "Infer": ("InferRequest", True),
-             "Embed": ("EmbedRequest", False)}
+             "Embed": ("EmbedRequest", False), "GenerateText": ("GenerateTextRequest", True),
+             "EmbedText": ("EmbedTextRequest", False)}
 
 log = logging.getLogger("stator_worker")
 
@@ -54,8 +55,7 @@ class Service:
         """Returns the handler of all calls."""
         methods = {}
         for name, (message, is_stream) in INFERENCE.items():
-            if hasattr(wire.worker, message):
-                methods[name] = _method(message, self._inference(name, is_stream), is_stream)
+            methods[name] = _method(message, self._inference(name, is_stream), is_stream)
         methods["Describe"] = _method("DescribeRequest", self.describe, False)
         methods["Drain"] = _method("DrainRequest", self.drain, False)
         methods["Fetch"] = _method("FetchRequest", self.fetch, True)

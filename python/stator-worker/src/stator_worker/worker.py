@@ -10,7 +10,7 @@ import time
 
 import grpc
 
-from . import models
+from . import models, texts
 from .discovery import Registration, open_store
 from .service import OPTIONS, Service
 
@@ -44,40 +44,53 @@ class Worker:
         self._service = None
 
     def tensor(self, name, *, inputs=None, outputs=None, config=None, max_batch_size=0,
-               sequences=False, concurrency=None, max_waiting=1024):
+               sequences=False, **options):
         """Registers a tensor model: `inputs` and `outputs` are `{"NAME": ("FP32", [-1])}`, the
         function takes numpy arrays by the inputs' names and returns or yields a dict of outputs, or
-        the only one. `config` is a Triton ModelConfig as protobuf text and stands for both."""
-        def register(function):
-            return self._add(models.TensorModel(
-                name, function, inputs, outputs, config, max_batch_size, sequences,
-                concurrency=concurrency, max_waiting=max_waiting), function)
-        return register
+        the only one. `config` is a Triton ModelConfig as protobuf text and stands for both.
+
+        Options of all kinds of models: `concurrency`, how many requests are worked on at a time;
+        `max_waiting`, how many wait then; `aliases`, further names.
+        """
+        return self._adding(lambda function: models.TensorModel(
+            name, function, inputs, outputs, config, max_batch_size, sequences, **options))
 
     def tokens(self, name, *, tokenizer, context_length=None, logprobs=False, guided=False,
-               concurrency=None, max_waiting=1024):
+               tool_call_parser=None, reasoning_parser=None, **options):
         """Registers a text model that takes a prompt's tokens and yields tokens; `tokenizer` is a
         folder with a `tokenizer.json`, and with the chat template if it has one."""
-        def register(function):
-            return self._add(models.TokenModel(
-                name, function, tokenizer, context_length, logprobs, guided,
-                concurrency=concurrency, max_waiting=max_waiting), function)
-        return register
+        parsers = {"tool_call_parser": tool_call_parser, "reasoning_parser": reasoning_parser}
+        return self._adding(lambda function: models.TokenModel(
+            name, function, tokenizer, context_length, logprobs, guided, parsers, **options))
 
-    def embedding(self, name, *, tokenizer, context_length=None, concurrency=None,
-                  max_waiting=1024):
-        """Registers an embedding model that takes a text's tokens and returns a vector."""
-        def register(function):
-            return self._add(models.EmbeddingModel(
-                name, function, tokenizer, context_length,
-                concurrency=concurrency, max_waiting=max_waiting), function)
-        return register
+    def embedding(self, name, *, tokenizer=None, context_length=None, **options):
+        """Registers an embedding model that returns a vector. It takes the text's tokens if a
+        tokenizer is given, and the text if not."""
+        if tokenizer is None:
+            return self._adding(lambda function: texts.TextEmbeddingModel(
+                name, function, context_length or 0, **options))
+        return self._adding(lambda function: models.EmbeddingModel(
+            name, function, tokenizer, context_length, **options))
 
-    def _add(self, model, function):
-        if model.name in self._models:
-            raise ValueError(f"there is a model `{model.name}` already")
-        self._models[model.name] = model
-        return function
+    def chat(self, name, *, accepts=(), context_length=0, **options):
+        """Registers a text model that takes the messages of a conversation and yields pieces of its
+        answer. `accepts` names fields of the body that the function keeps, such as `tools`."""
+        return self._adding(lambda function: texts.TextModel(
+            name, function, True, accepts, context_length, **options))
+
+    def text(self, name, *, accepts=(), context_length=0, **options):
+        """Registers a text model that takes a prompt and yields pieces of what follows."""
+        return self._adding(lambda function: texts.TextModel(
+            name, function, False, accepts, context_length, **options))
+
+    def _adding(self, make):
+        def register(function):
+            model = make(function)
+            if model.name in self._models:
+                raise ValueError(f"there is a model `{model.name}` already")
+            self._models[model.name] = model
+            return function
+        return register
 
     def run(self):
         """Serves until SIGTERM or SIGINT; a second signal ends it at once."""
