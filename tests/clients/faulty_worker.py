@@ -35,6 +35,7 @@ def breaks(IN):
 
 @tensor("sleeps")
 async def sleeps(IN):
+    say("begun sleeps")
     try:
         await asyncio.sleep(IN[0] / 1000)
     except asyncio.CancelledError:
@@ -49,6 +50,13 @@ def works(IN):
     while time.monotonic() < end and not stator.request().is_cancelled():
         time.sleep(0.005)
     say("worked" if time.monotonic() >= end else "gave up")
+    return IN
+
+
+@tensor("stuck")
+def stuck(IN):
+    say("begun stuck")
+    time.sleep(IN[0] / 1000)
     return IN
 
 

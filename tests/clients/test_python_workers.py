@@ -284,6 +284,7 @@ def test_a_text_goes_on_elsewhere_when_its_worker_is_killed(tmp_path, tokenizer)
         with python_worker(EXAMPLES / "tokens.py", discovery, tokenizer) as one, \
                 python_worker(EXAMPLES / "tokens.py", discovery, tokenizer):
             eventually("the others joined", lambda: joined(front) == 3)
+            eventually("their model is ready", lambda: is_ready(client, "echo"))
             prompt = "x" * 150
             texts = [sdk.completions.create(model="echo", prompt=prompt, max_tokens=150,
                                             stream=True) for _ in range(4)]
@@ -293,6 +294,21 @@ def test_a_text_goes_on_elsewhere_when_its_worker_is_killed(tmp_path, tokenizer)
                 # It says its prompt and what it said before, so the first 150 stay the same.
                 assert len("".join(chunk.choices[0].text for chunk in text)) == 149
         assert first.is_running()
+
+
+@pytest.mark.parametrize("model", ["sleeps", "stuck"])
+def test_what_does_not_end_is_cut_off(tmp_path, tokenizer, model):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery) as front, client_of(front) as client, \
+            python_worker(FAULTY, discovery, tokenizer, shutdown_grace_ms=300) as only:
+        eventually("it is ready", lambda: is_ready(client, model))
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            asked = pool.submit(ask, client, model, 60_000)
+            eventually("it works", lambda: only.says(f"begun {model}"))
+            only.terminate()
+            assert only.process.wait(10) == 0, "".join(only.log)
+            assert only.says("cut off")
+            assert isinstance(asked.exception(10), InferenceServerException)
 
 
 @pytest.mark.parametrize("store", ["static", "etcd"])

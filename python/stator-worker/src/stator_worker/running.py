@@ -28,6 +28,8 @@ class Runner:
         self.concurrency = concurrency or (1 if is_plain else 256)
         self.max_waiting = max_waiting
         self.waiting = self.running = 0
+        # Threads that are in the function, wanted or not.
+        self.busy = 0
         self._places = asyncio.Semaphore(self.concurrency)
         self._threads = None
         if is_plain:
@@ -81,9 +83,19 @@ class Runner:
                 self._threads.submit(values.close)
 
     async def _thread(self, function, *arguments):
-        context = contextvars.copy_context()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, context.run, function, *arguments)
+        context, loop = contextvars.copy_context(), asyncio.get_running_loop()
+        future = self._threads.submit(context.run, function, *arguments)
+        self.busy += 1
+        future.add_done_callback(lambda _: self._left(loop))
+        return await asyncio.wrap_future(future)
+
+    def _left(self, loop):
+        def count():
+            self.busy -= 1
+
+        # The loop may have ended before its threads.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(count)
 
     def close(self):
         """Ends the threads once they have nothing to do."""

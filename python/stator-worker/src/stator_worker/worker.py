@@ -97,6 +97,10 @@ class Worker:
         if not logging.getLogger().handlers:
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         asyncio.run(self._run())
+        if any(model.runner.busy for model in self._models.values()):
+            # A plain function cannot be interrupted, and Python would wait for it.
+            logging.shutdown()
+            os._exit(0)
 
     async def _run(self):
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
