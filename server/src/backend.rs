@@ -30,7 +30,7 @@ use crate::pipeline::{Deadline, SequenceOptions, Sequences};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{CONFIG_FILE, Place, sequences};
 
-pub(crate) use stack::{BASE_MODEL, Base, Engines, on_tokens};
+pub(crate) use stack::{BASE_MODEL, Base, Engines, TextEngines, on_texts, on_tokens};
 
 /// How long a sequence may be idle when its model does not say, as in Triton.
 const DEFAULT_IDLE_US: u64 = 1_000_000;
@@ -292,7 +292,7 @@ pub(crate) fn on_tensors(
         }
         _ => Arc::new(Deadline(core.clone())),
     };
-    let core = Core { infer: Some(core), generate: None, embed: None, events: None, tables: None };
+    let core = Core { infer: Some(core), ..Core::default() };
     let mut model = bare(config, declared, engine);
     model.core = Some(core);
     Ok(model)

@@ -16,6 +16,7 @@ mod process;
 mod security;
 mod shared_memory;
 mod trace;
+mod upstream;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ pub use process::ProcessArgs;
 pub use security::SecurityArgs;
 pub use shared_memory::SharedMemoryArgs;
 pub use trace::TraceArgs;
+pub use upstream::UpstreamArgs;
 
 /// Names of the reference's variables that mean one of ours.
 const ALIASES: [(&str, &str); 2] = [

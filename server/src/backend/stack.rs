@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Adapter, EmbedRequest, Engine, GenerateRequest};
+use engine::{Adapter, EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, TextRequest};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
 use worker::encode::{self, EncodeConfig, EncodeEngine, Encoder, EncoderOptions};
@@ -20,7 +20,7 @@ use crate::models::{Core, Model, ReadHealth, ReadLoad, TextModel};
 use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
 use crate::repository::Definition;
 use crate::source::Place;
-use crate::text::{NoGeneration, TensorText, TextEngine};
+use crate::text::{Below, NoGeneration, TensorText, TextEngine};
 
 /// The parameter of an adapter's configuration that names its base.
 pub(crate) const BASE_MODEL: &str = "base_model";
@@ -198,13 +198,7 @@ pub(crate) fn on_tokens(
     declared: &wire::ModelConfig,
 ) -> Model {
     let Engines { bridge, generate, embed, load, health } = engines;
-    let core = Core {
-        generate: generate.clone(),
-        embed: Some(embed.clone()),
-        infer: None,
-        events: None,
-        tables: None,
-    };
+    let core = Core { generate: generate.clone(), embed: Some(embed.clone()), ..Core::default() };
     let read = load.clone();
     let thresholds = Arc::new(Thresholds::new(move || read()));
     let generate: Arc<dyn Engine<GenerateRequest>> = match generate {
@@ -214,7 +208,50 @@ pub(crate) fn on_tokens(
             Arc::new(Admit { engine, thresholds: thresholds.clone() })
         }
     };
-    let mut config = bridge.config();
+    let below = Below::Tokens { generate, embed };
+    let texts = TextEngine::new(bridge, below, thresholds.clone());
+    let model = with_texts(texts, thresholds, name, declared);
+    Model { load: Some(load), health: Some(health), core: Some(core), ..model }
+}
+
+/// What a model is stacked on whose engine takes texts.
+pub(crate) struct TextEngines {
+    /// Made for texts.
+    pub bridge: Arc<TextBridge>,
+    pub generate: Arc<dyn Engine<TextRequest>>,
+    pub embed: Arc<dyn Engine<EmbedTextRequest>>,
+    pub load: ReadLoad,
+    pub health: ReadHealth,
+}
+
+/// Stacks a text model on engines that take texts.
+pub(crate) fn on_texts(
+    engines: TextEngines,
+    metrics: &Metrics,
+    name: &str,
+    declared: &wire::ModelConfig,
+) -> Model {
+    let TextEngines { bridge, generate, embed, load, health } = engines;
+    let core =
+        Core { text: Some(generate.clone()), embed_text: Some(embed.clone()), ..Core::default() };
+    let read = load.clone();
+    let thresholds = Arc::new(Thresholds::new(move || read()));
+    let generate = Arc::new(Observe { engine: generate, metrics: token_metrics(metrics, name) });
+    let below = Below::Texts { generate, embed };
+    let texts = TextEngine::new(bridge, below, thresholds.clone());
+    let model = with_texts(texts, thresholds, name, declared);
+    Model { load: Some(load), health: Some(health), core: Some(core), ..model }
+}
+
+/// Puts both faces of a text model, tensors and texts, around its engine.
+fn with_texts(
+    texts: TextEngine,
+    thresholds: Arc<Thresholds>,
+    name: &str,
+    declared: &wire::ModelConfig,
+) -> Model {
+    let texts = Arc::new(texts);
+    let mut config = texts.bridge.config();
     config.name = name.into();
     config.backend.clone_from(&declared.backend);
     let own = tensor::metadata::config(&config);
@@ -226,13 +263,9 @@ pub(crate) fn on_tokens(
         model_transaction_policy: own.model_transaction_policy,
         ..declared.clone()
     };
-    let texts = Arc::new(TextEngine::new(bridge, generate, embed, thresholds.clone()));
     let mut model = bare(config, declared, Arc::new(Deadline(TensorText(texts.clone()))));
     let engine = Arc::new(Deadline(texts.clone()));
     model.text = Some(TextModel { engine, texts, thresholds });
-    model.health = Some(health);
-    model.load = Some(load);
-    model.core = Some(core);
     model
 }
 

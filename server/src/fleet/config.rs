@@ -12,6 +12,7 @@ use engine::Tasks;
 use crate::args::{FrontendArgs, WorkerArgs, state_dir};
 use crate::config::{Invalid, ModelsConfig, metrics};
 use crate::pipeline::{Policy, RetryAccepted, RouteConfig};
+use crate::upstream::UpstreamConfig;
 
 /// Where registrations are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,8 @@ pub struct FleetConfig {
 pub struct WorkerConfig {
     /// What it computes.
     pub models: ModelsConfig,
+    /// A server whose models it offers.
+    pub upstream: Option<UpstreamConfig>,
     /// Where it listens.
     pub address: SocketAddr,
     /// Where frontends reach it; none: where it listens.
@@ -202,8 +205,14 @@ impl WorkerConfig {
             let text = "--discovery: static:// is for frontends, which know their workers";
             return Err(Invalid(text.into()));
         }
+        let upstream = UpstreamConfig::from_args(&args.upstream, args.engine.context_length)?;
+        let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
+        if upstream.is_some() && args.models.models.is_empty() {
+            models.models.clear();
+        }
         Ok(Self {
-            models: ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?,
+            models,
+            upstream,
             address,
             advertise: args.advertise.clone(),
             namespace: namespace(&args.namespace)?,

@@ -27,6 +27,7 @@ use crate::repository::Repository;
 use crate::security::Security;
 use crate::serve::{ServeError, load_initial, open_metrics, own_repository};
 use crate::shutdown;
+use crate::upstream::Upstream;
 
 /// How often engines are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,6 +43,7 @@ const LEAVE_WAIT: Duration = Duration::from_millis(500);
 struct Worker {
     config: WorkerConfig,
     models: Arc<Models>,
+    metrics: Arc<Metrics>,
     repository: Arc<Repository>,
     server: WorkerServer,
     files: Arc<Files>,
@@ -100,7 +102,8 @@ impl Worker {
         let address = listener.local_addr().map_err(failed)?;
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
-            let exporter = Exporter { registry, metrics, models: models.clone(), started };
+            let (metrics, models) = (metrics.clone(), models.clone());
+            let exporter = Exporter { registry, metrics, models, started };
             let security = Security { tls: None, keys: None };
             let opened = open_metrics(wanted, Arc::new(exporter), &security, &tasks).await?;
             metrics_address = Some(opened);
@@ -116,6 +119,7 @@ impl Worker {
         Ok(Self {
             config,
             models,
+            metrics,
             repository,
             server,
             files,
@@ -130,6 +134,12 @@ impl Worker {
     /// Loads the models and registers with them.
     async fn start(&self) -> Result<(Instance, Lease), ServeError> {
         load_initial(&self.repository, &self.config.models, &self.following).await?;
+        if let Some(config) = &self.config.upstream {
+            let upstream = Upstream::new(config, &self.models, &self.metrics);
+            let mut upstream = upstream.map_err(ServeError::Start)?;
+            upstream.look().await;
+            self.following.spawn("upstream", upstream.follow());
+        }
         let address = self.config.advertise.clone().unwrap_or_else(|| self.address.to_string());
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut instance =

@@ -34,7 +34,7 @@ fn sent(mut outbox: Outbox, cut: usize) -> Vec<Payload> {
     messages
 }
 
-fn one(outbox: Outbox, cut: usize) -> Payload {
+pub(super) fn one(outbox: Outbox, cut: usize) -> Payload {
     let mut messages = sent(outbox, cut);
     assert_eq!(messages.len(), 1);
     messages.remove(0)
