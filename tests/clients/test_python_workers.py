@@ -3,7 +3,9 @@
 import concurrent.futures
 import contextlib
 import queue
+import shutil
 import socket
+import subprocess
 import time
 
 import ml_dtypes
@@ -15,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from conftest import sdk_of
 from python_workers import EXAMPLES, FAULTY, python_worker, write_tokenizer
-from test_cluster import client_of, etcd, eventually, frontend, is_ready, joined  # noqa: F401
+from test_cluster import client_of, eventually, frontend, is_ready, joined
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,30 @@ def streamed(client, model, name, *values):
             break
     client.stop_stream()
     return found
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def etcd_at(folder, ports):
+    """Runs an etcd of its own for the length of a block."""
+    binary = shutil.which("etcd")
+    assert binary, "etcd is not installed: Debian's package is etcd-server"
+    client, peer = (f"http://127.0.0.1:{port}" for port in ports)
+    process = subprocess.Popen(
+        [binary, "--data-dir", str(folder), "--listen-client-urls", client,
+         "--advertise-client-urls", client, "--listen-peer-urls", peer,
+         "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"etcd://127.0.0.1:{ports[0]}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_tensor_examples(client):
@@ -312,15 +338,13 @@ def test_what_does_not_end_is_cut_off(tmp_path, tokenizer, model):
 
 
 @pytest.mark.parametrize("store", ["static", "etcd"])
-def test_other_ways_to_meet(store, request):
+def test_other_ways_to_meet(tmp_path, store):
     with contextlib.ExitStack() as stack:
         if store == "etcd":
-            discovery = where = request.getfixturevalue("etcd")
+            discovery = where = stack.enter_context(etcd_at(tmp_path, [free_port(), free_port()]))
             settings = {}
         else:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                address = f"127.0.0.1:{probe.getsockname()[1]}"
+            address = f"127.0.0.1:{free_port()}"
             discovery, where, settings = "static://", f"static://{address}", {"worker_address": address}
         worker = stack.enter_context(python_worker(EXAMPLES / "tensors.py", discovery, **settings))
         front = stack.enter_context(frontend(where))
@@ -332,3 +356,28 @@ def test_other_ways_to_meet(store, request):
         worker.terminate()
         assert worker.process.wait(20) == 0
         eventually("it is gone", lambda: not is_ready(client, "double"))
+
+
+def test_a_worker_registers_again_after_etcd_lost_everything(tmp_path):
+    ports = [free_port(), free_port()]
+    with contextlib.ExitStack() as stack:
+        with etcd_at(tmp_path / "first", ports) as url:
+            worker = stack.enter_context(python_worker(EXAMPLES / "tensors.py", url))
+            front = stack.enter_context(frontend(url))
+            client = stack.enter_context(client_of(front))
+            eventually("it is ready", lambda: is_ready(client, "double"))
+        values = np.ones(4, np.float32)
+
+        def has_noticed():
+            answer = client.infer("double", [tensor("IN", values, "FP32")]).as_numpy("OUT")
+            assert (answer == 2).all()
+            return worker.says("cannot register")
+
+        eventually("the worker knows of the outage", has_noticed)
+        with etcd_at(tmp_path / "second", ports) as url, frontend(url) as other, \
+                client_of(other) as another:
+            eventually("a new frontend finds it", lambda: is_ready(another, "double"))
+            assert is_ready(client, "double")
+            worker.terminate()
+            assert worker.process.wait(20) == 0
+            eventually("it is gone", lambda: not is_ready(another, "double"))
