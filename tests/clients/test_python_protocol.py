@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import threading
+import time
 
 import grpc
 import h2.config
@@ -18,9 +19,10 @@ from conftest import ROOT
 from python_workers import FAULTY, python_worker, write_tokenizer
 from test_cluster import eventually, worker
 
-STREAMS = {"Generate": "GenerateOutput", "GenerateText": "TextDelta", "Infer": "InferOutput", "Fetch": "Chunk",
-           "Watch": "WorkerEvent"}
-REPLIES = {"Describe": "Description", "Drain": "DrainReply", "Embed": "Embedding", "EmbedText": "TextEmbedding"}
+STREAMS = {"Generate": "GenerateOutput", "GenerateText": "TextDelta", "Infer": "InferOutput",
+           "Fetch": "Chunk", "Watch": "WorkerEvent"}
+REPLIES = {"Describe": "Description", "Drain": "DrainReply", "Embed": "Embedding",
+           "EmbedText": "TextEmbedding"}
 
 
 class Caller:
@@ -68,9 +70,9 @@ def headers_of(address, method, message):
     blocks, ended_with_first = [], None
     with socket.create_connection((host, int(port)), timeout=10) as wire_end:
         connection.initiate_connection()
-        connection.send_headers(1, [(":method", "POST"), (":scheme", "http"), (":path", path(method)),
-                                    (":authority", address), ("te", "trailers"),
-                                    ("content-type", "application/grpc")])
+        connection.send_headers(1, [
+            (":method", "POST"), (":scheme", "http"), (":path", path(method)),
+            (":authority", address), ("te", "trailers"), ("content-type", "application/grpc")])
         connection.send_data(1, b"\0" + len(body).to_bytes(4, "big") + body, end_stream=True)
         wire_end.sendall(connection.data_to_send())
         while True:
@@ -94,9 +96,45 @@ def test_a_refusal_is_a_status_alone_and_acceptance_is_headers(tmp_path):
         # Headers come before the answer does.
         call = caller.call("Infer", numbers("sleeps", 5000))
         opened = threading.Event()
-        threading.Thread(target=lambda: (call.initial_metadata(), opened.set()), daemon=True).start()
+        wait = lambda: (call.initial_metadata(), opened.set())  # noqa: E731
+        threading.Thread(target=wait, daemon=True).start()
         assert opened.wait(2)
         call.cancel()
+
+
+def test_noise_is_a_failure_and_harms_nobody(tmp_path):
+    class Noise:
+        def SerializeToString(self):
+            return b"\xff" * 40
+
+    with caller_of(tmp_path) as (caller, process):
+        for method in ("Infer", "Generate", "Embed", "Watch", "Describe"):
+            blocks, _ = headers_of(caller.address, method, Noise())
+            assert blocks[-1]["grpc-status"] not in ("0", None), method
+        blocks, _ = headers_of(caller.address, "Nothing", Noise())
+        assert blocks[-1]["grpc-status"] == "12"
+        assert process.is_running()
+        assert len(list(caller.call("Infer", numbers("sleeps", 1)))) == 1
+
+
+def test_a_cancel_closes_the_function_at_once(tmp_path):
+    with caller_of(tmp_path) as (caller, process):
+        body = json.dumps({"prompt": "x" * 100_000}).encode()
+        times = []
+        for count in range(1, 21):
+            ask = wire.worker.GenerateTextRequest(model="spells", completion=body)
+            call = caller.call("GenerateText", ask)
+            next(call)
+            call.cancel()
+            began = time.monotonic()
+            while process.says("spelling closed") < count:
+                assert time.monotonic() - began < 5
+                time.sleep(0.0005)
+            times.append(time.monotonic() - began)
+        print(f"from a cancel to the closed generator: {sorted(times)[10] * 1e3:.1f} ms, at most "
+              f"{max(times) * 1e3:.1f} ms")
+        described = caller.call("Describe", wire.worker.DescribeRequest())
+        assert all(model.load.running_sequences == 0 for model in described.models)
 
 
 def test_a_failure_tells_all_of_itself(tmp_path):
@@ -125,6 +163,17 @@ def test_a_failure_tells_all_of_itself(tmp_path):
                "inputs": [{"name": "IN", "datatype": "INT7", "shape": [1]}]}, "INVALID_ARGUMENT"),
     ("Infer", {"model": "sleeps", "contents": [b"\xff\0\0\0"],
                "inputs": [{"name": "IN", "datatype": "BYTES", "shape": [1]}]}, "INVALID_ARGUMENT"),
+    ("Infer", {"model": "sleeps", "contents": [b"1234"],
+               "inputs": [{"name": "IN", "datatype": "INT32", "shape": [-1]}]}, "INVALID_ARGUMENT"),
+    ("GenerateText", {"model": "spells"}, "INVALID_ARGUMENT"),
+    ("GenerateText", {"model": "spells", "completion": b"[1"}, "INVALID_ARGUMENT"),
+    ("GenerateText", {"model": "spells", "completion": b"[]"}, "INVALID_ARGUMENT"),
+    ("GenerateText", {"model": "spells", "completion": b'{"prompt": "a", "stop": 1}'},
+     "INVALID_ARGUMENT"),
+    ("GenerateText", {"model": "spells", "completion": b'{"prompt": "a", "max_tokens": "b"}'},
+     "INVALID_ARGUMENT"),
+    ("GenerateText", {"model": "spells", "completion": b'{"prompt": "a", "response_format": 1}'},
+     "UNIMPLEMENTED"),
     ("Fetch", {"hash": "../secret"}, "NOT_FOUND"),
     ("Watch", {"model": "nobody"}, "NOT_FOUND"),
 ])
@@ -209,10 +258,9 @@ def test_load_is_told_and_draining_refuses_finishes_and_says_so(tmp_path):
         assert [one for one in news][-1].HasField("draining")
         assert len(list(open_call)) == 1
         assert caller.call("Describe", wire.worker.DescribeRequest()).is_draining
-        files = list((tmp_path / "fleet").rglob("*.json"))
+        records = lambda: (tmp_path / "fleet").rglob("*.json")  # noqa: E731
         eventually("it is registered so", lambda: any(
-            json.loads(file.read_text())["is_draining"] for file in (tmp_path / "fleet").rglob("*.json")))
-        assert files
+            json.loads(file.read_text())["is_draining"] for file in records()))
         process.terminate()
         assert process.process.wait(10) == 0
         assert not list((tmp_path / "fleet").iterdir())

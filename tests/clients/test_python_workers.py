@@ -213,7 +213,8 @@ def test_limits_stops_and_choices(sdk):
     assert {choice.finish_reason for choice in answer.choices} == {"length"}
     assert answer.usage.completion_tokens == 15
     assert sdk.completions.create(**ask, max_tokens=9, stop="d").choices[0].text == "abc"
-    answer = sdk.completions.create(**ask, max_tokens=9, extra_body={"stop_token_ids": [ord("d") - ord("!")]})
+    stops = {"stop_token_ids": [ord("d") - ord("!")]}
+    answer = sdk.completions.create(**ask, max_tokens=9, extra_body=stops)
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("abc", "stop")
 
 
@@ -238,7 +239,8 @@ def test_log_probabilities_and_what_a_model_cannot_do(sdk):
 
 
 def test_the_embedding_example(sdk):
-    vectors = [one.embedding for one in sdk.embeddings.create(model="counts", input=["ab", "aab"]).data]
+    answer = sdk.embeddings.create(model="counts", input=["ab", "aab"])
+    vectors = [one.embedding for one in answer.data]
     assert len(vectors[0]) == 512
     assert np.allclose(sorted(vectors[0])[-2:], 0.5 ** 0.5)
     assert np.allclose(sorted(vectors[1])[-2:], [0.2 ** 0.5, 0.8 ** 0.5])
@@ -256,7 +258,8 @@ def test_the_chat_example_takes_texts(sdk):
 
 def test_texts_pass_all_doors(client, sdk):
     for model in ("spells", "letters"):
-        assert sdk.completions.create(model=model, prompt="abc", max_tokens=9).choices[0].text == "abc"
+        answer = sdk.completions.create(model=model, prompt="abc", max_tokens=9)
+        assert answer.choices[0].text == "abc"
     answer = sdk.completions.create(model="spells", prompt="abcd", stop="c", n=2, max_tokens=9)
     assert [choice.text for choice in answer.choices] == ["ab", "ab"]
     text = tensor("text_input", np.array(["abc"], object), "BYTES")
@@ -346,7 +349,8 @@ def test_other_ways_to_meet(tmp_path, store):
             settings = {}
         else:
             address = f"127.0.0.1:{free_port()}"
-            discovery, where, settings = "static://", f"static://{address}", {"worker_address": address}
+            discovery, where = "static://", f"static://{address}"
+            settings = {"worker_address": address}
         worker = stack.enter_context(python_worker(EXAMPLES / "tensors.py", discovery, **settings))
         front = stack.enter_context(frontend(where))
         client = stack.enter_context(client_of(front))

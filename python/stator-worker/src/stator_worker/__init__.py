@@ -13,13 +13,13 @@
 
 from .errors import AlreadyExists, Cancelled, DeadlineExceeded, Error, Internal, InvalidRequest, \
     NotFound, Overloaded, PermissionDenied, Unauthenticated, Unavailable, Unimplemented
-from .models import Token
 from .context import Request, Sequence, request
+from .models import Token
 from .texts import Delta
 from .worker import Worker
 
 __all__ = [
-    "AlreadyExists", "Cancelled", "DeadlineExceeded", "Delta", "Error", "Internal", "InvalidRequest",
-    "NotFound", "Overloaded", "PermissionDenied", "Request", "Sequence", "Token",
+    "AlreadyExists", "Cancelled", "DeadlineExceeded", "Delta", "Error", "Internal",
+    "InvalidRequest", "NotFound", "Overloaded", "PermissionDenied", "Request", "Sequence", "Token",
     "Unauthenticated", "Unavailable", "Unimplemented", "Worker", "request",
 ]

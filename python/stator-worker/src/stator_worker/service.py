@@ -137,8 +137,11 @@ class Service:
 
     async def describe(self, message, context):
         """Says what the worker serves and how it is."""
-        models = [wire.worker.ServedModel(name=model.name, card=json.dumps(model.card.json).encode(),
-                                          load=model.load()) for model in self.models.values()]
+        def told(model):
+            card = json.dumps(model.card.json).encode()
+            return wire.worker.ServedModel(name=model.name, card=card, load=model.load())
+
+        models = [told(model) for model in self.models.values()]
         return wire.worker.Description(models=models, is_draining=self.is_draining)
 
     async def drain(self, message, context):
@@ -179,8 +182,10 @@ class Service:
 
 
 def _method(message, behavior, is_stream):
-    make = grpc.unary_stream_rpc_method_handler if is_stream else grpc.unary_unary_rpc_method_handler
     read = getattr(wire.worker, message).FromString
+    make = grpc.unary_unary_rpc_method_handler
+    if is_stream:
+        make = grpc.unary_stream_rpc_method_handler
     return make(behavior, request_deserializer=read,
                 response_serializer=lambda output: output.SerializeToString())
 

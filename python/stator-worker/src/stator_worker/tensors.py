@@ -22,11 +22,14 @@ DATATYPES = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}
 def read(tensor, data):
     """Returns a tensor of a request as an array."""
     try:
+        if any(length < 0 for length in tensor.shape):
+            raise ValueError("a length is negative")
         if tensor.datatype == "BYTES":
             return _elements(data).reshape(tensor.shape)
         return np.frombuffer(data, DTYPES[tensor.datatype]).reshape(tensor.shape)
     except KeyError:
-        raise InvalidRequest(f"tensor `{tensor.name}`: `{tensor.datatype}` is no datatype") from None
+        text = f"tensor `{tensor.name}`: `{tensor.datatype}` is no datatype"
+        raise InvalidRequest(text) from None
     except ValueError:
         raise InvalidRequest(
             f"tensor `{tensor.name}`: expected {tensor.datatype} {list(tensor.shape)}, got "
@@ -63,7 +66,8 @@ def write(name, value, datatype=None):
     try:
         array = np.asarray(value, None if is_array or datatype is None else DTYPES[datatype])
     except (TypeError, ValueError) as error:
-        raise Internal(f"output `{name}`: expected {datatype}, got {type(value).__name__}") from error
+        kind = type(value).__name__
+        raise Internal(f"output `{name}`: expected {datatype}, got {kind}") from error
     datatype = datatype or DATATYPES.get(array.dtype.newbyteorder("<"))
     expected = DTYPES.get(datatype)
     # Two bytes of another library's bfloat16 are as good as their bits.

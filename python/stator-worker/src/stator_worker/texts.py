@@ -1,7 +1,7 @@
 """Models that take texts as texts: they have a template and a tokenizer themselves, or need none.
 
-The request is the body of an OpenAI call. What limits and ends a text is kept here; what else a body
-asks for and the function does not say that it does is refused, so that nothing is ignored.
+The request is the body of an OpenAI call. What limits and ends a text is kept here; what else a
+body asks for and the function does not say that it does is refused, so that nothing is ignored.
 """
 
 import contextlib
@@ -55,8 +55,7 @@ class TextModel(Model):
     def check(self, message):
         """Refuses a body that the function does not keep."""
         body = _body(message)
-        format_kind = (body.get("response_format") or {}).get("type", "text")
-        silent = {"response_format"} if format_kind == "text" else set()
+        silent = {"response_format"} if body.get("response_format") == {"type": "text"} else set()
         if body.get("tool_choice") == "none":
             silent.add("tools")
         silent.update(name for name, value in body.items()
@@ -64,9 +63,14 @@ class TextModel(Model):
         if unknown := sorted(body.keys() - self.accepts - silent):
             raise Unimplemented(f"model `{self.name}` does not know `{unknown[0]}`",
                                 param=unknown[0])
-        count = body.get("n") or 1
-        if not isinstance(count, int) or not 1 <= count <= MAX_CHOICES:
-            raise InvalidRequest(f"`n`: expected 1 to {MAX_CHOICES}, got {count!r}", param="n")
+        for name, most in (("n", MAX_CHOICES), ("max_tokens", 1 << 32)):
+            count = body.get(name)
+            if count is not None and not (isinstance(count, int) and 1 <= count <= most):
+                raise InvalidRequest(f"`{name}`: expected 1 to {most}, got {count!r}", param=name)
+        stops = body.get("stop") or []
+        stops = [stops] if isinstance(stops, str) else stops
+        if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+            raise InvalidRequest("`stop`: expected texts", param="stop")
         self._argument(body)
 
     async def answer(self, message, request, queue_ns, send):
