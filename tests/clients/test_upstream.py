@@ -2,9 +2,11 @@
 
 import contextlib
 import http.server
+import importlib.util
 import json
 import select
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -14,9 +16,11 @@ import numpy as np
 import openai
 import pytest
 import tritonclient.grpc as triton
+import xxhash
 from anthropic import Anthropic
 
-from conftest import BINARY, LOCAL, SCRIPTS, running, sdk_of
+from conftest import BINARY, LOCAL, ROOT, SCRIPTS, running, sdk_of
+from kv_events import BlockRemoved, BlockStored, Publisher, Watcher
 from test_cluster import client_of, eventually, frontend, is_ready, worker
 from tritonclient.utils import InferenceServerException
 
@@ -455,3 +459,46 @@ def test_a_second_server_takes_what_the_first_one_cannot(tmp_path):
         servers[0].stop()
         for _ in range(20):
             assert say(front, "words", max_tokens=3).usage.completion_tokens == 3
+
+
+@pytest.fixture(scope="module")
+def worker_pb(tmp_path_factory):
+    """The messages of the worker protocol."""
+    from grpc_tools import protoc
+    folder = tmp_path_factory.mktemp("proto")
+    assert protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"--python_out={folder}", "worker.proto"]) == 0
+    spec = importlib.util.spec_from_file_location("worker_pb2", folder / "worker_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("has_replay", [True, False])
+def test_kv_events_of_another_engine_get_our_names(engine, tmp_path, worker_pb, has_replay):
+    publisher = Publisher()
+    arguments = ["--upstream", f"http://{engine.http}/v1", "--upstream-kv-events", f"tcp://127.0.0.1:{publisher.port}"]
+    if has_replay:
+        arguments += ["--upstream-kv-replay", f"tcp://127.0.0.1:{publisher.replay_port}"]
+    with sdk_of(engine) as sdk:
+        model = sdk.models.list().data[0].id
+    with worker(f"file://{tmp_path}", *arguments, models=[]) as member:
+        publisher.wait_for_subscriber()
+        watcher = Watcher(member.address, model, worker_pb)
+        time.sleep(0.5)
+        publisher.publish(BlockStored([b"one" * 8, 2], None, list(range(8)), 4, None, "GPU"))
+        eventually("stored", lambda: len(watcher.events) == 1)
+        stored = watcher.events[0].kv.stored
+        assert (stored.block_tokens, len(stored.sequences), stored.HasField("parent")) == (4, 2, False)
+        # XXH3 of the tokens, as every router computes it.
+        first = xxhash.xxh3_64_intdigest(struct.pack("<4I", 0, 1, 2, 3))
+        second = xxhash.xxh3_64_intdigest(struct.pack("<4I", 4, 5, 6, 7))
+        chained = xxhash.xxh3_64_intdigest(struct.pack("<2Q", first, second))
+        assert list(stored.blocks) == [first, second] and list(stored.sequences) == [first, chained]
+        publisher.publish(BlockStored([3], 2, [1, 1, 1, 1], 4, None, "GPU"), is_lost=True)
+        publisher.publish(BlockRemoved([3], "GPU"))
+        kinds = ["stored", "stored", "removed"] if has_replay else ["stored", "cleared"]
+        eventually(kinds, lambda: [event.kv.WhichOneof("event") for event in watcher.events] == kinds)
+        if has_replay:
+            assert watcher.events[1].kv.stored.parent == chained
+            assert list(watcher.events[2].kv.removed.blocks) == list(watcher.events[1].kv.stored.sequences)
+        assert [event.sequence for event in watcher.events] == list(range(1, len(kinds) + 1))

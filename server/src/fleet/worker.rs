@@ -160,6 +160,9 @@ impl Worker {
             let upstream = Upstream::new(config, &self.models, &self.metrics);
             let mut upstream = upstream.map_err(ServeError::Start)?;
             upstream.look().await;
+            if let Some((config, events)) = config.kv_events.clone().zip(upstream.events()) {
+                self.following.spawn("upstream kv events", cluster::vllm::follow(config, events));
+            }
             self.following.spawn("upstream", upstream.follow());
         }
         let address = self.config.advertise.clone().unwrap_or_else(|| self.address.to_string());
