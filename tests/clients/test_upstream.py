@@ -2,19 +2,25 @@
 
 import contextlib
 import http.server
+import importlib.util
 import json
 import select
 import socket
+import struct
+import subprocess
 import threading
 import time
+import urllib.request
 
 import numpy as np
 import openai
 import pytest
 import tritonclient.grpc as triton
+import xxhash
 from anthropic import Anthropic
 
-from conftest import SCRIPTS, running, sdk_of
+from conftest import BINARY, LOCAL, ROOT, SCRIPTS, running, sdk_of
+from kv_events import BlockRemoved, BlockStored, Publisher, Watcher
 from test_cluster import client_of, eventually, frontend, is_ready, worker
 from tritonclient.utils import InferenceServerException
 
@@ -54,6 +60,8 @@ def both(engine, front, ask):
 def plain(answer):
     """Returns what is the same in each answer to the same request."""
     answer = answer.model_dump()
+    # Whoever comes second finds the prompt in the cache.
+    answer["usage"].pop("prompt_tokens_details")
     for key in ("id", "created", "system_fingerprint"):
         answer.pop(key, None)
     for choice in answer["choices"]:
@@ -66,7 +74,7 @@ def joined(chunks):
     """Returns the parts of a streamed chat, joined, and its usage."""
     told = {"content": "", "reasoning": "", "calls": {}, "finish": [], "usage": None}
     for chunk in chunks:
-        told["usage"] = chunk.usage.model_dump() if chunk.usage else told["usage"]
+        told["usage"] = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens) if chunk.usage else told["usage"]
         for choice in chunk.choices:
             told["content"] += choice.delta.content or ""
             told["reasoning"] += getattr(choice.delta, "reasoning_content", None) or ""
@@ -228,16 +236,10 @@ def test_errors_are_the_servers(front):
 
 def busy(server):
     """Returns how many sequences a server computes."""
-    with sdk_of(server) as sdk:
-        text = sdk.get("/../metrics", cast_to=str) if False else metrics(server)
-    lines = [line for line in text.splitlines() if line.startswith("stator_running_sequences{")]
-    return sum(float(line.split()[-1]) for line in lines)
-
-
-def metrics(server):
-    import urllib.request
     with urllib.request.urlopen(f"http://{server.metrics}/metrics") as answer:
-        return answer.read().decode()
+        lines = answer.read().decode().splitlines()
+    lines = [line for line in lines if line.startswith("stator_running_sequences{")]
+    return sum(float(line.split()[-1]) for line in lines)
 
 
 def test_what_is_cancelled_stops_at_the_server(engine, front):
@@ -277,7 +279,7 @@ class Hostile(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.bodies.append((self.path, dict(self.headers), body))
+        self.bodies.append((self.path, self.headers, body))
         match body["model"]:
             case "whole":
                 message = {"role": "assistant", "content": "in one piece"}
@@ -289,7 +291,8 @@ class Hostile(http.server.BaseHTTPRequestHandler):
             case "broken":
                 return self.send_whole({"detail": "a bug"}, 500)
             case "dies":
-                self.connection.close()
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
                 return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
@@ -318,6 +321,7 @@ class Hostile(http.server.BaseHTTPRequestHandler):
                 self.piece(told("half a"))
                 time.sleep(0.1)
                 self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
                 return
             case "event":
                 self.piece(told("x") + event(error={"message": "out of luck", "code": 400}))
@@ -348,8 +352,7 @@ def hostile(tmp_path_factory):
 
 
 def say(front, model, **options):
-    with sdk_of(front) as sdk:
-        return sdk.chat.completions.create(model=model, messages=USER, **options)
+    return sdk_of(front).chat.completions.create(model=model, messages=USER, **options)
 
 
 def test_a_stream_may_be_cut_anywhere(hostile):
@@ -416,17 +419,28 @@ def test_a_request_is_sent_as_it_was_asked(hostile):
                     "messages": messages, "top_p": 0.5, "top_k": 3}
 
 
+@contextlib.contextmanager
+def running_process(command):
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_models_come_and_go_with_their_server(tmp_path):
     discovery = f"file://{tmp_path}"
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = ["--upstream", f"http://127.0.0.1:{port}/v1"]
-    serve = ["--no-default-model", "--builtin", "words=mock", "--http-port", str(port)]
+    serve = [str(BINARY), "serve", *LOCAL, "--grpc-port", "0", "--http-host", "127.0.0.1", "--http-port", str(port),
+             "--no-default-model", "--builtin", "words=mock"]
     with worker(discovery, *arguments, models=[]), frontend(discovery) as front, client_of(front) as client:
         for _ in range(2):
             assert not is_ready(client, "words")
-            with running(*serve):
+            with running_process(serve):
                 eventually("it is there", lambda: is_ready(client, "words"))
                 assert say(front, "words", max_tokens=3).usage.completion_tokens == 3
             eventually("it is gone", lambda: not is_ready(client, "words"))
@@ -445,3 +459,46 @@ def test_a_second_server_takes_what_the_first_one_cannot(tmp_path):
         servers[0].stop()
         for _ in range(20):
             assert say(front, "words", max_tokens=3).usage.completion_tokens == 3
+
+
+@pytest.fixture(scope="module")
+def worker_pb(tmp_path_factory):
+    """The messages of the worker protocol."""
+    from grpc_tools import protoc
+    folder = tmp_path_factory.mktemp("proto")
+    assert protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"--python_out={folder}", "worker.proto"]) == 0
+    spec = importlib.util.spec_from_file_location("worker_pb2", folder / "worker_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("has_replay", [True, False])
+def test_kv_events_of_another_engine_get_our_names(engine, tmp_path, worker_pb, has_replay):
+    publisher = Publisher()
+    arguments = ["--upstream", f"http://{engine.http}/v1", "--upstream-kv-events", f"tcp://127.0.0.1:{publisher.port}"]
+    if has_replay:
+        arguments += ["--upstream-kv-replay", f"tcp://127.0.0.1:{publisher.replay_port}"]
+    with sdk_of(engine) as sdk:
+        model = sdk.models.list().data[0].id
+    with worker(f"file://{tmp_path}", *arguments, models=[]) as member:
+        publisher.wait_for_subscriber()
+        watcher = Watcher(member.address, model, worker_pb)
+        time.sleep(0.5)
+        publisher.publish(BlockStored([b"one" * 8, 2], None, list(range(8)), 4, None, "GPU"))
+        eventually("stored", lambda: len(watcher.events) == 1)
+        stored = watcher.events[0].kv.stored
+        assert (stored.block_tokens, len(stored.sequences), stored.HasField("parent")) == (4, 2, False)
+        # XXH3 of the tokens, as every router computes it.
+        first = xxhash.xxh3_64_intdigest(struct.pack("<4I", 0, 1, 2, 3))
+        second = xxhash.xxh3_64_intdigest(struct.pack("<4I", 4, 5, 6, 7))
+        chained = xxhash.xxh3_64_intdigest(struct.pack("<2Q", first, second))
+        assert list(stored.blocks) == [first, second] and list(stored.sequences) == [first, chained]
+        publisher.publish(BlockStored([3], 2, [1, 1, 1, 1], 4, None, "GPU"), is_lost=True)
+        publisher.publish(BlockRemoved([3], "GPU"))
+        kinds = ["stored", "stored", "removed"] if has_replay else ["stored", "cleared"]
+        eventually(kinds, lambda: [event.kv.WhichOneof("event") for event in watcher.events] == kinds)
+        if has_replay:
+            assert watcher.events[1].kv.stored.parent == chained
+            assert list(watcher.events[2].kv.removed.blocks) == list(watcher.events[1].kv.stored.sequences)
+        assert [event.sequence for event in watcher.events] == list(range(1, len(kinds) + 1))

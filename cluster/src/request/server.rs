@@ -70,7 +70,8 @@ pub struct WorkerServer {
 pub(super) struct Shared {
     pub(super) config: ServerConfig,
     pub(super) artifacts: Option<Arc<dyn Artifacts>>,
-    models: RwLock<BTreeMap<String, Arc<Served>>>,
+    /// None: it was served and is so no more.
+    models: RwLock<BTreeMap<String, Option<Arc<Served>>>>,
     is_draining: watch::Sender<bool>,
     /// Calls that use an engine.
     open: AtomicUsize,
@@ -98,12 +99,16 @@ impl WorkerServer {
     /// Serves a model under a name, in place of what had it before; calls that are open go on.
     pub fn insert(&self, name: impl Into<String>, served: Served) {
         let mut models = self.shared.models.write().unwrap_or_else(PoisonError::into_inner);
-        models.insert(name.into(), Arc::new(served));
+        models.insert(name.into(), Some(Arc::new(served)));
     }
 
-    /// Serves a model no more; calls that are open go on.
+    /// Serves a model no more; calls that are open go on. New ones are refused with UNAVAILABLE, not
+    /// NOT_FOUND: whoever has not heard of it yet tries another worker.
     pub fn remove(&self, name: &str) {
-        self.shared.models.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let mut models = self.shared.models.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(served) = models.get_mut(name) {
+            *served = None;
+        }
     }
 
     /// Returns how many calls use an engine.
@@ -228,18 +233,26 @@ fn builder(config: &ServerConfig) -> Builder {
 }
 
 impl Shared {
-    /// Returns what is served under a name. Errors: NOT_FOUND.
+    /// Returns what is served under a name. Errors: NOT_FOUND; UNAVAILABLE if it was served before.
     pub(super) fn served(&self, name: &str) -> Result<Arc<Served>> {
         let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        models.get(name).cloned().ok_or_else(|| {
-            Error::not_found(format!("the worker does not serve a model `{name}`"))
-                .with_code("model_not_found")
-        })
+        let text = format!("the worker does not serve a model `{name}`");
+        match models.get(name) {
+            Some(Some(served)) => Ok(served.clone()),
+            Some(None) => {
+                let error = Error::new(ErrorKind::Unavailable, format!("{text} any more"));
+                Err(error.with_code("model_gone"))
+            }
+            None => Err(Error::not_found(text).with_code("model_not_found")),
+        }
     }
 
     /// Returns all that is served, by name.
     pub(super) fn all(&self) -> BTreeMap<String, Arc<Served>> {
-        self.models.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        let served =
+            |(name, served): (&String, &Option<Arc<Served>>)| Some((name.clone(), served.clone()?));
+        models.iter().filter_map(served).collect()
     }
 
     /// Returns whether nothing new is accepted; now and later.

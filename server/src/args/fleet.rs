@@ -3,8 +3,8 @@
 use clap::Args;
 
 use super::{
-    AFTER_HELP, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs, ProcessArgs,
-    SecurityArgs, SharedMemoryArgs, TraceArgs, UpstreamArgs,
+    AFTER_HELP, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, MockArgs, ModelArgs, OpenAiArgs,
+    ProcessArgs, SecurityArgs, SharedMemoryArgs, TraceArgs, UpstreamArgs,
 };
 use crate::fleet::{Repeated, Routing};
 use crate::pipeline::DEFAULT_MIGRATIONS;
@@ -40,6 +40,8 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "NAME", default_value = "default", env = "STATOR_NAMESPACE")]
     #[arg(help_heading = "Worker")]
     pub namespace: String,
+    #[command(flatten)]
+    pub mock: MockArgs,
     #[command(flatten)]
     pub upstream: UpstreamArgs,
     #[command(flatten)]

@@ -18,4 +18,12 @@ pub struct UpstreamArgs {
     /// PEM file of the authorities to trust for https [default: the web's]
     #[arg(long, value_name = "FILE", env = "STATOR_UPSTREAM_CA_FILE", requires = "upstream")]
     pub upstream_ca_file: Option<PathBuf>,
+    /// Where the server publishes what becomes of its KV blocks, as vLLM and SGLang do over ZeroMQ:
+    /// tcp://HOST:PORT
+    #[arg(long, value_name = "URL", env = "STATOR_UPSTREAM_KV_EVENTS", requires = "upstream")]
+    pub upstream_kv_events: Option<String>,
+    /// Where it repeats events that were missed, tcp://HOST:PORT [default: then all is forgotten]
+    #[arg(long, value_name = "URL", env = "STATOR_UPSTREAM_KV_REPLAY")]
+    #[arg(requires = "upstream_kv_events")]
+    pub upstream_kv_replay: Option<String>,
 }

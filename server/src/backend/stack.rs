@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Adapter, EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, TextRequest};
+use engine::{
+    Adapter, AdapterId, EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, Salt, TextRequest,
+};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
 use worker::encode::{self, EncodeConfig, EncodeEngine, Encoder, EncoderOptions};
@@ -31,10 +33,18 @@ pub(crate) struct Base {
     pub name: String,
     pub bridge: Arc<TextBridge>,
     pub generate: Arc<GenerateEngine>,
-    /// Where its adapters are loaded; none: it takes none.
-    pub adapters: Option<Arc<Adapters>>,
+    pub adapters: Adapting,
     /// What frontends need to know of it, in a worker.
     pub tables: Option<Arc<Tables>>,
+}
+
+/// What adapters of a base are.
+#[derive(Clone, Debug)]
+pub(crate) enum Adapting {
+    /// Files that are loaded here.
+    Files(Arc<Adapters>),
+    /// Names without weights, of a mock.
+    Names,
 }
 
 impl Backends {
@@ -82,13 +92,19 @@ impl Backends {
         let started = Instant::now();
         let base = self.base_of(definition)?;
         let name = &base.name;
-        let adapters = base.adapters.as_ref();
-        let adapters = adapters.ok_or_else(|| format!("model `{name}` takes no adapters"))?;
-        // The one of this name and version goes when the new one is there.
-        let replaced = self.models.get(&definition.name, &version.to_string());
-        let replaced = replaced.ok().and_then(|old| old.adapter);
-        let adapter = adapters.load(&adapter_folder(definition, version)?, replaced);
-        let adapter = adapter.map_err(|error| error.to_string())?;
+        let adapter = match &base.adapters {
+            Adapting::Files(adapters) => {
+                // The one of this name and version goes when the new one is there.
+                let replaced = self.models.get(&definition.name, &version.to_string());
+                let replaced = replaced.ok().and_then(|old| old.adapter);
+                let adapter = adapters.load(&adapter_folder(definition, version)?, replaced);
+                adapter.map_err(|error| error.to_string())?
+            }
+            Adapting::Names if definition.source.is_none() && definition.folder.is_none() => {
+                Adapter::new(AdapterId(Salt::of(&definition.name).0), Arc::new(()))
+            }
+            Adapting::Names => return Err(format!("model `{name}` takes no adapters")),
+        };
         let named = Some((definition.name.as_str(), adapter));
         let model = self.based(&base, named, &definition.declared);
         tracing::info!(
@@ -108,7 +124,10 @@ impl Backends {
             return base.ok_or_else(|| format!("model `{name}` is no base of adapters"));
         }
         let ready = self.models.ready();
-        let takes = |model: &Arc<Model>| model.base.clone().filter(|base| base.adapters.is_some());
+        let takes = |model: &Arc<Model>| {
+            let is_real = |base: &Arc<Base>| matches!(base.adapters, Adapting::Files(_));
+            model.base.clone().filter(is_real)
+        };
         // Of several versions of a model the latest comes last, and is the one to call.
         let bases = ready.iter().filter_map(takes).map(|base| (base.name.clone(), base));
         let bases: BTreeMap<String, Arc<Base>> = bases.collect();

@@ -12,6 +12,7 @@ use engine::Tasks;
 use crate::args::{FrontendArgs, WorkerArgs, state_dir};
 use crate::config::{Invalid, ModelsConfig, metrics};
 use crate::pipeline::{Policy, RetryAccepted, RouteConfig};
+use crate::source::Builtin;
 use crate::upstream::UpstreamConfig;
 
 /// Where registrations are kept.
@@ -67,6 +68,8 @@ pub struct FleetConfig {
 pub struct WorkerConfig {
     /// What it computes.
     pub models: ModelsConfig,
+    /// How many workers this process is, each with its own address and engines.
+    pub instances: u32,
     /// A server whose models it offers.
     pub upstream: Option<UpstreamConfig>,
     /// Where it listens.
@@ -207,11 +210,22 @@ impl WorkerConfig {
         }
         let upstream = UpstreamConfig::from_args(&args.upstream, args.engine.context_length)?;
         let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
-        if upstream.is_some() && args.models.models.is_empty() {
+        if let Some(settings) = &args.mock.mock {
+            let comma = if settings.is_empty() { "" } else { "," };
+            models.builtins.push(Builtin::parse(&format!("mock{comma}{settings}"))?);
+        }
+        if args.mock.mock_workers > 1 && (address.port() > 0 || args.advertise.is_some()) {
+            let text = "--mock-workers: several workers need ports of their own; leave \
+                        --worker-address at port 0 and --advertise out";
+            return Err(Invalid(text.into()));
+        }
+        let has_others = upstream.is_some() || args.mock.mock.is_some();
+        if has_others && args.models.models.is_empty() {
             models.models.clear();
         }
         Ok(Self {
             models,
+            instances: args.mock.mock_workers,
             upstream,
             address,
             advertise: args.advertise.clone(),

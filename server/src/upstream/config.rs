@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use cluster::vllm;
 use http::{HeaderValue, Uri};
 
 use crate::args::UpstreamArgs;
@@ -22,6 +23,8 @@ pub struct UpstreamConfig {
     pub authorities: Option<PathBuf>,
     /// The most tokens of prompt and text together; none: as the server says.
     pub context_length: Option<u32>,
+    /// Where it publishes what becomes of its KV blocks.
+    pub kv_events: Option<vllm::Config>,
 }
 
 impl UpstreamConfig {
@@ -39,6 +42,7 @@ impl UpstreamConfig {
             authorization: key.map(authorization).transpose()?,
             authorities: args.upstream_ca_file.clone(),
             context_length,
+            kv_events: kv_events(args)?,
         }))
     }
 }
@@ -47,6 +51,27 @@ impl fmt::Debug for UpstreamConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UpstreamConfig").field("base", &self.base).finish_non_exhaustive()
     }
+}
+
+fn kv_events(args: &UpstreamArgs) -> Result<Option<vllm::Config>, Invalid> {
+    let Some(address) = &args.upstream_kv_events else { return Ok(None) };
+    let replay = args.upstream_kv_replay.as_deref();
+    Ok(Some(vllm::Config {
+        address: tcp("--upstream-kv-events", address)?,
+        replay: replay.map(|url| tcp("--upstream-kv-replay", url)).transpose()?,
+        topic: String::new(),
+    }))
+}
+
+/// Reads `tcp://HOST:PORT`.
+fn tcp(flag: &str, url: &str) -> Result<String, Invalid> {
+    let address = url.strip_prefix("tcp://").filter(|address| {
+        address.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && host != "*" && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
+    });
+    let wrong = || Invalid(format!("{flag}: expected tcp://HOST:PORT, got `{url}`"));
+    address.map(str::to_owned).ok_or_else(wrong)
 }
 
 fn base(url: &str) -> Result<String, Invalid> {
@@ -86,6 +111,14 @@ fn authorization(path: &Path) -> Result<HeaderValue, Invalid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_are_at_a_host_and_port() {
+        assert_eq!(tcp("--f", "tcp://h:5557").ok().as_deref(), Some("h:5557"));
+        for wrong in ["h:5557", "tcp://*:5557", "tcp://h", "tcp://h:0", "ipc://x"] {
+            assert!(tcp("--f", wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn an_address_is_an_api() {

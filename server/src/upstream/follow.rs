@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use engine::{Result, WorkerLoad};
+use engine::{KvEvents, Result, WorkerLoad};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
 use tokio::sync::Notify;
@@ -28,6 +28,9 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// connections is gone at once.
 const PATIENCE: u32 = 3;
 
+/// Events of KV blocks that wait for a slow reader.
+const KV_EVENTS: usize = 1 << 14;
+
 /// Most models that are taken from a server.
 const MAX_MODELS: usize = cluster::instance::MAX_CARDS;
 
@@ -35,6 +38,10 @@ const MAX_MODELS: usize = cluster::instance::MAX_CARDS;
 pub(crate) struct Upstream {
     client: Arc<Client>,
     context_length: Option<u32>,
+    /// What becomes of the KV blocks of its first model.
+    events: Option<KvEvents>,
+    /// That model.
+    base: String,
     models: Arc<Models>,
     metrics: Arc<Metrics>,
     lost: Arc<Notify>,
@@ -57,6 +64,8 @@ impl Upstream {
         Ok(Self {
             client: Arc::new(Client::new(config)?),
             context_length: config.context_length,
+            events: config.kv_events.as_ref().map(|_| KvEvents::new(KV_EVENTS)),
+            base: String::new(),
             models: models.clone(),
             metrics: metrics.clone(),
             lost: Arc::default(),
@@ -64,6 +73,11 @@ impl Upstream {
             known: BTreeMap::new(),
             failures: 0,
         })
+    }
+
+    /// Returns where the events of KV blocks are told, if there are any.
+    pub(crate) fn events(&self) -> Option<KvEvents> {
+        self.events.clone()
     }
 
     /// Follows the server until the future is dropped.
@@ -114,6 +128,10 @@ impl Upstream {
         if list.len() > MAX_MODELS {
             tracing::warn!(got = list.len(), taken = MAX_MODELS, "upstream has too many models");
         }
+        // Engines have one base, which they list before its adapters.
+        if let Some((first, _)) = list.first() {
+            self.base.clone_from(first);
+        }
         let own =
             |(name, length): &(String, u32)| (name.clone(), self.context_length.unwrap_or(*length));
         let list: BTreeMap<String, u32> = list.iter().take(MAX_MODELS).map(own).collect();
@@ -154,6 +172,10 @@ impl Upstream {
             backend: "upstream".to_owned(),
             ..wire::ModelConfig::default()
         };
-        on_texts(engines, &self.metrics, name, &declared)
+        let mut model = on_texts(engines, &self.metrics, name, &declared);
+        if let Some(core) = model.core.as_mut().filter(|_| *name == self.base) {
+            core.events.clone_from(&self.events);
+        }
+        model
     }
 }

@@ -93,8 +93,9 @@ async fn what_a_worker_does_not_have_is_refused() {
     let other = pair.model().call(prompt(), context()).await;
     assert_eq!(other.err().unwrap().kind(), ErrorKind::Unimplemented);
     pair.server.remove("model");
-    let removed = pair.model();
-    assert_eq!(kind(removed.call(InferRequest::default(), context()).await), ErrorKind::NotFound);
+    // Others may have it still.
+    let removed = pair.model().call(InferRequest::default(), context()).await;
+    assert_eq!(kind(removed), ErrorKind::Unavailable);
 }
 
 struct OneAdapter(Arc<()>);
