@@ -202,10 +202,6 @@ impl Worker {
             is_finished = end => is_finished,
             () = shutdown::signalled() => false,
         };
-        // The last answers and farewells are written by the connections' own tasks.
-        if is_finished {
-            self.tasks.wait(Duration::from_millis(200)).await;
-        }
         self.tasks.cancel();
         is_finished
     }

@@ -124,6 +124,47 @@ async fn a_draining_worker_refuses_and_finishes() {
 }
 
 #[tokio::test]
+async fn an_answer_that_nobody_has_taken_yet_leaves_before_the_worker_does() {
+    let data = Bytes::from(vec![7; 12 << 20]);
+    let big = tensor::Tensor::new("y", tensor::Datatype::Uint8, vec![12 << 20], data);
+    let engine = Function(move |_: InferRequest, _| {
+        let output = InferOutput { tensors: vec![big.clone()], ..InferOutput::default() };
+        Ok(Box::pin(futures_util::stream::iter([Ok(output)])) as OutputStream<InferRequest>)
+    });
+    let pair = Pair::new(infers(engine)).await;
+    let mut stream = pair.model().call(InferRequest::default(), context()).await.unwrap();
+    until(|| pair.server.open_calls() == 0).await;
+    let end = async {
+        let is_done = pair.server.shut_down(LONG).await;
+        pair.there.cancel();
+        is_done
+    };
+    let read = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let output = stream.next().await.unwrap().unwrap();
+        assert!(stream.next().await.is_none());
+        output.tensors[0].data.len()
+    };
+    assert_eq!(tokio::join!(end, read), (true, 12 << 20));
+    assert_eq!(pair.server.connections(), 0);
+}
+
+#[tokio::test]
+async fn connections_without_calls_do_not_keep_a_worker() {
+    let pair = Pair::new(infers(identity())).await;
+    // It speaks HTTP/2, and then never again: farewells are not heard.
+    let stream = tokio::net::TcpStream::connect(pair.address).await.unwrap();
+    let (_sender, silent) = h2::client::handshake(stream).await.unwrap();
+    // And one that says nothing at all.
+    let _mute = tokio::net::TcpStream::connect(pair.address).await.unwrap();
+    until(|| pair.server.connections() == 1).await;
+    let started = Instant::now();
+    assert!(pair.server.shut_down(LONG).await);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    drop(silent);
+}
+
+#[tokio::test]
 async fn a_call_that_outlives_the_grace_is_told_of() {
     let engine = Scripted::<GenerateRequest>::new(vec![Step::Sleep(LONG)]);
     let pair = Pair::new(generates(engine)).await;
