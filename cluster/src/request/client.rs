@@ -243,7 +243,10 @@ impl RemoteWorker {
 
     fn request(&self, path: &'static str, until: Option<Instant>) -> Result<Request<()>> {
         let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
+        uri.scheme = Some(match self.inner.peer.connector.is_secure() {
+            true => Scheme::HTTPS,
+            false => Scheme::HTTP,
+        });
         uri.authority = Some(self.inner.authority.clone());
         uri.path_and_query = Some(PathAndQuery::from_static(path));
         let uri = Uri::from_parts(uri)

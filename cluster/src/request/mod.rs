@@ -41,7 +41,7 @@ mod shared;
 mod tests;
 
 pub use client::{ClientConfig, RemoteModel, RemoteWorker};
-pub use connector::{Connector, Io, Tcp};
+pub use connector::{Acceptor, Connector, Io, Tcp};
 pub use control::{Described, DescribedModel, News, WatchOptions};
 pub use peer::LinkState;
 pub use served::{Adapters, Artifacts, Served};

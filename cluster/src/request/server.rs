@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::Tasks;
 use h2::server::{Builder, Connection};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{interval, timeout};
 
 use super::call::answer;
-use super::connector::Io;
+use super::connector::{Acceptor, Io};
 use super::keepalive::{Keepalive, until_silent};
 use super::served::{Artifacts, Served};
 use super::shared::Shared;
@@ -139,6 +139,25 @@ impl WorkerServer {
     /// Accepts connections until the server is shut down. They are tasks of `tasks`, and cut off
     /// when these are cancelled.
     pub async fn serve(&self, listener: TcpListener, tasks: &Tasks) {
+        self.accept(listener, None, tasks).await;
+    }
+
+    /// Does the same with connections that `acceptor` takes in, each within the handshake's time.
+    pub async fn serve_by(
+        &self,
+        listener: TcpListener,
+        acceptor: Arc<dyn Acceptor>,
+        tasks: &Tasks,
+    ) {
+        self.accept(listener, Some(acceptor), tasks).await;
+    }
+
+    async fn accept(
+        &self,
+        listener: TcpListener,
+        acceptor: Option<Arc<dyn Acceptor>>,
+        tasks: &Tasks,
+    ) {
         let permits = Arc::new(Semaphore::new(self.shared.config.max_connections));
         let mut failures = Failures::default();
         loop {
@@ -157,9 +176,13 @@ impl WorkerServer {
                         tracing::debug!(%error, "cannot set TCP_NODELAY");
                     }
                     let (server, calls) = (self.clone(), tasks.clone());
+                    let acceptor = acceptor.clone();
                     tasks.spawn("frontend connection", async move {
                         tracing::debug!(%peer, "a frontend connected");
-                        server.serve_connection(stream, &calls).await;
+                        match acceptor {
+                            None => server.serve_connection(stream, &calls).await,
+                            Some(by) => server.serve_accepted(stream, &*by, &calls).await,
+                        }
                         tracing::debug!(%peer, "a frontend is gone");
                         drop(permit);
                     });
@@ -169,6 +192,19 @@ impl WorkerServer {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+    }
+
+    async fn serve_accepted(&self, stream: TcpStream, by: &dyn Acceptor, tasks: &Tasks) {
+        let accepted = timeout(self.shared.config.handshake_timeout, by.accept(stream));
+        let accepted = tokio::select! {
+            accepted = accepted => accepted,
+            () = self.shared.closing.cancelled() => return,
+        };
+        match accepted {
+            Ok(Ok(io)) => self.serve_connection(io, tasks).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a connection is not taken in"),
+            Err(_) => tracing::debug!("a connection is silent"),
         }
     }
 

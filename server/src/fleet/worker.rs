@@ -18,13 +18,13 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use super::cards::{Files, Formats, Offer, offers};
-use super::config::WorkerConfig;
+use super::config::{PLAIN, SECURE, WorkerConfig};
 use super::peers::Peers;
 use crate::admin::Exporter;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::repository::Repository;
-use crate::security::Security;
+use crate::security::{LinkAcceptor, Security};
 use crate::serve::{ServeError, load_initial, open_metrics, own_repository};
 use crate::shutdown;
 
@@ -108,7 +108,14 @@ impl Worker {
         let files = Arc::new(Files::default());
         let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
         let (serving, group) = (server.clone(), tasks.clone());
-        tasks.spawn("worker", async move { serving.serve(listener, &group).await });
+        let tls = config.tls.clone().map(LinkAcceptor::load).transpose();
+        let tls = tls.map_err(ServeError::Start)?;
+        tasks.spawn("worker", async move {
+            match tls {
+                None => serving.serve(listener, &group).await,
+                Some(tls) => serving.serve_by(listener, Arc::new(tls), &group).await,
+            }
+        });
         let formats = Formats {
             tool_calls: config.models.engine.tool_call_parser.clone(),
             reasoning: config.models.engine.reasoning_parser.clone(),
@@ -132,14 +139,15 @@ impl Worker {
         load_initial(&self.repository, &self.config.models, &self.following).await?;
         let address = self.config.advertise.clone().unwrap_or_else(|| self.address.to_string());
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let scheme = if self.config.tls.is_some() { SECURE } else { PLAIN };
         let mut instance =
-            Instance::new(self.config.namespace.clone(), format!("grpc://{address}"));
+            Instance::new(self.config.namespace.clone(), format!("{scheme}{address}"));
         instance.started_unix_ms = since.as_millis() as u64;
         instance.cards = self.serve(&[]);
         let failed = |error: engine::Error| {
             ServeError::Start(format!("the worker cannot be registered: {}", error.message()))
         };
-        let discovery = self.config.store.open(Peers::new(&self.tasks), &self.tasks);
+        let discovery = self.config.store.open(Peers::new(None, &self.tasks), &self.tasks);
         let registered = discovery.map_err(failed)?.register(instance.clone()).await;
         let lease = registered.map_err(failed)?;
         if lease.state() == LeaseState::Pending {

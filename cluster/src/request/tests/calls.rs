@@ -328,7 +328,7 @@ async fn a_connection_gets_no_more_calls_than_the_worker_takes() {
     let refused = pair.model().call(prompt(), in_time(LONG)).await.err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Overloaded, "{refused}");
     assert_eq!(pair.worker.describe(LONG).await.unwrap().models.len(), 1);
-    streams.remove(3);
+    drop(streams.remove(3));
     assert!(pair.model().call(prompt(), in_time(LONG)).await.is_ok());
     assert_eq!(pair.server.connections(), 2);
 }
