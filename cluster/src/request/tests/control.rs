@@ -67,6 +67,37 @@ async fn files_come_whole_or_not_at_all() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
+/// Reads slowly, and counts the threads that do.
+#[derive(Default)]
+struct SlowFiles {
+    reading: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Artifacts for SlowFiles {
+    fn artifact(&self, _hash: &str) -> Result<Bytes> {
+        let reading = self.reading.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(reading, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(10));
+        self.reading.fetch_sub(1, Ordering::SeqCst);
+        Ok(Bytes::from_static(b"content"))
+    }
+}
+
+#[tokio::test]
+async fn only_so_many_threads_read_files() {
+    let files = Arc::new(SlowFiles::default());
+    let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
+    let tasks = Tasks::new();
+    let address = serve(&server, &tasks, "127.0.0.1:0").await.to_string();
+    let worker = RemoteWorker::new(Tcp::new(address), ClientConfig::default(), &tasks).unwrap();
+    let fetches = (0..50).map(|_| worker.fetch("file", 10, LONG));
+    let fetched = futures_util::future::join_all(fetches).await;
+    assert!(fetched.into_iter().all(|content| content.unwrap() == "content"));
+    let most = files.most.load(Ordering::SeqCst);
+    assert!((2..=8).contains(&most), "{most} threads");
+}
+
 #[tokio::test]
 async fn news_are_numbered_and_what_was_missed_is_a_gap() {
     let events = KvEvents::new(4);
