@@ -8,12 +8,14 @@
 mod apart;
 mod codec;
 mod envelope;
+mod fields;
 mod payload;
 mod received;
 
 pub use apart::decode_apart;
 pub use codec::Reply;
 pub use envelope::{Envelope, MAX_TENSORS, Malformed};
+pub use fields::{Nest, Uncounted, count_fields};
 pub use payload::Payload;
 pub use received::{BadPrefix, PREFIX_BYTES, Received};
 

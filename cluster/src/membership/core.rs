@@ -81,6 +81,8 @@ type Identity = Checksum;
 /// A worker that is not called, and when it is probed next.
 #[derive(Debug)]
 struct Suspicion {
+    /// When its connection died the last time.
+    since: Duration,
     due: Duration,
     wait: Duration,
 }
@@ -128,22 +130,35 @@ impl Core {
 
     /// Takes the request plane's word that the connection to an instance died.
     pub fn suspect(&mut self, id: InstanceId, now: Duration) -> Vec<Change> {
-        if !self.instances.contains_key(&id) || self.suspects.contains_key(&id) {
+        if !self.instances.contains_key(&id) {
+            return Vec::new();
+        }
+        if let Some(suspicion) = self.suspects.get_mut(&id) {
+            suspicion.since = now;
             return Vec::new();
         }
         let wait = self.config.probe.first;
-        self.suspects.insert(id, Suspicion { due: now + wait, wait });
+        self.suspects.insert(id, Suspicion { since: now, due: now + wait, wait });
         vec![Change::Suspected(id)]
     }
 
-    /// Takes the outcome of a probe.
-    pub fn probed(&mut self, id: InstanceId, is_well: bool, now: Duration) -> Vec<Change> {
+    /// Takes the outcome of a probe that began at a moment. What it saw says nothing of a connection
+    /// that died later.
+    pub fn probed(
+        &mut self,
+        id: InstanceId,
+        is_well: bool,
+        (began, now): (Duration, Duration),
+    ) -> Vec<Change> {
         let Some(suspicion) = self.suspects.get_mut(&id) else { return Vec::new() };
-        if is_well {
+        if is_well && began >= suspicion.since {
             self.suspects.remove(&id);
             return vec![Change::Cleared(id)];
         }
-        suspicion.wait = suspicion.wait.saturating_mul(2).min(self.config.probe.longest);
+        suspicion.wait = match is_well {
+            true => self.config.probe.first,
+            false => suspicion.wait.saturating_mul(2).min(self.config.probe.longest),
+        };
         suspicion.due = now + suspicion.wait;
         Vec::new()
     }

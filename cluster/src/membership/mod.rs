@@ -148,16 +148,18 @@ impl Keeper {
                         changes.extend(self.core.suspect(id, self.epoch.elapsed()));
                     }
                 }
-                Some((id, is_well)) = probes.next() => {
-                    changes.extend(self.core.probed(id, is_well, self.epoch.elapsed()));
+                Some((id, is_well, began)) = probes.next() => {
+                    let times = (began, self.epoch.elapsed());
+                    changes.extend(self.core.probed(id, is_well, times));
                 }
                 () = sleep_until(due.unwrap_or(self.epoch)), if due.is_some() => {
                     let most = MAX_PROBES - probes.len();
-                    for instance in self.core.take_due(self.epoch.elapsed(), most) {
+                    let began = self.epoch.elapsed();
+                    for instance in self.core.take_due(began, most) {
                         let (probe, limit) = (self.probe.clone(), self.config.probe_timeout);
                         probes.push(async move {
                             let answer = timeout(limit, probe.is_well(&instance)).await;
-                            (instance.id, answer.unwrap_or(false))
+                            (instance.id, answer.unwrap_or(false), began)
                         });
                     }
                 }

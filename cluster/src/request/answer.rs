@@ -32,7 +32,7 @@ impl<R: Wire> Reader for Outputs<R> {
     type Item = R::Output;
 
     fn read(&mut self, message: Payload) -> Result<Option<R::Output>> {
-        R::decode_output(message, &self.0).map_err(theirs)
+        R::decode_output(message, &self.0)
     }
 }
 
@@ -49,7 +49,7 @@ impl<M: Message + Default> Reader for Plain<M> {
     type Item = M;
 
     fn read(&mut self, payload: Payload) -> Result<Option<M>> {
-        message(&payload).map(Some).map_err(theirs)
+        message(&payload).map(Some)
     }
 }
 
@@ -94,7 +94,7 @@ impl<D: Reader, P> Answer<D, P> {
         };
         loop {
             if let Some(message) = self.received.message(self.max_message_bytes).map_err(bad)? {
-                match self.reader.read(message)? {
+                match self.reader.read(message).map_err(theirs)? {
                     Some(item) => return Poll::Ready(Some(Ok(item))),
                     None => continue,
                 }
@@ -113,7 +113,11 @@ impl<D: Reader, P> Answer<D, P> {
                 Some(Err(error)) => return Poll::Ready(Some(Err(broken(&error)))),
                 None => {
                     let trailers = ready!(body.poll_trailers(cx));
-                    return Poll::Ready(ending(trailers).err().map(Err));
+                    let ending = ending(trailers).and_then(|()| match self.received.is_empty() {
+                        true => Ok(()),
+                        false => Err(cut_off("it ends within a message")),
+                    });
+                    return Poll::Ready(ending.err().map(Err));
                 }
             }
         }
@@ -135,9 +139,11 @@ impl<D: Reader, P: Unpin> Stream for Answer<D, P> {
 fn ending(trailers: std::result::Result<Option<http::HeaderMap>, h2::Error>) -> Result<()> {
     let trailers = trailers.map_err(|error| broken(&error))?;
     let ending = trailers.as_ref().and_then(failure::read);
-    ending.unwrap_or_else(|| {
-        Err(Error::new(ErrorKind::Unavailable, "a worker's answer has no end: it was cut off"))
-    })
+    ending.unwrap_or_else(|| Err(cut_off("it has no end")))
+}
+
+fn cut_off(how: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("a worker's answer was cut off: {how}"))
 }
 
 /// Returns the error of an answer whose stream or connection failed.

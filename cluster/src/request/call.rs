@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::{
@@ -14,16 +14,20 @@ use engine::{
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
+use prost::Message;
 use proto::{BadPrefix, Payload, Received};
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Sleep, sleep, sleep_until};
 
-use super::codec::Wire;
+use super::codec::{Lane, Wire, message};
 use super::control;
 use super::outbox::Outbox;
 use super::pump::{Ending, Pump};
 use super::served::Offered;
-use super::server::{OpenCall, Shared};
+use super::shared::{OpenCall, Reading, Shared};
 use super::{deadline, failure};
+
+/// The longest request of a call beside inference, in bytes: it has a name or a hash.
+const MAX_ASKED_BYTES: usize = 64 << 10;
 
 /// Answers a call to its end.
 pub(super) async fn answer(
@@ -90,10 +94,11 @@ impl Call {
     }
 
     async fn infer<R: Offered>(&mut self) -> Tried<()> {
-        let message = self.message().await?;
+        let (message, reading) = self.message(self.max_bytes(R::LANE)).await?;
         let (outputs, kept, open) = self.start::<R>(message).await?;
+        drop(reading);
         let encode = |output, outbox: &mut Outbox| R::encode_output(output, outbox);
-        let ending = self.pump(outputs, encode).await?;
+        let ending = self.pump(outputs, R::LANE, encode).await?;
         let end = |outbox: &mut Outbox| R::encode_end(&kept, outbox);
         ending.finish(end);
         drop(open);
@@ -106,8 +111,10 @@ impl Call {
         message: Payload,
     ) -> Tried<(OutputStream<R>, R::Kept, OpenCall)> {
         let arrival = R::decode(message)?;
-        let served = self.shared.served(&arrival.model)?;
+        // A worker that goes away may have let go of its models already: that it does is the
+        // answer, so that the request goes elsewhere.
         let open = self.shared.enter()?;
+        let served = self.shared.served(&arrival.model)?;
         let model = &arrival.model;
         let engine = R::engine(&served).ok_or_else(|| {
             let text = format!("model `{model}` does not answer `{}`", R::PATH);
@@ -126,33 +133,54 @@ impl Call {
         Ok((outputs, kept, open))
     }
 
-    /// Reads the call's one message.
-    pub(super) async fn message(&mut self) -> Tried<Payload> {
-        let limit = self.shared.config.max_message_bytes;
+    /// Returns the longest message of a lane in bytes.
+    fn max_bytes(&self, lane: Lane) -> usize {
+        let config = &self.shared.config;
+        lane.max_bytes(config.max_message_bytes, config.max_token_message_bytes)
+    }
+
+    /// Reads the one message of a call beside inference.
+    pub(super) async fn asked<M: Message + Default>(&mut self) -> Tried<M> {
+        let (payload, _reading) = self.message(MAX_ASKED_BYTES).await?;
+        Ok(message(&payload)?)
+    }
+
+    /// Reads the call's one message, and what it takes of the bytes that may be read at once.
+    async fn message(&mut self, max_bytes: usize) -> Tried<(Payload, Reading)> {
+        let wait = self.shared.config.body_timeout;
         let mut received = Received::default();
+        let mut reading = Reading::new(self.shared.clone());
+        let mut patience = None;
         std::future::poll_fn(|cx| {
             if self.poll_late(cx) {
                 return Poll::Ready(Err(deadline::exceeded().into()));
             }
             loop {
-                if let Some(message) = received.message(limit).map_err(bad)? {
+                if let Some(message) = received.message(max_bytes).map_err(bad)? {
                     return Poll::Ready(Ok(message));
                 }
-                match ready!(self.body.poll_data(cx)) {
-                    Some(Ok(data)) => {
+                match self.body.poll_data(cx) {
+                    Poll::Ready(Some(Ok(data))) => {
                         // It fails only for more than there is.
                         let _ = self.body.flow_control().release_capacity(data.len());
+                        reading.add(data.len())?;
                         received.push(data);
                     }
-                    Some(Err(_)) => return Poll::Ready(Err(Stop::Gone)),
-                    None => {
+                    Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Stop::Gone)),
+                    Poll::Ready(None) => {
                         let error = Error::invalid("the call has no whole message");
                         return Poll::Ready(Err(error.into()));
+                    }
+                    Poll::Pending => {
+                        let patience = patience.get_or_insert_with(|| Box::pin(sleep(wait)));
+                        ready!(patience.as_mut().poll(cx));
+                        return Poll::Ready(Err(too_slow(wait).into()));
                     }
                 }
             }
         })
         .await
+        .map(|message| (message, reading))
     }
 
     fn poll_late(&mut self, cx: &mut Poller<'_>) -> bool {
@@ -175,14 +203,14 @@ impl Call {
     }
 
     /// Says that the call is accepted, and sends its answer until it ends.
-    pub(super) async fn pump<S, T, F>(&mut self, items: S, encode: F) -> Tried<Ending>
+    pub(super) async fn pump<S, T, F>(&mut self, items: S, lane: Lane, encode: F) -> Tried<Ending>
     where
         S: futures_util::Stream<Item = Result<T>> + Unpin,
         F: FnMut(T, &mut Outbox) -> Result<()> + Unpin,
     {
         let response = response(HeaderMap::new());
         let stream = self.respond.send_response(response, false).map_err(|_| Stop::Gone)?;
-        let outbox = Outbox::new(self.shared.config.max_message_bytes);
+        let outbox = Outbox::new(self.max_bytes(lane));
         Ok(Pump::new(stream, outbox, self.sleep.take(), items, encode).await)
     }
 
@@ -197,6 +225,11 @@ fn response(mut headers: HeaderMap) -> Response<()> {
     let mut response = Response::new(());
     *response.headers_mut() = headers;
     response
+}
+
+fn too_slow(wait: Duration) -> Error {
+    let text = format!("the request did not come within {wait:?}");
+    Error::new(ErrorKind::DeadlineExceeded, text)
 }
 
 fn bad(prefix: BadPrefix) -> Error {

@@ -1,7 +1,6 @@
 //! The frontend's end: one worker, its models as engines.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -15,9 +14,16 @@ use tokio::time::timeout_at;
 use super::answer::{Answer, Outputs, broken, send};
 use super::codec::{Lane, Wire};
 use super::connector::Connector;
-use super::link::{Link, LinkState, Peer, Route};
+use super::link::{Begun, Link, Use};
 use super::outbox::Outbox;
+use super::peer::{LinkState, Peer};
+use super::places::{Place, Places};
 use super::{deadline, failure};
+
+/// Calls beside inference to one worker that are open at once, each watch among them; more are
+/// refused with OVERLOADED. They do not count as calls in flight: a worker that is busy must still
+/// say that it is alive.
+const MAX_CONTROL_CALLS: usize = 1024;
 
 /// How a frontend talks to a worker.
 #[derive(Clone, Debug)]
@@ -25,13 +31,17 @@ pub struct ClientConfig {
     /// Connections for token streams, and as many for tensors, embeddings and files. Each is
     /// opened when it is wanted.
     pub connections: usize,
-    /// Calls to the worker that are open at once; more are refused with OVERLOADED.
+    /// Requests to the worker's engines that are open at once; more are refused with OVERLOADED.
     pub max_in_flight: usize,
-    /// The longest message in bytes, both ways.
+    /// The longest message with tensors or embeddings in bytes, both ways.
     pub max_message_bytes: usize,
-    /// What a token stream may send ahead of its reader, in bytes.
+    /// The longest message of a text's tokens in bytes, both ways.
+    pub max_token_message_bytes: usize,
+    /// What a token stream may send ahead of its reader, in bytes; less, if `max_in_flight` of
+    /// them would not fit into the 2 GiB of a connection's window.
     pub token_window_bytes: u32,
-    /// What other answers may send ahead of their readers, in bytes.
+    /// What other answers may send ahead of their readers, in bytes; less, as above: 512 KiB with
+    /// the default bounds.
     pub bulk_window_bytes: u32,
     /// The largest HTTP/2 frame to receive, in bytes: 16 KiB to 16 MiB less one.
     pub max_frame_bytes: u32,
@@ -53,6 +63,7 @@ impl Default for ClientConfig {
             connections: 1,
             max_in_flight: 4096,
             max_message_bytes: 1 << 30,
+            max_token_message_bytes: 64 << 20,
             token_window_bytes: 64 << 10,
             bulk_window_bytes: 2 << 20,
             max_frame_bytes: 256 << 10,
@@ -76,16 +87,14 @@ struct Inner {
     authority: Authority,
     tokens: Link,
     bulk: Link,
-    in_flight: Arc<AtomicUsize>,
+    calls: Places,
+    control: Places,
 }
 
-/// A call's place among those in flight.
-pub(super) struct Permit(Arc<AtomicUsize>);
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
+/// A call's place among those of its kind, and its stream's on the connection: both are only held.
+pub(super) struct Permit {
+    _call: Place,
+    _stream: Option<Place>,
 }
 
 impl RemoteWorker {
@@ -103,8 +112,8 @@ impl RemoteWorker {
         let peer = Arc::new(Peer::new(Arc::new(connector), config, tasks.clone()));
         let (tokens, bulk) =
             (Link::new(peer.clone(), windows.0), Link::new(peer.clone(), windows.1));
-        let in_flight = Arc::new(AtomicUsize::new(0));
-        Ok(Self { inner: Arc::new(Inner { peer, authority, tokens, bulk, in_flight }) })
+        let (calls, control) = Default::default();
+        Ok(Self { inner: Arc::new(Inner { peer, authority, tokens, bulk, calls, control }) })
     }
 
     /// Returns the worker's address.
@@ -117,16 +126,16 @@ impl RemoteWorker {
         self.inner.peer.state()
     }
 
-    /// Returns how many calls are open.
+    /// Returns how many requests to engines are open.
     pub fn in_flight(&self) -> usize {
-        self.inner.in_flight.load(Relaxed)
+        self.inner.calls.taken()
     }
 
     /// Opens a connection if none is there, so that the worker's end will be noticed.
     ///
     /// Errors: UNAVAILABLE.
     pub async fn connect(&self) -> Result<()> {
-        self.inner.tokens.connection().await.map(|_| ())
+        self.inner.tokens.connection(Use::Control).await.map(|_| ())
     }
 
     /// Returns a model of the worker as an engine, by the name in its card. Whether the worker has
@@ -135,22 +144,28 @@ impl RemoteWorker {
         RemoteModel { worker: self.clone(), name: name.into() }
     }
 
-    /// Takes a place among the calls in flight.
-    fn permit(&self) -> Result<Permit> {
-        let limit = self.inner.peer.config.max_in_flight;
-        let before = self.inner.in_flight.fetch_add(1, Relaxed);
-        let permit = Permit(self.inner.in_flight.clone());
-        if before < limit {
-            return Ok(permit);
-        }
-        let address = self.address();
-        let text = format!("worker `{address}` has {limit} calls in flight, the most it gets");
-        Err(Error::new(ErrorKind::Overloaded, text))
+    /// Takes a place among the calls of a kind.
+    fn place(&self, what_for: Use) -> Result<Place> {
+        let (places, limit) = match what_for {
+            Use::Call => (&self.inner.calls, self.inner.peer.config.max_in_flight),
+            Use::Control => (&self.inner.control, MAX_CONTROL_CALLS),
+        };
+        places.take(limit).ok_or_else(|| {
+            let address = self.address();
+            let text = format!("worker `{address}` has {limit} calls in flight, the most it gets");
+            Error::new(ErrorKind::Overloaded, text)
+        })
+    }
+
+    /// Returns the longest message of a lane in bytes.
+    fn max_bytes(&self, lane: Lane) -> usize {
+        let config = &self.inner.peer.config;
+        lane.max_bytes(config.max_message_bytes, config.max_token_message_bytes)
     }
 
     /// Returns an empty outbox for a request.
-    pub(super) fn outbox(&self) -> Outbox {
-        Outbox::new(self.inner.peer.config.max_message_bytes)
+    pub(super) fn outbox(&self, lane: Lane) -> Outbox {
+        Outbox::new(self.max_bytes(lane))
     }
 
     /// Makes a call: sends what `outbox` has and waits until the worker accepts.
@@ -164,38 +179,24 @@ impl RemoteWorker {
     where
         D: super::answer::Reader,
     {
-        let permit = self.permit()?;
-        let opened = self.accepted(path, lane, &mut outbox, until);
+        let mut permit = Permit { _call: self.place(lane.what_for())?, _stream: None };
+        let opened = self.accepted((path, lane), &mut outbox, until, &mut permit);
         let body = match until {
             None => opened.await?,
             Some(at) => timeout_at(at.into(), opened).await.map_err(|_| deadline::exceeded())??,
         };
-        let limit = self.inner.peer.config.max_message_bytes;
-        Ok(Answer::new(reader, body, limit, until, permit))
+        Ok(Answer::new(reader, body, self.max_bytes(lane), until, permit))
     }
 
     async fn accepted(
         &self,
-        path: &'static str,
-        lane: Lane,
+        (path, lane): (&'static str, Lane),
         outbox: &mut Outbox,
         until: Option<Instant>,
+        permit: &mut Permit,
     ) -> Result<Option<RecvStream>> {
-        let link = match lane {
-            Lane::Tokens => &self.inner.tokens,
-            Lane::Bulk => &self.inner.bulk,
-        };
-        let request = self.request(path, until)?;
-        let mut route = link.connection().await?;
-        let (response, mut stream) = match begin(&mut route, request.clone()).await {
-            Ok(begun) => begun,
-            Err(_) => {
-                // It ended in between, or its numbers are used up: nothing was sent.
-                route.retire();
-                route = link.connection().await?;
-                begin(&mut route, request).await.map_err(|error| self.failed(&error))?
-            }
-        };
+        let (response, mut stream, place) = self.begin((path, lane), until).await?;
+        permit._stream = Some(place);
         send(outbox, &mut stream, true).map_err(|error| self.failed(&error))?;
         let (parts, body) = response.await.map_err(|error| self.failed(&error))?.into_parts();
         drop(stream);
@@ -212,6 +213,29 @@ impl RemoteWorker {
         }
     }
 
+    /// Opens a stream. Connections that ended in between or whose numbers are used up are found
+    /// by trying; nothing was sent on them, so that the next one is tried, and at last a new one.
+    async fn begin(
+        &self,
+        (path, lane): (&'static str, Lane),
+        until: Option<Instant>,
+    ) -> Result<Begun> {
+        let link = match lane {
+            Lane::Tokens | Lane::Control => &self.inner.tokens,
+            Lane::Bulk | Lane::Files => &self.inner.bulk,
+        };
+        let mut tries = 0;
+        loop {
+            let route = link.connection(lane.what_for()).await?;
+            // The time that is left is what is left now, behind all that was waited for.
+            match route.begin(self.request(path, until)?).await {
+                Ok(begun) => return Ok(begun),
+                Err(error) if tries == link.size() => return Err(self.failed(&error)),
+                Err(_) => tries += 1,
+            }
+        }
+    }
+
     fn failed(&self, error: &h2::Error) -> Error {
         let broken = broken(error);
         Error::new(broken.kind(), format!("{} (`{}`)", broken.message(), self.address()))
@@ -219,7 +243,10 @@ impl RemoteWorker {
 
     fn request(&self, path: &'static str, until: Option<Instant>) -> Result<Request<()>> {
         let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
+        uri.scheme = Some(match self.inner.peer.connector.is_secure() {
+            true => Scheme::HTTPS,
+            false => Scheme::HTTP,
+        });
         uri.authority = Some(self.inner.authority.clone());
         uri.path_and_query = Some(PathAndQuery::from_static(path));
         let uri = Uri::from_parts(uri)
@@ -237,14 +264,6 @@ impl RemoteWorker {
         *request.headers_mut() = headers;
         Ok(request)
     }
-}
-
-type Begun = (h2::client::ResponseFuture, h2::SendStream<bytes::Bytes>);
-
-/// Opens a stream for a request. Errors: the connection takes none any more.
-async fn begin(route: &mut Route, request: Request<()>) -> std::result::Result<Begun, h2::Error> {
-    let sender = route.live.sender.clone();
-    sender.ready().await?.send_request(request, false)
 }
 
 /// A model of a worker in another process.
@@ -274,7 +293,7 @@ impl<R: Wire> Engine<R> for RemoteModel {
             return Err(deadline::exceeded());
         }
         let reader = Outputs::<R>(request.kept());
-        let mut outbox = self.worker.outbox();
+        let mut outbox = self.worker.outbox(R::LANE);
         request.encode(&self.name, &context, &mut outbox)?;
         let answer = self.worker.open((R::PATH, R::LANE), outbox, until, reader).await?;
         Ok(Box::pin(answer))

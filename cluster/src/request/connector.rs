@@ -1,4 +1,5 @@
-//! How a frontend reaches a worker: TCP, or whatever else gives a stream of bytes.
+//! How a frontend reaches a worker, and a worker takes frontends in: TCP, or whatever else gives a
+//! stream of bytes.
 
 use std::io;
 
@@ -19,6 +20,18 @@ pub trait Connector: Send + Sync + 'static {
 
     /// Returns the worker's address, `HOST:PORT`, for messages and as the calls' authority.
     fn address(&self) -> &str;
+
+    /// Returns whether nobody else can read along, which calls tell by their scheme.
+    fn is_secure(&self) -> bool {
+        false
+    }
+}
+
+/// Makes a stream of bytes of a connection that a worker accepted, such as by a TLS handshake.
+#[async_trait]
+pub trait Acceptor: Send + Sync + 'static {
+    /// Takes a connection in.
+    async fn accept(&self, stream: TcpStream) -> io::Result<Box<dyn Io>>;
 }
 
 /// Connects by TCP in the clear.

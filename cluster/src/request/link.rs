@@ -1,121 +1,127 @@
 //! A set of connections to one worker: opened when they are wanted, replaced when they end.
-//!
-//! A connection is a task that ends with it, so whoever watches the state hears of a worker's end
-//! in the moment in which the operating system does, or a ping's time after a partition.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::{Error, ErrorKind, Result, Tasks};
-use h2::client::{Builder, Connection, SendRequest};
-use tokio::sync::{Mutex as TurnMutex, watch};
-use tokio::time::timeout;
+use engine::{Error, ErrorKind, Result};
+use h2::client::SendRequest;
+use http::Request;
+use tokio::sync::watch;
 
 use super::ClientConfig;
-use super::connector::{Connector, Io};
-use super::keepalive::{Keepalive, until_silent};
+use super::dial::{Dial, Outcome, stream_window};
+use super::peer::Peer;
+use super::places::{Place, Places};
 
-/// The widest window that HTTP/2 has.
-const MAX_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// Streams of a connection that calls leave to probes and news, if the worker takes many.
+const RESERVED_STREAMS: usize = 64;
 
-/// Largest header list of an answer, in bytes.
-const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
-
-/// What is known of a worker by its connections.
+/// What a stream is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkState {
-    /// None was opened yet.
-    Idle,
-    /// At least one is open.
-    Open,
-    /// The last one ended, or none could be opened. The next call tries anew.
-    Lost,
-}
-
-/// What all connections to a worker have in common.
-pub(super) struct Peer {
-    pub(super) connector: Arc<dyn Connector>,
-    pub(super) config: ClientConfig,
-    pub(super) tasks: Tasks,
-    open: AtomicUsize,
-    state: watch::Sender<LinkState>,
-}
-
-impl Peer {
-    pub(super) fn new(connector: Arc<dyn Connector>, config: ClientConfig, tasks: Tasks) -> Self {
-        let (open, state) = (AtomicUsize::new(0), watch::Sender::new(LinkState::Idle));
-        Self { connector, config, tasks, open, state }
-    }
-
-    pub(super) fn state(&self) -> watch::Receiver<LinkState> {
-        self.state.subscribe()
-    }
-
-    fn tell(&self, state: LinkState) {
-        self.state.send_if_modified(|now| std::mem::replace(now, state) != state);
-    }
-
-    /// Returns the error of a call that the worker has not accepted.
-    pub(super) fn unreachable(&self, why: impl std::fmt::Display) -> Error {
-        let address = self.connector.address();
-        Error::new(ErrorKind::Unavailable, format!("worker `{address}` cannot be reached: {why}"))
-    }
-}
-
-/// Counts a connection as open while it lives.
-struct Opened(Arc<Peer>);
-
-impl Opened {
-    fn new(peer: Arc<Peer>) -> Self {
-        peer.open.fetch_add(1, Relaxed);
-        peer.tell(LinkState::Open);
-        Self(peer)
-    }
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Relaxed) == 1 {
-            self.0.tell(LinkState::Lost);
-        }
-    }
+pub(super) enum Use {
+    /// A request to an engine.
+    Call,
+    /// What is asked beside those, which a busy worker must answer as well.
+    Control,
 }
 
 /// The way to send on an open connection.
 #[derive(Clone)]
 pub(super) struct Live {
-    pub(super) sender: SendRequest<Bytes>,
+    sender: SendRequest<Bytes>,
     number: u64,
+    streams: Places,
+}
+
+impl Live {
+    pub(super) fn new(sender: SendRequest<Bytes>, number: u64) -> Self {
+        Self { sender, number, streams: Places::default() }
+    }
+
+    /// Takes one of the streams that the worker lets be open at once; none: they are taken.
+    fn stream(&self, what_for: Use) -> Option<Place> {
+        let most = self.sender.current_max_send_streams();
+        let kept = match what_for {
+            Use::Call => RESERVED_STREAMS.min(most / 8),
+            Use::Control => 0,
+        };
+        self.streams.take(most - kept)
+    }
 }
 
 /// A place for one connection.
 #[derive(Default)]
-struct Slot {
-    live: Mutex<Option<Live>>,
-    /// Held by who opens a connection; the others wait for it.
-    opening: TurnMutex<Attempts>,
+pub(super) struct Slot {
+    inner: Mutex<Inner>,
 }
 
-/// How opening went so far.
 #[derive(Default)]
-struct Attempts {
-    count: u64,
+struct Inner {
+    state: State,
+    /// The number of the next connection.
+    next: u64,
     failed_in_row: u32,
-    not_before: Option<Instant>,
-    last_failure: String,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Empty,
+    /// Opening failed, and is not tried again before a moment.
+    Failed {
+        not_before: Option<Instant>,
+        why: String,
+    },
+    /// A task opens it.
+    Opening(watch::Receiver<Outcome>),
+    Open(Live),
 }
 
 impl Slot {
-    fn live(&self) -> MutexGuard<'_, Option<Live>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an open connection into its place.
+    pub(super) fn set(&self, live: Live) {
+        let mut inner = self.inner();
+        inner.failed_in_row = 0;
+        inner.state = State::Open(live);
+    }
+
+    /// Records that it could not be opened.
+    pub(super) fn fail(&self, why: &str, config: &ClientConfig) {
+        let mut inner = self.inner();
+        let wait = backoff(inner.failed_in_row, config);
+        inner.failed_in_row = inner.failed_in_row.saturating_add(1);
+        let not_before = Instant::now().checked_add(wait);
+        inner.state = State::Failed { not_before, why: why.to_owned() };
     }
 
     /// Forgets a connection, if it is still the one in place.
-    fn forget(&self, number: u64) {
-        self.live().take_if(|live| live.number == number);
+    pub(super) fn forget(&self, number: u64) {
+        let mut inner = self.inner();
+        if matches!(&inner.state, State::Open(live) if live.number == number) {
+            inner.state = State::Empty;
+        }
     }
+
+    /// Returns the connection if it is open.
+    fn live(&self) -> Option<Live> {
+        match &self.inner().state {
+            State::Open(live) => Some(live.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// Twice as long after each failure, up to the limit, and less by up to a half by chance, so
+/// that frontends do not come all at once.
+fn backoff(failed: u32, config: &ClientConfig) -> Duration {
+    let wait = config.backoff_first.saturating_mul(1 << failed.min(20)).min(config.backoff_max);
+    wait.mul_f64(1.0 - fastrand::f64() / 2.0)
 }
 
 /// The connections of one lane.
@@ -129,122 +135,112 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(peer: Arc<Peer>, window_bytes: u32) -> Self {
         let slots = (0..peer.config.connections.max(1)).map(|_| Arc::default()).collect();
+        let window_bytes = stream_window(window_bytes, peer.config.max_in_flight);
         Self { peer, window_bytes, slots, next: AtomicUsize::new(0) }
     }
 
-    /// Returns an open connection, the next one in turn; opens it if it is not.
+    /// Returns how many connections it may have.
+    pub(super) fn size(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Returns a place on an open connection, the next one in turn; opens it if it is not.
     ///
-    /// Errors: UNAVAILABLE when that fails, or failed a moment ago.
-    pub(super) async fn connection(&self) -> Result<Route> {
-        let slot = &self.slots[self.next.fetch_add(1, Relaxed) % self.slots.len()];
-        let live = slot.live().clone();
-        let live = match live {
-            Some(live) => live,
-            None => self.open(slot).await?,
-        };
-        Ok(Route { slot: slot.clone(), live })
-    }
-
-    async fn open(&self, slot: &Arc<Slot>) -> Result<Live> {
-        let mut attempts = slot.opening.lock().await;
-        if let Some(live) = slot.live().clone() {
-            return Ok(live);
-        }
-        if attempts.not_before.is_some_and(|at| Instant::now() < at) {
-            return Err(self.peer.unreachable(&attempts.last_failure));
-        }
-        match self.handshake().await {
-            Ok((sender, connection)) => {
-                let number = attempts.count;
-                *attempts = Attempts { count: number + 1, ..Attempts::default() };
-                let live = Live { sender, number };
-                *slot.live() = Some(live.clone());
-                self.drive(slot.clone(), number, connection);
-                Ok(live)
-            }
-            Err(failure) => {
-                let wait = self.backoff(attempts.failed_in_row);
-                attempts.failed_in_row = attempts.failed_in_row.saturating_add(1);
-                attempts.not_before = Instant::now().checked_add(wait);
-                attempts.last_failure = failure;
-                if self.peer.open.load(Relaxed) == 0 {
-                    self.peer.tell(LinkState::Lost);
-                }
-                Err(self.peer.unreachable(&attempts.last_failure))
-            }
-        }
-    }
-
-    /// Twice as long after each failure, up to the limit, and less by up to a half by chance, so
-    /// that frontends do not come all at once.
-    fn backoff(&self, failed: u32) -> Duration {
-        let config = &self.peer.config;
-        let longest = config.backoff_max;
-        let wait = config.backoff_first.saturating_mul(1 << failed.min(20)).min(longest);
-        wait.mul_f64(1.0 - fastrand::f64() / 2.0)
-    }
-
-    async fn handshake(&self) -> std::result::Result<Opening, String> {
-        let config = &self.peer.config;
-        let mut builder = Builder::new();
-        let streams = u32::try_from(config.max_in_flight).unwrap_or(u32::MAX);
-        builder
-            .enable_push(false)
-            .initial_window_size(self.window_bytes)
-            .initial_connection_window_size(
-                self.window_bytes.saturating_mul(streams).min(MAX_WINDOW_BYTES),
-            )
-            // Windows bound what is not read yet; a worker's small frames are no attack.
-            .data_frame_budget(usize::MAX >> 1)
-            .max_frame_size(config.max_frame_bytes)
-            .max_header_list_size(MAX_HEADER_LIST_BYTES)
-            // Calls are cancelled all the time, and answers cross the cancellation.
-            .max_concurrent_reset_streams(config.max_in_flight)
-            .max_local_error_reset_streams(None);
-        let opened = timeout(config.connect_timeout, async {
-            let io = self.peer.connector.connect().await.map_err(|error| error.to_string())?;
-            builder.handshake(io).await.map_err(|error| error.to_string())
-        });
-        let late = |_| format!("no connection within {:?}", config.connect_timeout);
-        opened.await.map_err(late)?
-    }
-
-    fn drive(&self, slot: Arc<Slot>, number: u64, mut connection: OpenConnection) {
-        let config = &self.peer.config;
-        let keepalive =
-            Keepalive { interval: config.keepalive_interval, timeout: config.keepalive_timeout };
-        let pings = until_silent(connection.ping_pong(), keepalive);
-        let opened = Opened::new(self.peer.clone());
-        self.peer.tasks.spawn("worker connection", async move {
-            let peer = opened.0.clone();
-            let address = peer.connector.address();
-            tracing::debug!(address, "connected to a worker");
-            // What ends the task drops the connection, which ends all its calls.
-            tokio::select! {
-                result = connection => match result {
-                    Ok(()) => tracing::debug!(address, "the connection to a worker ended"),
-                    Err(error) => tracing::warn!(address, %error, "lost a worker"),
+    /// Errors: UNAVAILABLE when that fails, or failed a moment ago, and OVERLOADED when the
+    /// worker takes no more, if no other connection is open and has room.
+    pub(super) async fn connection(&self, what_for: Use) -> Result<Route> {
+        let turn = self.next.fetch_add(1, Relaxed);
+        let slots = self.slots.iter().cycle().skip(turn % self.slots.len());
+        let mut refusal = None;
+        for (index, slot) in slots.take(self.slots.len()).enumerate() {
+            let live = match (slot.live(), index) {
+                (Some(live), _) => live,
+                (None, 0) => match self.open(slot).await {
+                    Ok(live) => live,
+                    Err(why) => {
+                        refusal = Some(self.peer.unreachable(why));
+                        continue;
+                    }
                 },
-                () = pings => tracing::warn!(address, "lost a worker: it is silent"),
+                (None, _) => continue,
+            };
+            match live.stream(what_for) {
+                Some(stream) => return Ok(Route { slot: slot.clone(), live, stream }),
+                None => refusal = Some(self.full()),
             }
-            slot.forget(number);
-            drop(opened);
-        });
+        }
+        Err(refusal.unwrap_or_else(|| self.peer.unreachable("it has no connection")))
+    }
+
+    fn full(&self) -> Error {
+        let address = self.peer.connector.address();
+        let text = format!("worker `{address}` takes no more streams on its connections");
+        Error::new(ErrorKind::Overloaded, text)
+    }
+
+    /// Waits for a connection, which whoever comes first has a task open.
+    async fn open(&self, slot: &Arc<Slot>) -> std::result::Result<Live, String> {
+        let mut opening = {
+            let mut inner = slot.inner();
+            match &inner.state {
+                State::Open(live) => return Ok(live.clone()),
+                State::Failed { not_before: Some(at), why } if Instant::now() < *at => {
+                    return Err(why.clone());
+                }
+                State::Opening(opening) => opening.clone(),
+                State::Empty | State::Failed { .. } => self.dial(slot, &mut inner),
+            }
+        };
+        let over = || "nothing is opened any more".to_owned();
+        let outcome = opening.wait_for(Option::is_some).await.map_err(|_| over())?.clone();
+        outcome.unwrap_or_else(|| Err(over()))
+    }
+
+    fn dial(&self, slot: &Arc<Slot>, inner: &mut Inner) -> watch::Receiver<Outcome> {
+        let (outcome, opening) = watch::channel(None);
+        let number = inner.next;
+        inner.next += 1;
+        inner.state = State::Opening(opening.clone());
+        let dial = Dial {
+            peer: self.peer.clone(),
+            window_bytes: self.window_bytes,
+            slot: Arc::downgrade(slot),
+            number,
+            outcome,
+        };
+        self.peer.tasks.spawn("worker connection", dial.run());
+        opening
     }
 }
 
-type OpenConnection = Connection<Box<dyn Io>, Bytes>;
-type Opening = (SendRequest<Bytes>, OpenConnection);
-
-/// An open connection and its place.
+/// A place on an open connection.
 pub(super) struct Route {
     slot: Arc<Slot>,
-    pub(super) live: Live,
+    live: Live,
+    stream: Place,
 }
 
+/// The two ends of a stream, and the place that it takes.
+pub(super) type Begun = (h2::client::ResponseFuture, h2::SendStream<Bytes>, Place);
+
 impl Route {
-    /// Lets nobody else use the connection: it takes no more calls.
-    pub(super) fn retire(&self) {
-        self.slot.forget(self.live.number);
+    /// Opens a stream for a request.
+    ///
+    /// Errors: the connection takes none any more, so that nothing was sent; nobody else will use
+    /// it.
+    pub(super) async fn begin(self, request: Request<()>) -> std::result::Result<Begun, h2::Error> {
+        let Self { slot, live, stream } = self;
+        let number = live.number;
+        let begun = match live.sender.ready().await {
+            Ok(mut sender) => sender.send_request(request, false),
+            Err(error) => Err(error),
+        };
+        match begun {
+            Ok((response, body)) => Ok((response, body, stream)),
+            Err(error) => {
+                slot.forget(number);
+                Err(error)
+            }
+        }
     }
 }

@@ -26,19 +26,23 @@ mod codec;
 mod connector;
 mod control;
 mod deadline;
+mod dial;
 mod failure;
 mod keepalive;
 mod link;
 mod outbox;
+mod peer;
+mod places;
 mod pump;
 mod served;
 mod server;
+mod shared;
 #[cfg(test)]
 mod tests;
 
 pub use client::{ClientConfig, RemoteModel, RemoteWorker};
-pub use connector::{Connector, Io, Tcp};
+pub use connector::{Acceptor, Connector, Io, Tcp};
 pub use control::{Described, DescribedModel, News, WatchOptions};
-pub use link::LinkState;
+pub use peer::LinkState;
 pub use served::{Adapters, Artifacts, Served};
 pub use server::{ServerConfig, WorkerServer};

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context as Poller, Poll, ready};
 
 use bytes::Bytes;
-use engine::{Error, Result};
+use engine::{Error, ErrorKind, Result};
 use futures_util::Stream;
 use h2::SendStream;
 use tokio::time::Sleep;
@@ -47,7 +47,7 @@ impl Ending {
     /// Sends what `end` adds to a good ending, and the ending itself.
     pub(super) fn finish(mut self, end: impl FnOnce(&mut Outbox) -> Result<()>) {
         let outcome = match self.outcome {
-            Outcome::Fine => end(&mut self.outbox),
+            Outcome::Fine => end(&mut self.outbox).map_err(unsendable),
             Outcome::Failed(error) => Err(error),
             Outcome::Gone => return,
         };
@@ -104,8 +104,9 @@ where
                     Poll::Pending => break Some(Poll::Pending),
                     Poll::Ready(None) => break Some(Poll::Ready(Outcome::Fine)),
                     Poll::Ready(Some(item)) => {
-                        let added = item.and_then(|item| (self.encode)(item, &mut self.outbox));
-                        if let Err(error) = added {
+                        let outbox = &mut self.outbox;
+                        let add = |item| (self.encode)(item, outbox).map_err(unsendable);
+                        if let Err(error) = item.and_then(add) {
                             break Some(Poll::Ready(Outcome::Failed(error)));
                         }
                     }
@@ -118,6 +119,16 @@ where
                 return outcome;
             }
         }
+    }
+}
+
+/// An answer that does not fit through is no fault of the client's.
+fn unsendable(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::InvalidRequest => {
+            Error::internal(format!("the worker's answer cannot be sent: {}", error.message()))
+        }
+        _ => error,
     }
 }
 

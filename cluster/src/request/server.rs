@@ -1,24 +1,32 @@
 //! The worker's end: connections, models by name, and an orderly end.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::{Error, ErrorKind, Result, Tasks};
+use engine::Tasks;
 use h2::server::{Builder, Connection};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 use super::call::answer;
-use super::connector::Io;
+use super::connector::{Acceptor, Io};
 use super::keepalive::{Keepalive, until_silent};
 use super::served::{Artifacts, Served};
+use super::shared::Shared;
 
 /// Waits after a failed accept, which mostly means that file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// The time between two warnings of failed accepts.
+const WARN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the other end of a connection without calls may take to end it, when the server shuts
+/// down, and how often that is looked at.
+const FAREWELL_WAIT: Duration = Duration::from_secs(1);
+const FAREWELL_LOOK: Duration = Duration::from_millis(100);
 
 /// Largest header list of a call, in bytes.
 const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
@@ -28,10 +36,17 @@ const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
 pub struct ServerConfig {
     /// Open connections; more wait in the listen queue.
     pub max_connections: usize,
-    /// Open calls of one connection; a frontend keeps more back.
+    /// Open calls of one connection, of all kinds; a frontend keeps more back.
     pub max_streams: u32,
-    /// The longest message in bytes, both ways.
+    /// The longest message with tensors or embeddings in bytes, both ways.
     pub max_message_bytes: usize,
+    /// The longest message of a text's tokens in bytes, both ways.
+    pub max_token_message_bytes: usize,
+    /// Bytes of all requests that are being read and that their engines have not taken yet, at
+    /// least `max_message_bytes`; what comes above is refused with OVERLOADED.
+    pub max_reading_bytes: usize,
+    /// How long a request may take to come; one that is slower ends in DEADLINE_EXCEEDED.
+    pub body_timeout: Duration,
     /// HTTP/2 windows in bytes: of a request, and of all of a connection's requests. Requests are
     /// read at once, so windows only have to be wide enough for the network.
     pub windows_bytes: (u32, u32),
@@ -49,8 +64,11 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             max_connections: 4096,
-            max_streams: 4096,
+            max_streams: 5120,
             max_message_bytes: 1 << 30,
+            max_token_message_bytes: 64 << 20,
+            max_reading_bytes: 4 << 30,
+            body_timeout: Duration::from_secs(60),
             windows_bytes: (2 << 20, 64 << 20),
             max_frame_bytes: 256 << 10,
             handshake_timeout: Duration::from_secs(10),
@@ -66,79 +84,55 @@ pub struct WorkerServer {
     pub(super) shared: Arc<Shared>,
 }
 
-/// What all calls share.
-pub(super) struct Shared {
-    pub(super) config: ServerConfig,
-    pub(super) artifacts: Option<Arc<dyn Artifacts>>,
-    /// None: it was served and is so no more.
-    models: RwLock<BTreeMap<String, Option<Arc<Served>>>>,
-    is_draining: watch::Sender<bool>,
-    /// Calls that use an engine.
-    open: AtomicUsize,
-    /// Changes when the last of them ends.
-    idle: watch::Sender<()>,
-    /// Cancelled when connections are to end.
-    closing: Tasks,
-}
-
 impl WorkerServer {
     /// Makes a server of no models yet; files come from `artifacts`.
     pub fn new(config: ServerConfig, artifacts: Option<Arc<dyn Artifacts>>) -> Self {
-        let shared = Shared {
-            config,
-            artifacts,
-            models: RwLock::default(),
-            is_draining: watch::Sender::new(false),
-            open: AtomicUsize::new(0),
-            idle: watch::Sender::new(()),
-            closing: Tasks::new(),
-        };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(Shared::new(config, artifacts)) }
     }
 
     /// Serves a model under a name, in place of what had it before; calls that are open go on.
     pub fn insert(&self, name: impl Into<String>, served: Served) {
-        let mut models = self.shared.models.write().unwrap_or_else(PoisonError::into_inner);
-        models.insert(name.into(), Some(Arc::new(served)));
+        self.shared.insert(name.into(), served);
     }
 
     /// Serves a model no more; calls that are open go on. New ones are refused with UNAVAILABLE, not
     /// NOT_FOUND: whoever has not heard of it yet tries another worker.
     pub fn remove(&self, name: &str) {
-        let mut models = self.shared.models.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(served) = models.get_mut(name) {
-            *served = None;
-        }
+        self.shared.remove(name);
     }
 
     /// Returns how many calls use an engine.
     pub fn open_calls(&self) -> usize {
-        self.shared.open.load(Ordering::SeqCst)
+        self.shared.open_calls()
+    }
+
+    /// Returns how many connections of frontends are open.
+    pub fn connections(&self) -> usize {
+        self.shared.connections()
     }
 
     /// Accepts no new calls from now on; those that are open go on.
     pub fn drain(&self) {
-        self.shared.is_draining.send_replace(true);
+        self.shared.drain();
     }
 
     /// Returns whether nothing new is accepted, which a frontend may ask for; now and later.
     pub fn draining(&self) -> watch::Receiver<bool> {
-        self.shared.is_draining.subscribe()
+        self.shared.draining()
     }
 
-    /// Drains, waits for the open calls, at most `grace`, and closes all connections. Returns
-    /// whether every call came to its end.
+    /// Drains, waits for the open calls and then for all connections, which end when the last
+    /// answers have been taken; all that at most for `grace`. Returns whether every call came to
+    /// its end and every answer has left. What has not by then goes on until the tasks of the
+    /// connections are cancelled.
     pub async fn shut_down(&self, grace: Duration) -> bool {
         self.drain();
-        let mut idle = self.shared.idle.subscribe();
-        let all = async {
-            while self.open_calls() > 0 {
-                if idle.changed().await.is_err() {
-                    break;
-                }
-            }
-        };
-        let is_done = timeout(grace, all).await.is_ok();
+        let ended = timeout(grace, async {
+            self.shared.until(|shared| shared.open_calls() == 0).await;
+            self.shared.closing.cancel();
+            self.shared.until(|shared| shared.connections() == 0).await;
+        });
+        let is_done = ended.await.is_ok();
         self.shared.closing.cancel();
         is_done
     }
@@ -146,7 +140,27 @@ impl WorkerServer {
     /// Accepts connections until the server is shut down. They are tasks of `tasks`, and cut off
     /// when these are cancelled.
     pub async fn serve(&self, listener: TcpListener, tasks: &Tasks) {
+        self.accept(listener, None, tasks).await;
+    }
+
+    /// Does the same with connections that `acceptor` takes in, each within the handshake's time.
+    pub async fn serve_by(
+        &self,
+        listener: TcpListener,
+        acceptor: Arc<dyn Acceptor>,
+        tasks: &Tasks,
+    ) {
+        self.accept(listener, Some(acceptor), tasks).await;
+    }
+
+    async fn accept(
+        &self,
+        listener: TcpListener,
+        acceptor: Option<Arc<dyn Acceptor>>,
+        tasks: &Tasks,
+    ) {
         let permits = Arc::new(Semaphore::new(self.shared.config.max_connections));
+        let mut failures = Failures::default();
         loop {
             let accepted = async {
                 let permit = permits.clone().acquire_owned().await;
@@ -163,30 +177,52 @@ impl WorkerServer {
                         tracing::debug!(%error, "cannot set TCP_NODELAY");
                     }
                     let (server, calls) = (self.clone(), tasks.clone());
+                    let acceptor = acceptor.clone();
                     tasks.spawn("frontend connection", async move {
                         tracing::debug!(%peer, "a frontend connected");
-                        server.serve_connection(stream, &calls).await;
+                        match acceptor {
+                            None => server.serve_connection(stream, &calls).await,
+                            Some(by) => server.serve_accepted(stream, &*by, &calls).await,
+                        }
                         tracing::debug!(%peer, "a frontend is gone");
                         drop(permit);
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    failures.tell(&error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
+    async fn serve_accepted(&self, stream: TcpStream, by: &dyn Acceptor, tasks: &Tasks) {
+        let accepted = timeout(self.shared.config.handshake_timeout, by.accept(stream));
+        let accepted = tokio::select! {
+            accepted = accepted => accepted,
+            () = self.shared.closing.cancelled() => return,
+        };
+        match accepted {
+            Ok(Ok(io)) => self.serve_connection(io, tasks).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a connection is not taken in"),
+            Err(_) => tracing::debug!("a connection is silent"),
+        }
+    }
+
     /// Serves one connection to its end, such as one under TLS. Its calls are tasks of `tasks`.
     pub async fn serve_connection(&self, io: impl Io, tasks: &Tasks) {
         let config = &self.shared.config;
-        let handshake = timeout(config.handshake_timeout, builder(config).handshake(io)).await;
+        let handshake = timeout(config.handshake_timeout, builder(config).handshake(io));
+        let handshake = tokio::select! {
+            handshake = handshake => handshake,
+            () = self.shared.closing.cancelled() => return,
+        };
         let connection = match handshake {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return tracing::debug!(%error, "a connection is no HTTP/2"),
             Err(_) => return tracing::debug!("a connection is silent"),
         };
+        let _open = self.shared.connect();
         // What ends here drops the connection, which ends all its calls.
         self.drive(connection, tasks).await;
     }
@@ -197,7 +233,8 @@ impl WorkerServer {
             Keepalive { interval: config.keepalive_interval, timeout: config.keepalive_timeout };
         let mut pings = std::pin::pin!(until_silent(connection.ping_pong(), keepalive));
         let mut closing = std::pin::pin!(self.shared.closing.cancelled());
-        let mut is_closing = false;
+        let mut closing_since = None;
+        let mut looks = interval(FAREWELL_LOOK);
         loop {
             tokio::select! {
                 accepted = connection.accept() => match accepted {
@@ -208,12 +245,44 @@ impl WorkerServer {
                     None => return,
                 },
                 () = &mut pings => return tracing::warn!("a frontend is silent"),
-                () = &mut closing, if !is_closing => {
-                    is_closing = true;
+                () = &mut closing, if closing_since.is_none() => {
+                    closing_since = Some(Instant::now());
                     connection.graceful_shutdown();
+                }
+                _ = looks.tick(), if closing_since.is_some() => {
+                    let is_late = closing_since.is_some_and(|at| at.elapsed() > FAREWELL_WAIT);
+                    if is_late && !connection.has_streams() {
+                        return tracing::debug!("a frontend does not end its connection");
+                    }
                 }
             }
         }
+    }
+}
+
+/// Failed accepts, which come in floods.
+#[derive(Default)]
+struct Failures {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Failures {
+    /// Warns of a failure, or counts it when there was a warning a moment ago.
+    fn tell(&mut self, error: &io::Error) {
+        if self.is_due(Instant::now()) {
+            let untold = std::mem::take(&mut self.untold);
+            tracing::warn!(%error, untold, "cannot accept a connection");
+        }
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.told.is_none_or(|at| now.duration_since(at) >= WARN_INTERVAL);
+        match is_due {
+            true => self.told = Some(now),
+            false => self.untold += 1,
+        }
+        is_due
     }
 }
 
@@ -232,64 +301,19 @@ fn builder(config: &ServerConfig) -> Builder {
     builder
 }
 
-impl Shared {
-    /// Returns what is served under a name. Errors: NOT_FOUND; UNAVAILABLE if it was served before.
-    pub(super) fn served(&self, name: &str) -> Result<Arc<Served>> {
-        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        let text = format!("the worker does not serve a model `{name}`");
-        match models.get(name) {
-            Some(Some(served)) => Ok(served.clone()),
-            Some(None) => {
-                let error = Error::new(ErrorKind::Unavailable, format!("{text} any more"));
-                Err(error.with_code("model_gone"))
-            }
-            None => Err(Error::not_found(text).with_code("model_not_found")),
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Returns all that is served, by name.
-    pub(super) fn all(&self) -> BTreeMap<String, Arc<Served>> {
-        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        let served =
-            |(name, served): (&String, &Option<Arc<Served>>)| Some((name.clone(), served.clone()?));
-        models.iter().filter_map(served).collect()
-    }
-
-    /// Returns whether nothing new is accepted; now and later.
-    pub(super) fn draining(&self) -> watch::Receiver<bool> {
-        self.is_draining.subscribe()
-    }
-
-    /// Accepts nothing new, and returns how many calls are open.
-    pub(super) fn drain(&self) -> usize {
-        self.is_draining.send_replace(true);
-        self.open.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn is_draining(&self) -> bool {
-        *self.is_draining.borrow()
-    }
-
-    /// Counts a call that will use an engine. Errors: UNAVAILABLE while the server drains.
-    pub(super) fn enter(self: &Arc<Self>) -> Result<OpenCall> {
-        self.open.fetch_add(1, Ordering::SeqCst);
-        let call = OpenCall(self.clone());
-        // It is looked at after counting, so that whoever drains sees the call or refuses it.
-        if self.is_draining() {
-            let text = "the worker is draining, it accepts nothing new";
-            return Err(Error::new(ErrorKind::Unavailable, text).with_code("draining"));
-        }
-        Ok(call)
-    }
-}
-
-/// A call that uses an engine.
-pub(super) struct OpenCall(Arc<Shared>);
-
-impl Drop for OpenCall {
-    fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.idle.send_replace(());
-        }
+    #[test]
+    fn a_flood_of_failed_accepts_is_told_of_now_and_then() {
+        let mut failures = Failures::default();
+        let start = Instant::now();
+        let due = |failures: &mut Failures, ms| failures.is_due(start + Duration::from_millis(ms));
+        assert!(due(&mut failures, 0));
+        assert!((1..500).all(|n| !due(&mut failures, n * 10)));
+        assert_eq!(failures.untold, 499);
+        assert!(due(&mut failures, 5000));
+        assert!(!due(&mut failures, 5010));
     }
 }

@@ -1,5 +1,7 @@
 //! The flags of the roles of a fleet: workers, frontends, and how they find one another.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::{
@@ -40,6 +42,18 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "NAME", default_value = "default", env = "STATOR_NAMESPACE")]
     #[arg(help_heading = "Worker")]
     pub namespace: String,
+    /// Certificate of the worker and its chain, PEM: frontends call it by TLS
+    #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_CERT", help_heading = "Worker")]
+    #[arg(requires = "worker_tls_key")]
+    pub worker_tls_cert: Option<PathBuf>,
+    /// Private key of the worker's certificate, PEM
+    #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_KEY", help_heading = "Worker")]
+    #[arg(requires = "worker_tls_cert")]
+    pub worker_tls_key: Option<PathBuf>,
+    /// Authorities of frontends' certificates, PEM: every frontend has to show one
+    #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_CLIENT_CA", help_heading = "Worker")]
+    #[arg(requires = "worker_tls_cert")]
+    pub worker_tls_client_ca: Option<PathBuf>,
     #[command(flatten)]
     pub mock: MockArgs,
     #[command(flatten)]
@@ -85,6 +99,17 @@ pub struct FrontendArgs {
     #[arg(env = "STATOR_MIGRATION_LIMIT")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Frontend")]
     pub migration_limit: u32,
+    /// Authorities of workers' certificates, PEM: workers are called by TLS, and no others
+    #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_CA", help_heading = "Frontend")]
+    pub worker_tls_ca: Option<PathBuf>,
+    /// Certificate that the frontend shows to workers and its chain, PEM
+    #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_CERT", help_heading = "Frontend")]
+    #[arg(requires_all = ["worker_tls_ca", "worker_tls_key"])]
+    pub worker_tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, PEM
+    #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_KEY", help_heading = "Frontend")]
+    #[arg(requires = "worker_tls_cert")]
+    pub worker_tls_key: Option<PathBuf>,
     #[command(flatten)]
     pub shared_memory: SharedMemoryArgs,
     #[command(flatten)]

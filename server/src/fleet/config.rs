@@ -12,8 +12,13 @@ use engine::Tasks;
 use crate::args::{FrontendArgs, WorkerArgs, state_dir};
 use crate::config::{Invalid, ModelsConfig, metrics};
 use crate::pipeline::{Policy, RetryAccepted, RouteConfig};
+use crate::security::LinkConfig;
 use crate::source::Builtin;
 use crate::upstream::UpstreamConfig;
+
+/// The schemes of workers' addresses: in the clear, and by TLS.
+pub(super) const PLAIN: &str = "grpc://";
+pub(super) const SECURE: &str = "grpcs://";
 
 /// Where registrations are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +66,8 @@ pub struct FleetConfig {
     pub retry_accepted: Repeated,
     /// How often one text may go on elsewhere.
     pub migration_limit: u32,
+    /// TLS towards workers; none calls those that speak in the clear.
+    pub tls: Option<LinkConfig>,
 }
 
 /// What a worker is started with.
@@ -76,6 +83,8 @@ pub struct WorkerConfig {
     pub address: SocketAddr,
     /// Where frontends reach it; none: where it listens.
     pub advertise: Option<String>,
+    /// TLS towards frontends; none serves in the clear.
+    pub tls: Option<LinkConfig>,
     /// The fleet it belongs to.
     pub namespace: Namespace,
     /// Where it is registered.
@@ -103,7 +112,7 @@ impl Store {
             Some(("file", path)) if path.starts_with('/') => Some(Self::File(path.into())),
             Some(("etcd", rest)) => Some(Self::Etcd(list(rest))),
             Some(("static", rest)) => {
-                Some(Self::Static(list(rest).iter().map(|one| format!("grpc://{one}")).collect()))
+                Some(Self::Static(list(rest).iter().map(|one| format!("{PLAIN}{one}")).collect()))
             }
             _ => None,
         };
@@ -117,6 +126,15 @@ impl Store {
                  static://HOST:PORT[,HOST:PORT], got `{url}`"
             ))
         })
+    }
+
+    /// Takes workers at known addresses for ones that speak TLS.
+    fn secured(self) -> Self {
+        let secured = |address: String| address.replacen(PLAIN, SECURE, 1);
+        match self {
+            Self::Static(addresses) => Self::Static(addresses.into_iter().map(secured).collect()),
+            other => other,
+        }
     }
 
     /// Makes the discovery; `describe` asks workers at known addresses what they are.
@@ -155,8 +173,13 @@ impl FleetConfig {
             None if namespaces.is_empty() => Query::All,
             None => Query::Namespaces(namespaces),
         };
+        let shown = args.worker_tls_cert.clone().zip(args.worker_tls_key.clone());
+        let authorities = args.worker_tls_ca.clone();
+        let tls = authorities.map(|ca| LinkConfig { shown, authorities: Some(ca) });
+        let store = Store::parse(args.discovery.discovery.as_deref())?;
         Ok(Self {
-            store: Store::parse(args.discovery.discovery.as_deref())?,
+            store: if tls.is_some() { store.secured() } else { store },
+            tls,
             query,
             routing: args.routing,
             max_attempts: args.max_attempts,
@@ -208,6 +231,8 @@ impl WorkerConfig {
             let text = "--discovery: static:// is for frontends, which know their workers";
             return Err(Invalid(text.into()));
         }
+        let shown = args.worker_tls_cert.clone().zip(args.worker_tls_key.clone());
+        let authorities = args.worker_tls_client_ca.clone();
         let upstream = UpstreamConfig::from_args(&args.upstream, args.engine.context_length)?;
         let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
         if let Some(settings) = &args.mock.mock {
@@ -224,6 +249,7 @@ impl WorkerConfig {
             models.models.clear();
         }
         Ok(Self {
+            tls: shown.map(|shown| LinkConfig { shown: Some(shown), authorities }),
             models,
             instances: args.mock.mock_workers,
             upstream,

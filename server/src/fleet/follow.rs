@@ -29,6 +29,7 @@ use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens};
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, Models};
 use crate::pipeline::{Migrate, Route};
+use crate::security::LinkConnectors;
 
 /// The wait before a model that could not be made is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -85,7 +86,8 @@ impl Fleet {
         metrics: &Arc<Metrics>,
         tasks: &Tasks,
     ) -> Result<Self, String> {
-        let peers = Peers::new(tasks);
+        let tls = config.tls.clone().map(LinkConnectors::load).transpose()?;
+        let peers = Peers::new(tls, tasks);
         let discovery = config.store.open(peers.clone(), tasks);
         let discovery = discovery.map_err(|error| error.to_string())?;
         let (query, settings) = (config.query.clone(), MembershipConfig::default());

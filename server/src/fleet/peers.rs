@@ -14,11 +14,11 @@ use cluster::membership::Probe;
 use cluster::request::{ClientConfig, Described, RemoteWorker, Tcp};
 use engine::{Error, Result, Tasks};
 
+use super::config::{PLAIN, SECURE};
+use crate::security::LinkConnectors;
+
 /// How long a worker may take to say what it serves.
 const DESCRIBE_WAIT: Duration = Duration::from_secs(2);
-
-/// The scheme of workers' addresses.
-const SCHEME: &str = "grpc://";
 
 /// The namespace of workers whose addresses are known, since they do not tell theirs.
 const STATIC_NAMESPACE: &str = "static";
@@ -28,6 +28,8 @@ pub(super) struct Peers {
     workers: Mutex<BTreeMap<InstanceId, RemoteWorker>>,
     /// Those at known addresses, which are asked again and again.
     asked: Mutex<BTreeMap<String, RemoteWorker>>,
+    /// TLS; none calls in the clear.
+    tls: Option<LinkConnectors>,
     tasks: Tasks,
 }
 
@@ -39,9 +41,9 @@ impl fmt::Debug for Peers {
 
 impl Peers {
     /// Makes the place of connections, whose tasks belong to `tasks`.
-    pub(super) fn new(tasks: &Tasks) -> Arc<Self> {
+    pub(super) fn new(tls: Option<LinkConnectors>, tasks: &Tasks) -> Arc<Self> {
         let (workers, asked) = Default::default();
-        Arc::new(Self { workers, asked, tasks: tasks.clone() })
+        Arc::new(Self { workers, asked, tls, tasks: tasks.clone() })
     }
 
     fn workers(&self) -> MutexGuard<'_, BTreeMap<InstanceId, RemoteWorker>> {
@@ -49,10 +51,19 @@ impl Peers {
     }
 
     fn open(&self, address: &str, tasks: &Tasks) -> Result<RemoteWorker> {
-        let plain = address.strip_prefix(SCHEME).ok_or_else(|| {
-            Error::invalid(format!("worker `{address}`: expected an address `grpc://HOST:PORT`"))
-        })?;
-        RemoteWorker::new(Tcp::new(plain), ClientConfig::default(), tasks)
+        let wrong = |what: &str| Err(Error::invalid(format!("worker `{address}`: {what}")));
+        let config = ClientConfig::default();
+        let (plain, secure) = (address.strip_prefix(PLAIN), address.strip_prefix(SECURE));
+        match (plain, secure, &self.tls) {
+            (Some(plain), _, None) => RemoteWorker::new(Tcp::new(plain), config, tasks),
+            (_, Some(secure), Some(tls)) => RemoteWorker::new(tls.to(secure)?, config, tasks),
+            // Whoever can register workers would get all that is asked, in the clear.
+            (Some(_), _, Some(_)) => {
+                wrong("it speaks in the clear, expected TLS (--worker-tls-ca)")
+            }
+            (_, Some(_), None) => wrong("it speaks TLS, which needs --worker-tls-ca"),
+            (None, None, _) => wrong("expected an address `grpc://HOST:PORT` or `grpcs://`"),
+        }
     }
 
     /// Returns the worker of an instance, and whether it is new.

@@ -18,14 +18,14 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use super::cards::{Files, Formats, Offer, offers};
-use super::config::WorkerConfig;
+use super::config::{PLAIN, SECURE, WorkerConfig};
 use super::many::many;
 use super::peers::Peers;
 use crate::admin::Exporter;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::repository::Repository;
-use crate::security::Security;
+use crate::security::{LinkAcceptor, Security};
 use crate::serve::{ServeError, load_initial, open_metrics, own_repository};
 use crate::shutdown;
 use crate::upstream::Upstream;
@@ -99,7 +99,7 @@ pub(super) fn open_store(
     config: &WorkerConfig,
     tasks: &Tasks,
 ) -> Result<Box<dyn Discovery>, ServeError> {
-    config.store.open(Peers::new(tasks), tasks).map_err(unregistered)
+    config.store.open(Peers::new(None, tasks), tasks).map_err(unregistered)
 }
 
 fn unregistered(error: engine::Error) -> ServeError {
@@ -130,7 +130,14 @@ impl Worker {
         let files = Arc::new(Files::default());
         let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
         let (serving, group) = (server.clone(), tasks.clone());
-        tasks.spawn("worker", async move { serving.serve(listener, &group).await });
+        let tls = config.tls.clone().map(LinkAcceptor::load).transpose();
+        let tls = tls.map_err(ServeError::Start)?;
+        tasks.spawn("worker", async move {
+            match tls {
+                None => serving.serve(listener, &group).await,
+                Some(tls) => serving.serve_by(listener, Arc::new(tls), &group).await,
+            }
+        });
         let formats = Formats {
             tool_calls: config.models.engine.tool_call_parser.clone(),
             reasoning: config.models.engine.reasoning_parser.clone(),
@@ -167,8 +174,9 @@ impl Worker {
         }
         let address = self.config.advertise.clone().unwrap_or_else(|| self.address.to_string());
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let scheme = if self.config.tls.is_some() { SECURE } else { PLAIN };
         let mut instance =
-            Instance::new(self.config.namespace.clone(), format!("grpc://{address}"));
+            Instance::new(self.config.namespace.clone(), format!("{scheme}{address}"));
         instance.started_unix_ms = since.as_millis() as u64;
         instance.cards = self.serve(&[]);
         let lease = discovery.register(instance.clone()).await.map_err(unregistered)?;
@@ -241,10 +249,6 @@ impl Worker {
             is_finished = end => is_finished,
             () = shutdown::signalled() => false,
         };
-        // The last answers and farewells are written by the connections' own tasks.
-        if is_finished {
-            self.tasks.wait(Duration::from_millis(200)).await;
-        }
         self.tasks.cancel();
         is_finished
     }

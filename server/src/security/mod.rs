@@ -9,6 +9,7 @@ mod grant;
 mod guard;
 mod keyfile;
 mod keys;
+mod link;
 mod mint;
 mod reload;
 mod scope;
@@ -19,11 +20,13 @@ use std::sync::Arc;
 use engine::Tasks;
 
 pub use config::{SecurityConfig, TlsConfig, TlsListener};
+pub use link::LinkConfig;
 pub use mint::{Minted, mint};
 
 pub(crate) use grant::Grant;
 pub(crate) use guard::protect;
 pub(crate) use keys::{Keys, forget};
+pub(crate) use link::{LinkAcceptor, LinkConnectors};
 pub(crate) use scope::of_rpc;
 pub(crate) use tls::{Acceptor, Tls};
 

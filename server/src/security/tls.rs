@@ -98,13 +98,11 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
 impl Current {
     fn new(files: &Files) -> Result<Self, String> {
         let certificates = certificates("--tls-cert", &files.certificate)?;
-        let pem = files.key.as_ref().map_err(|why| format!("--tls-key: {why}"))?;
-        let key = PrivateKeyDer::from_pem_slice(pem)
-            .map_err(|error| format!("--tls-key: expected a private key in PEM: {error}"))?;
+        let key = key("--tls-key", &files.key)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = match &files.client_ca {
             None => None,
-            Some(file) => Some(roots(file)?),
+            Some(file) => Some(roots("--tls-client-ca", file)?),
         };
         let make = |roots: Option<&Arc<RootCertStore>>, protocols: &[&[u8]]| {
             let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -146,8 +144,18 @@ fn mismatch(error: &rustls::Error) -> String {
     }
 }
 
+/// Reads the private key of a PEM file.
+pub(super) fn key(
+    flag: &str,
+    file: &Result<Vec<u8>, String>,
+) -> Result<PrivateKeyDer<'static>, String> {
+    let pem = file.as_ref().map_err(|why| format!("{flag}: {why}"))?;
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|error| format!("{flag}: expected a private key in PEM: {error}"))
+}
+
 /// Reads the certificates of a PEM file, at least one.
-fn certificates(
+pub(super) fn certificates(
     flag: &str,
     file: &Result<Vec<u8>, String>,
 ) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -160,10 +168,14 @@ fn certificates(
     }
 }
 
-fn roots(file: &Result<Vec<u8>, String>) -> Result<Arc<RootCertStore>, String> {
+/// Reads the authorities of a PEM file, at least one.
+pub(super) fn roots(
+    flag: &str,
+    file: &Result<Vec<u8>, String>,
+) -> Result<Arc<RootCertStore>, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates("--tls-client-ca", file)? {
-        roots.add(certificate).map_err(|error| format!("--tls-client-ca: {error}"))?;
+    for certificate in certificates(flag, file)? {
+        roots.add(certificate).map_err(|error| format!("{flag}: {error}"))?;
     }
     Ok(Arc::new(roots))
 }

@@ -91,9 +91,9 @@ fn a_suspect_is_not_called_until_a_probe_or_discovery_says_so() {
     assert!(core.take_due(at(200), 0).is_empty());
     assert_eq!(core.take_due(at(200), 9).len(), 1);
     assert!(core.take_due(at(201), 9).is_empty());
-    assert!(core.probed(id, false, at(210)).is_empty());
+    assert!(core.probed(id, false, (at(200), at(210))).is_empty());
     assert_eq!(core.next_due(), Some(at(610)));
-    assert_eq!(core.probed(id, true, at(700)), [Change::Cleared(id)]);
+    assert_eq!(core.probed(id, true, (at(650), at(700))), [Change::Cleared(id)]);
     assert!(core.next_due().is_none() && core.snapshot().models["m"].is_ready());
     // A suspicion does not outlive a new registration, and keeps the name meanwhile.
     core.suspect(id, at(800));
@@ -101,6 +101,19 @@ fn a_suspect_is_not_called_until_a_probe_or_discovery_says_so() {
     assert_eq!(core.snapshot().conflicts.len(), 1);
     assert_eq!(put(&mut core, instance(1, vec![card("m", 1)]))[0], Change::Cleared(id));
     assert_eq!(members(&core.snapshot(), "m"), [1]);
+}
+
+#[test]
+fn a_probe_says_nothing_of_a_connection_that_died_after_it_began() {
+    let mut core = synced();
+    put(&mut core, instance(1, vec![card("m", 1)]));
+    let id = InstanceId(1);
+    core.suspect(id, at(0));
+    assert_eq!(core.take_due(at(200), 9).len(), 1);
+    assert!(core.suspect(id, at(250)).is_empty());
+    assert!(core.probed(id, true, (at(200), at(300))).is_empty());
+    assert_eq!(core.next_due(), Some(at(500)));
+    assert_eq!(core.probed(id, true, (at(500), at(510))), [Change::Cleared(id)]);
 }
 
 #[test]
@@ -269,7 +282,7 @@ proptest! {
                 Step::Put(instance) => core.apply(Event::Put(Arc::new(instance))),
                 Step::Remove(id) => core.apply(Event::Remove(InstanceId(id))),
                 Step::Suspect(id) => core.suspect(InstanceId(id), now),
-                Step::Probed(id, is_well) => core.probed(InstanceId(id), is_well, now),
+                Step::Probed(id, is_well) => core.probed(InstanceId(id), is_well, (now, now)),
                 Step::Store(event) => core.apply(event),
             };
             changes.into_iter().for_each(|change| listener.hear(change));

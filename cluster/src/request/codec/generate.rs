@@ -7,9 +7,18 @@ use engine::{
     Adapter, AdapterId, Constraint, Context, FinishReason, GenerateOutput, GenerateRequest, Guided,
     Result, Sampling, StopConditions, TokenId, TokenLogprobs, Usage,
 };
-use proto::{Payload, worker as wire};
+use proto::{Nest, Payload, worker as wire};
 
-use super::{Arrival, Lane, Outbox, Wire, context_of, context_to, message, nanoseconds, unknown};
+use super::{
+    Arrival, Lane, MAX_FIELDS, MAX_OUTPUT_FIELDS, Outbox, Wire, context_of, context_to, message_of,
+    nanoseconds, unknown,
+};
+
+/// The texts of a choice are many, in `guided`.
+const REQUEST: Nest = Nest(&[(9, Nest(&[(5, Nest::LEAF)]))]);
+
+/// Log-probabilities, those of the prompt one deeper.
+const OUTPUT: Nest = Nest(&[(3, Nest::LEAF), (4, Nest(&[(1, Nest::LEAF)]))]);
 
 impl Wire for GenerateRequest {
     const PATH: &'static str = "/stator.worker.v1.Worker/Generate";
@@ -36,7 +45,7 @@ impl Wire for GenerateRequest {
     }
 
     fn decode(payload: Payload) -> Result<Arrival<Self>> {
-        let wire: wire::GenerateRequest = message(&payload)?;
+        let wire: wire::GenerateRequest = message_of(&payload, REQUEST, MAX_FIELDS)?;
         let request = Self {
             tokens: wire.tokens.into(),
             generated: wire.generated,
@@ -81,7 +90,7 @@ impl Wire for GenerateRequest {
     }
 
     fn decode_output(payload: Payload, (): &()) -> Result<Option<GenerateOutput>> {
-        let wire: wire::GenerateOutput = message(&payload)?;
+        let wire: wire::GenerateOutput = message_of(&payload, OUTPUT, MAX_OUTPUT_FIELDS)?;
         let prompt = |entry: wire::PromptLogprobs| entry.logprobs.map(logprobs_of).transpose();
         Ok(Some(GenerateOutput {
             index: wire.index,

@@ -10,14 +10,23 @@ use engine::{
     SequenceId, SequenceState,
 };
 use prost::{DecodeError, Message};
-use proto::{Payload, worker as wire};
+use proto::{Nest, Payload, worker as wire};
 use tensor::Tensor;
 use wire::sequence::Id;
 
 use super::tensors::{parameters_of, parameters_to, tensor_to, tensors_of};
 use super::{
-    Arrival, CONTENTS, Lane, Outbox, Wire, context_of, context_to, equal_lengths, nanoseconds,
+    Arrival, CONTENTS, Lane, MAX_FIELDS, Outbox, Wire, context_of, context_to, count,
+    equal_lengths, nanoseconds,
 };
+
+/// Parameters: entries of a map, each with its value.
+const PARAMETERS: Nest = Nest(&[(2, Nest::LEAF)]);
+const TENSOR: Nest = Nest(&[(4, PARAMETERS)]);
+const REQUESTED: Nest = Nest(&[(2, PARAMETERS)]);
+const REQUEST: Nest =
+    Nest(&[(3, TENSOR), (4, REQUESTED), (5, PARAMETERS), (6, Nest(&[(5, TENSOR)]))]);
+const OUTPUT: Nest = Nest(&[(3, TENSOR), (4, Nest(&[(1, TENSOR)])), (5, PARAMETERS)]);
 
 impl Wire for InferRequest {
     const PATH: &'static str = "/stator.worker.v1.Worker/Infer";
@@ -49,7 +58,7 @@ impl Wire for InferRequest {
 
     fn decode(payload: Payload) -> Result<Arrival<Self>> {
         let take = |message: &mut wire::InferRequest| std::mem::take(&mut message.contents);
-        let (wire, contents) = apart(payload, take)?;
+        let (wire, contents) = apart(payload, REQUEST, take)?;
         let kept = wire.sequence.as_ref().map_or(0, |sequence| sequence.state.len());
         equal_lengths("contents", wire.inputs.len() + kept, contents.len())?;
         let mut contents = contents.into_iter();
@@ -87,7 +96,7 @@ impl Wire for InferRequest {
         kept: &Option<SequenceState>,
     ) -> Result<Option<InferOutput>> {
         let take = |message: &mut wire::InferOutput| std::mem::take(&mut message.contents);
-        let (wire, contents) = apart(payload, take)?;
+        let (wire, contents) = apart(payload, OUTPUT, take)?;
         let state = wire.state.as_ref().map_or(0, |state| state.tensors.len());
         equal_lengths("contents", wire.tensors.len() + state, contents.len())?;
         let mut contents = contents.into_iter();
@@ -120,8 +129,10 @@ impl Wire for InferRequest {
 
 fn apart<M: Message + Default>(
     payload: Payload,
+    nest: Nest,
     take: impl FnOnce(&mut M) -> Vec<bytes::Bytes>,
 ) -> Result<(M, Vec<Payload>)> {
+    count(&payload, nest, MAX_FIELDS)?;
     proto::decode_apart(payload, u64::from(CONTENTS), take, |_| Ok::<(), DecodeError>(()))
         .map_err(|error| super::undecodable(&error))
 }

@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use engine::{Adapter, AdapterId, Context, Error, ErrorKind, Request, Result};
 use prost::Message;
-use proto::{Payload, worker as wire};
+use proto::{Nest, Payload, Uncounted, worker as wire};
 
+use super::link::Use;
 use super::outbox::Outbox;
 
 pub(super) use events::{event_of, event_to, load_of, load_to};
@@ -22,13 +23,47 @@ pub(super) use events::{event_of, event_to, load_of, load_to};
 /// The number of the field whose payloads stand apart.
 pub(super) const CONTENTS: u8 = 7;
 
-/// Which connections a call takes, so that tokens do not queue behind large tensors.
+/// The longest message of an answer to a call beside inference, in bytes; a piece of a file is one.
+pub(super) const MAX_CONTROL_BYTES: usize = 16 << 20;
+
+/// The most fields of a message. A field takes two bytes and, decoded, up to some hundred; what
+/// frontends let in stays below.
+const MAX_FIELDS: usize = 1 << 19;
+
+/// The same for tokens with log-probabilities, which have six a token.
+const MAX_OUTPUT_FIELDS: usize = 1 << 21;
+
+/// What a call carries: which connections it takes, so that tokens do not queue behind large
+/// tensors, and how long its messages may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// Many small messages.
+    /// Many small messages, and prompts.
     Tokens,
     /// Messages of any size.
     Bulk,
+    /// What is asked beside inference; on the connections of tokens.
+    Control,
+    /// Files in pieces; on the connections of large messages.
+    Files,
+}
+
+impl Lane {
+    /// Returns what its calls' streams are for.
+    pub(super) fn what_for(self) -> Use {
+        match self {
+            Self::Tokens | Self::Bulk => Use::Call,
+            Self::Control | Self::Files => Use::Control,
+        }
+    }
+
+    /// Returns its longest message, of the longest ones with tensors and with tokens, in bytes.
+    pub(super) fn max_bytes(self, tensors: usize, tokens: usize) -> usize {
+        match self {
+            Self::Bulk => tensors,
+            Self::Tokens => tokens,
+            Self::Control | Self::Files => MAX_CONTROL_BYTES,
+        }
+    }
 }
 
 /// A kind of request that passes between processes.
@@ -75,7 +110,24 @@ pub(super) struct Arrival<R> {
 
 /// Reads a message in one piece.
 pub(super) fn message<M: Message + Default>(payload: &Payload) -> Result<M> {
+    message_of(payload, Nest::LEAF, MAX_FIELDS)
+}
+
+/// Reads a message in one piece that holds many small messages.
+fn message_of<M: Message + Default>(payload: &Payload, nest: Nest, most: usize) -> Result<M> {
+    count(payload, nest, most)?;
     M::decode(payload.to_bytes()).map_err(|error| undecodable(&error))
+}
+
+/// Checks how many fields a message has. Errors: more than `most`, bytes that are no message.
+fn count(payload: &Payload, nest: Nest, most: usize) -> Result<()> {
+    proto::count_fields(payload, nest, most).map_err(|error| match error {
+        Uncounted::TooMany => Error::invalid(format!(
+            "a message of {} bytes has too many fields, between processes at most {most} pass",
+            payload.len()
+        )),
+        Uncounted::Malformed => Error::invalid("a message between processes cannot be read"),
+    })
 }
 
 fn undecodable(error: &prost::DecodeError) -> Error {

@@ -409,3 +409,56 @@ fn what_makes_no_sense_is_refused() {
     assert_eq!(error.kind(), ErrorKind::InvalidRequest);
     assert!(outbox.is_empty());
 }
+
+/// Nests a message into a field with a length.
+fn nested(field: u8, message: &[u8]) -> Vec<u8> {
+    let mut nested = vec![field << 3 | 2];
+    prost::encoding::encode_varint(message.len() as u64, &mut nested);
+    nested.extend_from_slice(message);
+    nested
+}
+
+#[test]
+fn messages_of_many_empty_things_are_refused_before_they_are_decoded() {
+    let many = |field: u8, count: usize| [field << 3 | 2, 0].repeat(count);
+    let over = MAX_FIELDS + 1;
+    let requests = [
+        many(3, over),
+        many(4, over),
+        many(7, over),
+        nested(3, &many(4, over)),
+        nested(6, &many(5, over)),
+        nested(5, &nested(2, &many(5, over))),
+    ];
+    for bytes in requests {
+        for cut in [bytes.len(), 100_000] {
+            let payload: Payload = bytes.chunks(cut).map(Bytes::copy_from_slice).collect();
+            let error = InferRequest::decode(payload).unwrap_err();
+            assert!(error.message().contains("has too many fields"), "{error}");
+        }
+    }
+    let texts = nested(9, &nested(5, &many(1, over)));
+    let error = GenerateRequest::decode(texts.into()).unwrap_err();
+    assert!(error.message().contains("has too many fields"), "{error}");
+    for output in [many(3, MAX_OUTPUT_FIELDS + 1), nested(4, &many(1, MAX_OUTPUT_FIELDS + 1))] {
+        let error = GenerateRequest::decode_output(output.into(), &()).unwrap_err();
+        assert!(error.message().contains("has too many fields"), "{error}");
+    }
+    let error = InferRequest::decode_output(many(3, over).into(), &None).unwrap_err();
+    assert!(error.message().contains("has too many fields"), "{error}");
+    let models: Result<wire::Description> = message(&many(1, over).into());
+    assert!(models.unwrap_err().message().contains("has too many fields"));
+}
+
+#[test]
+fn as_many_tensors_as_frontends_let_in_pass() {
+    let input = Tensor::new("x", Datatype::Uint8, vec![3], Bytes::from_static(b"abc"));
+    let output = RequestedOutput { name: "y".to_owned(), ..RequestedOutput::default() };
+    let request = InferRequest {
+        inputs: vec![input; proto::MAX_TENSORS],
+        outputs: vec![output; proto::MAX_TENSORS],
+        ..InferRequest::default()
+    };
+    let back = arrival(request.clone(), &Context::new("1"), 1 << 20).request;
+    assert!(back.inputs == request.inputs && back.outputs == request.outputs);
+}

@@ -7,14 +7,17 @@ use engine::{
     Adapter, CallDelta, Context, EmbedTextRequest, Result, TextDelta, TextEmbedding, TextForm,
     TextLogprob, TextRequest, TextUsage,
 };
-use proto::{Payload, worker as wire};
+use proto::{Nest, Payload, worker as wire};
 use wire::generate_text_request::Body;
 
 use super::generate::{finish_of, finish_to};
 use super::{
-    Arrival, Lane, Outbox, Wire, context_of, context_to, equal_lengths, message, nanoseconds,
-    unknown,
+    Arrival, Lane, MAX_OUTPUT_FIELDS, Outbox, Wire, context_of, context_to, equal_lengths, message,
+    message_of, nanoseconds, unknown,
 };
+
+/// Calls of tools, and log-probabilities.
+const DELTA: Nest = Nest(&[(4, Nest::LEAF), (5, Nest::LEAF)]);
 
 impl Wire for TextRequest {
     const PATH: &'static str = "/stator.worker.v1.Worker/GenerateText";
@@ -78,7 +81,7 @@ impl Wire for TextRequest {
     }
 
     fn decode_output(payload: Payload, (): &()) -> Result<Option<TextDelta>> {
-        let wire: wire::TextDelta = message(&payload)?;
+        let wire: wire::TextDelta = message_of(&payload, DELTA, MAX_OUTPUT_FIELDS)?;
         let call = |call: wire::ToolCallDelta| CallDelta {
             index: call.index,
             id: call.id,

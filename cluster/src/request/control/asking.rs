@@ -44,17 +44,18 @@ impl RemoteWorker {
     /// DEADLINE_EXCEEDED after `timeout`.
     pub async fn fetch(&self, hash: &str, max_bytes: usize, timeout: Duration) -> Result<Bytes> {
         let until = Instant::now().checked_add(timeout);
-        let mut outbox = self.outbox();
+        let mut outbox = self.outbox(Lane::Files);
         outbox.message(&wire::FetchRequest { hash: hash.to_owned() })?;
         let reader = Plain::<wire::Chunk>::default();
-        let mut chunks = self.open((FETCH, Lane::Bulk), outbox, until, reader).await?;
+        let mut chunks = self.open((FETCH, Lane::Files), outbox, until, reader).await?;
         let mut data = BytesMut::new();
         while let Some(chunk) = chunks.next().await {
-            data.extend_from_slice(&chunk?.data);
-            if data.len() > max_bytes {
+            let chunk = chunk?.data;
+            if chunk.len() > max_bytes - data.len() {
                 let text = format!("file `{hash}` of a worker: expected at most {max_bytes} bytes");
                 return Err(Error::internal(text));
             }
+            data.extend_from_slice(&chunk);
         }
         Ok(data.freeze())
     }
@@ -68,13 +69,13 @@ impl RemoteWorker {
         options: WatchOptions,
     ) -> Result<impl Stream<Item = Result<News>> + Send + Unpin + use<>> {
         let interval = options.load_interval.map_or(0, |time| time.as_millis().max(1));
-        let mut outbox = self.outbox();
+        let mut outbox = self.outbox(Lane::Control);
         outbox.message(&wire::WatchRequest {
             model: model.to_owned(),
             load_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             kv_events: options.kv_events,
         })?;
-        self.open((WATCH, Lane::Tokens), outbox, None, Hearing::default()).await
+        self.open((WATCH, Lane::Control), outbox, None, Hearing::default()).await
     }
 
     /// Makes a call that has one answer.
@@ -83,10 +84,10 @@ impl RemoteWorker {
         M: Message + Default + 'static,
     {
         let until = Instant::now().checked_add(wait);
-        let mut outbox = self.outbox();
+        let mut outbox = self.outbox(Lane::Control);
         outbox.message(request)?;
         let mut answer =
-            self.open((path, Lane::Tokens), outbox, until, Plain::<M>::default()).await?;
+            self.open((path, Lane::Control), outbox, until, Plain::<M>::default()).await?;
         let none = || Err(Error::internal("a worker's answer is empty"));
         answer.next().await.unwrap_or_else(none)
     }
@@ -114,13 +115,15 @@ impl Reader for Hearing {
             Some(Event::Load(load)) => Some(News::Load(load_of(load))),
             Some(Event::Draining(_)) => Some(News::Draining),
             Some(Event::Gap(_)) => self.gap(sequence),
-            Some(Event::Kv(event)) if sequence == self.last + 1 => match event_of(event)? {
-                Some(event) => {
-                    self.last = sequence;
-                    Some(News::Kv { sequence, event })
+            Some(Event::Kv(event)) if Some(sequence) == self.last.checked_add(1) => {
+                match event_of(event)? {
+                    Some(event) => {
+                        self.last = sequence;
+                        Some(News::Kv { sequence, event })
+                    }
+                    None => self.gap(sequence),
                 }
-                None => self.gap(sequence),
-            },
+            }
             Some(Event::Kv(_)) => self.gap(sequence),
             None => None,
         })

@@ -12,7 +12,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use wire::worker_event::Event;
 
 use super::super::call::{Call, Tried};
-use super::super::codec::{event_to, load_to, message};
+use super::super::codec::{Lane, event_to, load_to};
 use super::super::outbox::Outbox;
 use super::super::served::Served;
 
@@ -21,7 +21,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 /// Answers `Describe`.
 pub(in crate::request) async fn describe(call: &mut Call) -> Tried<()> {
-    call.message().await?;
+    let wire::DescribeRequest {} = call.asked().await?;
     let model = |(name, served): (String, Arc<Served>)| wire::ServedModel {
         name,
         card: served.card.clone(),
@@ -34,7 +34,7 @@ pub(in crate::request) async fn describe(call: &mut Call) -> Tried<()> {
 
 /// Answers `Drain`.
 pub(in crate::request) async fn drain(call: &mut Call) -> Tried<()> {
-    call.message().await?;
+    let wire::DrainRequest {} = call.asked().await?;
     let open_calls = call.shared.drain() as u64;
     tracing::info!(open_calls, "draining, as a frontend asks");
     reply(call, stream::iter([Ok(wire::DrainReply { open_calls })])).await
@@ -42,13 +42,22 @@ pub(in crate::request) async fn drain(call: &mut Call) -> Tried<()> {
 
 /// Answers `Fetch`.
 pub(in crate::request) async fn fetch(call: &mut Call) -> Tried<()> {
-    let request: wire::FetchRequest = message(&call.message().await?)?;
+    let request: wire::FetchRequest = call.asked().await?;
     let artifacts = call.shared.artifacts.clone().ok_or_else(|| {
         Error::not_found(format!("the worker has no files, asked for `{}`", request.hash))
     })?;
-    let read = tokio::task::spawn_blocking(move || artifacts.artifact(&request.hash));
-    let read = call.attend(read).await?;
-    let data = read.map_err(|error| Error::internal("cannot read a file").with_source(error))??;
+    let shared = call.shared.clone();
+    let read = call.attend(async move {
+        let unread = |error| Error::internal("cannot read a file").with_source(error);
+        let place = shared.reads.clone().acquire_owned().await;
+        let read = tokio::task::spawn_blocking(move || {
+            // It is held as long as the thread works, whoever still waits for it.
+            let _place = place;
+            artifacts.artifact(&request.hash)
+        });
+        read.await.map_err(unread)?
+    });
+    let data = read.await??;
     let chunks = stream::unfold(data, |mut rest| async move {
         (!rest.is_empty()).then(|| {
             let data = rest.split_to(CHUNK_BYTES.min(rest.len()));
@@ -60,7 +69,7 @@ pub(in crate::request) async fn fetch(call: &mut Call) -> Tried<()> {
 
 /// Answers `Watch`.
 pub(in crate::request) async fn watch(call: &mut Call) -> Tried<()> {
-    let request: wire::WatchRequest = message(&call.message().await?)?;
+    let request: wire::WatchRequest = call.asked().await?;
     let served = call.shared.served(&request.model)?;
     let every = Duration::from_millis(request.load_interval_ms.into());
     let load = served.load.clone().filter(|_| !every.is_zero()).map(|load| {
@@ -89,7 +98,7 @@ where
     M: Message,
 {
     let encode = |message: M, outbox: &mut Outbox| outbox.message(&message);
-    call.pump(messages, encode).await?.finish(|_| Ok(()));
+    call.pump(messages, Lane::Control, encode).await?.finish(|_| Ok(()));
     Ok(())
 }
 

@@ -305,8 +305,29 @@ async fn calls_over_the_bound_are_refused() {
     }
     let refused = model.call(prompt(), context()).await.err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    // What asks whether it is alive is no call.
+    assert_eq!(pair.worker.describe(LONG).await.unwrap().models.len(), 1);
     streams.pop();
     assert!(model.call(prompt(), context()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_connection_gets_no_more_calls_than_the_worker_takes() {
+    let engine = Scripted::<GenerateRequest>::new(vec![Step::Sleep(LONG)]);
+    let serving = ServerConfig { max_streams: 8, ..ServerConfig::default() };
+    let config = ClientConfig { connections: 2, ..ClientConfig::default() };
+    let pair = Pair::between(generates(engine), config, serving).await;
+    let mut streams = Vec::new();
+    // One of eight is kept for probes, of both connections.
+    for _ in 0..14 {
+        streams.push(pair.model().call(prompt(), in_time(LONG)).await.unwrap());
+    }
+    let refused = pair.model().call(prompt(), in_time(LONG)).await.err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Overloaded, "{refused}");
+    assert_eq!(pair.worker.describe(LONG).await.unwrap().models.len(), 1);
+    drop(streams.remove(3));
+    assert!(pair.model().call(prompt(), in_time(LONG)).await.is_ok());
+    assert_eq!(pair.server.connections(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

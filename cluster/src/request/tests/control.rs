@@ -67,6 +67,37 @@ async fn files_come_whole_or_not_at_all() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
+/// Reads slowly, and counts the threads that do.
+#[derive(Default)]
+struct SlowFiles {
+    reading: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Artifacts for SlowFiles {
+    fn artifact(&self, _hash: &str) -> Result<Bytes> {
+        let reading = self.reading.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(reading, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(10));
+        self.reading.fetch_sub(1, Ordering::SeqCst);
+        Ok(Bytes::from_static(b"content"))
+    }
+}
+
+#[tokio::test]
+async fn only_so_many_threads_read_files() {
+    let files = Arc::new(SlowFiles::default());
+    let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
+    let tasks = Tasks::new();
+    let address = serve(&server, &tasks, "127.0.0.1:0").await.to_string();
+    let worker = RemoteWorker::new(Tcp::new(address), ClientConfig::default(), &tasks).unwrap();
+    let fetches = (0..50).map(|_| worker.fetch("file", 10, LONG));
+    let fetched = futures_util::future::join_all(fetches).await;
+    assert!(fetched.into_iter().all(|content| content.unwrap() == "content"));
+    let most = files.most.load(Ordering::SeqCst);
+    assert!((2..=8).contains(&most), "{most} threads");
+}
+
 #[tokio::test]
 async fn news_are_numbered_and_what_was_missed_is_a_gap() {
     let events = KvEvents::new(4);
@@ -121,6 +152,46 @@ async fn a_draining_worker_refuses_and_finishes() {
     let (is_done, rest) = tokio::join!(pair.server.shut_down(LONG), stream.collect::<Vec<_>>());
     assert!(is_done && rest.is_empty(), "{rest:?}");
     state.wait_for(|state| *state == LinkState::Lost).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_has_taken_yet_leaves_before_the_worker_does() {
+    let data = Bytes::from(vec![7; 12 << 20]);
+    let big = tensor::Tensor::new("y", tensor::Datatype::Uint8, vec![12 << 20], data);
+    let engine = Function(move |_: InferRequest, _| {
+        let output = InferOutput { tensors: vec![big.clone()], ..InferOutput::default() };
+        Ok(Box::pin(futures_util::stream::iter([Ok(output)])) as OutputStream<InferRequest>)
+    });
+    let pair = Pair::new(infers(engine)).await;
+    let mut stream = pair.model().call(InferRequest::default(), context()).await.unwrap();
+    let end = async {
+        let is_done = pair.server.shut_down(LONG).await;
+        pair.there.cancel();
+        is_done
+    };
+    let read = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let output = stream.next().await.unwrap().unwrap();
+        assert!(stream.next().await.is_none());
+        output.tensors[0].data.len()
+    };
+    assert_eq!(tokio::join!(end, read), (true, 12 << 20));
+    assert_eq!(pair.server.connections(), 0);
+}
+
+#[tokio::test]
+async fn connections_without_calls_do_not_keep_a_worker() {
+    let pair = Pair::new(infers(identity())).await;
+    // It speaks HTTP/2, and then never again: farewells are not heard.
+    let stream = tokio::net::TcpStream::connect(pair.address).await.unwrap();
+    let (_sender, silent) = h2::client::handshake(stream).await.unwrap();
+    // And one that says nothing at all.
+    let _mute = tokio::net::TcpStream::connect(pair.address).await.unwrap();
+    until(|| pair.server.connections() == 1).await;
+    let started = Instant::now();
+    assert!(pair.server.shut_down(LONG).await);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    drop(silent);
 }
 
 #[tokio::test]

@@ -127,6 +127,85 @@ async fn a_worker_that_takes_connections_and_says_nothing_ends_with_the_deadline
 }
 
 #[tokio::test]
+async fn a_black_hole_is_lost_however_short_its_callers_wait() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = Tcp::new(listener.local_addr().unwrap().to_string());
+    let connections = Arc::new(AtomicUsize::new(0));
+    let connector = Counted { tcp, connections: connections.clone() };
+    let config = ClientConfig {
+        connect_timeout: Duration::from_millis(200),
+        backoff_first: LONG,
+        backoff_max: LONG,
+        ..ClientConfig::default()
+    };
+    let tasks = Tasks::new();
+    let worker = RemoteWorker::new(connector, config, &tasks).unwrap();
+    let mut state = worker.state();
+    let model = worker.model("model");
+    for _ in 0..3 {
+        let call = model.call(prompt(), in_time(Duration::from_millis(20))).await;
+        assert_eq!(call.err().unwrap().kind(), ErrorKind::DeadlineExceeded);
+        // What listens need not be a worker.
+        assert_eq!(*state.borrow(), LinkState::Idle);
+    }
+    let lost = state.wait_for(|state| *state == LinkState::Lost);
+    tokio::time::timeout(Duration::from_secs(2), lost).await.unwrap().unwrap();
+    let started = Instant::now();
+    let call = model.call(prompt(), in_time(LONG)).await;
+    assert_eq!(call.err().unwrap().kind(), ErrorKind::Unavailable);
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn connections_end_with_whoever_calls() {
+    let pair = Pair::new(endless()).await;
+    pair.server.insert("same", infers(identity()));
+    let same = pair.worker.model("same");
+    let tensors = same.call(InferRequest::default(), context()).await.unwrap();
+    assert_eq!(tensors.count().await, 1);
+    let mut stream = pair.worker.model("model").call(prompt(), context()).await.unwrap();
+    until(|| pair.server.connections() == 2).await;
+    let clone = pair.worker.clone();
+    drop((pair.worker, same));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(pair.server.connections(), 2);
+    drop(clone);
+    // An answer that is not over keeps its own.
+    until(|| pair.server.connections() == 1).await;
+    stream.next().await.unwrap().unwrap();
+    drop(stream);
+    until(|| pair.server.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn the_time_that_is_left_is_told_when_the_request_is_sent() {
+    struct Slow(Tcp);
+    #[async_trait]
+    impl Connector for Slow {
+        async fn connect(&self) -> io::Result<Box<dyn Io>> {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            self.0.connect().await
+        }
+        fn address(&self) -> &str {
+            self.0.address()
+        }
+    }
+    let engine = Function(|_: InferRequest, context: Context| {
+        let left = context.deadline().unwrap() - Instant::now();
+        assert!(left <= Duration::from_millis(700), "{left:?}");
+        let outputs = futures_util::stream::iter([Ok(InferOutput::default())]);
+        Ok(Box::pin(outputs) as OutputStream<InferRequest>)
+    });
+    let pair = Pair::new(infers(engine)).await;
+    let slow = Slow(Tcp::new(pair.address.to_string()));
+    let worker = RemoteWorker::new(slow, ClientConfig::default(), &pair.here).unwrap();
+    let context = in_time(Duration::from_secs(1));
+    let stream = worker.model("model").call(InferRequest::default(), context).await.unwrap();
+    assert!(stream.map(|output| output.is_ok()).collect::<Vec<_>>().await == [true]);
+}
+
+#[tokio::test]
 async fn what_is_no_worker_is_unavailable() {
     // A port that nobody listens on, and one where something else is spoken.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,8 +1,10 @@
 //! Real connections on the loopback between a frontend's end and a worker's end.
 
+mod bounds;
 mod calls;
 mod control;
 mod faults;
+mod strangers;
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,7 +43,11 @@ impl Pair {
     }
 
     async fn with(served: Served, config: ClientConfig) -> Self {
-        let server = WorkerServer::new(ServerConfig::default(), None);
+        Self::between(served, config, ServerConfig::default()).await
+    }
+
+    async fn between(served: Served, config: ClientConfig, serving: ServerConfig) -> Self {
+        let server = WorkerServer::new(serving, None);
         server.insert("model", served);
         let there = Tasks::new();
         let address = serve(&server, &there, "127.0.0.1:0").await;

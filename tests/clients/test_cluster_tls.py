@@ -1,0 +1,140 @@
+"""TLS between workers and frontends: who is called, who gets in, certificates that change."""
+
+import contextlib
+import subprocess
+import time
+
+import pytest
+from conftest import BINARY, running
+from security import Authority, replace, served_certificate, wait_until
+from test_cluster import add, client_of, eventually, frontend, is_ready, streamed
+
+MODELS = ["--no-default-model", "--builtin", "simple=add_sub", "--builtin", "words=mock"]
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"), "right")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("stranger"), "wrong")
+
+
+@pytest.fixture
+def discovery(tmp_path):
+    return f"file://{tmp_path}/fleet"
+
+
+def shown(files):
+    return ["--worker-tls-cert", files[0], "--worker-tls-key", files[1]]
+
+
+def worker(discovery, *arguments):
+    return running("--discovery", discovery, *MODELS, *arguments, role="worker")
+
+
+def says(server, text):
+    return any(text in line for line in server.log)
+
+
+def is_served(front):
+    with client_of(front) as client:
+        return is_ready(client, "simple")
+
+
+def serves(front):
+    """Checks that tensors and texts come from the workers."""
+    with client_of(front) as client:
+        eventually("the worker is called", lambda: is_ready(client, "simple"))
+        add(client)
+        eventually("texts are served", lambda: is_ready(client, "words"))
+    assert streamed(front, "words")[0]
+
+
+def never(fact, seconds=2):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert not fact()
+        time.sleep(0.1)
+
+
+def test_both_sides_show_certificates(discovery, authority):
+    shows = shown(authority.issue("both"))
+    with contextlib.ExitStack() as stack:
+        hub = stack.enter_context(
+            worker(discovery, *shows, "--worker-tls-client-ca", authority.pem))
+        front = stack.enter_context(
+            frontend(discovery, "--worker-tls-ca", authority.pem, *shows))
+        serves(front)
+        assert says(hub, f"grpcs://{hub.address}")
+
+
+def test_a_frontend_without_certificate_is_not_let_in(discovery, authority, stranger):
+    wanted = ["--worker-tls-client-ca", authority.pem]
+    with worker(discovery, *shown(authority.issue("mutual")), *wanted), \
+            frontend(discovery, "--worker-tls-ca", authority.pem) as bare, \
+            frontend(discovery, "--worker-tls-ca", authority.pem,
+                     *shown(stranger.issue("frontend"))) as wrong, \
+            frontend(discovery, "--worker-tls-ca", authority.pem,
+                     *shown(authority.issue("frontend"))) as right:
+        serves(right)
+        never(lambda: is_served(bare) or is_served(wrong))
+
+
+def test_a_worker_of_another_authority_is_not_called(discovery, authority, stranger):
+    with worker(discovery, *shown(stranger.issue("worker"))), \
+            frontend(discovery, "--worker-tls-ca", authority.pem) as strict, \
+            frontend(discovery, "--worker-tls-ca", stranger.pem) as right:
+        serves(right)
+        never(lambda: is_served(strict))
+
+
+def test_in_the_clear_and_by_tls_do_not_mix(discovery, authority):
+    with worker(discovery), \
+            frontend(discovery, "--worker-tls-ca", authority.pem) as strict, \
+            frontend(discovery) as plain:
+        serves(plain)
+        eventually("it is told", lambda: says(strict, "speaks in the clear"))
+        never(lambda: is_served(strict), seconds=1)
+    with worker(discovery, *shown(authority.issue("mixed"))), frontend(discovery) as plain:
+        eventually("it is told", lambda: says(plain, "needs --worker-tls-ca"))
+        never(lambda: is_served(plain), seconds=1)
+
+
+def test_known_addresses_are_called_by_tls(discovery, authority):
+    with worker(discovery, *shown(authority.issue("static"))) as hub, \
+            frontend(f"static://{hub.address}", "--worker-tls-ca", authority.pem) as front:
+        serves(front)
+
+
+def test_new_certificates_need_no_restart(discovery, authority):
+    files = authority.issue("renewed")
+    with worker(discovery, *shown(files)) as hub:
+        before = served_certificate(hub.address)
+        assert served_certificate(hub.address) == before
+        time.sleep(2.1)
+        replace(files[0], b"no certificate")
+        assert served_certificate(hub.address) == before, "a wrong file leaves the old ones"
+        authority.issue("renewed")
+        wait_until(lambda: served_certificate(hub.address) != before, "the new certificate")
+        with frontend(discovery, "--worker-tls-ca", authority.pem) as front:
+            serves(front)
+
+
+@pytest.mark.parametrize("role, arguments, words", [
+    ("worker", ["--worker-tls-cert", "a"], "--worker-tls-key"),
+    ("worker", ["--worker-tls-client-ca", "a"], "--worker-tls-cert"),
+    ("worker", ["--worker-tls-cert", "/none", "--worker-tls-key", "/none"],
+     "--worker-tls-cert: cannot read `/none`"),
+    ("frontend", ["--worker-tls-cert", "a", "--worker-tls-key", "b"], "--worker-tls-ca"),
+    ("frontend", ["--worker-tls-ca", "/none"], "--worker-tls-ca: cannot read `/none`"),
+])
+def test_what_cannot_be_is_refused_at_the_start(discovery, role, arguments, words):
+    doors = [] if role == "worker" else ["--grpc-port", "0", "--http-port", "0"]
+    models = MODELS if role == "worker" else []
+    command = [str(BINARY), role, "--discovery", discovery, "--metrics-port", "0", *doors, *models,
+               *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert ended.returncode != 0 and words in ended.stderr, ended
