@@ -16,7 +16,7 @@ use super::{Backends, bare};
 use crate::config::EngineConfig;
 use crate::fleet::Tables;
 use crate::metrics::{Metrics, ModelLabels, Totals};
-use crate::models::{Core, Model, ReadHealth, ReadLoad, TextModel};
+use crate::models::{Core, Model, Origin, ReadHealth, ReadLoad, TextModel};
 use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
 use crate::repository::Definition;
 use crate::source::Place;
@@ -35,6 +35,8 @@ pub(crate) struct Base {
     pub adapters: Option<Arc<Adapters>>,
     /// What frontends need to know of it, in a worker.
     pub tables: Option<Arc<Tables>>,
+    /// What its scheduler has done.
+    pub totals: Arc<Totals>,
 }
 
 impl Backends {
@@ -66,12 +68,9 @@ impl Backends {
             core.events = number.is_none().then(|| base.generate.events().clone());
         }
         model.adapter = number;
+        model.totals = Some(base.totals.clone());
         match number {
-            None => {
-                let engine = base.generate.clone();
-                model.totals = Some(Totals::new(move || engine.totals()));
-                model.base = Some(base.clone());
-            }
+            None => model.base = Some(base.clone()),
             Some(_) => model.parent = Some(base.name.as_str().into()),
         }
         model
@@ -84,13 +83,18 @@ impl Backends {
         let name = &base.name;
         let adapters = base.adapters.as_ref();
         let adapters = adapters.ok_or_else(|| format!("model `{name}` takes no adapters"))?;
-        // The one of this name and version goes when the new one is there.
-        let replaced = self.models.get(&definition.name, &version.to_string());
-        let replaced = replaced.ok().and_then(|old| old.adapter);
+        // The one of this name and version goes when the new one is there, and makes room for it
+        // if it stands on the same base.
+        let on = Arc::downgrade(adapters);
+        let is_here =
+            |old: &Arc<Model>| old.origin.as_ref().is_some_and(|o| o.adapters.ptr_eq(&on));
+        let replaced = self.models.get(&definition.name, &version.to_string()).ok();
+        let replaced = replaced.filter(is_here).and_then(|old| old.adapter);
         let adapter = adapters.load(&adapter_folder(definition, version)?, replaced);
         let adapter = adapter.map_err(|error| error.to_string())?;
         let named = Some((definition.name.as_str(), adapter));
-        let model = self.based(&base, named, &definition.declared);
+        let mut model = self.based(&base, named, &definition.declared);
+        model.origin = Some(Origin { definition: definition.clone(), adapters: on });
         tracing::info!(
             model = definition.name,
             base = name,
@@ -133,7 +137,8 @@ impl Backends {
         let started = Instant::now();
         let EngineConfig { threads, context_length, max_waiting_requests, batch_tokens, .. } =
             self.engine;
-        let loaded = Encoder::load(path, &EncoderOptions { threads, context_length });
+        let options = EncoderOptions { threads, context_length };
+        let loaded = self.compute().and_then(|on| Encoder::load_on(path, &options, on));
         let encode::Loaded { encoder, mut card, vocabulary } =
             loaded.map_err(|error| error.to_string())?;
         card.name.clone_from(&definition.name);
