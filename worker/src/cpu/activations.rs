@@ -2,9 +2,10 @@
 //!
 //! A block of 32 is one digit of 8 bits for each number. Where its step is coarse beside those of
 //! its row, a second digit holds what the first left over: the error of a product is the sum over
-//! all blocks, and few blocks have most of it. What a row becomes depends on that row alone. A block
-//! with NaN or infinity in it has NaN as its scale: so every product of its row is NaN, on all
-//! instruction sets.
+//! all blocks, and few blocks have most of it. What a row becomes depends on that row alone.
+//!
+//! A block with NaN or infinity in it has NaN as its scale: so every product of its row is NaN, on
+//! all instruction sets.
 //!
 //! Four rows lie together in panels, block by block, since a kernel reads the same block of several
 //! rows: it walks through memory in order, whatever the width of a row.
