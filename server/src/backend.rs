@@ -5,7 +5,7 @@ mod stack;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::{Engine, InferRequest, ModelCard, Vocabulary};
@@ -13,17 +13,20 @@ use openai_bridge::TextBridge;
 use proto::inference as wire;
 use tensor::ModelConfig;
 use wire::model_config::SchedulingChoice;
+use worker::cpu::Isa;
+use worker::cpu::linear::Compute;
+use worker::cpu::pool::Pool;
 use worker::encode;
 use worker::generate::{DiskTierConfig, GenerateEngine, SchedulerConfig};
 use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
 use worker::runner::Runner;
-use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
+use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded, start_pool};
 use worker::runner::mock::{self, Cost, MockConfig, MockRunner};
 
 use crate::config::EngineConfig;
 use crate::fleet::Tables;
 use crate::hub;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Core, Model, Models};
 use crate::pipeline::{Deadline, SequenceOptions, Sequences};
 use crate::repository::{Definition, WEIGHTS_FILE};
@@ -51,9 +54,23 @@ pub(crate) struct Backends {
     pub keeps_tables: bool,
     /// What is served, where adapters find their base.
     pub models: Arc<Models>,
+    /// The compute threads of all models, once there is a first.
+    pub pool: Mutex<Option<Pool>>,
 }
 
 impl Backends {
+    /// Returns what all models compute on, so that several do not take each other's cores.
+    ///
+    /// Errors: the system gives no thread.
+    fn compute(&self) -> Result<Compute, worker::Error> {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = match &*pool {
+            Some(pool) => pool.clone(),
+            None => pool.insert(start_pool(self.engine.threads)?).clone(),
+        };
+        Ok(Compute { pool, isa: Isa::best() })
+    }
+
     /// Makes one version of a model. Errors say what is wrong with its definition or files.
     pub(crate) fn make(&self, definition: &Definition, version: u64) -> Result<Model, String> {
         let declared = &definition.declared;
@@ -89,7 +106,8 @@ impl Backends {
             kv_cache_bytes: self.engine.kv_cache_bytes,
             batch_tokens: self.engine.batch_tokens,
         };
-        let loaded = CpuRunner::load(&path, &options).map_err(|error| error.to_string())?;
+        let loaded = self.compute().and_then(|on| CpuRunner::load_on(&path, &options, on));
+        let loaded = loaded.map_err(|error| error.to_string())?;
         let Loaded { mut runner, mut card, vocabulary } = loaded;
         card.name.clone_from(&definition.name);
         let adapters = Adapting::Files(runner.take_adapters(self.engine.adapters));
@@ -194,12 +212,16 @@ impl Backends {
         let eos_tokens = card.eos_tokens.clone();
         let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, self.scheduler())
             .map_err(|error| error.to_string())?;
+        let generate = Arc::new(generate);
+        let (labels, engine) = (ModelLabels { model: card.name.as_str().into() }, generate.clone());
+        let totals = Arc::new(self.metrics.totals(&labels, move || engine.totals()));
         let base = Base {
             name: card.name.clone(),
             bridge: Arc::new(bridge),
-            generate: Arc::new(generate),
+            generate,
             adapters,
             tables,
+            totals,
         };
         Ok(self.based(&Arc::new(base), None, declared))
     }
@@ -327,6 +349,7 @@ fn bare(
         base: None,
         parent: None,
         adapter: None,
+        origin: None,
         load: None,
         totals: None,
         health: None,

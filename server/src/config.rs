@@ -133,7 +133,7 @@ pub struct HttpConfig {
 /// The embedded engine's limits.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// Compute threads of each text model.
+    /// Compute threads, which all text models share.
     pub threads: usize,
     /// Most tokens of one sequence; none: the model's own.
     pub context_length: Option<usize>,

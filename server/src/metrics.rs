@@ -75,16 +75,30 @@ const TOTALS: [Total; 11] = [
     ("kv_disk_hit_blocks", "Blocks back from disk", |t| t.disk_hit_blocks),
 ];
 
-/// Reads what a scheduler has done, and knows how much of it was counted.
+/// Reads what a scheduler has done, and knows how much of it was counted. What was done since then
+/// is counted when nobody serves by it any more.
 pub(crate) struct Totals {
     read: Box<dyn Fn() -> WorkerTotals + Send + Sync>,
     counted: Mutex<WorkerTotals>,
+    counters: Vec<Counter>,
 }
 
 impl Totals {
-    /// Makes the reader of a scheduler that has counted nothing yet.
-    pub(crate) fn new(read: impl Fn() -> WorkerTotals + Send + Sync + 'static) -> Self {
-        Self { read: Box::new(read), counted: Mutex::default() }
+    /// Adds what the scheduler has done since it was asked last: so versions of one model, and the
+    /// same one loaded anew, count together and no counter ever falls.
+    pub(crate) fn add_up(&self) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = (self.read)();
+        for ((_, _, value), counter) in TOTALS.iter().zip(&self.counters) {
+            counter.inc_by(value(&now).saturating_sub(value(&counted)));
+        }
+        *counted = now;
+    }
+}
+
+impl Drop for Totals {
+    fn drop(&mut self) {
+        self.add_up();
     }
 }
 
@@ -138,15 +152,14 @@ impl Metrics {
         metrics
     }
 
-    /// Adds what a model's scheduler has done since it was asked last: so versions of one model,
-    /// and the same one loaded anew, count together and no counter ever falls.
-    pub(crate) fn add_up(&self, labels: &ModelLabels, totals: &Totals) {
-        let mut counted = totals.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = (totals.read)();
-        for ((_, _, value), family) in TOTALS.iter().zip(&self.totals) {
-            family.get_or_create(labels).inc_by(value(&now).saturating_sub(value(&counted)));
-        }
-        *counted = now;
+    /// Makes the reader of a model's scheduler that has counted nothing yet.
+    pub(crate) fn totals(
+        &self,
+        labels: &ModelLabels,
+        read: impl Fn() -> WorkerTotals + Send + Sync + 'static,
+    ) -> Totals {
+        let counters = self.totals.iter().map(|family| family.get_or_create(labels).clone());
+        Totals { read: Box::new(read), counted: Mutex::default(), counters: counters.collect() }
     }
 
     /// Tells how busy the engines of a model are; none: it has none any more.
@@ -225,17 +238,21 @@ mod tests {
         let done = Arc::new(AtomicU64::new(100));
         let read = done.clone();
         let of = |steps| WorkerTotals { steps, ..WorkerTotals::default() };
-        let one = Totals::new(move || of(read.load(Ordering::Relaxed)));
-        let two = Totals::new(move || of(7));
+        let one = metrics.totals(&labels, move || of(read.load(Ordering::Relaxed)));
+        let two = metrics.totals(&labels, move || of(7));
         for _ in 0..2 {
-            metrics.add_up(&labels, &one);
-            metrics.add_up(&labels, &two);
+            one.add_up();
+            two.add_up();
             assert_eq!(steps(), 107);
         }
         done.store(130, Ordering::Relaxed);
-        metrics.add_up(&labels, &one);
+        one.add_up();
         // A version that is loaded anew begins again, and what was done stays done.
-        metrics.add_up(&labels, &Totals::new(move || of(3)));
+        metrics.totals(&labels, move || of(3)).add_up();
         assert_eq!(steps(), 140);
+        // What it does between the last scrape and its end counts too.
+        done.store(150, Ordering::Relaxed);
+        drop((one, two));
+        assert_eq!(steps(), 160);
     }
 }

@@ -15,11 +15,13 @@ use openai_bridge::Completion;
 use proto::inference as wire;
 use tensor::ModelConfig;
 use tokio::sync::watch;
+use worker::lora::Adapters;
 
 use crate::backend::Base;
 use crate::fleet::Tables;
 use crate::metrics::Totals;
 use crate::pipeline::Thresholds;
+use crate::repository::Definition;
 use crate::statistics::Statistics;
 use crate::text::TextEngine;
 
@@ -54,10 +56,13 @@ pub(crate) struct Model {
     pub parent: Option<Arc<str>>,
     /// The number of an adapter.
     pub adapter: Option<AdapterId>,
+    /// What an adapter was made of.
+    pub origin: Option<Origin>,
     /// Reads the load of a text model's engine.
     pub load: Option<ReadLoad>,
-    /// What its scheduler has done; only of text models.
-    pub totals: Option<Totals>,
+    /// What its scheduler has done, for which a base and its adapters count together; only of text
+    /// models.
+    pub totals: Option<Arc<Totals>>,
     /// Says whether a text model's engine still takes requests.
     pub health: Option<ReadHealth>,
     /// Its counters.
@@ -93,6 +98,14 @@ pub(crate) struct TextModel {
     pub texts: Arc<TextEngine>,
     /// When it counts as busy.
     pub thresholds: Arc<Thresholds>,
+}
+
+/// What an adapter was made of.
+pub(crate) struct Origin {
+    /// What was asked for.
+    pub definition: Definition,
+    /// Where it is loaded: its base's adapters, which it does not keep.
+    pub adapters: Weak<Adapters>,
 }
 
 impl fmt::Debug for Model {

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::middleware;
@@ -277,6 +277,7 @@ pub(crate) fn own_repository(
         metrics: metrics.clone(),
         keeps_tables,
         models: models.clone(),
+        pool: Mutex::default(),
     };
     let settings = config.repository.clone();
     let repository = Repository::new(settings, given, models.clone(), Some(backends), tasks)

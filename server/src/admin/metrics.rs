@@ -32,15 +32,15 @@ impl Exporter {
         self.metrics.uptime.set(self.started.elapsed().as_secs_f64());
         let names = self.models.list().into_iter().map(|(name, ..)| (Arc::from(name), None));
         let mut loads: BTreeMap<Arc<str>, Option<WorkerLoad>> = names.collect();
-        // An adapter's engine is its base's, which tells of it.
-        for model in self.models.ready().into_iter().filter(|model| model.parent.is_none()) {
-            if let Some(load) = &model.load {
+        for model in self.models.ready() {
+            if let Some(totals) = &model.totals {
+                totals.add_up();
+            }
+            // An adapter's engine is its base's, which tells of it.
+            if let Some(load) = model.load.as_ref().filter(|_| model.parent.is_none()) {
                 // Each version has an engine of its own.
                 let all = loads.entry(model.name.clone()).or_default().get_or_insert_default();
                 add(all, &load());
-            }
-            if let Some(totals) = &model.totals {
-                self.metrics.add_up(&ModelLabels { model: model.name.clone() }, totals);
             }
         }
         for (model, load) in loads {

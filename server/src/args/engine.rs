@@ -8,7 +8,7 @@ use clap::Args;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
-    /// Compute threads of each text model; 0 takes one a core
+    /// Compute threads, which all text models share; 0 takes one a core
     #[arg(long, value_name = "N", default_value_t = 0, env = "STATOR_THREADS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub threads: u32,

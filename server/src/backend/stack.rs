@@ -18,7 +18,7 @@ use super::{Backends, bare};
 use crate::config::EngineConfig;
 use crate::fleet::Tables;
 use crate::metrics::{Metrics, ModelLabels, Totals};
-use crate::models::{Core, Model, ReadHealth, ReadLoad, TextModel};
+use crate::models::{Core, Model, Origin, ReadHealth, ReadLoad, TextModel};
 use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
 use crate::repository::Definition;
 use crate::source::Place;
@@ -36,6 +36,8 @@ pub(crate) struct Base {
     pub adapters: Adapting,
     /// What frontends need to know of it, in a worker.
     pub tables: Option<Arc<Tables>>,
+    /// What its scheduler has done.
+    pub totals: Arc<Totals>,
 }
 
 /// What adapters of a base are.
@@ -45,6 +47,16 @@ pub(crate) enum Adapting {
     Files(Arc<Adapters>),
     /// Names without weights, of a mock.
     Names,
+}
+
+impl Adapting {
+    /// Returns where adapters of files are loaded.
+    pub(crate) fn files(&self) -> Option<&Arc<Adapters>> {
+        match self {
+            Self::Files(adapters) => Some(adapters),
+            Self::Names => None,
+        }
+    }
 }
 
 impl Backends {
@@ -76,12 +88,9 @@ impl Backends {
             core.events = number.is_none().then(|| base.generate.events().clone());
         }
         model.adapter = number;
+        model.totals = Some(base.totals.clone());
         match number {
-            None => {
-                let engine = base.generate.clone();
-                model.totals = Some(Totals::new(move || engine.totals()));
-                model.base = Some(base.clone());
-            }
+            None => model.base = Some(base.clone()),
             Some(_) => model.parent = Some(base.name.as_str().into()),
         }
         model
@@ -92,11 +101,15 @@ impl Backends {
         let started = Instant::now();
         let base = self.base_of(definition)?;
         let name = &base.name;
+        let on = base.adapters.files().map(Arc::downgrade).unwrap_or_default();
         let adapter = match &base.adapters {
             Adapting::Files(adapters) => {
-                // The one of this name and version goes when the new one is there.
-                let replaced = self.models.get(&definition.name, &version.to_string());
-                let replaced = replaced.ok().and_then(|old| old.adapter);
+                // The one of this name and version goes when the new one is there, and makes room
+                // for it if it stands on the same base.
+                let is_here =
+                    |old: &Arc<Model>| old.origin.as_ref().is_some_and(|o| o.adapters.ptr_eq(&on));
+                let replaced = self.models.get(&definition.name, &version.to_string()).ok();
+                let replaced = replaced.filter(is_here).and_then(|old| old.adapter);
                 let adapter = adapters.load(&adapter_folder(definition, version)?, replaced);
                 adapter.map_err(|error| error.to_string())?
             }
@@ -106,7 +119,8 @@ impl Backends {
             Adapting::Names => return Err(format!("model `{name}` takes no adapters")),
         };
         let named = Some((definition.name.as_str(), adapter));
-        let model = self.based(&base, named, &definition.declared);
+        let mut model = self.based(&base, named, &definition.declared);
+        model.origin = Some(Origin { definition: definition.clone(), adapters: on });
         tracing::info!(
             model = definition.name,
             base = name,
@@ -152,7 +166,8 @@ impl Backends {
         let started = Instant::now();
         let EngineConfig { threads, context_length, max_waiting_requests, batch_tokens, .. } =
             self.engine;
-        let loaded = Encoder::load(path, &EncoderOptions { threads, context_length });
+        let options = EncoderOptions { threads, context_length };
+        let loaded = self.compute().and_then(|on| Encoder::load_on(path, &options, on));
         let encode::Loaded { encoder, mut card, vocabulary } =
             loaded.map_err(|error| error.to_string())?;
         card.name.clone_from(&definition.name);

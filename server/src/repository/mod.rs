@@ -7,8 +7,9 @@
 mod declaration;
 mod definition;
 mod overrides;
+mod poll;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -138,9 +139,11 @@ impl Repository {
         for root in &self.config.roots {
             let entries = std::fs::read_dir(root)
                 .map_err(|error| format!("model repository `{}`: {error}", root.display()))?;
-            for entry in entries.flatten() {
+            for entry in entries {
+                let entry = entry
+                    .map_err(|error| format!("model repository `{}`: {error}", root.display()))?;
                 let Ok(name) = entry.file_name().into_string() else { continue };
-                if name.starts_with('.') || !entry.path().is_dir() {
+                if name.starts_with('.') || !is_folder(&entry.path())? {
                     continue;
                 }
                 if let Some(other) = found.insert(name.clone(), entry.path()) {
@@ -178,7 +181,33 @@ impl Repository {
         self.load_with(name, overrides).await.map_err(|why| {
             tracing::warn!(model = name, why, "a model could not be loaded");
             Error::internal(format!("failed to load '{name}', {why}"))
-        })
+        })?;
+        self.renew_adapters(name).await;
+        Ok(())
+    }
+
+    /// Puts the adapters that stand on what a base was before on what it is now. One that does not
+    /// fit stays where it is.
+    async fn renew_adapters(self: &Arc<Self>, base: &str) {
+        let stands = |model: &Arc<Model>| model.parent.as_deref() == Some(base);
+        let mut adapters = BTreeMap::new();
+        for model in self.models.ready().iter().filter(|model| stands(model)) {
+            if let Some(origin) = &model.origin {
+                adapters.insert(model.name.clone(), origin.definition.clone());
+            }
+        }
+        for (name, definition) in adapters {
+            // It may have been unloaded in the meantime.
+            if !self.models.get(&name, "").is_ok_and(|model| stands(&model)) {
+                continue;
+            }
+            let definition = Some(Box::new(definition));
+            let overrides = Overrides { definition, ..Overrides::default() };
+            if let Err(why) = self.load_with(&name, overrides).await {
+                let name = &*name;
+                tracing::warn!(model = name, base, why, "an adapter stays on its old base");
+            }
+        }
     }
 
     /// Loads an adapter from a folder for a client; `replaces` says whether one of its name may be
@@ -360,84 +389,16 @@ impl Repository {
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         listed
     }
+}
 
-    /// Follows the repositories in poll mode, from what was `seen` before the models were loaded,
-    /// until the future is dropped.
-    pub(crate) async fn poll(self: Arc<Self>, mut seen: Seen) {
-        loop {
-            tokio::time::sleep(self.config.poll_interval).await;
-            let Some(now) = self.fingerprints().await else { continue };
-            for name in seen.keys().filter(|name| !now.contains_key(*name)) {
-                tracing::info!(model = name, "model left its repository");
-                self.models.unload(name);
-            }
-            let is_changed =
-                |(name, print): &(&String, &Fingerprint)| seen.get(*name) != Some(*print);
-            let changed = now.iter().filter(is_changed).map(|(name, _)| name.clone());
-            let changed: BTreeSet<String> = changed.collect();
-            if !changed.is_empty() {
-                self.follow(changed).await;
-            }
-            seen = now;
-        }
-    }
-
-    /// Loads what changed, bases first; and with a base, the adapters that wait for one or stand on
-    /// what it was before.
-    async fn follow(self: &Arc<Self>, changed: BTreeSet<String>) {
-        let repository = self.clone();
-        let all = tokio::task::spawn_blocking(move || repository.adapters());
-        let all = all.await.unwrap_or_default();
-        let mut loaded = BTreeSet::new();
-        for name in changed.difference(&all) {
-            if self.load_polled(name).await {
-                loaded.insert(name.as_str());
-            }
-        }
-        let is_due = |name: &&String| {
-            let lacks_base = || match self.models.get(name, "") {
-                Ok(model) => model.parent.as_deref().is_some_and(|base| loaded.contains(base)),
-                Err(_) => !loaded.is_empty(),
-            };
-            changed.contains(*name) || lacks_base()
-        };
-        for name in all.iter().filter(is_due) {
-            self.load_polled(name).await;
-        }
-    }
-
-    /// Returns the names of all adapters; reads files.
-    fn adapters(&self) -> BTreeSet<String> {
-        let folders = self.scan().unwrap_or_default();
-        let names = self.given.keys().chain(folders.keys());
-        names.filter(|name| self.is_adapter(name, &folders)).cloned().collect()
-    }
-
-    async fn load_polled(self: &Arc<Self>, name: &str) -> bool {
-        let outcome = self.load_declared(name).await;
-        if let Err(why) = &outcome {
-            tracing::warn!(model = name, why, "a model could not be loaded");
-        }
-        outcome.is_ok()
-    }
-
-    /// Takes the fingerprints of all model folders; none when the repositories cannot be read.
-    pub(crate) async fn fingerprints(self: &Arc<Self>) -> Option<Seen> {
-        let repository = self.clone();
-        let take = move || match repository.scan() {
-            Ok(mut folders) => {
-                // What the command line has given is not a repository's to change.
-                folders.retain(|name, _| !repository.given.contains_key(name));
-                let take =
-                    |(name, folder): (String, PathBuf)| (name, definition::fingerprint(&folder));
-                Some(folders.into_iter().map(take).collect())
-            }
-            Err(why) => {
-                tracing::warn!(why, "the model repositories cannot be polled");
-                None
-            }
-        };
-        tokio::task::spawn_blocking(take).await.ok().flatten()
+/// Returns whether there is a folder; a link may lead to one, or to nothing.
+///
+/// Errors: the system does not say; a folder that cannot be looked at is not one that has left.
+fn is_folder(path: &Path) -> std::result::Result<bool, String> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.is_dir()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(format!("model folder `{}`: {error}", path.display())),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Adapters and their bases in a model repository, with a tiny model of the worker's tests.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -35,6 +37,10 @@ fn engine_config() -> EngineConfig {
 
 /// A repository in a folder of its own, which is looked at every few milliseconds.
 fn repository() -> (Arc<Repository>, TempDir) {
+    repository_in(ControlMode::Poll)
+}
+
+fn repository_in(mode: ControlMode) -> (Arc<Repository>, TempDir) {
     let root = tempfile::tempdir().unwrap();
     let models = Arc::new(Models::default());
     let backends = Backends {
@@ -44,10 +50,11 @@ fn repository() -> (Arc<Repository>, TempDir) {
         metrics: Arc::new(Metrics::new(&mut prometheus_client::registry::Registry::default())),
         keeps_tables: false,
         models: models.clone(),
+        pool: Mutex::default(),
     };
     let config = RepositoryConfig {
         roots: vec![root.path().to_owned()],
-        mode: ControlMode::Poll,
+        mode,
         load_models: Vec::new(),
         poll_interval: Duration::from_millis(5),
     };
@@ -146,7 +153,7 @@ async fn versions_of_a_model_are_one_base() {
     let adapters = |version: &str| {
         let model = repository.models.get("base", version).unwrap();
         let base: &Arc<Base> = model.base.as_ref().unwrap();
-        base.adapters.as_ref().unwrap().len()
+        base.adapters.files().unwrap().len()
     };
     assert_eq!((adapters("1"), adapters("2")), (0, 1), "it stands on the latest");
     // Two names are two bases.
@@ -154,4 +161,69 @@ async fn versions_of_a_model_are_one_base() {
     repository.load_declared("second").await.unwrap();
     let why = repository.load_declared("adapter").await.unwrap_err();
     assert!(why.contains("there are base, second"), "{why}");
+}
+
+/// Says which base an adapter stands on.
+fn set_base(root: &TempDir, adapter: &str, base: &str) {
+    let config = format!(
+        "backend: 'lora' parameters: {{ key: 'base_model' value: {{ string_value: '{base}' }} }}"
+    );
+    std::fs::write(root.path().join(adapter).join("config.pbtxt"), config).unwrap();
+}
+
+#[tokio::test]
+async fn an_adapter_makes_room_only_where_it_was() {
+    let (repository, root) = repository();
+    for base in ["base", "second"] {
+        put_base(&root, base, 1);
+        repository.load_declared(base).await.unwrap();
+    }
+    // The same content under two names on two bases, each of which has room for one.
+    for (adapter, base) in [("one", "base"), ("two", "second")] {
+        put_adapter(&root, adapter, 1);
+        set_base(&root, adapter, base);
+        repository.load_declared(adapter).await.unwrap();
+    }
+    put_adapter(&root, "one", 2);
+    set_base(&root, "one", "second");
+    let why = repository.load_declared("one").await.unwrap_err();
+    assert!(why.contains("1 adapters are loaded, expected at most 1"), "{why}");
+    set_base(&root, "one", "base");
+    repository.load_declared("one").await.unwrap();
+}
+
+#[tokio::test]
+async fn adapters_follow_a_base_that_a_client_loads_anew() {
+    let (repository, root) = repository_in(ControlMode::Explicit);
+    put_base(&root, "base", 1);
+    put_adapter(&root, "listed", 1);
+    repository.load("base", Overrides::default()).await.unwrap();
+    repository.load("listed", Overrides::default()).await.unwrap();
+    let get = |name: &str| repository.models.get(name, "").unwrap();
+    let old = Arc::downgrade(get("base").base.as_ref().unwrap());
+    repository.load("base", Overrides::default()).await.unwrap();
+    eventually("somebody holds the old base", || old.strong_count() == 0).await;
+    let now = Arc::downgrade(get("base").base.as_ref().unwrap().adapters.files().unwrap());
+    assert!(get("listed").origin.as_ref().unwrap().adapters.ptr_eq(&now), "it was left behind");
+    repository.unload("listed").await.unwrap();
+    repository.load("base", Overrides::default()).await.unwrap();
+    assert!(repository.models.get("listed", "").is_err(), "what was unloaded stays away");
+}
+
+#[tokio::test]
+async fn a_repository_that_cannot_be_read_changes_nothing() {
+    let (repository, root) = repository();
+    put_base(&root, "base", 1);
+    put_adapter(&root, "adapter", 1);
+    for name in ["base", "adapter"] {
+        repository.load_declared(name).await.unwrap();
+    }
+    let hidden = root.path().with_extension("away");
+    std::fs::rename(root.path(), &hidden).unwrap();
+    assert!(!repository.follow(BTreeSet::from(["adapter".to_owned()])).await);
+    assert!(repository.fingerprints().await.is_none());
+    let (_, _, state) = &repository.models.list()[0];
+    assert_eq!(state.spell(), ("READY", ""), "it was loaded as something else");
+    std::fs::rename(&hidden, root.path()).unwrap();
+    assert!(repository.follow(BTreeSet::from(["adapter".to_owned()])).await);
 }

@@ -4,6 +4,9 @@
 //! its row, a second digit holds what the first left over: the error of a product is the sum over
 //! all blocks, and few blocks have most of it. What a row becomes depends on that row alone.
 //!
+//! A block with NaN or infinity in it has NaN as its scale: so every product of its row is NaN, on
+//! all instruction sets.
+//!
 //! Four rows lie together in panels, block by block, since a kernel reads the same block of several
 //! rows: it walks through memory in order, whatever the width of a row.
 #![cfg_attr(
@@ -238,14 +241,16 @@ impl View<'_> {
     }
 }
 
-/// Returns the largest size of 32 numbers.
+/// Returns the step of 32 numbers: their largest size over [`MOST`]; NaN if one of them is NaN or
+/// infinite, so that every product with the block is NaN, whatever its digits are.
 #[inline(always)]
-fn largest(x: &[f32; BLOCK]) -> f32 {
-    let mut lanes = [0f32; LANES];
+fn step(x: &[f32; BLOCK]) -> f32 {
+    // As whole numbers the bits of sizes have the order of the sizes, with NaN above all.
+    let mut lanes = [0i32; LANES];
     let (halves, _) = x.as_chunks::<LANES>();
     for half in halves {
         for (lane, value) in lanes.iter_mut().zip(half) {
-            let size = value.abs();
+            let size = value.abs().to_bits() as i32;
             *lane = if size > *lane { size } else { *lane };
         }
     }
@@ -257,7 +262,9 @@ fn largest(x: &[f32; BLOCK]) -> f32 {
         }
         width /= 2;
     }
-    lanes[0]
+    let step = f32::from_bits(lanes[0] as u32) / MOST;
+    // Infinity less infinity is NaN.
+    step + (step - step)
 }
 
 dispatched! {
@@ -276,7 +283,7 @@ fn quantize_body<const FMA: bool>(rows: RowsMut<'_>, columns: usize, excess: f32
         let panels = &mut panels[quad * blocks..][..blocks];
         let mut squares = 0.0;
         for (x, panel) in x.iter().zip(&mut *panels) {
-            let scale = largest(x) / MOST;
+            let scale = step(x);
             panel.scales[row] = scale;
             squares += scale * scale;
         }
@@ -292,10 +299,11 @@ fn quantize_body<const FMA: bool>(rows: RowsMut<'_>, columns: usize, excess: f32
     }
 }
 
-/// Returns what a number is multiplied with to become a digit.
+/// Returns what a number is multiplied with to become a digit: 0 where the step is none, NaN, or so
+/// small that its inverse would be infinite.
 #[inline(always)]
 pub(super) fn inverse(scale: f32) -> f32 {
-    if scale > 0.0 { 1.0 / scale } else { 0.0 }
+    if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
 }
 
 /// Adds second digits of a row's blocks whose squared steps are above a limit; `digits` writes

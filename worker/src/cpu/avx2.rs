@@ -88,12 +88,11 @@ fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f3
                 let scales = scales::<F>(header, inner, half);
                 let planes = unpack::<F>(codes, half);
                 let product = product::<F>(&planes, &second.values, second.sum, scales);
-                // SAFETY: `out` is 8 floats, which is what the load reads and the store writes.
-                unsafe {
-                    let sum = _mm256_loadu_ps(out.as_ptr());
-                    let sum = _mm256_fmadd_ps(_mm256_set1_ps(second.scale), product, sum);
-                    _mm256_storeu_ps(out.as_mut_ptr(), sum);
-                }
+                // SAFETY: `out` is 8 floats, which is what the load reads.
+                let sum = unsafe { _mm256_loadu_ps(out.as_ptr()) };
+                let sum = _mm256_fmadd_ps(_mm256_set1_ps(second.scale), product, sum);
+                // SAFETY: `out` is 8 floats, which is what the store writes.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
             }
         }
     }

@@ -250,12 +250,11 @@ fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f3
                 _ => product_of_all::<F>(&planes, &second.values, second.sum, scales),
             };
             let out = &mut out[row];
-            // SAFETY: a row of `out` is 16 floats.
-            unsafe {
-                let sum = _mm512_loadu_ps(out.as_ptr());
-                let sum = _mm512_fmadd_ps(_mm512_set1_ps(second.scale), product, sum);
-                _mm512_storeu_ps(out.as_mut_ptr(), sum);
-            }
+            // SAFETY: a row of `out` is 16 floats, which is what the load reads.
+            let sum = unsafe { _mm512_loadu_ps(out.as_ptr()) };
+            let sum = _mm512_fmadd_ps(_mm512_set1_ps(second.scale), product, sum);
+            // SAFETY: a row of `out` is 16 floats, which is what the store writes.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
         }
     }
 }

@@ -22,7 +22,7 @@ const CACHED_BYTES: usize = 256 << 10;
 const GRAIN_BYTES: usize = 12 << 10;
 
 /// The threads and the instructions to compute with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Compute {
     /// The threads.
     pub pool: Pool,

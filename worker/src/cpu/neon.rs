@@ -118,11 +118,11 @@ fn add_seconds<F: Format, const DOT: bool>(
                 let scales = scales::<F>(header, inner, quarter);
                 let planes = unpack::<F>(codes, quarter);
                 let product = product::<F, DOT>(&planes, &second.values, second.sum, scales);
-                // SAFETY: `out` is 4 floats, which is what the load reads and the store writes.
-                unsafe {
-                    let sum = vfmaq_n_f32(vld1q_f32(out.as_ptr()), product, second.scale);
-                    vst1q_f32(out.as_mut_ptr(), sum);
-                }
+                // SAFETY: `out` is 4 floats, which is what the load reads.
+                let sum = unsafe { vld1q_f32(out.as_ptr()) };
+                let sum = vfmaq_n_f32(sum, product, second.scale);
+                // SAFETY: `out` is 4 floats, which is what the store writes.
+                unsafe { vst1q_f32(out.as_mut_ptr(), sum) };
             }
         }
     }

@@ -4,6 +4,9 @@
 //! the next part. The caller waits for those who joined, and for nobody else, so on a busy machine
 //! a thread that gets no core costs nothing. `share` returns when all is done, so a job may borrow.
 //!
+//! Models that have their threads in common take turns, forward pass by forward pass, in the order
+//! in which they came.
+//!
 //! A forward pass has some 150 jobs, so threads spin for a while between them, then yield, and
 //! then park: on a shared machine spinning takes the core from whoever has work.
 #![expect(unsafe_code, reason = "a job on the caller's stack is lent to the threads")]
@@ -26,13 +29,30 @@ type Job<'a> = &'a (dyn Fn(usize) + Sync);
 /// Set in the state while threads may join; the bits below count those that have.
 const OPEN: u64 = 1 << 31;
 
-/// Compute threads.
-pub struct Pool {
+/// Compute threads; those of a clone are the same ones.
+#[derive(Clone)]
+pub struct Pool(Arc<Threads>);
+
+struct Threads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held while a job runs: there is one at a time.
     turn: Mutex<()>,
+    line: Mutex<Line>,
+    next: Condvar,
 }
+
+/// Who waits for a forward pass.
+#[derive(Default)]
+struct Line {
+    /// Passes that were asked for.
+    asked: u64,
+    /// Passes that are over.
+    over: u64,
+}
+
+/// A forward pass: as long as this lives no other one begins on these threads.
+pub struct Pass<'a>(&'a Threads);
 
 struct Shared {
     /// Points to the caller's `Job`; valid for those who are counted in `state`.
@@ -75,7 +95,9 @@ impl Pool {
             has_panicked: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
         });
-        let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(()) };
+        let (workers, turn) = (Vec::new(), Mutex::new(()));
+        let (line, next) = (Mutex::default(), Condvar::new());
+        let mut pool = Threads { shared, workers, turn, line, next };
         for index in 1..threads {
             let shared = pool.shared.clone();
             let worker = std::thread::Builder::new()
@@ -83,12 +105,23 @@ impl Pool {
                 .spawn(move || shared.work(index))?;
             pool.workers.push(worker);
         }
-        Ok(pool)
+        Ok(Self(Arc::new(pool)))
+    }
+
+    /// Waits for the passes that were asked for before, and begins one.
+    pub fn pass(&self) -> Pass<'_> {
+        let mut line = lock(&self.0.line);
+        let own = line.asked;
+        line.asked += 1;
+        while line.over != own {
+            line = self.0.next.wait(line).unwrap_or_else(PoisonError::into_inner);
+        }
+        Pass(&self.0)
     }
 
     /// Returns how many threads share a job.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.0.workers.len() + 1
     }
 
     /// Shares `count` items among the threads and returns when all are done.
@@ -100,20 +133,20 @@ impl Pool {
     /// Panics: as the work does, on whichever thread.
     pub fn share(&self, count: usize, grain: usize, work: impl Fn(usize, Range<usize>) + Sync) {
         let grain = grain.max(1);
-        if self.workers.is_empty() || count <= grain {
+        if self.0.workers.is_empty() || count <= grain {
             return if count > 0 {
                 work(0, 0..count)
             };
         }
         assert!(u32::try_from(count).is_ok(), "a job has fewer than 2^32 items");
-        let _turn = lock(&self.turn);
+        let _turn = lock(&self.0.turn);
         let threads = self.threads();
-        for (index, part) in self.shared.parts.iter().enumerate() {
+        for (index, part) in self.0.shared.parts.iter().enumerate() {
             let (start, end) = (count * index / threads, count * (index + 1) / threads);
             part.0.store(pack(start, end), Ordering::Relaxed);
         }
         self.lend(&|thread| {
-            while let Some(items) = self.shared.claim(thread, grain) {
+            while let Some(items) = self.0.shared.claim(thread, grain) {
                 work(thread, items);
             }
         });
@@ -128,10 +161,10 @@ impl Pool {
         work: impl Fn(usize, T) + Sync,
     ) {
         let mut items = items;
-        if self.workers.is_empty() || items.size_hint().1.is_some_and(|most| most < 2) {
+        if self.0.workers.is_empty() || items.size_hint().1.is_some_and(|most| most < 2) {
             return items.for_each(|item| work(0, item));
         }
-        let _turn = lock(&self.turn);
+        let _turn = lock(&self.0.turn);
         let items = Mutex::new(&mut items);
         self.lend(&|thread| {
             loop {
@@ -146,7 +179,7 @@ impl Pool {
 
     /// Runs a job on this thread and on those that come while it runs; needs the turn.
     fn lend(&self, job: Job<'_>) {
-        let shared = &*self.shared;
+        let shared = &*self.0.shared;
         let number = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         shared.job.store((&raw const job).cast_mut().cast(), Ordering::Relaxed);
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
@@ -173,7 +206,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.is_ending.store(true, Ordering::SeqCst);
         drop(lock(&self.shared.sleep));
@@ -182,6 +215,13 @@ impl Drop for Pool {
             // A thread ends by itself; its panics were told by `lend`.
             let _ = worker.join();
         }
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.line).over += 1;
+        self.0.next.notify_all();
     }
 }
 
@@ -321,6 +361,32 @@ mod tests {
             assert_eq!(*lock(&seen), [1, 1, 1]);
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
+    }
+
+    #[test]
+    fn passes_take_turns_in_their_order() {
+        let pool = Pool::start(2).unwrap();
+        let done = Mutex::new(Vec::new());
+        let first = pool.pass();
+        std::thread::scope(|scope| {
+            for model in 0..3u64 {
+                let (pool, done) = (pool.clone(), &done);
+                scope.spawn(move || {
+                    for _ in 0..2 {
+                        let _pass = pool.pass();
+                        lock(done).push(model);
+                    }
+                });
+                while lock(&first.0.line).asked < model + 2 {
+                    std::thread::yield_now();
+                }
+            }
+            // Nobody comes before the first one is over, and then each before any comes again.
+            assert!(lock(&done).is_empty());
+            drop(first);
+        });
+        let done = lock(&done);
+        assert_eq!((&done[..3], done.len()), (&[0, 1, 2][..], 6));
     }
 
     #[test]

@@ -8,14 +8,14 @@ use super::{Pipeline, Pooling};
 use crate::Error;
 use crate::cpu::Isa;
 use crate::cpu::linear::Compute;
-use crate::cpu::pool::Pool;
 use crate::model::bert::{Bert, Buffers, Family, Sizes};
+use crate::runner::cpu::start_pool;
 use crate::weights::{Directory, Json, text};
 
 /// How an encoder is run.
 #[derive(Clone, Copy, Debug)]
 pub struct EncoderOptions {
-    /// Compute threads, at least 1.
+    /// Compute threads unless others are given, at least 1.
     pub threads: usize,
     /// Most tokens of one text; none: as the model says.
     pub context_length: Option<usize>,
@@ -56,14 +56,22 @@ impl Encoder {
     ///
     /// Errors: a file is missing or cannot be read or served; the text names it and its field.
     pub fn load(directory: &Path, options: &EncoderOptions) -> Result<Loaded, Error> {
+        let compute = Compute { pool: start_pool(options.threads)?, isa: Isa::best() };
+        Self::load_on(directory, options, compute)
+    }
+
+    /// Loads an encoder on the given instructions and threads, which it may have in common with
+    /// others.
+    pub fn load_on(
+        directory: &Path,
+        options: &EncoderOptions,
+        compute: Compute,
+    ) -> Result<Loaded, Error> {
         let config = Json::read(&directory.join("config.json"))?;
         let sizes = Sizes::read(&config)?;
         let pipeline = Pipeline::read(directory, sizes.hidden)?;
         let json = text(&directory.join("tokenizer.json"))?;
         let model = Bert::read(&Directory::open(directory)?, sizes)?;
-        let pool = Pool::start(options.threads)
-            .map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))?;
-        let compute = Compute { pool, isa: Isa::best() };
         let most = options.context_length.unwrap_or(usize::MAX);
         let encoder = Self::new(model, compute, pipeline).with_context_length(most);
         let card = ModelCard {
@@ -102,6 +110,7 @@ impl Encoder {
     /// text has a token and keeps within the context, and all its tokens are in the vocabulary.
     pub fn embed(&mut self, texts: &[&[TokenId]]) -> Vec<Embedding> {
         let hidden = self.model.sizes().hidden;
+        let _turn = self.compute.pool.pass();
         let mut states = self.model.forward(&self.compute, texts, &mut self.buffers);
         let mut vectors = Vec::with_capacity(texts.len());
         for text in texts {

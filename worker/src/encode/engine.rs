@@ -113,8 +113,12 @@ fn run(encoder: &mut Encoder, queue: &Queue, running: &AtomicU32, batch_tokens: 
         let vectors = encoder.embed(&texts);
         running.store(0, Ordering::Relaxed);
         for (Job { reply, .. }, vector) in jobs.into_iter().zip(vectors) {
+            let vector = match vector.values.iter().all(|value| value.is_finite()) {
+                true => Ok(vector),
+                false => Err(Error::internal("the model gave a vector of what are not numbers")),
+            };
             // Whoever asked may have gone in the meantime.
-            let _ = reply.send(Ok(vector));
+            let _ = reply.send(vector);
         }
     }
 }

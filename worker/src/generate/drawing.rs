@@ -32,6 +32,19 @@ struct Scores {
     entries: Vec<Option<TokenLogprobs>>,
 }
 
+impl Scores {
+    /// Returns the entries.
+    ///
+    /// Errors: one of them is no number.
+    fn checked(self) -> Result<Vec<Option<TokenLogprobs>>> {
+        let mut entries = self.entries.iter().flatten();
+        match entries.any(|entry| entry.logprob.is_nan()) {
+            true => Err(no_number()),
+            false => Ok(self.entries),
+        }
+    }
+}
+
 impl Drawing {
     /// Makes a continuation that may draw up to `room` tokens.
     pub(super) fn new(
@@ -78,14 +91,15 @@ impl Drawing {
 
     /// Draws the next token, or ends.
     ///
-    /// Errors: the model or the constraint leaves no token.
+    /// Errors: the constraint leaves no token, or the model gave what is no number.
     pub(super) fn take(
         &mut self,
         logits: &[f32],
         eos_tokens: &[TokenId],
         scratch: &mut Scratch,
     ) -> Result<Addition> {
-        let prompt_logprobs = self.scores.take().map(|scores| scores.entries).unwrap_or_default();
+        let scores = self.scores.take();
+        let prompt_logprobs = scores.map_or(Ok(Vec::new()), Scores::checked)?;
         let (token, end) = match &self.guide {
             // The worker that had it before did not come to say so.
             Some(guide) if guide.is_complete() => (None, Some(FinishReason::Stop)),

@@ -1,6 +1,6 @@
 //! The vector of a text: the mean of its tokens' hidden states, scaled to length 1.
 
-use engine::Embedding;
+use engine::{Embedding, Error, Result};
 
 /// The sum of the hidden states so far.
 #[derive(Debug, Default)]
@@ -26,10 +26,15 @@ impl Pooling {
     }
 
     /// Returns the vector; zeros stay zeros. The number of tokens has no part in the direction.
-    pub(super) fn finish(&self) -> Embedding {
+    ///
+    /// Errors: the model gave what is no number.
+    pub(super) fn finish(&self) -> Result<Embedding> {
         let length = self.sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+        if !length.is_finite() {
+            return Err(Error::internal("the model gave a vector of what are not numbers"));
+        }
         let scale = if length > 0.0 { length.recip() } else { 0.0 };
-        Embedding { values: self.sum.iter().map(|value| (value * scale) as f32).collect() }
+        Ok(Embedding { values: self.sum.iter().map(|value| (value * scale) as f32).collect() })
     }
 }
 
@@ -43,9 +48,11 @@ mod tests {
         pooling.add(0, &[6.0, 0.0]);
         pooling.add(0, &[6.0, 0.0]);
         pooling.add(1, &[0.0, 8.0]);
-        assert_eq!(pooling.finish().values, [0.6, 0.8]);
+        assert_eq!(pooling.finish().unwrap().values, [0.6, 0.8]);
         pooling = Pooling::default();
         pooling.add(0, &[0.0, 0.0]);
-        assert_eq!(pooling.finish().values, [0.0, 0.0]);
+        assert_eq!(pooling.finish().unwrap().values, [0.0, 0.0]);
+        pooling.add(1, &[f32::INFINITY, 0.0]);
+        assert!(pooling.finish().is_err());
     }
 }

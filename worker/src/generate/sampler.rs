@@ -106,7 +106,8 @@ impl Sampler {
         token
     }
 
-    /// Draws a token that the rules leave; none if there is none, or no logit is a number.
+    /// Draws a token that the rules leave; none if there is none, or the logit of one that they leave
+    /// is no number.
     pub(super) fn draw(
         &mut self,
         logits: &[f32],
@@ -269,11 +270,11 @@ fn keep_top_p(candidates: &mut Vec<(f32, TokenId)>, top_p: f32) {
     }
 }
 
-/// Returns the first of the largest logits; none if no logit is a number that can be drawn.
+/// Returns the first of the largest logits; none if one is NaN or none can be drawn.
 fn largest(isa: Isa, logits: &[f32]) -> Option<TokenId> {
     let mut top = f32::NEG_INFINITY;
     maximum(isa, logits, &mut top);
-    if top == f32::NEG_INFINITY {
+    if top.is_nan() || top == f32::NEG_INFINITY {
         return None;
     }
     // A chunk is looked at as a whole, which vectorises; the search inside it is short.

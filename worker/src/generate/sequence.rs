@@ -276,7 +276,10 @@ impl Sequence {
                     pooling.add(position, rows.hidden.next()?);
                 }
                 if self.computed == self.tokens.len() {
-                    self.output.embed(pooling.finish());
+                    match pooling.finish() {
+                        Ok(vector) => self.output.embed(vector),
+                        Err(error) => self.output.fail(error),
+                    }
                     self.is_over = true;
                 }
             }

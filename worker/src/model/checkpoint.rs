@@ -52,9 +52,9 @@ impl Checkpoint {
         // are bytes for in the file.
         let (name, rows) = (Names::HuggingFace.embedding(), sizes.vocabulary.unwrap_or_default());
         let shape = [rows as u64, sizes.hidden as u64];
-        if weights.shape(name) != Some(&shape) {
-            let got = weights.shape(name).map_or("none".to_owned(), |got| format!("{got:?}"));
-            let why = format!("expected tensor `{name}` of shape {shape:?}, got {got}");
+        let got = weights.shape(name)?;
+        if *got != shape {
+            let why = format!("expected tensor `{name}` of shape {shape:?}, got {got:?}");
             return Err(config.refusal("vocab_size", &why));
         }
         let tokens = Tokens::from_directory(path, &config)?;

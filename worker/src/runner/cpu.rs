@@ -17,7 +17,7 @@ use crate::model::{Buffers, Checkpoint, Hyperparameters, Llama, Loading, Positio
 /// How a model is run.
 #[derive(Clone, Debug)]
 pub struct CpuOptions {
-    /// Compute threads, at least 1.
+    /// Threads that load it, and compute threads unless others are given; at least 1.
     pub threads: usize,
     /// Most tokens of one sequence; none: as the model says.
     pub context_length: Option<usize>,
@@ -63,6 +63,11 @@ impl CpuRunner {
 
     /// Loads a model on the given instructions.
     pub fn load_with(path: &Path, options: &CpuOptions, isa: Isa) -> Result<Loaded, Error> {
+        Self::load_on(path, options, Compute { pool: start_pool(options.threads)?, isa })
+    }
+
+    /// Loads a model on the given instructions and threads, which it may have in common with others.
+    pub fn load_on(path: &Path, options: &CpuOptions, compute: Compute) -> Result<Loaded, Error> {
         let checkpoint = Checkpoint::open(path)?;
         let sizes = &checkpoint.sizes;
         let loading = Loading { threads: options.threads, name: checkpoint.name.clone() };
@@ -86,8 +91,6 @@ impl CpuRunner {
             batch_tokens: options.batch_tokens,
             dimensions: sizes.hidden,
         };
-        let pool = Pool::start(options.threads)
-            .map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))?;
         let card = ModelCard {
             name: checkpoint.name,
             architecture: sizes.family.name().to_owned(),
@@ -101,7 +104,7 @@ impl CpuRunner {
         })?;
         let runner = Self {
             model,
-            compute: Compute { pool, isa },
+            compute,
             cache,
             limits,
             adapters: None,
@@ -143,6 +146,14 @@ impl CpuRunner {
     pub fn bytes_read(&self) -> usize {
         self.model.bytes_read()
     }
+}
+
+/// Starts compute threads.
+///
+/// Errors: the system gives no thread.
+pub fn start_pool(threads: usize) -> Result<Pool, Error> {
+    Pool::start(threads)
+        .map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))
 }
 
 /// Sizes the cache: what fits into the bytes, and no more than the address space of block ids.
@@ -193,6 +204,7 @@ impl Runner for CpuRunner {
                 Wants::Hidden => pooled.extend(own),
             }
         }
+        let _turn = self.compute.pool.pass();
         let pass = (&tokens[..], &deltas);
         self.model.forward(&self.compute, pass, &mut self.cache, &mut self.buffers);
         self.model.hidden(&self.compute, &pooled, &self.buffers, &mut self.hidden);

@@ -85,10 +85,20 @@ impl Directory {
         Ok(Self { path: path.to_owned(), files, places })
     }
 
-    /// Returns the shape of a tensor, the contiguous dimension last; none if it is missing or of a
-    /// type that is not known.
-    pub fn shape(&self, name: &str) -> Option<&[u64]> {
-        self.files[*self.places.get(name)?].shape(name)
+    /// Returns the shape of a tensor, the contiguous dimension last.
+    ///
+    /// Errors: it is missing, or of a type that is not known.
+    pub fn shape(&self, name: &str) -> Result<&[u64], Error> {
+        self.file(name)?.shape(name)
+    }
+
+    /// Returns the file of a tensor.
+    fn file(&self, name: &str) -> Result<&SafeTensors, Error> {
+        let missing = || {
+            let path = self.path.display();
+            Error::Model(format!("`{path}`: tensor `{name}`: is missing"))
+        };
+        self.places.get(name).map(|&file| &self.files[file]).ok_or_else(missing)
     }
 
     /// Returns the directory.
@@ -108,13 +118,7 @@ fn bare_name<'a>(map: &Json, tensor: &str, file: &'a Value) -> Result<&'a str, E
 
 impl Weights for Directory {
     fn tensor(&self, name: &str) -> Result<StoredTensor, Error> {
-        match self.places.get(name) {
-            Some(&file) => self.files[file].tensor(name),
-            None => {
-                let path = self.path.display();
-                Err(Error::Model(format!("`{path}`: tensor `{name}`: is missing")))
-            }
-        }
+        self.file(name)?.tensor(name)
     }
 
     fn has_tensor(&self, name: &str) -> bool {

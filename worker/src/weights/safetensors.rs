@@ -72,11 +72,22 @@ impl SafeTensors {
         Ok(Self { path: path.to_owned(), file, data_start: 8 + length, entries })
     }
 
-    /// Returns the shape of a tensor, the contiguous dimension last; none if it is missing or of a
-    /// type that is not known, for which nobody compared the shape with the bytes.
-    pub fn shape(&self, name: &str) -> Option<&[u64]> {
-        let entry = self.entries.get(name)?;
-        weight_type(&entry.dtype).map(|_| &entry.shape[..])
+    /// Returns the shape of a tensor, the contiguous dimension last.
+    ///
+    /// Errors: it is missing, or of a type that is not known, for which nobody compared the shape
+    /// with the bytes.
+    pub fn shape(&self, name: &str) -> Result<&[u64], Error> {
+        self.entry(name).map(|(entry, _)| &entry.shape[..])
+    }
+
+    fn entry(&self, name: &str) -> Result<(&Entry, WeightType), Error> {
+        let entry = self.entries.get(name).ok_or_else(|| self.broken(name, "is missing"))?;
+        let weight_type = weight_type(&entry.dtype).ok_or_else(|| {
+            let dtype = &entry.dtype;
+            let why = format!("type `{dtype}` is not known; known are F32, F16 and BF16");
+            self.broken(name, &why)
+        })?;
+        Ok((entry, weight_type))
     }
 
     fn broken(&self, name: &str, why: &str) -> Error {
@@ -86,12 +97,7 @@ impl SafeTensors {
 
 impl Weights for SafeTensors {
     fn tensor(&self, name: &str) -> Result<StoredTensor, Error> {
-        let entry = self.entries.get(name).ok_or_else(|| self.broken(name, "is missing"))?;
-        let weight_type = weight_type(&entry.dtype).ok_or_else(|| {
-            let dtype = &entry.dtype;
-            let why = format!("type `{dtype}` is not known; known are F32, F16 and BF16");
-            self.broken(name, &why)
-        })?;
+        let (entry, weight_type) = self.entry(name)?;
         let [begin, end] = entry.data_offsets;
         let mut data = vec![0; (end - begin) as usize];
         self.file

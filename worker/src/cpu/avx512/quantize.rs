@@ -22,6 +22,8 @@ pub(in crate::cpu) fn quantize(rows: RowsMut<'_>, columns: usize, excess: f32) {
         let mut squares = _mm_setzero_ps();
         for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
             let steps = _mm_mul_ps(largest(x), _mm_set1_ps(1.0 / MOST));
+            // Infinity less infinity is NaN.
+            let steps = _mm_add_ps(steps, _mm_sub_ps(steps, steps));
             squares = _mm_fmadd_ps(steps, steps, squares);
             for (panel, step) in panels.iter_mut().zip(floats_of(steps)) {
                 panel.scales[row] = step;
@@ -58,28 +60,36 @@ fn floats_of(four: __m128) -> [f32; FOUR] {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn halves_of(x: &[f32; BLOCK]) -> [__m512; 2] {
-    // SAFETY: 32 floats, of which each load reads half.
-    unsafe { [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(BLOCK / 2))] }
+    let (first, second) = x.split_at(BLOCK / 2);
+    // SAFETY: half of 32 floats, which is what the load reads.
+    let first = unsafe { _mm512_loadu_ps(first.as_ptr()) };
+    // SAFETY: as above.
+    let second = unsafe { _mm512_loadu_ps(second.as_ptr()) };
+    [first, second]
 }
 
-/// Returns the largest size of each of up to four blocks' numbers, and 0 for what is missing.
+/// Returns the largest size of each of up to four blocks' numbers, NaN above all, and 0 for what is
+/// missing.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn largest(blocks: &[[f32; BLOCK]]) -> __m128 {
-    let mut most = [_mm512_setzero_ps(); FOUR];
+    // As whole numbers the bits of sizes have the order of the sizes.
+    let sizes = |half| _mm512_castps_si512(_mm512_abs_ps(half));
+    let mut most = [_mm512_setzero_si512(); FOUR];
     for (x, most) in blocks.iter().zip(&mut most) {
-        let [first, second] = halves_of(x).map(|half| _mm512_abs_ps(half));
-        *most = _mm512_max_ps(first, second);
+        let [first, second] = halves_of(x).map(sizes);
+        *most = _mm512_max_epi32(first, second);
     }
     // Transposed while they shrink: in the end each lane of four has one number of each block.
     let [a, b, c, d] = most;
-    let ab = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    let cd = _mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    let [ab, cd] = [ab, cd].map(|pair| _mm512_castps_pd(pair));
-    let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
-    let all = _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    let half = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps::<1>(all));
-    _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
+    let ab = _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_max_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    let (low, high) = (_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    let all = _mm512_max_epi32(low, high);
+    let upper = _mm512_extracti32x8_epi32::<1>(all);
+    let half = _mm256_max_epi32(_mm512_castsi512_si256(all), upper);
+    let upper = _mm256_extracti128_si256::<1>(half);
+    _mm_castsi128_ps(_mm_max_epi32(_mm256_castsi256_si128(half), upper))
 }
 
 /// Writes first digits, and returns the sums of each four of them.

@@ -120,12 +120,27 @@ fn seen(activations: &Activations, precision: Option<Precision>) -> Vec<f64> {
     numbers.map(|i| view.number(i / view.columns, i % view.columns)).collect()
 }
 
+/// Numbers with blocks of zeros, and others far larger and far smaller than the rest of their rows.
+fn outliers(tokens: usize, columns: usize) -> Vec<f32> {
+    let mut x = floats(tokens * columns);
+    for (row, x) in x.chunks_exact_mut(columns).enumerate() {
+        match row % 5 {
+            0 => x[row] = 1e30,
+            1 => x[..BLOCK].fill(0.0),
+            2 => x[..BLOCK].iter_mut().for_each(|x| *x *= 1e-42),
+            3 => x[row] = -3000.0,
+            _ => {}
+        }
+    }
+    x
+}
+
 #[test]
 fn products_match_a_float64_reference() {
     let (rows, tokens) = (35, 19);
     for (kind, precision) in WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p))) {
         let columns = columns(kind);
-        let x = floats(tokens * columns);
+        let x = outliers(tokens, columns);
         let stored = ("w".to_owned(), matrix(kind, rows, columns));
         let mut linear = Linear::new(&[stored]).unwrap();
         linear.set_precision(precision);
@@ -180,6 +195,47 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
                     let expected = &whole[tokens.start * linear.rows()..tokens.end * linear.rows()];
                     let got = run(threads, tokens.clone());
                     assert!(got == expected, "{kind:?} {isa:?} {threads} {tokens:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_makes_none_of_its_token_and_harms_no_other() {
+    const ODD: [(usize, f32); 4] =
+        [(1, f32::NAN), (2, f32::INFINITY), (5, f32::NEG_INFINITY), (6, -f32::NAN)];
+    let (rows, tokens) = (35, 9);
+    for (kind, precision) in WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p))) {
+        let columns = columns(kind);
+        let stored = |name: &str| (name.to_owned(), matrix(kind, rows, columns));
+        let mut linear = Linear::new(&[stored("w")]).unwrap();
+        linear.set_precision(precision);
+        let x = floats(tokens * columns);
+        for (isa, place) in Isa::available().into_iter().flat_map(|isa| [(isa, 0), (isa, 77)]) {
+            let compute = Compute { pool: Pool::start(2).unwrap(), isa };
+            let run = |x: &[f32]| {
+                let activations = filled(&linear, &compute, x);
+                let mut outs = [(); 2].map(|()| vec![0.0; tokens * rows]);
+                linear.apply(&compute, activations.view(), Product::Set(&mut outs[0]));
+                linear.apply_gated(&linear, &compute, activations.view(), &mut outs[1]);
+                outs
+            };
+            let sound = run(&x);
+            let mut odd = x.clone();
+            ODD.iter().for_each(|&(token, number)| odd[token * columns + place] = number);
+            for (sound, got) in sound.iter().zip(run(&odd)) {
+                for (at, (sound, got)) in sound.iter().zip(&got).enumerate() {
+                    let number = ODD.iter().find(|(token, _)| *token == at / rows);
+                    let is_right = match number {
+                        None => sound.to_bits() == got.to_bits(),
+                        // What is stored as floats follows their rules, which know infinity.
+                        Some((_, number)) if linear.precision().is_none() => {
+                            got.is_nan() || (number.is_infinite() && !sound.is_nan())
+                        }
+                        Some(_) => got.is_nan(),
+                    };
+                    assert!(is_right, "{kind:?} {isa:?}: {sound} became {got} by {number:?}");
                 }
             }
         }

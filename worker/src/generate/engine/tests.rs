@@ -317,6 +317,8 @@ async fn a_panic_hangs_nobody_and_is_told() {
 mod constraints;
 mod fairness;
 mod memory;
+mod numbers;
+mod pace;
 mod prompts;
 mod resuming;
 mod sharing;

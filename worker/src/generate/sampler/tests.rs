@@ -175,6 +175,10 @@ fn a_seed_repeats_and_indices_differ() {
 fn logits_that_are_no_numbers_give_no_token() {
     for sampling in [Sampling::default(), warm(|_| ())] {
         let mut sampler = Sampler::new(&sampling, &[], 0);
-        assert_eq!(sampler.draw(&[f32::NAN; 40], Rules::default(), &mut Scratch::default()), None);
+        for places in [0..40, 0..1, 17..18, 39..40] {
+            let mut logits = [1.0; 40];
+            logits[places].fill(f32::NAN);
+            assert_eq!(sampler.draw(&logits, Rules::default(), &mut Scratch::default()), None);
+        }
     }
 }

@@ -71,6 +71,24 @@ fn a_vocabulary_has_as_many_rows_as_the_embedding() {
 }
 
 #[test]
+fn an_embedding_of_an_unknown_type_is_refused_by_its_type() {
+    let directory = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(tiny("llama3")).unwrap().flatten() {
+        std::fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
+    }
+    let path = directory.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    header["model.embed_tokens.weight"]["dtype"] = "F8_E4M3".into();
+    let header = header.to_string();
+    bytes.splice(..8 + length, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat());
+    std::fs::write(&path, bytes).unwrap();
+    let error = Checkpoint::open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("`model.embed_tokens.weight`: type `F8_E4M3` is not known"), "{error}");
+}
+
+#[test]
 fn tensors_that_are_left_out_are_those_that_others_leave_out() {
     let Checkpoint { weights, names, sizes, .. } = Checkpoint::open(&tiny("llama-tied")).unwrap();
     let mut made = Made::default();

@@ -1,0 +1,90 @@
+//! A long prompt that comes while others are read: the passes that they share.
+
+use std::sync::{Arc, Mutex};
+
+use super::*;
+
+/// What a pass takes, and what each of its tokens adds.
+const PASS: Duration = Duration::from_millis(4);
+const TOKEN: Duration = Duration::from_micros(100);
+
+/// Tokens drawn, tokens of prompts, and the time that it took, pass by pass.
+type Passes = Arc<Mutex<Vec<(usize, usize, Duration)>>>;
+
+/// A mock runner that takes its time for every token.
+struct Timed {
+    mock: MockRunner,
+    passes: Passes,
+}
+
+impl Runner for Timed {
+    fn limits(&self) -> Limits {
+        self.mock.limits()
+    }
+
+    fn forward(&mut self, batch: &[Entry<'_>]) -> std::result::Result<Outputs<'_>, crate::Error> {
+        let (mut drawn, mut prompt) = (0, 0);
+        for entry in batch {
+            match entry.start >= entry.prompt {
+                true => drawn += entry.tokens.len(),
+                false => prompt += entry.tokens.len(),
+            }
+        }
+        let started = Instant::now();
+        std::thread::sleep(PASS + TOKEN * (drawn + prompt) as u32);
+        self.passes.lock().unwrap().push((drawn, prompt, started.elapsed()));
+        self.mock.forward(batch)
+    }
+
+    fn copy_block(&mut self, _: BlockId, _: BlockId) -> std::result::Result<(), crate::Error> {
+        Ok(())
+    }
+
+    fn read_block(&mut self, _: BlockId, _: &mut Vec<u8>) -> std::result::Result<(), crate::Error> {
+        Ok(())
+    }
+
+    fn write_block(&mut self, _: BlockId, _: &[u8]) -> std::result::Result<(), crate::Error> {
+        Ok(())
+    }
+}
+
+/// Reads four texts while a prompt comes in, and returns how many times as long as one without the
+/// passes with tokens of it took, at the median.
+async fn stretched(stretch: f32) -> f64 {
+    let passes = Passes::default();
+    let runner = Timed { mock: MockRunner::new(MockConfig::default()), passes: passes.clone() };
+    let config = SchedulerConfig { mixed_pass_stretch: stretch, ..SchedulerConfig::default() };
+    let (vocabulary, eos) = (mock::vocabulary(), Vec::new());
+    let engine = GenerateEngine::start(Box::new(runner), &vocabulary, eos, config).unwrap();
+    let mut readers = Vec::new();
+    for _ in 0..4 {
+        let mut reader = call(&engine, request(1, 5000)).await;
+        reader.next().await.unwrap().unwrap();
+        readers.push(reader);
+    }
+    tokio::time::sleep(30 * PASS).await;
+    let outputs = collect(call(&engine, request(1200, 1)).await).await.unwrap();
+    assert_eq!(outputs[0].tokens.len(), 1);
+    let passes = passes.lock().unwrap().clone();
+    let prompts: usize = passes.iter().map(|(_, prompt, _)| prompt).sum();
+    assert_eq!(prompts, 4 + 1200, "no token is computed twice");
+    let median = |is_mixed: bool| {
+        let of_four = passes.iter().filter(|(drawn, ..)| *drawn == 4);
+        let alike = of_four.filter(|(_, prompt, _)| (*prompt > 0) == is_mixed);
+        let mut times: Vec<f64> = alike.map(|(.., time)| time.as_secs_f64()).collect();
+        times.sort_unstable_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    median(true) / median(false)
+}
+
+#[tokio::test]
+async fn a_long_prompt_keeps_the_time_between_tokens_within_the_stretch() {
+    for stretch in [2.0, 4.0] {
+        let times = stretched(stretch).await;
+        // Whole blocks and a busy machine make it a little more or less.
+        let share = times / f64::from(stretch);
+        assert!((0.5..=1.4).contains(&share), "{times} times as long, {stretch} are allowed");
+    }
+}
