@@ -26,7 +26,7 @@ use crate::fleet::Tables;
 use crate::hub;
 use crate::metrics::Metrics;
 use crate::models::{Core, Model, Models};
-use crate::pipeline::{Deadline, SequenceOptions, Sequences};
+use crate::pipeline::{Deadline, Limits, SequenceOptions, Sequences};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{CONFIG_FILE, Place, sequences};
 
@@ -46,6 +46,8 @@ pub(crate) struct Backends {
     pub keeps_tables: bool,
     /// What is served, where adapters find their base.
     pub models: Arc<Models>,
+    /// When text models count as busy, until that is changed.
+    pub limits: Limits,
 }
 
 impl Backends {

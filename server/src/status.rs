@@ -11,6 +11,8 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proto::{BadPrefix, Malformed};
 use tonic::{Code, Status};
 
+use crate::pipeline::BUSY;
+
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
 const MAX_TEXT_CHARACTERS: usize = 600;
 
@@ -47,7 +49,7 @@ pub(crate) fn cut(text: &str) -> String {
 /// Returns the gRPC code of an error.
 pub(crate) fn code_of(error: &Error) -> Code {
     match error.code() {
-        Some(RATE_LIMITED) => Code::ResourceExhausted,
+        Some(RATE_LIMITED | BUSY) => Code::ResourceExhausted,
         _ => code(error.kind()),
     }
 }

@@ -4,6 +4,7 @@
 //! which beats the default. Every value goes through the flag's own parser, wherever it is from.
 
 mod bench;
+mod busy;
 mod chat;
 mod dump;
 mod engine;
@@ -16,6 +17,7 @@ mod process;
 mod security;
 mod shared_memory;
 mod trace;
+mod up;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -23,10 +25,11 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use bench::{BenchAction, BenchEngineArgs};
+pub use busy::BusyArgs;
 pub use chat::ChatArgs;
 pub use dump::dump;
 pub use engine::EngineArgs;
-pub use fleet::{DiscoveryArgs, FrontendArgs, WorkerArgs};
+pub use fleet::{DiscoveryArgs, FrontendArgs, RouteArgs, WorkerArgs};
 pub use grpc::GrpcArgs;
 pub use http::HttpArgs;
 pub use models::ModelArgs;
@@ -35,6 +38,7 @@ pub use process::ProcessArgs;
 pub use security::SecurityArgs;
 pub use shared_memory::SharedMemoryArgs;
 pub use trace::TraceArgs;
+pub use up::{Passed, UpArgs, passed};
 
 /// Names of the reference's variables that mean one of ours.
 const ALIASES: [(&str, &str); 2] = [
@@ -61,7 +65,7 @@ const AFTER_HELP: &str = "A MODEL is a GGUF file, a directory of safetensors, NA
     A flag beats its variable, which beats the file.";
 
 /// The commands that serve, and so take a configuration file.
-const ROLES: [&str; 3] = ["serve", "worker", "frontend"];
+const ROLES: [&str; 4] = ["serve", "up", "worker", "frontend"];
 
 /// A gRPC-first inference server: KServe v2 with Triton's extensions, for text and tensors.
 #[derive(Debug, Parser)]
@@ -76,6 +80,8 @@ pub struct Cli {
 pub enum Action {
     /// Serve models; with none given, the default model SmolLM2-135M-Instruct
     Serve(Box<ServeArgs>),
+    /// Run a fleet on this machine: workers and a frontend, until Ctrl-C
+    Up(Box<UpArgs>),
     /// Compute models for the frontends of a fleet
     Worker(Box<WorkerArgs>),
     /// Serve the models of a fleet's workers; needs no files of theirs
@@ -126,6 +132,8 @@ pub struct ServeArgs {
     pub security: SecurityArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+    #[command(flatten)]
+    pub busy: BusyArgs,
     #[command(flatten)]
     pub trace: TraceArgs,
     #[command(flatten)]

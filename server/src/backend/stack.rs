@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Adapter, EmbedRequest, Engine, GenerateRequest};
+use engine::{Adapter, EmbedRequest, Engine, GenerateRequest, WorkerLoad};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
 use worker::encode::{self, EncodeConfig, EncodeEngine, Encoder, EncoderOptions};
@@ -17,7 +17,9 @@ use crate::config::EngineConfig;
 use crate::fleet::Tables;
 use crate::metrics::{Metrics, ModelLabels, Totals};
 use crate::models::{Core, Model, ReadHealth, ReadLoad, TextModel};
-use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
+use crate::pipeline::{
+    Adapt, Admit, Deadline, EachLoad, Limits, Observe, Thresholds, TokenMetrics,
+};
 use crate::repository::Definition;
 use crate::source::Place;
 use crate::text::{NoGeneration, TensorText, TextEngine};
@@ -56,7 +58,8 @@ impl Backends {
             bridge: base.bridge.clone(),
             generate: Some(engine.clone()),
             embed: engine,
-            load: Arc::new(move || load.load()),
+            each_load: Arc::new(move |visit| visit(load.load())),
+            limits: self.limits,
             health: Arc::new(move || health.is_healthy()),
         };
         let mut model = on_tokens(engines, &self.metrics, name, declared);
@@ -147,7 +150,8 @@ impl Backends {
             bridge,
             generate: None,
             embed: engine,
-            load: Arc::new(move || load.load()),
+            each_load: Arc::new(move |visit| visit(load.load())),
+            limits: self.limits,
             health: Arc::new(move || health.is_healthy()),
         };
         let tables = self.tables(&card, &vocabulary);
@@ -186,7 +190,9 @@ pub(crate) struct Engines {
     /// None: the model makes vectors and no texts.
     pub generate: Option<Arc<dyn Engine<GenerateRequest>>>,
     pub embed: Arc<dyn Engine<EmbedRequest>>,
-    pub load: ReadLoad,
+    pub each_load: EachLoad,
+    /// When it counts as busy, until that is changed.
+    pub limits: Limits,
     pub health: ReadHealth,
 }
 
@@ -197,7 +203,7 @@ pub(crate) fn on_tokens(
     name: &str,
     declared: &wire::ModelConfig,
 ) -> Model {
-    let Engines { bridge, generate, embed, load, health } = engines;
+    let Engines { bridge, generate, embed, each_load, limits, health } = engines;
     let core = Core {
         generate: generate.clone(),
         embed: Some(embed.clone()),
@@ -205,8 +211,13 @@ pub(crate) fn on_tokens(
         events: None,
         tables: None,
     };
-    let read = load.clone();
-    let thresholds = Arc::new(Thresholds::new(move || read()));
+    let loads = each_load.clone();
+    let load: ReadLoad = Arc::new(move || {
+        let mut all = WorkerLoad::default();
+        loads(&mut |one| all.add(&one));
+        all
+    });
+    let thresholds = Arc::new(Thresholds::new(limits, each_load));
     let generate: Arc<dyn Engine<GenerateRequest>> = match generate {
         None => Arc::new(NoGeneration(bridge.clone())),
         Some(engine) => {

@@ -10,8 +10,8 @@ use cluster::instance::Namespace;
 use engine::Tasks;
 
 use crate::args::{FrontendArgs, WorkerArgs, state_dir};
-use crate::config::{Invalid, ModelsConfig, metrics};
-use crate::pipeline::{Policy, RetryAccepted, RouteConfig};
+use crate::config::{Invalid, ModelsConfig, limits, metrics};
+use crate::pipeline::{Limits, Policy, RetryAccepted, RouteConfig};
 
 /// Where registrations are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,15 @@ pub struct FleetConfig {
     pub retry_accepted: Repeated,
     /// How often one text may go on elsewhere.
     pub migration_limit: u32,
+    /// When a text model counts as busy, until that is changed.
+    pub(crate) limits: Limits,
+    /// How long a request waits for a worker when there is none.
+    pub worker_wait: Duration,
+    /// The most requests of one model that wait so.
+    pub max_waiting: u32,
+    /// The silence after which a worker is asked whether it is well, zero for never, and how long
+    /// its answer may take.
+    pub canary: (Duration, Duration),
 }
 
 /// What a worker is started with.
@@ -149,13 +158,21 @@ impl FleetConfig {
             None if namespaces.is_empty() => Query::All,
             None => Query::Namespaces(namespaces),
         };
+        let route = &args.route;
         Ok(Self {
             store: Store::parse(args.discovery.discovery.as_deref())?,
             query,
-            routing: args.routing,
-            max_attempts: args.max_attempts,
-            retry_accepted: args.retry_accepted,
-            migration_limit: args.migration_limit,
+            routing: route.routing,
+            max_attempts: route.max_attempts,
+            retry_accepted: route.retry_accepted,
+            migration_limit: route.migration_limit,
+            limits: limits(&args.busy),
+            worker_wait: Duration::from_millis(route.worker_wait_ms.into()),
+            max_waiting: route.max_worker_waits,
+            canary: (
+                Duration::from_millis(route.canary_interval_ms.into()),
+                Duration::from_millis(route.canary_timeout_ms.into()),
+            ),
         })
     }
 
@@ -170,7 +187,13 @@ impl FleetConfig {
             Repeated::Stateless => RetryAccepted::Stateless,
             Repeated::Always => RetryAccepted::Always,
         };
-        RouteConfig { policy, max_attempts: self.max_attempts, retry_accepted }
+        RouteConfig {
+            policy,
+            max_attempts: self.max_attempts,
+            retry_accepted,
+            worker_wait: self.worker_wait,
+            max_waiting: self.max_waiting,
+        }
     }
 }
 

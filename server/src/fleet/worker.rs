@@ -98,15 +98,22 @@ impl Worker {
         let failed = |source| ServeError::Listen { flag, address: config.address, source };
         let listener = TcpListener::bind(config.address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let files = Arc::new(Files::default());
+        let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
-            let exporter = Exporter { registry, metrics, models: models.clone(), started };
+            let exporter = Exporter {
+                registry,
+                metrics,
+                models: models.clone(),
+                started,
+                tasks: vec![following.clone(), tasks.clone()],
+                worker: Some(server.clone()),
+            };
             let security = Security { tls: None, keys: None };
             let opened = open_metrics(wanted, Arc::new(exporter), &security, &tasks).await?;
             metrics_address = Some(opened);
         }
-        let files = Arc::new(Files::default());
-        let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
         let (serving, group) = (server.clone(), tasks.clone());
         tasks.spawn("worker", async move { serving.serve(listener, &group).await });
         let formats = Formats {

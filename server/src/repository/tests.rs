@@ -44,6 +44,7 @@ fn repository() -> (Arc<Repository>, TempDir) {
         metrics: Arc::new(Metrics::new(&mut prometheus_client::registry::Registry::default())),
         keeps_tables: false,
         models: models.clone(),
+        limits: Default::default(),
     };
     let config = RepositoryConfig {
         roots: vec![root.path().to_owned()],

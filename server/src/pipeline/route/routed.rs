@@ -58,7 +58,10 @@ impl<R: Routable> Stream for Routed<R> {
             let item = ready!(placed.stream.as_mut().poll_next(cx));
             let again = placed.again.take();
             let error = match item {
-                Some(Ok(output)) => return Poll::Ready(Some(Ok(output))),
+                Some(Ok(output)) => {
+                    placed.worker.candidate().hear();
+                    return Poll::Ready(Some(Ok(output)));
+                }
                 Some(Err(error)) => error,
                 None => {
                     self.state = State::Over;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cluster::instance::InstanceId;
 use engine::testing::Function;
 use engine::{EmbedRequest, FinishReason, InferRequest, TokenLogprobs};
+use tokio::sync::watch;
 
 use super::*;
 use crate::pipeline::{Candidate, Engines, Workers};
@@ -177,6 +178,10 @@ impl Workers for World {
         if self.roll(0, 1) == 0 {
             self.forget(id);
         }
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        watch::channel(()).1
     }
 }
 
