@@ -324,7 +324,14 @@ mod tests {
             (http_of(&large), of_openai(Dialect::OpenAi, &large, 503)),
             (StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE)
         );
-        assert_eq!(http_of(&Error::new(ErrorKind::Overloaded, "x")), 503);
+        let full = Error::new(ErrorKind::Overloaded, "x");
+        assert_eq!(
+            (http_of(&full), code_of(&full)),
+            (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
+        );
+        let busy = full.with_code(BUSY);
+        assert_eq!(http_of(&busy), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(code_of(&busy), Code::ResourceExhausted);
         let mut headers = HeaderMap::new();
         add_retry_after(&limited, &mut headers);
         assert_eq!(

@@ -188,7 +188,7 @@ def test_all_doors_agree_on_what_is_ready(fleet):
 
 def test_nothing_is_ready_without_workers(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery) as front, client_of(front) as client:
+    with frontend(discovery, "--worker-wait-ms", "200") as front, client_of(front) as client:
         assert not client.is_server_ready()
         with worker(discovery) as only:
             eventually("the worker is there", lambda: is_ready(client, "simple"))

@@ -83,8 +83,8 @@ pub struct RouteArgs {
     #[arg(long, value_name = "MS", default_value_t = 30_000, env = "STATOR_CANARY_INTERVAL_MS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
     pub canary_interval_ms: u32,
-    /// Milliseconds that the answer to that may take
-    #[arg(long, value_name = "MS", default_value_t = 5_000, env = "STATOR_CANARY_TIMEOUT_MS")]
+    /// Milliseconds that the answer to that may take: longer than a worker's longest forward pass
+    #[arg(long, value_name = "MS", default_value_t = 30_000, env = "STATOR_CANARY_TIMEOUT_MS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=3_600_000))]
     pub canary_timeout_ms: u32,
 }

@@ -57,10 +57,12 @@ pub struct Passed {
     pub variables: Vec<(String, String)>,
 }
 
-/// Returns the settings that a role shares with the one of these matches and that differ from the
+/// Returns the settings that a role shares with `up`, whose matches these are, and that differ from the
 /// defaults, but those of the names in `own`. Variables are inherited, so they are not passed on.
 pub fn passed(role: &str, matches: &ArgMatches, own: &[&str]) -> Passed {
     let command = super::command();
+    let origin = command.find_subcommand("up");
+    let of_origin = |id: &str| origin?.get_arguments().find(|arg| arg.get_id() == id);
     let (mut passed, mut positional) = (Passed::default(), Vec::new());
     for arg in command.find_subcommand(role).into_iter().flat_map(|role| role.get_arguments()) {
         let id = arg.get_id().as_str();
@@ -72,7 +74,7 @@ pub fn passed(role: &str, matches: &ArgMatches, own: &[&str]) -> Passed {
         let is_given = match matches.value_source(id) {
             Some(ValueSource::CommandLine) => true,
             Some(ValueSource::EnvVariable) | None => false,
-            Some(_) => super::dump::is_changed(arg, &values),
+            Some(_) => of_origin(id).is_some_and(|arg| super::dump::is_changed(arg, &values)),
         };
         if !is_given {
             continue;

@@ -1,7 +1,7 @@
 //! Canaries: small requests of the frontend's own, by which it sees that a silent worker computes.
 //!
 //! A worker that answered anything since the last look is well and is not asked. One that fails or
-//! hangs gets no requests until it answers. What is asked goes past all that counts clients'
+//! hangs gets no requests until it answers, and those that it has go elsewhere. What is asked goes past all that counts clients'
 //! requests.
 
 use std::sync::{Arc, Weak};

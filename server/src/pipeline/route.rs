@@ -4,6 +4,7 @@
 //! not asked yet: nobody has seen anything of the answer. When there is nobody, a request waits for
 //! a worker to come. What fails later is the affair of [`Migrate`](super::Migrate).
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use engine::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 mod candidate;
 mod patience;
@@ -27,7 +29,7 @@ mod tests;
 use candidate::InFlight;
 pub(crate) use candidate::{Candidate, Engines};
 use patience::Patience;
-use routed::{Again, Routed};
+use routed::{Again, Routed, silent};
 
 /// Who may be asked now. It is read for every request, so reading is cheap.
 pub(crate) trait Workers: Send + Sync + 'static {
@@ -183,6 +185,7 @@ impl<R: Routable> Engine<R> for Route {
 struct Placed<R: Request> {
     stream: OutputStream<R>,
     worker: InFlight,
+    silence: Pin<Box<WaitForCancellationFutureOwned>>,
     /// How to ask another one; none: there is nobody, or it is not allowed.
     again: Option<Box<Again<R>>>,
     route: Arc<Inner>,
@@ -220,8 +223,13 @@ impl Search {
             };
             let spare = (!is_last).then(|| request.clone());
             let engine = R::engine(&worker.candidate().engines);
-            let error = match engine.call(request, self.context.clone()).await {
-                Ok(stream) => return Ok(self.placed(stream, worker, spare)),
+            let mut silence = Box::pin(worker.candidate().silence());
+            let answer = tokio::select! {
+                answer = engine.call(request, self.context.clone()) => answer,
+                () = &mut silence => Err(silent()),
+            };
+            let error = match answer {
+                Ok(stream) => return Ok(self.placed((stream, silence), worker, spare)),
                 Err(error) => error,
             };
             if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded) {
@@ -237,14 +245,14 @@ impl Search {
 
     fn placed<R: Routable>(
         self,
-        stream: OutputStream<R>,
+        (stream, silence): (OutputStream<R>, Pin<Box<WaitForCancellationFutureOwned>>),
         worker: InFlight,
         spare: Option<R>,
     ) -> Placed<R> {
         let (route, setting) = (self.route.clone(), self.route.config.retry_accepted);
         let spare = spare.filter(|spare| spare.may_be_repeated(setting));
         let again = spare.map(|request| Box::new(Again { request, search: self }));
-        Placed { stream, worker, again, route }
+        Placed { stream, worker, silence, again, route }
     }
 
     /// Chooses a worker that was not asked yet; says as well whether it is the last one.

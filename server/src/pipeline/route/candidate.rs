@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cluster::instance::InstanceId;
 use engine::{EmbedRequest, Engine, GenerateRequest, InferRequest, WorkerLoad};
 use prometheus_client::metrics::gauge::Gauge;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The engines of a worker, one for each kind of request; one that it has not refuses.
 #[derive(Clone)]
@@ -33,6 +34,8 @@ pub(crate) struct Candidate {
     is_draining: AtomicBool,
     /// Whether it failed the frontend's own request.
     is_unwell: AtomicBool,
+    /// Cancelled when it fails that; there is another one when it answers again.
+    silence: Mutex<CancellationToken>,
     /// Whether it answered anything since that was asked last.
     was_heard: AtomicBool,
     /// Places in the worker that requests of this frontend take.
@@ -52,6 +55,7 @@ impl Candidate {
             engines,
             is_draining: AtomicBool::new(false),
             is_unwell: AtomicBool::new(false),
+            silence: Mutex::default(),
             was_heard: AtomicBool::new(false),
             in_flight: AtomicU64::new(0),
             others: AtomicU64::new(0),
@@ -90,7 +94,21 @@ impl Candidate {
 
     /// Notes how the frontend's own request went; returns whether that is news.
     pub(crate) fn set_unwell(&self, is_unwell: bool) -> bool {
-        self.is_unwell.swap(is_unwell, Relaxed) != is_unwell
+        let is_news = self.is_unwell.swap(is_unwell, Relaxed) != is_unwell;
+        let mut silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_unwell {
+            true => silence.cancel(),
+            false if is_news => *silence = CancellationToken::new(),
+            false => {}
+        }
+        is_news
+    }
+
+    /// Returns what is done when it fails the frontend's own request: others that it has are not
+    /// waited for any longer.
+    pub(super) fn silence(&self) -> WaitForCancellationFutureOwned {
+        let silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        silence.clone().cancelled_owned()
     }
 
     /// Notes that it answered something.

@@ -348,3 +348,35 @@ async fn a_worker_that_is_unwell_is_not_asked_until_it_is_well() {
     ask(&route, prompt()).await.unwrap();
     assert_eq!(one.1.load(Relaxed), 1);
 }
+
+#[tokio::test]
+async fn a_request_leaves_a_worker_that_is_found_to_be_silent() {
+    fn silent<R: Request>(accepts: bool) -> Arc<dyn Engine<R>> {
+        struct Silent(bool);
+        #[async_trait]
+        impl<R: Request> Engine<R> for Silent {
+            async fn call(&self, _: R, _: Context) -> Result<OutputStream<R>> {
+                match self.0 {
+                    true => Ok(Box::pin(futures_util::stream::pending())),
+                    false => std::future::pending().await,
+                }
+            }
+        }
+        Arc::new(Silent(accepts))
+    }
+    for accepts in [true, false] {
+        let (generate, infer, embed) = (silent(accepts), silent(accepts), silent(accepts));
+        let one = Candidate::new(InstanceId(0), Engines { generate, infer, embed });
+        let (one, two) = (Arc::new(one), worker(1, None, well));
+        let fleet = fleet(vec![one.clone(), two.0]);
+        let route = route(&fleet, RouteConfig::default());
+        let (answer, ()) = tokio::join!(ask(&route, prompt()), async {
+            tokio::task::yield_now().await;
+            assert_eq!(one.in_flight(), 1);
+            one.set_unwell(true);
+        });
+        assert_eq!((answer.unwrap(), two.1.load(Relaxed)), (1, 1));
+        assert_eq!(one.in_flight(), 0);
+        assert!(fleet.suspects.lock().unwrap().is_empty(), "it is known already");
+    }
+}
