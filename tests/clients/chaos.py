@@ -94,10 +94,10 @@ class Streams:
     """Greedy texts without a pause, from several threads, until it is left. Each one is compared
     with the undisturbed text of its prompt."""
 
-    def __init__(self, server, threads=6, tokens=40, between=None):
-        self.server, self.tokens, self.between = server, tokens, between
+    def __init__(self, server, threads=6, tokens=40, model="paced"):
+        self.server, self.tokens, self.model = server, tokens, model
         with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
-            texts = pool.map(lambda prompt: completion(server.http, prompt, tokens), PROMPTS)
+            texts = pool.map(lambda prompt: completion(server.http, prompt, tokens, model), PROMPTS)
             self.expected = dict(zip(PROMPTS, texts))
         assert len(set(self.expected.values())) == len(PROMPTS), "prompts have texts of their own"
         self.done, self.wrong, self.failed, self.slowest = 0, [], [], 0.0
@@ -109,15 +109,13 @@ class Streams:
         while not self.is_over.is_set():
             prompt, started = chance.choice(PROMPTS), time.monotonic()
             try:
-                text = completion(self.server.http, prompt, self.tokens)
+                text = completion(self.server.http, prompt, self.tokens, self.model)
                 if text != self.expected[prompt]:
                     self.wrong.append((text, self.expected[prompt]))
                 self.done += 1
             except Exception as error:  # whatever a client would see
                 self.failed.append(repr(error))
             self.slowest = max(self.slowest, time.monotonic() - started)
-            if self.between:
-                self.between(chance)
 
     def __enter__(self):
         for thread in self.threads:

@@ -6,6 +6,7 @@ Each test prints what it counted. `STATOR_CHAOS=nightly` makes the long ones lon
 import concurrent.futures
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -90,6 +91,30 @@ def test_every_text_is_as_undisturbed_though_workers_are_killed(tmp_path, tell):
         sums.check()
         assert migrated > kills / 4, "the kills hit texts"
         eventually("nothing is left over", lambda: is_at_rest(front, workers))
+
+
+@pytest.mark.skipif("STATOR_TEST_MODEL" not in os.environ, reason="needs the real model")
+def test_a_real_model_says_the_same_though_workers_are_killed(tmp_path, tell):
+    discovery, kills = f"file://{tmp_path}", either(10, 100)
+    model = [f"smollm={os.environ['STATOR_TEST_MODEL']}", "--kv-cache-mib", "64", "--threads", "1"]
+    run = lambda: Server("--discovery", discovery, *model, role="worker")
+    with frontend(discovery, "--migration-limit", "20", "--max-attempts", "10") as front:
+        workers = [run(), run()]
+        try:
+            with client_of(front) as client:
+                eventually("the model is ready", lambda: is_ready(client, "smollm"))
+            with Streams(front, 3, 24, "smollm") as streams:
+                for kill in range(kills):
+                    time.sleep(random.Random(kill).uniform(0.1, 0.6))
+                    workers[kill % 2].stop()
+                    workers[kill % 2] = run()
+            migrated = total(front, "stator_migrations_total")
+            tell(f"{kills} kills, a real model: {streams}; {migrated:.0f} migrations")
+            streams.check()
+            assert migrated > 0
+        finally:
+            for one in workers:
+                one.stop()
 
 
 class Etcd:
@@ -233,18 +258,22 @@ def test_a_rolling_restart_fails_nobody(tmp_path, tell):
 
 
 @pytest.fixture
-def island():
+def island(tell):
     """A network of its own, joined to this one by a pair of interfaces."""
-    name, there = f"stator{random.randrange(10000)}", "10.213.77.2"
+    number = random.randrange(10000)
+    name, net = f"stator{number}", f"10.213.{number % 256}"
+    here, there = f"{net}.1/30", f"{net}.2"
     run = lambda *words: subprocess.run(words, check=True, capture_output=True, text=True)
     try:
         run("ip", "netns", "add", name)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"network namespaces are not permitted here: {getattr(error, 'stderr', error)}")
+        why = f"network namespaces are not permitted here: {getattr(error, 'stderr', error)}"
+        tell(why)
+        pytest.skip(why)
     try:
         run("ip", "link", "add", f"{name}h", "type", "veth", "peer", "name", f"{name}n")
         run("ip", "link", "set", f"{name}n", "netns", name)
-        run("ip", "addr", "add", "10.213.77.1/30", "dev", f"{name}h")
+        run("ip", "addr", "add", here, "dev", f"{name}h")
         run("ip", "link", "set", f"{name}h", "up")
         inside = ["ip", "netns", "exec", name]
         run(*inside, "ip", "addr", "add", f"{there}/30", "dev", f"{name}n")
