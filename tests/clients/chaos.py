@@ -83,9 +83,9 @@ def add(client, value=1, timeout=60):
     assert (answer.as_numpy("OUTPUT1") == value - 2).all()
 
 
-def total(server, name):
-    """Returns the sum of all series of a name."""
-    lines = [line for line in page(server).splitlines() if not line.startswith("#")]
+def total(server, name, label=""):
+    """Returns the sum of all series of a name, or of those with a label."""
+    lines = [line for line in page(server).splitlines() if not line.startswith("#") and label in line]
     of = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
     return sum(float(line.rsplit(" ", 1)[1]) for line in of)
 

@@ -221,11 +221,11 @@ def test_a_rolling_restart_fails_nobody(tmp_path, tell):
             def ask(seed):
                 chance = random.Random(seed)
                 while not is_over.is_set():
-                    prompt = chance.choice(PROMPTS)
+                    prompt, started = chance.choice(PROMPTS), time.monotonic()
                     try:
                         text = balancer.call(chance, lambda front: completion(front.http, prompt))
                         assert text == expected[prompt]
-                        done.append(prompt)
+                        done.append(time.monotonic() - started)
                     except Exception as error:  # whatever a client would see
                         failed.append(repr(error))
 
@@ -249,7 +249,8 @@ def test_a_rolling_restart_fails_nobody(tmp_path, tell):
             for thread in threads:
                 thread.join()
             tell(f"rolling restart of 3 workers and 2 frontends: {len(done)} texts, "
-                 f"{len(failed)} failed, {balancer.again} connections tried elsewhere")
+                 f"{len(failed)} failed, slowest {max(done):.1f} s, {balancer.again} connections "
+                 "tried elsewhere")
             assert not failed, (len(failed), failed[:3])
             assert len(done) > 30
     finally:
@@ -392,7 +393,7 @@ def cancel_some(front, seed, count):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for number in range(count):
             tokens = chance.choice([1, 30, 300])
-            wait = chance.choice([0, 0, chance.uniform(0, 0.005), chance.uniform(0, 0.05)])
+            wait = chance.uniform(0, chance.choice([0, 0.005, 0.05, 0.1]))
             match number % 4:
                 case 0:
                     stream = Stream(stub)
@@ -440,6 +441,10 @@ def test_cancelled_requests_leave_nothing_behind(tmp_path, tell):
         left = lambda: [total(one, "stator_tasks") for one in (front, *workers)]
         eventually("no task is left over", lambda: all(
             now <= before for now, before in zip(left(), tasks)))
-        tell(f"{cancels} cancels in {took:.0f} s, {ended} of calls that had ended; "
-             f"left over: 0 requests, 0 calls, 0 sequences, 0 KV blocks, tasks {tasks} -> {left()}")
+        codes = {code: total(front, "stator_requests_total", f'code="{code}"')
+                 for code in ("OK", "CANCELLED")}
+        computed = sum(total(one, "stator_engine_decode_tokens_total") for one in workers)
+        tell(f"{cancels} cancels in {took:.0f} s, {ended} of calls that had ended; the frontend "
+             f"counts {codes}, the workers {computed:.0f} tokens; left over: 0 requests, 0 calls, 0 sequences, 0 KV blocks, tasks {tasks} -> {left()}")
+        assert codes["CANCELLED"] > cancels / 4 and computed > cancels
         assert completion(front.http, "and on", 5)[2] == 5

@@ -395,7 +395,8 @@ def test_an_encoder_makes_the_same_vectors(tmp_path):
 
 def test_a_second_signal_ends_a_worker_at_once(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery) as front, worker(discovery) as only, client_of(front) as client:
+    with frontend(discovery, "--worker-wait-ms", "200") as front, \
+            worker(discovery) as only, client_of(front) as client:
         eventually("the model is ready", lambda: is_ready(client, "slow"))
         with sdk_of(front) as sdk:
             chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=1000, stream=True)
