@@ -446,5 +446,5 @@ def test_cancelled_requests_leave_nothing_behind(tmp_path, tell):
         computed = sum(total(one, "stator_engine_decode_tokens_total") for one in workers)
         tell(f"{cancels} cancels in {took:.0f} s, {ended} of calls that had ended; the frontend "
              f"counts {codes}, the workers {computed:.0f} tokens; left over: 0 requests, 0 calls, 0 sequences, 0 KV blocks, tasks {tasks} -> {left()}")
-        assert codes["CANCELLED"] > cancels / 4 and computed > cancels
+        assert codes["CANCELLED"] > cancels / 4 and computed > cancels / 10
         assert completion(front.http, "and on", 5)[2] == 5
