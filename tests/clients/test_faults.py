@@ -166,6 +166,19 @@ def test_a_busy_model_refuses_with_a_hint_and_thresholds_change_live(tmp_path, o
         eventually("they are gone", lambda: total(only, "stator_queue_depth_requests") == 0)
 
 
+def test_thresholds_stay_when_all_workers_go_and_come(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery, "--worker-wait-ms", "100") as front, client_of(front) as client:
+        thresholds = lambda: httpx.get(f"http://{front.http}/busy_threshold").json()["thresholds"]
+        for expected in (None, 0.25):
+            with worker(discovery):
+                eventually("the model is ready", lambda: is_ready(client, "paced"))
+                assert thresholds()[0]["active_decode_blocks_threshold"] == expected
+                change = {"model": "paced", "active_decode_blocks_threshold": 0.25}
+                assert post(front, "/busy_threshold", change).status_code == 200
+            eventually("the model is forgotten", lambda: thresholds() == [])
+
+
 def test_prompts_that_wait_make_a_model_busy(tmp_path):
     discovery = f"file://{tmp_path}"
     with frontend(discovery, "--busy-prefill-tokens", "10") as front, \

@@ -29,10 +29,13 @@ use super::tables;
 use crate::backend::{Engines, on_tensors, on_tokens};
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, Models};
-use crate::pipeline::{Migrate, Route, RouteMetrics};
+use crate::pipeline::{Limits, Migrate, Route, RouteMetrics};
 
 /// The wait before a model that could not be made is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// The most models that left whose thresholds are remembered.
+const MAX_REMEMBERED: usize = 1000;
 
 /// The version under which workers' models are called.
 const VERSION: u64 = 1;
@@ -44,6 +47,8 @@ pub(crate) struct Fleet {
     peers: Arc<Peers>,
     models: Arc<Models>,
     known: BTreeMap<String, Known>,
+    /// When models that were here counted as busy, for when they come back.
+    limits: BTreeMap<String, Limits>,
     tasks: Tasks,
 }
 
@@ -101,6 +106,7 @@ impl Fleet {
             peers,
             models: models.clone(),
             known: BTreeMap::new(),
+            limits: BTreeMap::new(),
             tasks: tasks.clone(),
         })
     }
@@ -198,18 +204,28 @@ impl Fleet {
         let (checksum, names_now) = (model.checksum, names.clone());
         let known = Known { checksum, pool: pool.clone(), names: names_now, until: None };
         if let Some(before) = self.known.insert(name.to_owned(), known) {
-            let now = &self.known[name].names;
-            before.names.iter().filter(|name| !now.contains(name)).for_each(|name| {
-                self.forget(name);
-            });
+            let is_gone = |name: &&String| !names.contains(*name);
+            before.names.iter().filter(is_gone).for_each(|name| self.forget(name));
         }
         let card = model.card.clone();
         Some(Order { card, checksum, pool, workers: remotes, names, parent })
     }
 
-    fn forget(&self, name: &str) {
+    fn forget(&mut self, name: &str) {
+        if let Some(limits) = self.limits_of(name) {
+            self.limits.insert(name.to_owned(), limits);
+            if self.limits.len() > MAX_REMEMBERED {
+                self.limits.pop_first();
+            }
+        }
         self.models.forget(name);
         self.maker.metrics.set_load(&ModelLabels { model: name.into() }, None);
+    }
+
+    /// Returns when a model counts as busy, as far as it is here.
+    fn limits_of(&self, name: &str) -> Option<Limits> {
+        let model = self.models.get(name, "").ok()?;
+        Some(model.text.as_ref()?.thresholds.limits())
     }
 
     /// Returns the workers of a model that take work, with connections that are watched.
@@ -261,6 +277,11 @@ impl Fleet {
             Ok(models) => {
                 for model in models {
                     let name = model.name.clone();
+                    // What was changed while it ran stays changed.
+                    let before = self.limits_of(&name).or_else(|| self.limits.remove(&*name));
+                    if let (Some(text), Some(before)) = (&model.text, before) {
+                        text.thresholds.set(before);
+                    }
                     self.models.replace(&name, vec![(VERSION, Arc::new(model))]);
                 }
                 tracing::info!(model = name, "model ready");
