@@ -53,6 +53,11 @@ impl Tasks {
         );
     }
 
+    /// Returns how many tasks have not ended, with those of children and parents.
+    pub fn count(&self) -> usize {
+        self.tracker.len()
+    }
+
     /// Returns a future that is done when the group is cancelled.
     pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
         self.token.clone().cancelled_owned()
@@ -85,6 +90,7 @@ mod tests {
         let child = parent.child();
         parent.spawn("parent", std::future::pending());
         child.cancel();
+        assert_eq!((parent.count(), child.count()), (1, 1));
         assert!(!parent.wait(Duration::from_millis(10)).await);
         parent.cancel();
         assert!(parent.wait(Duration::from_millis(10)).await);

@@ -28,6 +28,18 @@ pub struct WorkerLoad {
     pub block_tokens: u32,
 }
 
+impl WorkerLoad {
+    /// Adds the load of another worker of the same model.
+    pub fn add(&mut self, other: &Self) {
+        self.waiting_requests = self.waiting_requests.saturating_add(other.waiting_requests);
+        self.running_sequences = self.running_sequences.saturating_add(other.running_sequences);
+        self.used_blocks = self.used_blocks.saturating_add(other.used_blocks);
+        self.cached_blocks = self.cached_blocks.saturating_add(other.cached_blocks);
+        self.total_blocks = self.total_blocks.saturating_add(other.total_blocks);
+        self.block_tokens = other.block_tokens;
+    }
+}
+
 /// What a worker has done since it started; each number only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkerTotals {

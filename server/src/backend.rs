@@ -28,7 +28,7 @@ use crate::fleet::Tables;
 use crate::hub;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Core, Model, Models};
-use crate::pipeline::{Deadline, SequenceOptions, Sequences};
+use crate::pipeline::{Deadline, Limits, SequenceOptions, Sequences};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{CONFIG_FILE, Place, sequences};
 
@@ -56,6 +56,8 @@ pub(crate) struct Backends {
     pub models: Arc<Models>,
     /// The compute threads of all models, once there is a first.
     pub pool: Mutex<Option<Pool>>,
+    /// When text models count as busy, until that is changed.
+    pub limits: Limits,
 }
 
 impl Backends {

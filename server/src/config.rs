@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::args::{
-    EngineArgs, FormatArgs, FrontendArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs, ProcessArgs,
-    ServeArgs, SharedMemoryArgs, TraceArgs, cache_dir,
+    BusyArgs, EngineArgs, FormatArgs, FrontendArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs,
+    ProcessArgs, ServeArgs, SharedMemoryArgs, TraceArgs, cache_dir,
 };
 use crate::fleet::FleetConfig;
 use crate::forwarding::Forwarding;
 use crate::openai::{OpenAiConfig, Paths};
+use crate::pipeline::Limits;
 use crate::repository::{ControlMode, RepositoryConfig};
 use crate::restriction::Restrictions;
 use crate::security::SecurityConfig;
@@ -72,6 +73,8 @@ pub struct ModelsConfig {
     pub hub_url: Option<String>,
     /// The embedded engine.
     pub engine: EngineConfig,
+    /// When text models count as busy, until that is changed.
+    pub(crate) limits: Limits,
 }
 
 /// The gRPC door: transport and limits.
@@ -206,7 +209,8 @@ impl Config {
     ///
     /// Errors: [`Invalid`], naming the flag.
     pub fn from_args(args: &ServeArgs) -> Result<Self, Invalid> {
-        let models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
+        let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
+        models.limits = limits(&args.busy);
         Ok(Self {
             origin: Origin::Own(Box::new(models)),
             trace: TraceConfig::from_args(&args.trace)?,
@@ -279,6 +283,7 @@ impl ModelsConfig {
             model_dir,
             hub_url: args.hub_url.clone(),
             engine: EngineConfig::from_args(engine, formats),
+            limits: Limits::default(),
         })
     }
 }
@@ -287,6 +292,15 @@ impl ModelsConfig {
 pub(crate) fn metrics(args: &ProcessArgs) -> Result<Option<SocketAddr>, Invalid> {
     let address = || resolve("--metrics-host", &args.metrics_host, args.metrics_port);
     (!args.no_metrics).then(address).transpose()
+}
+
+/// Returns when text models count as busy at the start.
+pub(crate) fn limits(args: &BusyArgs) -> Limits {
+    Limits {
+        blocks: args.busy_kv_share,
+        prefill_tokens: args.busy_prefill_tokens,
+        waiting_requests: args.busy_waiting_requests,
+    }
 }
 
 fn shared_memory(args: &SharedMemoryArgs) -> SharedMemoryConfig {

@@ -8,7 +8,8 @@ use server::config::{Config, threads};
 use server::fleet::{self, WorkerConfig};
 use server::security::{self, Minted};
 use server::serve::ServeError;
-use server::{bench, chat, pages, serve, telemetry};
+use server::up::{self, UpConfig};
+use server::{bench, chat, pages, serve, shutdown, telemetry};
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
 /// and keep what a burst of them left behind. `.cargo/config.toml` says how this one is built.
@@ -26,6 +27,12 @@ fn main() -> ExitCode {
             false => Config::from_args(args)
                 .map_err(Into::into)
                 .and_then(|config| start(&args.process, |log| serve::run(config, log))),
+        },
+        Action::Up(args) => match args.process.dump_config {
+            true => print(&args::dump("up", &matches)),
+            false => UpConfig::from_args(args, &matches)
+                .map_err(Into::into)
+                .and_then(|config| start(&args.process, |_| up::run(config))),
         },
         Action::Worker(args) => match args.process.dump_config {
             true => print(&args::dump("worker", &matches)),
@@ -76,6 +83,12 @@ where
     F: Future<Output = Result<(), ServeError>>,
 {
     let logging = telemetry::start(&process.log_level, process.log_format)?;
+    if process.end_with_stdin {
+        std::thread::Builder::new().name("stdin".to_owned()).spawn(|| {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            shutdown::ask();
+        })?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads(process.runtime_threads))
         .thread_name("stator-io")

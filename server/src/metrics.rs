@@ -124,6 +124,16 @@ pub(crate) struct Metrics {
     pub kv_blocks: Family<ModelLabels, Gauge>,
     pub kv_blocks_cached: Family<ModelLabels, Gauge>,
     totals: [Family<ModelLabels, Counter>; TOTALS.len()],
+    /// Texts that went on at another worker.
+    pub migrations: Family<ModelLabels, Counter>,
+    /// A frontend's own requests that a worker failed.
+    pub failed_canaries: Family<ModelLabels, Counter>,
+    /// Requests of a frontend that a worker has, and those that wait for one.
+    pub worker_calls: Gauge,
+    pub worker_waits: Gauge,
+    /// Calls of frontends that a worker works on.
+    pub open_calls: Gauge,
+    pub tasks: Gauge,
     pub connections: Gauge,
     pub uptime: Gauge<f64, AtomicU64>,
 }
@@ -145,6 +155,12 @@ impl Metrics {
             kv_blocks: Family::default(),
             kv_blocks_cached: Family::default(),
             totals: Default::default(),
+            migrations: Family::default(),
+            failed_canaries: Family::default(),
+            worker_calls: Gauge::default(),
+            worker_waits: Gauge::default(),
+            open_calls: Gauge::default(),
+            tasks: Gauge::default(),
             connections: Gauge::default(),
             uptime: Gauge::default(),
         };
@@ -211,6 +227,16 @@ impl Metrics {
         for ((name, help, _), family) in TOTALS.iter().zip(&self.totals) {
             r.register(*name, *help, family.clone());
         }
+        let migrations = "Texts that went on at another worker";
+        r.register("migrations", migrations, self.migrations.clone());
+        let canaries = "A frontend's own requests that a worker failed or did not answer";
+        r.register("failed_canaries", canaries, self.failed_canaries.clone());
+        let calls = "Requests of this frontend that a worker has";
+        r.register("worker_calls", calls, self.worker_calls.clone());
+        let waits = "Requests of this frontend that wait for a worker to come";
+        r.register("worker_waits", waits, self.worker_waits.clone());
+        r.register("open_calls", "Frontends' calls under way here", self.open_calls.clone());
+        r.register("tasks", "Background tasks, connections among them", self.tasks.clone());
         r.register("grpc_connections", "Open gRPC connections", self.connections.clone());
         r.register("uptime_seconds", "Seconds since the start", self.uptime.clone());
     }

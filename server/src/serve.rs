@@ -104,9 +104,14 @@ impl Server {
         let listener = bind("--grpc-port", config.grpc.address).await?;
         let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
         let groups = (accepting.clone(), work.clone());
-        let exporter =
-            Exporter { registry, metrics: metrics.clone(), models: models.clone(), started };
-        let exporter = Arc::new(exporter);
+        let exporter = Arc::new(Exporter {
+            registry,
+            metrics: metrics.clone(),
+            models: models.clone(),
+            started,
+            tasks: vec![accepting.clone(), work.clone(), admin.clone()],
+            worker: None,
+        });
         let door = (&security, grpc_address.port(), &exporter);
         let http_address = open_http(&config, &shared, door, groups).await?;
         let others = with_reflection(Routes::new(health_service))?;
@@ -278,6 +283,7 @@ pub(crate) fn own_repository(
         keeps_tables,
         models: models.clone(),
         pool: Mutex::default(),
+        limits: config.limits,
     };
     let settings = config.repository.clone();
     let repository = Repository::new(settings, given, models.clone(), Some(backends), tasks)

@@ -7,9 +7,18 @@ use std::time::Duration;
 
 use engine::Tasks;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 /// What cancelled tasks get to drop what they hold.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
+
+/// Is told when the end is asked for from within.
+static ASKED: Notify = Notify::const_new();
+
+/// Asks the process to end, as SIGTERM does.
+pub fn ask() {
+    ASKED.notify_one();
+}
 
 /// Returns when the process is asked to end.
 pub(crate) async fn signalled() {
@@ -22,6 +31,7 @@ pub(crate) async fn signalled() {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = ASKED.notified() => {}
     }
 }
 

@@ -11,6 +11,8 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proto::{BadPrefix, Malformed};
 use tonic::{Code, Status};
 
+use crate::pipeline::BUSY;
+
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
 const MAX_TEXT_CHARACTERS: usize = 600;
 
@@ -47,7 +49,7 @@ pub(crate) fn cut(text: &str) -> String {
 /// Returns the gRPC code of an error.
 pub(crate) fn code_of(error: &Error) -> Code {
     match error.code() {
-        Some(RATE_LIMITED) => Code::ResourceExhausted,
+        Some(RATE_LIMITED | BUSY) => Code::ResourceExhausted,
         _ => code(error.kind()),
     }
 }
@@ -322,7 +324,14 @@ mod tests {
             (http_of(&large), of_openai(Dialect::OpenAi, &large, 503)),
             (StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE)
         );
-        assert_eq!(http_of(&Error::new(ErrorKind::Overloaded, "x")), 503);
+        let full = Error::new(ErrorKind::Overloaded, "x");
+        assert_eq!(
+            (http_of(&full), code_of(&full)),
+            (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
+        );
+        let busy = full.with_code(BUSY);
+        assert_eq!(http_of(&busy), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(code_of(&busy), Code::ResourceExhausted);
         let mut headers = HeaderMap::new();
         add_retry_after(&limited, &mut headers);
         assert_eq!(

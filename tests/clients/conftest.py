@@ -58,9 +58,9 @@ DOORS = ["--grpc-host", "127.0.0.1", "--grpc-port", "0", "--http-host", "127.0.0
 class Server:
     """A running `stator serve`, `stator frontend` or `stator worker`."""
 
-    def __init__(self, *arguments, role="serve", environment=None):
+    def __init__(self, *arguments, role="serve", environment=None, prefix=()):
         doors = [] if role == "worker" else DOORS
-        command = [str(BINARY), role, *LOCAL, *doors, *arguments]
+        command = [*prefix, str(BINARY), role, *LOCAL, *doors, *arguments]
         self.log = []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                         text=True, env={**os.environ, **(environment or {})})

@@ -188,7 +188,7 @@ def test_all_doors_agree_on_what_is_ready(fleet):
 
 def test_nothing_is_ready_without_workers(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery) as front, client_of(front) as client:
+    with frontend(discovery, "--worker-wait-ms", "200") as front, client_of(front) as client:
         assert not client.is_server_ready()
         with worker(discovery) as only:
             eventually("the worker is there", lambda: is_ready(client, "simple"))
@@ -395,7 +395,8 @@ def test_an_encoder_makes_the_same_vectors(tmp_path):
 
 def test_a_second_signal_ends_a_worker_at_once(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery) as front, worker(discovery) as only, client_of(front) as client:
+    with frontend(discovery, "--worker-wait-ms", "200") as front, \
+            worker(discovery) as only, client_of(front) as client:
         eventually("the model is ready", lambda: is_ready(client, "slow"))
         with sdk_of(front) as sdk:
             chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=1000, stream=True)

@@ -11,7 +11,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use engine::WorkerLoad;
+use cluster::request::WorkerServer;
+use engine::{Tasks, WorkerLoad};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
@@ -24,12 +25,19 @@ pub(crate) struct Exporter {
     pub metrics: Arc<Metrics>,
     pub models: Arc<Models>,
     pub started: Instant,
+    /// The groups of background tasks.
+    pub tasks: Vec<Tasks>,
+    /// What has frontends' calls, in a worker.
+    pub worker: Option<WorkerServer>,
 }
 
 impl Exporter {
     /// Reads the gauges that are known only by asking.
     fn refresh(&self) {
         self.metrics.uptime.set(self.started.elapsed().as_secs_f64());
+        self.metrics.tasks.set(self.tasks.iter().map(|group| group.count() as i64).sum());
+        let open_calls = self.worker.as_ref().map_or(0, WorkerServer::open_calls);
+        self.metrics.open_calls.set(open_calls as i64);
         let names = self.models.list().into_iter().map(|(name, ..)| (Arc::from(name), None));
         let mut loads: BTreeMap<Arc<str>, Option<WorkerLoad>> = names.collect();
         for model in self.models.ready() {
@@ -40,7 +48,7 @@ impl Exporter {
             if let Some(load) = model.load.as_ref().filter(|_| model.parent.is_none()) {
                 // Each version has an engine of its own.
                 let all = loads.entry(model.name.clone()).or_default().get_or_insert_default();
-                add(all, &load());
+                all.add(&load());
             }
         }
         for (model, load) in loads {
@@ -62,14 +70,6 @@ impl Exporter {
             }
         }
     }
-}
-
-fn add(all: &mut WorkerLoad, one: &WorkerLoad) {
-    all.waiting_requests += one.waiting_requests;
-    all.running_sequences += one.running_sequences;
-    all.used_blocks += one.used_blocks;
-    all.cached_blocks += one.cached_blocks;
-    all.total_blocks += one.total_blocks;
 }
 
 /// Makes the route at a path.

@@ -41,7 +41,8 @@ pub fn dump(role: &str, matches: &ArgMatches) -> String {
     out
 }
 
-fn is_changed(arg: &clap::Arg, values: &[String]) -> bool {
+/// Returns whether a setting has other values than its defaults.
+pub(super) fn is_changed(arg: &clap::Arg, values: &[String]) -> bool {
     let defaults: Vec<_> = arg.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
     let is_flag = arg.get_default_values().is_empty();
     !(defaults == values || (is_flag && values == ["false"]))

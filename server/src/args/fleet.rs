@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    AFTER_HELP, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, MockArgs, ModelArgs, OpenAiArgs,
-    ProcessArgs, SecurityArgs, SharedMemoryArgs, TraceArgs, UpstreamArgs,
+    AFTER_HELP, BusyArgs, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, MockArgs, ModelArgs,
+    OpenAiArgs, ProcessArgs, SecurityArgs, SharedMemoryArgs, TraceArgs, UpstreamArgs,
 };
 use crate::fleet::{Repeated, Routing};
 use crate::pipeline::DEFAULT_MIGRATIONS;
@@ -66,6 +66,47 @@ pub struct WorkerArgs {
     pub process: ProcessArgs,
 }
 
+/// How a frontend treats workers.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Frontend")]
+pub struct RouteArgs {
+    /// Who of a model's workers gets a request
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Routing::LeastLoaded)]
+    #[arg(env = "STATOR_ROUTING")]
+    pub routing: Routing,
+    /// Workers that a request is tried on, one after the other, before its first output
+    #[arg(long, value_name = "N", default_value_t = 3, env = "STATOR_MAX_ATTEMPTS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_attempts: u32,
+    /// Tensor requests that are tried elsewhere when a worker is lost that may have begun them:
+    /// a model with effects of its own would have them twice
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Repeated::Stateless)]
+    #[arg(env = "STATOR_RETRY_ACCEPTED")]
+    pub retry_accepted: Repeated,
+    /// How often a text that was begun is continued on another worker
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MIGRATIONS)]
+    #[arg(env = "STATOR_MIGRATION_LIMIT")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub migration_limit: u32,
+    /// Milliseconds that a request waits for a worker when its model has none; 0: not at all
+    #[arg(long, value_name = "MS", default_value_t = 10_000, env = "STATOR_WORKER_WAIT_MS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    pub worker_wait_ms: u32,
+    /// Requests of one model that wait so; more are refused with UNAVAILABLE
+    #[arg(long, value_name = "N", default_value_t = 1000, env = "STATOR_MAX_WORKER_WAITS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub max_worker_waits: u32,
+    /// Milliseconds of silence after which a worker is asked for one token, or a worker of tensors
+    /// what it serves: one that fails gets no requests until it answers; 0: never
+    #[arg(long, value_name = "MS", default_value_t = 30_000, env = "STATOR_CANARY_INTERVAL_MS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    pub canary_interval_ms: u32,
+    /// Milliseconds that the answer to that may take: longer than a worker's longest forward pass
+    #[arg(long, value_name = "MS", default_value_t = 30_000, env = "STATOR_CANARY_TIMEOUT_MS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=3_600_000))]
+    pub canary_timeout_ms: u32,
+}
+
 /// The flags of `stator frontend`.
 #[derive(Debug, Args)]
 #[command(after_help = "Every flag can stand in the file of --config, without its dashes: \
@@ -81,24 +122,10 @@ pub struct FrontendArgs {
     #[arg(long, value_name = "PREFIX", env = "STATOR_NAMESPACE_PREFIX", help_heading = "Frontend")]
     #[arg(conflicts_with = "namespace")]
     pub namespace_prefix: Option<String>,
-    /// Who of a model's workers gets a request
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = Routing::LeastLoaded)]
-    #[arg(env = "STATOR_ROUTING", help_heading = "Frontend")]
-    pub routing: Routing,
-    /// Workers that a request is tried on, one after the other, before its first output
-    #[arg(long, value_name = "N", default_value_t = 3, env = "STATOR_MAX_ATTEMPTS")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Frontend")]
-    pub max_attempts: u32,
-    /// Tensor requests that are tried elsewhere when a worker is lost that may have begun them:
-    /// a model with effects of its own would have them twice
-    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Repeated::Stateless)]
-    #[arg(env = "STATOR_RETRY_ACCEPTED", help_heading = "Frontend")]
-    pub retry_accepted: Repeated,
-    /// How often a text that was begun is continued on another worker
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_MIGRATIONS)]
-    #[arg(env = "STATOR_MIGRATION_LIMIT")]
-    #[arg(value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Frontend")]
-    pub migration_limit: u32,
+    #[command(flatten)]
+    pub route: RouteArgs,
+    #[command(flatten)]
+    pub busy: BusyArgs,
     /// Authorities of workers' certificates, PEM: workers are called by TLS, and no others
     #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_CA", help_heading = "Frontend")]
     pub worker_tls_ca: Option<PathBuf>,

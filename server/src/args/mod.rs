@@ -4,6 +4,7 @@
 //! which beats the default. Every value goes through the flag's own parser, wherever it is from.
 
 mod bench;
+mod busy;
 mod chat;
 mod dump;
 mod engine;
@@ -17,6 +18,7 @@ mod process;
 mod security;
 mod shared_memory;
 mod trace;
+mod up;
 mod upstream;
 
 use std::ffi::OsString;
@@ -25,10 +27,11 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use bench::{BenchAction, BenchEngineArgs};
+pub use busy::BusyArgs;
 pub use chat::ChatArgs;
 pub use dump::dump;
 pub use engine::EngineArgs;
-pub use fleet::{DiscoveryArgs, FrontendArgs, WorkerArgs};
+pub use fleet::{DiscoveryArgs, FrontendArgs, RouteArgs, WorkerArgs};
 pub use grpc::GrpcArgs;
 pub use http::HttpArgs;
 pub use mock::MockArgs;
@@ -38,6 +41,7 @@ pub use process::ProcessArgs;
 pub use security::SecurityArgs;
 pub use shared_memory::SharedMemoryArgs;
 pub use trace::TraceArgs;
+pub use up::{Passed, UpArgs, passed};
 pub use upstream::UpstreamArgs;
 
 /// Names of the reference's variables that mean one of ours.
@@ -65,7 +69,7 @@ const AFTER_HELP: &str = "A MODEL is a GGUF file, a directory of safetensors, NA
     A flag beats its variable, which beats the file.";
 
 /// The commands that serve, and so take a configuration file.
-const ROLES: [&str; 3] = ["serve", "worker", "frontend"];
+const ROLES: [&str; 4] = ["serve", "up", "worker", "frontend"];
 
 /// A gRPC-first inference server: KServe v2 with Triton's extensions, for text and tensors.
 #[derive(Debug, Parser)]
@@ -80,6 +84,8 @@ pub struct Cli {
 pub enum Action {
     /// Serve models; with none given, the default model SmolLM2-135M-Instruct
     Serve(Box<ServeArgs>),
+    /// Run a fleet on this machine: workers and a frontend, until Ctrl-C
+    Up(Box<UpArgs>),
     /// Compute models for the frontends of a fleet
     Worker(Box<WorkerArgs>),
     /// Serve the models of a fleet's workers; needs no files of theirs
@@ -130,6 +136,8 @@ pub struct ServeArgs {
     pub security: SecurityArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+    #[command(flatten)]
+    pub busy: BusyArgs,
     #[command(flatten)]
     pub trace: TraceArgs,
     #[command(flatten)]

@@ -26,6 +26,9 @@ pub struct ProcessArgs {
     /// Milliseconds that requests under way get to finish after SIGTERM or SIGINT
     #[arg(long, value_name = "MS", default_value_t = 30_000, env = "STATOR_SHUTDOWN_GRACE_MS")]
     pub shutdown_grace_ms: u64,
+    /// End as after SIGTERM when standard input is closed: the end of whoever started this process
+    #[arg(long, env = "STATOR_END_WITH_STDIN")]
+    pub end_with_stdin: bool,
     /// What to log: error, warn, info, debug, trace, or directives such as `info,server=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "STATOR_LOG_LEVEL")]
     pub log_level: String,

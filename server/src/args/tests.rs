@@ -96,6 +96,22 @@ fn the_dump_tells_no_secret() {
 }
 
 #[test]
+fn a_fleet_passes_on_what_each_role_knows() {
+    let path = file("up", "routing = \"round-robin\"\nbatch-tokens = 600\nno-metrics = true\n");
+    let args = ["stator", "up", "--workers", "3", "a=b.gguf", "--http-port=9", "--config", &path];
+    let rest = ["--builtin", "mock", "--grpc-restricted-protocol", "health:a=b"];
+    let args = args.into_iter().chain(rest).map(OsString::from);
+    let (_, matches) = parse_from(args, |_| None).unwrap();
+    let worker = passed("worker", &matches, &[]);
+    let expected = ["--builtin=mock", "--batch-tokens=600", "--no-metrics", "--", "a=b.gguf"];
+    assert_eq!(worker, Passed { flags: expected.map(str::to_owned).into(), variables: vec![] });
+    let frontend = passed("frontend", &matches, &["no_metrics"]);
+    assert_eq!(frontend.flags, ["--routing=round-robin", "--http-port=9"]);
+    let secret = ("STATOR_GRPC_RESTRICTED_PROTOCOL".to_owned(), "health:a=b".to_owned());
+    assert_eq!(frontend.variables, [secret]);
+}
+
+#[test]
 fn the_command_is_sound() {
     command().debug_assert();
 }
@@ -113,6 +129,7 @@ fn reference() -> String {
         "OpenAI",
         "Security",
         "Engine",
+        "Admission",
         "Traces",
         "Process",
     ];
@@ -120,10 +137,14 @@ fn reference() -> String {
         let args = serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(heading));
         out += &format!("\n## {heading}\n\n{}", table(args));
     }
-    for (role, text) in [("worker", WORKER), ("frontend", FRONTEND)] {
+    for (role, text) in [("up", UP), ("worker", WORKER), ("frontend", FRONTEND)] {
         let command = command.find_subcommand(role).unwrap();
         let is_own = |arg: &&clap::Arg| {
-            matches!(arg.get_help_heading(), Some("Fleet" | "Worker" | "Frontend"))
+            let heading = arg.get_help_heading();
+            match role {
+                "up" => heading == Some("Fleet"),
+                _ => matches!(heading, Some("Fleet" | "Worker" | "Frontend")),
+            }
         };
         out += text;
         out += &table(command.get_arguments().filter(is_own));
@@ -153,6 +174,14 @@ fn table<'a>(args: impl Iterator<Item = &'a clap::Arg>) -> String {
     out
 }
 
+const UP: &str = "
+## stator up
+
+`stator up [MODEL …]` runs workers and a frontend as processes of this machine: [deploy.md](deploy.md). It takes the flags of `stator serve`,
+those of Frontend below but the ones that say which workers are called, and these:
+
+";
+
 const WORKER: &str = "
 ## stator worker
 
@@ -165,7 +194,7 @@ const FRONTEND: &str = "
 ## stator frontend
 
 `stator frontend` serves the models of workers. It takes the flags of Shared memory, gRPC, HTTP, OpenAI without the two formats, Security,
-Traces and Process as above, and these:
+Admission, Traces and Process as above, and these:
 
 ";
 

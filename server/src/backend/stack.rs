@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use engine::{
     Adapter, AdapterId, EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, Salt, TextRequest,
+    WorkerLoad,
 };
 use openai_bridge::TextBridge;
 use proto::inference as wire;
@@ -19,7 +20,9 @@ use crate::config::EngineConfig;
 use crate::fleet::Tables;
 use crate::metrics::{Metrics, ModelLabels, Totals};
 use crate::models::{Core, Model, Origin, ReadHealth, ReadLoad, TextModel};
-use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
+use crate::pipeline::{
+    Adapt, Admit, Deadline, EachLoad, Limits, Observe, Thresholds, TokenMetrics,
+};
 use crate::repository::Definition;
 use crate::source::Place;
 use crate::text::{Below, NoGeneration, TensorText, TextEngine};
@@ -78,7 +81,8 @@ impl Backends {
             bridge: base.bridge.clone(),
             generate: Some(engine.clone()),
             embed: engine,
-            load: Arc::new(move || load.load()),
+            each_load: Arc::new(move |visit| visit(load.load())),
+            limits: self.limits,
             health: Arc::new(move || health.is_healthy()),
         };
         let mut model = on_tokens(engines, &self.metrics, name, declared);
@@ -181,7 +185,8 @@ impl Backends {
             bridge,
             generate: None,
             embed: engine,
-            load: Arc::new(move || load.load()),
+            each_load: Arc::new(move |visit| visit(load.load())),
+            limits: self.limits,
             health: Arc::new(move || health.is_healthy()),
         };
         let tables = self.tables(&card, &vocabulary);
@@ -220,7 +225,9 @@ pub(crate) struct Engines {
     /// None: the model makes vectors and no texts.
     pub generate: Option<Arc<dyn Engine<GenerateRequest>>>,
     pub embed: Arc<dyn Engine<EmbedRequest>>,
-    pub load: ReadLoad,
+    pub each_load: EachLoad,
+    /// When it counts as busy, until that is changed.
+    pub limits: Limits,
     pub health: ReadHealth,
 }
 
@@ -231,10 +238,10 @@ pub(crate) fn on_tokens(
     name: &str,
     declared: &wire::ModelConfig,
 ) -> Model {
-    let Engines { bridge, generate, embed, load, health } = engines;
+    let Engines { bridge, generate, embed, each_load, limits, health } = engines;
     let core = Core { generate: generate.clone(), embed: Some(embed.clone()), ..Core::default() };
-    let read = load.clone();
-    let thresholds = Arc::new(Thresholds::new(move || read()));
+    let load = sum(&each_load);
+    let thresholds = Arc::new(Thresholds::new(limits, each_load));
     let generate: Arc<dyn Engine<GenerateRequest>> = match generate {
         None => Arc::new(NoGeneration(bridge.clone())),
         Some(engine) => {
@@ -254,8 +261,19 @@ pub(crate) struct TextEngines {
     pub bridge: Arc<TextBridge>,
     pub generate: Arc<dyn Engine<TextRequest>>,
     pub embed: Arc<dyn Engine<EmbedTextRequest>>,
-    pub load: ReadLoad,
+    pub each_load: EachLoad,
+    pub limits: Limits,
     pub health: ReadHealth,
+}
+
+/// Returns what adds up the loads of all workers of a model.
+fn sum(each_load: &EachLoad) -> ReadLoad {
+    let each_load = each_load.clone();
+    Arc::new(move || {
+        let mut all = WorkerLoad::default();
+        each_load(&mut |one| all.add(&one));
+        all
+    })
 }
 
 /// Stacks a text model on engines that take texts.
@@ -265,11 +283,11 @@ pub(crate) fn on_texts(
     name: &str,
     declared: &wire::ModelConfig,
 ) -> Model {
-    let TextEngines { bridge, generate, embed, load, health } = engines;
+    let TextEngines { bridge, generate, embed, each_load, limits, health } = engines;
     let core =
         Core { text: Some(generate.clone()), embed_text: Some(embed.clone()), ..Core::default() };
-    let read = load.clone();
-    let thresholds = Arc::new(Thresholds::new(move || read()));
+    let load = sum(&each_load);
+    let thresholds = Arc::new(Thresholds::new(limits, each_load));
     let generate = Arc::new(Observe { engine: generate, metrics: token_metrics(metrics, name) });
     let below = Below::Texts { generate, embed };
     let texts = TextEngine::new(bridge, below, thresholds.clone());

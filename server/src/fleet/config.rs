@@ -10,8 +10,8 @@ use cluster::instance::Namespace;
 use engine::Tasks;
 
 use crate::args::{FrontendArgs, WorkerArgs, state_dir};
-use crate::config::{Invalid, ModelsConfig, metrics};
-use crate::pipeline::{Policy, RetryAccepted, RouteConfig};
+use crate::config::{Invalid, ModelsConfig, limits, metrics};
+use crate::pipeline::{Limits, Policy, RetryAccepted, RouteConfig};
 use crate::security::LinkConfig;
 use crate::source::Builtin;
 use crate::upstream::UpstreamConfig;
@@ -68,6 +68,15 @@ pub struct FleetConfig {
     pub migration_limit: u32,
     /// TLS towards workers; none calls those that speak in the clear.
     pub tls: Option<LinkConfig>,
+    /// When a text model counts as busy, until that is changed.
+    pub(crate) limits: Limits,
+    /// How long a request waits for a worker when there is none.
+    pub worker_wait: Duration,
+    /// The most requests of one model that wait so.
+    pub max_waiting: u32,
+    /// The silence after which a worker is asked whether it is well, zero for never, and how long
+    /// its answer may take.
+    pub canary: (Duration, Duration),
 }
 
 /// What a worker is started with.
@@ -177,14 +186,22 @@ impl FleetConfig {
         let authorities = args.worker_tls_ca.clone();
         let tls = authorities.map(|ca| LinkConfig { shown, authorities: Some(ca) });
         let store = Store::parse(args.discovery.discovery.as_deref())?;
+        let route = &args.route;
         Ok(Self {
             store: if tls.is_some() { store.secured() } else { store },
             tls,
             query,
-            routing: args.routing,
-            max_attempts: args.max_attempts,
-            retry_accepted: args.retry_accepted,
-            migration_limit: args.migration_limit,
+            routing: route.routing,
+            max_attempts: route.max_attempts,
+            retry_accepted: route.retry_accepted,
+            migration_limit: route.migration_limit,
+            limits: limits(&args.busy),
+            worker_wait: Duration::from_millis(route.worker_wait_ms.into()),
+            max_waiting: route.max_worker_waits,
+            canary: (
+                Duration::from_millis(route.canary_interval_ms.into()),
+                Duration::from_millis(route.canary_timeout_ms.into()),
+            ),
         })
     }
 
@@ -199,7 +216,13 @@ impl FleetConfig {
             Repeated::Stateless => RetryAccepted::Stateless,
             Repeated::Always => RetryAccepted::Always,
         };
-        RouteConfig { policy, max_attempts: self.max_attempts, retry_accepted }
+        RouteConfig {
+            policy,
+            max_attempts: self.max_attempts,
+            retry_accepted,
+            worker_wait: self.worker_wait,
+            max_waiting: self.max_waiting,
+        }
     }
 }
 

@@ -17,9 +17,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use openai_bridge::TextBridge;
 use prost_reflect::prost::Message;
 use proto::inference as wire;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::bridges::Fetched;
+use super::canary::{Canary, Question};
 use super::cards::LABELS;
 use super::config::FleetConfig;
 use super::peers::Peers;
@@ -28,11 +29,14 @@ use super::tables;
 use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens};
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, Models};
-use crate::pipeline::{Migrate, Route};
+use crate::pipeline::{Limits, Migrate, Route, RouteMetrics};
 use crate::security::LinkConnectors;
 
 /// The wait before a model that could not be made is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// The most models that left whose thresholds are remembered.
+const MAX_REMEMBERED: usize = 1000;
 
 /// The version under which workers' models are called.
 const VERSION: u64 = 1;
@@ -44,6 +48,8 @@ pub(crate) struct Fleet {
     peers: Arc<Peers>,
     models: Arc<Models>,
     known: BTreeMap<String, Known>,
+    /// When models that were here counted as busy, for when they come back.
+    limits: BTreeMap<String, Limits>,
     tasks: Tasks,
 }
 
@@ -52,6 +58,8 @@ struct Known {
     checksum: Checksum,
     pool: Arc<Pool>,
     names: Vec<String>,
+    /// When it is forgotten, since its last worker is gone.
+    until: Option<Instant>,
 }
 
 /// What models are made with.
@@ -100,6 +108,7 @@ impl Fleet {
             peers,
             models: models.clone(),
             known: BTreeMap::new(),
+            limits: BTreeMap::new(),
             tasks: tasks.clone(),
         })
     }
@@ -114,7 +123,11 @@ impl Fleet {
                 making.push(make(self.maker.clone(), order, Duration::ZERO).boxed());
             }
             loop {
+                let until = self.known.values().filter_map(|known| known.until).min();
                 tokio::select! {
+                    () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                        self.retire(&snapshot);
+                    }
                     changed = snapshots.changed() => match changed {
                         Ok(()) => break,
                         Err(_) => return,
@@ -131,12 +144,7 @@ impl Fleet {
 
     /// Gives models their workers; returns the models that are to be made.
     fn apply(&mut self, snapshot: &Snapshot) -> Vec<Order> {
-        let gone = |name: &&String| !snapshot.models.contains_key(*name);
-        for name in self.known.keys().filter(gone).cloned().collect::<Vec<_>>() {
-            if let Some(known) = self.known.remove(&name) {
-                known.names.iter().for_each(|name| self.forget(name));
-            }
-        }
+        self.retire(snapshot);
         let orders: Vec<Order> = snapshot
             .models
             .iter()
@@ -147,6 +155,31 @@ impl Fleet {
         orders
     }
 
+    /// Takes models away whose workers are gone. They stay for the time that requests wait for a
+    /// worker, unless somebody else has one of their names.
+    fn retire(&mut self, snapshot: &Snapshot) {
+        let now = Instant::now();
+        let wait = self.maker.config.worker_wait;
+        let mut over = Vec::new();
+        for (name, known) in &mut self.known {
+            if snapshot.models.contains_key(name) {
+                known.until = None;
+                continue;
+            }
+            known.pool.set(Vec::new(), &self.tasks);
+            let until = *known.until.get_or_insert(now + wait);
+            let is_taken = known.names.iter().any(|name| snapshot.model(name).is_some());
+            if is_taken || until <= now {
+                over.push(name.clone());
+            }
+        }
+        for name in over {
+            if let Some(known) = self.known.remove(&name) {
+                known.names.iter().for_each(|name| self.forget(name));
+            }
+        }
+    }
+
     /// Gives a model its workers; returns it if it is to be made.
     fn place(&mut self, name: &str, model: &Registered, snapshot: &Snapshot) -> Option<Order> {
         let workers = self.workers(model);
@@ -155,7 +188,8 @@ impl Fleet {
             known.pool.set(workers, &self.tasks);
             return None;
         }
-        let pool = Pool::new(name, self.membership.clone());
+        let canary = self.maker.canary(name);
+        let pool = Pool::new(name, self.membership.clone(), &self.models, canary);
         pool.set(workers, &self.tasks);
         let aliases = model.card.aliases.iter();
         let aliases =
@@ -169,20 +203,31 @@ impl Fleet {
         };
         let parent = snapshot.models.iter().find(is_base).map(|(base, _)| base.as_str().into());
         names.iter().for_each(|name| self.models.announce(name, VERSION));
-        let known = Known { checksum: model.checksum, pool: pool.clone(), names: names.clone() };
+        let (checksum, names_now) = (model.checksum, names.clone());
+        let known = Known { checksum, pool: pool.clone(), names: names_now, until: None };
         if let Some(before) = self.known.insert(name.to_owned(), known) {
-            let now = &self.known[name].names;
-            before.names.iter().filter(|name| !now.contains(name)).for_each(|name| {
-                self.forget(name);
-            });
+            let is_gone = |name: &&String| !names.contains(*name);
+            before.names.iter().filter(is_gone).for_each(|name| self.forget(name));
         }
-        let (card, checksum) = (model.card.clone(), model.checksum);
+        let card = model.card.clone();
         Some(Order { card, checksum, pool, workers: remotes, names, parent })
     }
 
-    fn forget(&self, name: &str) {
+    fn forget(&mut self, name: &str) {
+        if let Some(limits) = self.limits_of(name) {
+            self.limits.insert(name.to_owned(), limits);
+            if self.limits.len() > MAX_REMEMBERED {
+                self.limits.pop_first();
+            }
+        }
         self.models.forget(name);
         self.maker.metrics.set_load(&ModelLabels { model: name.into() }, None);
+    }
+
+    /// Returns when a model counts as busy, as far as it is here.
+    fn limits_of(&self, name: &str) -> Option<Limits> {
+        let model = self.models.get(name, "").ok()?;
+        Some(model.text.as_ref()?.thresholds.limits())
     }
 
     /// Returns the workers of a model that take work, with connections that are watched.
@@ -196,7 +241,8 @@ impl Fleet {
                         self.watch(id, worker.clone());
                     }
                     let has_load = model.card.kind != Kind::Tensor;
-                    places.push(Place { id, worker, has_load });
+                    let question = Question::of(&model.card);
+                    places.push(Place { id, worker, has_load, question });
                 }
                 Err(error) => tracing::warn!(instance = %id, %error, "a worker cannot be called"),
             }
@@ -233,6 +279,11 @@ impl Fleet {
             Ok(models) => {
                 for model in models {
                     let name = model.name.clone();
+                    // What was changed while it ran stays changed.
+                    let before = self.limits_of(&name).or_else(|| self.limits.remove(&*name));
+                    if let (Some(text), Some(before)) = (&model.text, before) {
+                        text.thresholds.set(before);
+                    }
                     self.models.replace(&name, vec![(VERSION, Arc::new(model))]);
                 }
                 tracing::info!(model = name, "model ready");
@@ -263,6 +314,14 @@ async fn make(maker: Arc<Maker>, order: Order, wait: Duration) -> Made {
 }
 
 impl Maker {
+    /// Returns how the workers of a model are asked whether they are well.
+    fn canary(&self, name: &str) -> Canary {
+        let (interval, timeout) = self.config.canary;
+        let labels = ModelLabels { model: name.into() };
+        let failed = self.metrics.failed_canaries.get_or_create(&labels).clone();
+        Canary { interval, timeout, failed }
+    }
+
     /// Makes the models of a card, one for each of its names.
     async fn make(self: &Arc<Self>, order: &Order) -> Result<Vec<Model>, String> {
         let card = &order.card;
@@ -295,7 +354,12 @@ impl Maker {
             }
             None => wire::ModelConfig { name: card.name.clone(), ..Default::default() },
         };
-        let route = Route::new(card.name.clone(), order.pool.clone(), self.config.route());
+        let metrics = RouteMetrics {
+            calls: self.metrics.worker_calls.clone(),
+            waiting: self.metrics.worker_waits.clone(),
+        };
+        let settings = self.config.route();
+        let route = Route::new(card.name.clone(), order.pool.clone(), settings, metrics);
         let bridge = tables.map(|tables| bridge(card, &tables)).transpose()?;
         let labels: HashMap<String, Vec<String>> = match labels {
             Some(labels) => serde_json::from_slice(&labels).map_err(|error| error.to_string())?,
@@ -339,7 +403,8 @@ impl Maker {
             bridge: Arc::new(bridge),
             generate: Arc::new(route.clone()),
             embed: Arc::new(route.clone()),
-            load: Arc::new(move || load.load()),
+            each_load: Arc::new(move |visit| load.each_load(visit)),
+            limits: self.config.limits,
             health: Arc::new(move || health.is_ready()),
         };
         on_texts(engines, &self.metrics, &declared.name, declared)
@@ -355,14 +420,17 @@ impl Maker {
         let (load, health) = (order.pool.clone(), order.pool.clone());
         let generates = order.card.kind != Kind::Embedding;
         let limit = self.config.migration_limit;
+        let labels = ModelLabels { model: declared.name.as_str().into() };
+        let count = self.metrics.migrations.get_or_create(&labels).clone();
         let engines = Engines {
             bridge: bridge.clone(),
             generate: match generates {
-                true => Some(Arc::new(Migrate { engine: route.clone(), limit })),
+                true => Some(Arc::new(Migrate { engine: route.clone(), limit, count })),
                 false => None,
             },
             embed: Arc::new(route.clone()),
-            load: Arc::new(move || load.load()),
+            each_load: Arc::new(move |visit| load.each_load(visit)),
+            limits: self.config.limits,
             health: Arc::new(move || health.is_ready()),
         };
         on_tokens(engines, &self.metrics, &declared.name, declared)

@@ -4,6 +4,7 @@
 //! serve` would have made, with a route to workers where that has an engine.
 
 mod bridges;
+mod canary;
 mod cards;
 mod config;
 mod follow;

@@ -1,7 +1,7 @@
 //! The workers of one model, as its route sees them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use cluster::instance::InstanceId;
@@ -9,8 +9,11 @@ use cluster::membership::Membership;
 use cluster::request::{News, RemoteWorker, WatchOptions};
 use engine::{Tasks, WorkerLoad};
 use futures_util::StreamExt;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::canary::{Canary, Question};
+use crate::models::Models;
 use crate::pipeline::{Candidate, Engines, Workers};
 
 /// How often workers tell their load.
@@ -24,6 +27,10 @@ pub(super) struct Pool {
     name: Arc<str>,
     candidates: RwLock<Arc<[Arc<Candidate>]>>,
     membership: Membership,
+    changes: watch::Sender<()>,
+    /// What hears of workers that are unwell; it has the models that have this pool.
+    models: Weak<Models>,
+    canary: Canary,
 }
 
 /// A worker that takes work.
@@ -32,17 +39,25 @@ pub(super) struct Place {
     pub worker: RemoteWorker,
     /// Whether it has a load to tell.
     pub has_load: bool,
+    /// What it is asked to see whether it is well.
+    pub question: Question,
 }
 
 impl Pool {
     /// Makes the pool of a model without workers.
-    pub(super) fn new(name: &str, membership: Membership) -> Arc<Self> {
-        let candidates = RwLock::new(Arc::from([]));
-        Arc::new(Self { name: name.into(), candidates, membership })
+    pub(super) fn new(
+        name: &str,
+        membership: Membership,
+        models: &Arc<Models>,
+        canary: Canary,
+    ) -> Arc<Self> {
+        let (candidates, changes) = (RwLock::new(Arc::from([])), watch::Sender::new(()));
+        let models = Arc::downgrade(models);
+        Arc::new(Self { name: name.into(), candidates, membership, changes, models, canary })
     }
 
     /// Takes these workers and no others from now on; one that stays keeps what is known of it.
-    pub(super) fn set(&self, places: Vec<Place>, tasks: &Tasks) {
+    pub(super) fn set(self: &Arc<Self>, places: Vec<Place>, tasks: &Tasks) {
         let now = self.candidates();
         let before: BTreeMap<InstanceId, &Arc<Candidate>> =
             now.iter().map(|candidate| (candidate.id, candidate)).collect();
@@ -52,11 +67,23 @@ impl Pool {
         };
         let after: Arc<[Arc<Candidate>]> = places.into_iter().map(take).collect();
         *self.candidates.write().unwrap_or_else(PoisonError::into_inner) = after;
+        self.changes.send_replace(());
     }
 
-    fn begin(&self, place: Place, tasks: &Tasks) -> Arc<Candidate> {
+    /// Tells everybody that a worker is unwell or well again.
+    pub(super) fn touch(&self) {
+        self.changes.send_replace(());
+        if let Some(models) = self.models.upgrade() {
+            models.touch();
+        }
+    }
+
+    fn begin(self: &Arc<Self>, place: Place, tasks: &Tasks) -> Arc<Candidate> {
         let model = place.worker.model(self.name.clone());
         let candidate = Arc::new(Candidate::new(place.id, Engines::of(Arc::new(model))));
+        if let Some(asking) = self.canary.ask(self, &candidate, &place) {
+            tasks.spawn("canary", asking);
+        }
         let (name, told) = (self.name.clone(), Arc::downgrade(&candidate));
         let options = WatchOptions {
             load_interval: place.has_load.then_some(LOAD_INTERVAL),
@@ -85,21 +112,12 @@ impl Pool {
 
     /// Returns whether a request would find a worker.
     pub(super) fn is_ready(&self) -> bool {
-        self.candidates().iter().any(|candidate| !candidate.is_draining())
+        self.candidates().iter().any(|candidate| candidate.takes_work())
     }
 
-    /// Returns how busy all workers are together.
-    pub(super) fn load(&self) -> WorkerLoad {
-        let add = |all: WorkerLoad, one: WorkerLoad| WorkerLoad {
-            waiting_requests: all.waiting_requests.saturating_add(one.waiting_requests),
-            running_sequences: all.running_sequences.saturating_add(one.running_sequences),
-            used_blocks: all.used_blocks.saturating_add(one.used_blocks),
-            cached_blocks: all.cached_blocks.saturating_add(one.cached_blocks),
-            total_blocks: all.total_blocks.saturating_add(one.total_blocks),
-            block_tokens: one.block_tokens,
-        };
-        let candidates = self.candidates();
-        candidates.iter().map(|candidate| candidate.load()).fold(WorkerLoad::default(), add)
+    /// Shows the load of each worker.
+    pub(super) fn each_load(&self, visit: &mut dyn FnMut(WorkerLoad)) {
+        self.candidates().iter().for_each(|candidate| visit(candidate.load()));
     }
 }
 
@@ -110,5 +128,9 @@ impl Workers for Pool {
 
     fn suspect(&self, id: InstanceId) {
         self.membership.suspect(id);
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 }

@@ -119,16 +119,22 @@ impl Worker {
         let failed = |source| ServeError::Listen { flag, address: config.address, source };
         let listener = TcpListener::bind(config.address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let files = Arc::new(Files::default());
+        let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
-            let (metrics, models) = (metrics.clone(), models.clone());
-            let exporter = Exporter { registry, metrics, models, started };
+            let exporter = Exporter {
+                registry,
+                metrics: metrics.clone(),
+                models: models.clone(),
+                started,
+                tasks: vec![following.clone(), tasks.clone()],
+                worker: Some(server.clone()),
+            };
             let security = Security { tls: None, keys: None };
             let opened = open_metrics(wanted, Arc::new(exporter), &security, &tasks).await?;
             metrics_address = Some(opened);
         }
-        let files = Arc::new(Files::default());
-        let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
         let (serving, group) = (server.clone(), tasks.clone());
         let tls = config.tls.clone().map(LinkAcceptor::load).transpose();
         let tls = tls.map_err(ServeError::Start)?;

@@ -17,6 +17,9 @@ use crate::status::Dialect;
 const BLOCKS: &str = "active_decode_blocks_threshold";
 const PREFILL: &str = "active_prefill_tokens_threshold";
 
+/// The field of what the reference has no threshold for.
+const WAITING: &str = "waiting_requests_threshold";
+
 /// `GET /busy_threshold`: the thresholds of every text model.
 pub(super) async fn list(State(door): State<OpenAi>) -> Response {
     let ready = door.shared.models.ready();
@@ -43,7 +46,8 @@ pub(super) async fn set(State(door): State<OpenAi>, request: Request) -> Respons
 }
 
 fn described(model: &str, limits: Limits) -> Json {
-    json!({ "model": model, BLOCKS: limits.blocks, PREFILL: limits.prefill_tokens })
+    let Limits { blocks, prefill_tokens, waiting_requests } = limits;
+    json!({ "model": model, BLOCKS: blocks, PREFILL: prefill_tokens, WAITING: waiting_requests })
 }
 
 fn changed(mut limits: Limits, body: &Body) -> Result<Limits> {
@@ -60,13 +64,16 @@ fn changed(mut limits: Limits, body: &Body) -> Result<Limits> {
             limits.blocks = Some(share?);
         }
     }
-    match body.get(PREFILL) {
-        None => {}
-        Some(Json::Null) => limits.prefill_tokens = None,
-        Some(value) => {
-            let tokens = value.as_u64().filter(|tokens| *tokens > 0);
-            let tokens = tokens.ok_or_else(|| wrong(PREFILL, "a whole number from 1", value));
-            limits.prefill_tokens = Some(tokens?);
+    for (field, limit) in
+        [(PREFILL, &mut limits.prefill_tokens), (WAITING, &mut limits.waiting_requests)]
+    {
+        match body.get(field) {
+            None => {}
+            Some(Json::Null) => *limit = None,
+            Some(value) => {
+                let count = value.as_u64().filter(|count| *count > 0);
+                *limit = Some(count.ok_or_else(|| wrong(field, "a whole number from 1", value))?);
+            }
         }
     }
     Ok(limits)
@@ -78,7 +85,8 @@ mod tests {
 
     #[test]
     fn only_what_is_named_changes() {
-        let before = Limits { blocks: Some(0.5), prefill_tokens: Some(100) };
+        let before =
+            Limits { blocks: Some(0.5), prefill_tokens: Some(100), waiting_requests: Some(3) };
         let change = |body: Json| {
             let Json::Object(body) = body else { panic!("not an object") };
             changed(before, &body).map_err(|error| error.to_string())
@@ -88,6 +96,8 @@ mod tests {
         assert_eq!(change(json!({ BLOCKS: null })), Ok(without));
         let more = Limits { prefill_tokens: Some(7), ..before };
         assert_eq!(change(json!({ PREFILL: 7 })), Ok(more));
+        let other = Limits { waiting_requests: Some(8), ..before };
+        assert_eq!(change(json!({ WAITING: 8 })), Ok(other));
         for body in [json!({ BLOCKS: 0 }), json!({ BLOCKS: 1.5 }), json!({ PREFILL: "x" })] {
             assert!(change(body.clone()).unwrap_err().contains("expected"), "{body}");
         }

@@ -1,12 +1,14 @@
 //! Refuses requests for a model that is too busy, by thresholds that can be changed while it runs.
 //!
 //! A whole request is checked before any of its prompts is queued; the decorator around the scheduler
-//! counts the prompts that wait. Without thresholds only the queue's own bound holds.
+//! counts the prompts that wait. Without thresholds only the queue's own bound holds. A model with
+//! several workers is busy when each of them is.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as Poller, Poll, ready};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::{
@@ -15,31 +17,54 @@ use engine::{
 };
 use futures_util::Stream;
 
-/// Reads the load of an engine.
-type ReadLoad = Box<dyn Fn() -> WorkerLoad + Send + Sync>;
+/// The code of a refusal because of a threshold.
+pub(crate) const BUSY: &str = "busy";
 
-/// When a model is busy. Nothing set means never.
+/// When a refused request may come again: loads have changed by then.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Shows the load of each worker of a model.
+pub(crate) type EachLoad = Arc<dyn Fn(&mut dyn FnMut(WorkerLoad)) + Send + Sync>;
+
+/// When a worker is busy. Nothing set means never.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Limits {
-    /// The share of the KV blocks that may be in use, above 0 and up to 1.
+    /// The share of a worker's KV blocks that may be in use, above 0 and up to 1.
     pub blocks: Option<f64>,
-    /// The prompt tokens that may wait for their first output.
+    /// The prompt tokens that may wait for their first output, for each worker.
     pub prefill_tokens: Option<u64>,
+    /// The requests that may wait in a worker's queue.
+    pub waiting_requests: Option<u64>,
+}
+
+impl Limits {
+    /// Returns what a worker has too much of.
+    fn excess(&self, load: &WorkerLoad) -> Option<String> {
+        let WorkerLoad { used_blocks, total_blocks, waiting_requests, .. } = *load;
+        let (used, total) = (f64::from(used_blocks), f64::from(total_blocks));
+        if let Some(most) = self.blocks.filter(|most| used > most * total) {
+            return Some(format!(
+                "{used_blocks} of {total_blocks} KV blocks are in use, the threshold is {most}"
+            ));
+        }
+        let waiting = u64::from(waiting_requests);
+        let most = self.waiting_requests.filter(|most| waiting > *most)?;
+        Some(format!("{waiting} requests wait, the threshold is {most}"))
+    }
 }
 
 /// The limits of one model, and what they are compared with.
 pub(crate) struct Thresholds {
     limits: Mutex<Limits>,
-    load: ReadLoad,
+    each_load: EachLoad,
     /// Prompt tokens of requests that have no output yet.
     prefill_tokens: AtomicU64,
 }
 
 impl Thresholds {
-    /// Makes the thresholds of an engine whose load can be read: none at first.
-    pub(crate) fn new(load: impl Fn() -> WorkerLoad + Send + Sync + 'static) -> Self {
-        let (limits, prefill_tokens) = (Mutex::default(), AtomicU64::new(0));
-        Self { limits, load: Box::new(load), prefill_tokens }
+    /// Makes the thresholds of a model whose workers' loads can be read.
+    pub(crate) fn new(limits: Limits, each_load: EachLoad) -> Self {
+        Self { limits: Mutex::new(limits), each_load, prefill_tokens: AtomicU64::new(0) }
     }
 
     /// Returns the limits in force.
@@ -61,26 +86,33 @@ impl Thresholds {
     /// Errors: overloaded, with the code `busy`.
     pub(crate) fn check(&self) -> Result<()> {
         let limits = self.limits();
-        let busy = |text: String| Err(Error::new(ErrorKind::Overloaded, text).with_code("busy"));
-        if let Some(most) = limits.prefill_tokens {
-            let waiting = self.prefill_tokens.load(Relaxed);
-            if waiting > most {
-                return busy(format!(
-                    "the model is busy: {waiting} prompt tokens wait, the threshold is {most}"
-                ));
-            }
+        if limits == Limits::default() {
+            return Ok(());
         }
-        if let Some(most) = limits.blocks {
-            let WorkerLoad { used_blocks, total_blocks, .. } = (self.load)();
-            if f64::from(used_blocks) > most * f64::from(total_blocks) {
-                return busy(format!(
-                    "the model is busy: {used_blocks} of {total_blocks} KV blocks are in use, \
-                     the threshold is {most}"
-                ));
+        let (mut workers, mut free, mut excess) = (0, 0, None);
+        (self.each_load)(&mut |load| {
+            workers += 1;
+            match limits.excess(&load) {
+                Some(text) => excess = Some(text),
+                None => free += 1,
             }
+        });
+        let waiting = self.prefill_tokens.load(Relaxed);
+        let most = limits.prefill_tokens.map(|most| most.saturating_mul(workers));
+        if let Some(most) = most.filter(|most| waiting > *most) {
+            return Err(busy(format!("{waiting} prompt tokens wait, the threshold is {most}")));
         }
-        Ok(())
+        match excess.filter(|_| free == 0) {
+            Some(text) if workers > 1 => Err(busy(format!("so are all {workers} workers: {text}"))),
+            Some(text) => Err(busy(text)),
+            None => Ok(()),
+        }
     }
+}
+
+fn busy(why: String) -> Error {
+    let text = format!("the model is busy: {why}");
+    Error::new(ErrorKind::Overloaded, text).with_code(BUSY).with_retry_after(AGAIN)
 }
 
 /// A generating engine whose waiting prompts are counted.
@@ -148,25 +180,28 @@ mod tests {
     #[tokio::test]
     async fn a_busy_model_refuses_until_it_is_not() {
         let used = Arc::new(AtomicU64::new(0));
-        let load = {
-            let used = used.clone();
-            move || WorkerLoad {
-                used_blocks: used.load(Relaxed) as u32,
+        let read = used.clone();
+        let each_load: EachLoad = Arc::new(move |visit| {
+            visit(WorkerLoad {
+                used_blocks: read.load(Relaxed) as u32,
                 total_blocks: 10,
                 ..WorkerLoad::default()
-            }
-        };
-        let thresholds = Arc::new(Thresholds::new(load));
+            });
+        });
+        let thresholds = Arc::new(Thresholds::new(Limits::default(), each_load));
         let script = vec![Step::Output(GenerateOutput::default())];
         let admit = Admit {
             engine: Scripted::<GenerateRequest>::new(script),
             thresholds: thresholds.clone(),
         };
         let call = || admit.call(request(), Context::new("r"));
-        thresholds.set(Limits { blocks: Some(0.5), prefill_tokens: Some(9) });
+        let limits =
+            Limits { blocks: Some(0.5), prefill_tokens: Some(9), waiting_requests: Some(1) };
+        thresholds.set(limits);
         let mut first = call().await.unwrap();
         let refused = thresholds.check().unwrap_err();
         assert_eq!((refused.kind(), refused.code()), (ErrorKind::Overloaded, Some("busy")));
+        assert_eq!(refused.retry_after(), Some(AGAIN));
         assert!(refused.message().contains("10 prompt tokens"), "{refused}");
         assert!(first.next().await.is_some(), "its prompt waits no longer");
         assert!(thresholds.check().is_ok());
@@ -177,5 +212,35 @@ mod tests {
         thresholds.set(Limits::default());
         assert!(thresholds.check().is_ok());
         assert_eq!(thresholds.prefill_tokens.load(Relaxed), 0, "dropped streams are not counted");
+    }
+
+    #[test]
+    fn a_model_is_busy_when_all_its_workers_are() {
+        // Used blocks of 10, and requests that wait, of each worker.
+        let table: [(&[(u32, u32)], Option<&str>); 7] = [
+            (&[], None),
+            (&[(5, 3)], None),
+            (&[(6, 0)], Some("6 of 10 KV blocks")),
+            (&[(0, 4)], Some("4 requests wait, the threshold is 3")),
+            (&[(9, 9), (0, 0)], None),
+            (&[(9, 0), (0, 9)], Some("all 2 workers: 9 requests wait")),
+            (&[(0, 9), (9, 0)], Some("all 2 workers: 9 of 10 KV blocks")),
+        ];
+        for (loads, expected) in table {
+            let limits =
+                Limits { blocks: Some(0.5), waiting_requests: Some(3), ..Limits::default() };
+            let each_load: EachLoad = Arc::new(move |visit| {
+                for &(used_blocks, waiting_requests) in loads {
+                    let load =
+                        WorkerLoad { used_blocks, waiting_requests, ..WorkerLoad::default() };
+                    visit(WorkerLoad { total_blocks: 10, ..load });
+                }
+            });
+            let found = Thresholds::new(limits, each_load).check().map_err(|e| e.to_string());
+            match (expected, found) {
+                (None, found) => assert_eq!(found, Ok(()), "{loads:?}"),
+                (Some(text), found) => assert!(found.unwrap_err().contains(text), "{loads:?}"),
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 
 use async_trait::async_trait;
 use engine::{Context, Engine, GenerateRequest, OutputStream, Result};
+use prometheus_client::metrics::counter::Counter;
 
 mod continuation;
 mod migrating;
@@ -26,6 +27,8 @@ pub(crate) struct Migrate<E> {
     /// How often each continuation may go on elsewhere; 0: never. Default
     /// [`DEFAULT_MIGRATIONS`].
     pub limit: u32,
+    /// Counts continuations that went on elsewhere.
+    pub count: Counter,
 }
 
 /// How often a continuation goes on elsewhere if nothing else is said.

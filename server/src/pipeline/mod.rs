@@ -9,9 +9,11 @@ mod route;
 mod sequence;
 
 pub(crate) use adapt::Adapt;
-pub(crate) use admit::{Admit, Limits, Thresholds};
+pub(crate) use admit::{Admit, BUSY, EachLoad, Limits, Thresholds};
 pub(crate) use deadline::Deadline;
 pub(crate) use migrate::{DEFAULT_MIGRATIONS, Migrate};
 pub(crate) use observe::{Observe, TokenMetrics};
-pub(crate) use route::{Candidate, Engines, Policy, RetryAccepted, Route, RouteConfig, Workers};
+pub(crate) use route::{
+    Candidate, Engines, Policy, RetryAccepted, Route, RouteConfig, RouteMetrics, Workers,
+};
 pub(crate) use sequence::{SequenceOptions, Sequences};

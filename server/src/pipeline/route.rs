@@ -1,11 +1,13 @@
 //! Chooses a worker of a model for each request, and another one when the first does not take it.
 //!
 //! Whatever fails before the first output is tried elsewhere, as long as there is somebody who was
-//! not asked yet: nobody has seen anything of the answer. What fails later is the affair of
-//! [`Migrate`](super::Migrate).
+//! not asked yet: nobody has seen anything of the answer. When there is nobody, a request waits for
+//! a worker to come. What fails later is the affair of [`Migrate`](super::Migrate).
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cluster::instance::InstanceId;
@@ -13,15 +15,21 @@ use engine::{
     Context, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateRequest,
     InferRequest, OutputStream, Request, Result, TextRequest,
 };
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 mod candidate;
+mod patience;
 mod routed;
 #[cfg(test)]
 mod tests;
 
 use candidate::InFlight;
 pub(crate) use candidate::{Candidate, Engines};
-use routed::{Again, Routed};
+use patience::Patience;
+use routed::{Again, Routed, silent};
 
 /// Who may be asked now. It is read for every request, so reading is cheap.
 pub(crate) trait Workers: Send + Sync + 'static {
@@ -30,6 +38,8 @@ pub(crate) trait Workers: Send + Sync + 'static {
     fn candidates(&self) -> Arc<[Arc<Candidate>]>;
     /// Hears that the connection to a worker was found dead.
     fn suspect(&self, id: InstanceId);
+    /// Returns a receiver that is told when there are other workers, or one is well again.
+    fn changes(&self) -> watch::Receiver<()>;
 }
 
 /// Which worker is chosen.
@@ -65,13 +75,28 @@ pub(crate) struct RouteConfig {
     /// default 3.
     pub max_attempts: u32,
     pub retry_accepted: RetryAccepted,
+    /// How long a request waits for a worker when there is none; default: not at all.
+    pub worker_wait: Duration,
+    /// The most requests that wait so at the same time, of one model; more are refused.
+    /// Default 1000.
+    pub max_waiting: u32,
 }
 
 impl Default for RouteConfig {
     fn default() -> Self {
         let (policy, retry_accepted) = Default::default();
-        Self { policy, max_attempts: 3, retry_accepted }
+        let (worker_wait, max_waiting) = (Duration::ZERO, 1000);
+        Self { policy, max_attempts: 3, retry_accepted, worker_wait, max_waiting }
     }
+}
+
+/// What a route counts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RouteMetrics {
+    /// Requests that a worker has.
+    pub calls: Gauge,
+    /// Requests that wait for a worker to come.
+    pub waiting: Gauge,
 }
 
 /// The workers of one model as one engine. Clones are the same engine.
@@ -84,6 +109,8 @@ struct Inner {
     config: RouteConfig,
     /// Counts choices, from 1; workers note when they were chosen last.
     choices: AtomicU64,
+    calls: Gauge,
+    patience: Patience,
 }
 
 impl Route {
@@ -92,8 +119,11 @@ impl Route {
         model: impl Into<String>,
         workers: Arc<dyn Workers>,
         config: RouteConfig,
+        metrics: RouteMetrics,
     ) -> Self {
-        Self(Arc::new(Inner { model: model.into(), workers, config, choices: AtomicU64::new(1) }))
+        let patience = Patience::new(config.worker_wait, config.max_waiting, metrics.waiting);
+        let (model, choices, calls) = (model.into(), AtomicU64::new(1), metrics.calls);
+        Self(Arc::new(Inner { model, workers, config, choices, calls, patience }))
     }
 }
 
@@ -167,6 +197,7 @@ impl<R: Routable> Engine<R> for Route {
 struct Placed<R: Request> {
     stream: OutputStream<R>,
     worker: InFlight,
+    silence: Pin<Box<WaitForCancellationFutureOwned>>,
     /// How to ask another one; none: there is nobody, or it is not allowed.
     again: Option<Box<Again<R>>>,
     route: Arc<Inner>,
@@ -176,7 +207,10 @@ struct Placed<R: Request> {
 struct Search {
     route: Arc<Inner>,
     context: Context,
-    tried: Vec<InstanceId>,
+    /// Who was asked. One that was away and is back is another candidate, and may be asked again.
+    tried: Vec<Arc<Candidate>>,
+    /// When waiting for a worker ends, once it has begun.
+    until: Option<Instant>,
     /// What the last one said, and what those said that were busy.
     failed: Option<Error>,
     busy: Option<Error>,
@@ -184,7 +218,7 @@ struct Search {
 
 impl Search {
     fn new(route: Arc<Inner>, context: Context) -> Self {
-        Self { route, context, tried: Vec::new(), failed: None, busy: None }
+        Self { route, context, tried: Vec::new(), until: None, failed: None, busy: None }
     }
 
     /// Gives the request to one worker after the other until one accepts it.
@@ -194,12 +228,20 @@ impl Search {
     async fn place<R: Routable>(mut self, mut request: R) -> Result<Placed<R>> {
         loop {
             let Some((worker, is_last)) = self.choose(request.places()) else {
-                return Err(self.verdict());
+                if self.is_exhausted() || self.busy.is_some() || !self.wait().await {
+                    return Err(self.verdict());
+                }
+                continue;
             };
             let spare = (!is_last).then(|| request.clone());
             let engine = R::engine(&worker.candidate().engines);
-            let error = match engine.call(request, self.context.clone()).await {
-                Ok(stream) => return Ok(self.placed(stream, worker, spare)),
+            let mut silence = Box::pin(worker.candidate().silence());
+            let answer = tokio::select! {
+                answer = engine.call(request, self.context.clone()) => answer,
+                () = &mut silence => Err(silent()),
+            };
+            let error = match answer {
+                Ok(stream) => return Ok(self.placed((stream, silence), worker, spare)),
                 Err(error) => error,
             };
             if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded) {
@@ -215,27 +257,48 @@ impl Search {
 
     fn placed<R: Routable>(
         self,
-        stream: OutputStream<R>,
+        (stream, silence): (OutputStream<R>, Pin<Box<WaitForCancellationFutureOwned>>),
         worker: InFlight,
         spare: Option<R>,
     ) -> Placed<R> {
         let (route, setting) = (self.route.clone(), self.route.config.retry_accepted);
         let spare = spare.filter(|spare| spare.may_be_repeated(setting));
         let again = spare.map(|request| Box::new(Again { request, search: self }));
-        Placed { stream, worker, again, route }
+        Placed { stream, worker, silence, again, route }
     }
 
     /// Chooses a worker that was not asked yet; says as well whether it is the last one.
     fn choose(&mut self, places: u64) -> Option<(InFlight, bool)> {
-        let attempt = self.tried.len() as u64 + 1;
-        if attempt > u64::from(self.route.config.max_attempts.max(1)) {
+        if self.is_exhausted() {
             return None;
         }
         let candidates = self.route.workers.candidates();
         let (worker, others) = self.route.choose(&candidates, &self.tried, places)?;
-        self.tried.push(worker.candidate().id);
-        let is_last = others == 0 || attempt == u64::from(self.route.config.max_attempts.max(1));
-        Some((worker, is_last))
+        self.tried.push(worker.candidate().clone());
+        let is_alone = others == 0 && self.route.patience.is_none();
+        Some((worker, is_alone || self.is_exhausted()))
+    }
+
+    /// Returns whether as many workers were asked as may be.
+    fn is_exhausted(&self) -> bool {
+        self.tried.len() as u64 >= u64::from(self.route.config.max_attempts.max(1))
+    }
+
+    /// Waits until there is a worker that was not asked yet; returns whether there is.
+    async fn wait(&mut self) -> bool {
+        let Some(_place) = self.route.patience.enter() else { return false };
+        let until = *self.until.get_or_insert_with(|| self.route.patience.end());
+        let mut changes = self.route.workers.changes();
+        loop {
+            let candidates = self.route.workers.candidates();
+            if open(&candidates, &self.tried).next().is_some() {
+                return true;
+            }
+            match tokio::time::timeout_at(until, changes.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return false,
+            }
+        }
     }
 
     /// Notes why a worker did not answer.
@@ -279,19 +342,16 @@ impl Search {
 }
 
 impl Inner {
-    /// Chooses a worker that is not among the tried ones and does not drain, and returns how many
-    /// others there would have been.
+    /// Chooses a worker that is open to the request, and returns how many others there would have
+    /// been.
     fn choose(
         &self,
         candidates: &[Arc<Candidate>],
-        tried: &[InstanceId],
+        tried: &[Arc<Candidate>],
         places: u64,
     ) -> Option<(InFlight, usize)> {
         let now = self.choices.fetch_add(1, Relaxed);
-        let open = || {
-            let is_open = |one: &&Arc<Candidate>| !one.is_draining() && !tried.contains(&one.id);
-            candidates.iter().filter(is_open)
-        };
+        let open = || open(candidates, tried);
         let cost = |one: &Arc<Candidate>| match self.config.policy {
             Policy::RoundRobin => 0,
             Policy::LeastLoaded => one.cost(),
@@ -304,7 +364,7 @@ impl Inner {
                 .map(|one| (cost(one), one.chosen(), one))
                 .min_by_key(|(cost, chosen, one)| (*cost, *chosen, one.id))?;
             if best.choose(chosen, now) || round == MAX_ROUNDS {
-                return Some((InFlight::begin(best.clone(), places), others));
+                return Some((InFlight::begin(best.clone(), places, self.calls.clone()), others));
             }
         }
         None
@@ -317,6 +377,15 @@ impl Inner {
             self.workers.suspect(candidate.id);
         }
     }
+}
+
+/// Returns who takes work and was not asked yet.
+fn open<'a>(
+    candidates: &'a [Arc<Candidate>],
+    tried: &'a [Arc<Candidate>],
+) -> impl Iterator<Item = &'a Arc<Candidate>> {
+    let is_tried = |one: &Arc<Candidate>| tried.iter().any(|other| Arc::ptr_eq(one, other));
+    candidates.iter().filter(move |one| one.takes_work() && !is_tried(one))
 }
 
 /// How often a choice is made anew because another request made the same one.

@@ -51,6 +51,7 @@ fn repository_in(mode: ControlMode) -> (Arc<Repository>, TempDir) {
         keeps_tables: false,
         models: models.clone(),
         pool: Mutex::default(),
+        limits: Default::default(),
     };
     let config = RepositoryConfig {
         roots: vec![root.path().to_owned()],

@@ -79,7 +79,7 @@ mod tests {
 
     use super::super::{Below, TextEngine};
     use super::*;
-    use crate::pipeline::Thresholds;
+    use crate::pipeline::{Limits, Thresholds};
 
     fn told(content: &str, finish: Option<FinishReason>) -> Step<TextDelta> {
         Step::Output(TextDelta { content: content.into(), finish, ..TextDelta::default() })
@@ -94,7 +94,7 @@ mod tests {
             generate: Arc::new(Scripted::<TextRequest>::new(script)),
             embed: Arc::new(Scripted::empty_answers(0)),
         };
-        let thresholds = Arc::new(Thresholds::new(Default::default));
+        let thresholds = Arc::new(Thresholds::new(Limits::default(), Arc::new(|_| {})));
         let engine = TextEngine::new(bridge, below, thresholds);
         let mut stream = engine.call(completion, Context::new("r")).await?;
         let mut fold = Fold::default();

@@ -17,6 +17,7 @@ use super::engine::{Remote, listed};
 use crate::backend::{TextEngines, on_texts};
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::pipeline::Limits;
 
 /// How often the server is asked for its models.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -163,7 +164,8 @@ impl Upstream {
             bridge: Arc::new(TextBridge::of_texts(name, context_length, false)),
             generate: remote.clone(),
             embed: remote,
-            load: Arc::new(load),
+            each_load: Arc::new(move |visit| visit(load())),
+            limits: Limits::default(),
             health: Arc::new(move || is_there.load(Relaxed)),
         };
         let declared = wire::ModelConfig {

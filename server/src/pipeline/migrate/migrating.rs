@@ -123,6 +123,7 @@ impl<E: Engine<GenerateRequest> + Clone> Migrating<E> {
                 return Err(error.unwrap_or_else(lost));
             }
             let rest = continuation.rest(&self.request);
+            self.migrate.count.inc();
             let (engine, context) = (self.migrate.engine.clone(), self.context.clone());
             tracing::debug!(
                 request = context.id(),

@@ -9,6 +9,7 @@ use engine::{
     Constraint, Error, ErrorKind, GenerateOutput, Guided, Sampling, StopConditions, Usage,
 };
 use futures_util::StreamExt;
+use prometheus_client::metrics::counter::Counter;
 use worker::generate::{GenerateEngine, SchedulerConfig};
 use worker::runner::mock::{self, MockConfig, MockRunner};
 
@@ -101,7 +102,7 @@ async fn check(name: &str, engine: &Arc<GenerateEngine>, request: GenerateReques
     for first in 0..=tokens {
         let cuts = Mutex::new([first, first * 7 % 5, first * 3 % 4].into());
         let cut = Arc::new(Cut { engine: engine.clone(), cuts, asked: Mutex::default() });
-        let migrate = Migrate { engine: cut.clone(), limit: 3 };
+        let migrate = Migrate { engine: cut.clone(), limit: 3, count: Counter::default() };
         let stream = migrate.call(request.clone(), Context::new("cut")).await.unwrap();
         assert_eq!(collect(stream).await.unwrap(), whole, "{name}, cut behind {first} tokens");
         let asked = cut.asked.lock().unwrap().len();
@@ -156,7 +157,7 @@ async fn outcome(script: Vec<Step<GenerateOutput>>, limit: u32) -> (Result<usize
     let engine = Arc::new(Scripted::<GenerateRequest>::new(script));
     let cut = Cut { engine: engine.clone(), cuts: Mutex::default(), asked: Mutex::default() };
     let cut = Arc::new(cut);
-    let migrate = Migrate { engine: cut.clone(), limit };
+    let migrate = Migrate { engine: cut.clone(), limit, count: Counter::default() };
     let request = GenerateRequest::new(vec![1, 2], StopConditions::after(100));
     let answer = collect(migrate.call(request, Context::new("r")).await.unwrap()).await;
     assert_eq!(engine.live_streams(), 0);
@@ -188,7 +189,7 @@ async fn only_what_is_lost_goes_on_and_not_for_ever() {
 async fn a_full_answer_ends_without_being_asked_for_again() {
     let cuts = Mutex::new([4].into());
     let cut = Arc::new(Cut { engine: scheduler(), cuts, asked: Mutex::default() });
-    let migrate = Migrate { engine: cut.clone(), limit: 3 };
+    let migrate = Migrate { engine: cut.clone(), limit: 3, count: Counter::default() };
     let answer = collect(migrate.call(request(4), Context::new("r")).await.unwrap()).await.unwrap();
     let usage = answer[0].usage.unwrap();
     assert_eq!((usage.prompt_tokens, usage.completion_tokens), (20, 4));
@@ -201,7 +202,7 @@ async fn dropping_the_answer_drops_the_work() {
     let engine = Arc::new(Scripted::<GenerateRequest>::new(script));
     let cuts = Mutex::new([0].into());
     let cut = Arc::new(Cut { engine: engine.clone(), cuts, asked: Mutex::default() });
-    let migrate = Migrate { engine: cut, limit: 3 };
+    let migrate = Migrate { engine: cut, limit: 3, count: Counter::default() };
     let request = GenerateRequest::new(vec![1, 2], StopConditions::after(100));
     let mut stream = migrate.call(request, Context::new("r")).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap().tokens, [1]);

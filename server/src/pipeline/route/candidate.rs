@@ -8,6 +8,8 @@ use cluster::instance::InstanceId;
 use engine::{
     EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, InferRequest, TextRequest, WorkerLoad,
 };
+use prometheus_client::metrics::gauge::Gauge;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The engines of a worker, one for each kind of request; one that it has not refuses.
 #[derive(Clone)]
@@ -44,6 +46,12 @@ pub(crate) struct Candidate {
     pub id: InstanceId,
     pub engines: Engines,
     is_draining: AtomicBool,
+    /// Whether it failed the frontend's own request.
+    is_unwell: AtomicBool,
+    /// Cancelled when it fails that; there is another one when it answers again.
+    silence: Mutex<CancellationToken>,
+    /// Whether it answered anything since that was asked last.
+    was_heard: AtomicBool,
     /// Places in the worker that requests of this frontend take.
     in_flight: AtomicU64,
     /// Places that others took when the load was told.
@@ -60,6 +68,9 @@ impl Candidate {
             id,
             engines,
             is_draining: AtomicBool::new(false),
+            is_unwell: AtomicBool::new(false),
+            silence: Mutex::default(),
+            was_heard: AtomicBool::new(false),
             in_flight: AtomicU64::new(0),
             others: AtomicU64::new(0),
             load: Mutex::default(),
@@ -80,9 +91,51 @@ impl Candidate {
         *self.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 
-    /// Returns whether it takes no new work.
+    /// Returns whether a request may be given to it.
+    pub(crate) fn takes_work(&self) -> bool {
+        !self.is_draining() && !self.is_unwell()
+    }
+
+    /// Returns whether it drains, and so takes no new work.
     pub(crate) fn is_draining(&self) -> bool {
         self.is_draining.load(Relaxed)
+    }
+
+    /// Returns whether it failed the frontend's own request, and so gets no other.
+    pub(crate) fn is_unwell(&self) -> bool {
+        self.is_unwell.load(Relaxed)
+    }
+
+    /// Notes how the frontend's own request went; returns whether that is news.
+    pub(crate) fn set_unwell(&self, is_unwell: bool) -> bool {
+        let is_news = self.is_unwell.swap(is_unwell, Relaxed) != is_unwell;
+        let mut silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_unwell {
+            true => silence.cancel(),
+            false if is_news => *silence = CancellationToken::new(),
+            false => {}
+        }
+        is_news
+    }
+
+    /// Returns what is done when it fails the frontend's own request: others that it has are not
+    /// waited for any longer.
+    pub(super) fn silence(&self) -> WaitForCancellationFutureOwned {
+        let silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        silence.clone().cancelled_owned()
+    }
+
+    /// Notes that it answered something.
+    pub(super) fn hear(&self) {
+        // Read first, since many streams do this for each of their outputs.
+        if !self.was_heard.load(Relaxed) {
+            self.was_heard.store(true, Relaxed);
+        }
+    }
+
+    /// Returns whether it answered anything since this was asked last.
+    pub(crate) fn take_heard(&self) -> bool {
+        self.was_heard.swap(false, Relaxed)
     }
 
     /// Notes whether it takes no new work.
@@ -124,15 +177,17 @@ impl fmt::Debug for Candidate {
 pub(super) struct InFlight {
     candidate: Arc<Candidate>,
     places: u64,
+    calls: Gauge,
 }
 
 impl InFlight {
-    pub(super) fn begin(candidate: Arc<Candidate>, places: u64) -> Self {
+    pub(super) fn begin(candidate: Arc<Candidate>, places: u64, calls: Gauge) -> Self {
         candidate.in_flight.fetch_add(places, Relaxed);
-        Self { candidate, places }
+        calls.inc();
+        Self { candidate, places, calls }
     }
 
-    pub(super) fn candidate(&self) -> &Candidate {
+    pub(super) fn candidate(&self) -> &Arc<Candidate> {
         &self.candidate
     }
 }
@@ -140,5 +195,6 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.candidate.in_flight.fetch_sub(self.places, Relaxed);
+        self.calls.dec();
     }
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll, ready};
 
-use engine::{ErrorKind, Request, Result};
+use engine::{Error, ErrorKind, Request, Result};
 use futures_util::Stream;
 
 use super::{Placed, Routable, Search};
@@ -36,6 +36,13 @@ impl<R: Routable> Routed<R> {
     }
 }
 
+/// Returns the error of a request to a worker that does not answer. Its code says that this is
+/// known, so that nobody is suspected for it.
+pub(super) fn silent() -> Error {
+    let text = "the worker that has the request does not answer any longer";
+    Error::new(ErrorKind::Unavailable, text).with_code("silent")
+}
+
 impl<R: Routable> Stream for Routed<R> {
     type Item = Result<R::Output>;
 
@@ -55,10 +62,19 @@ impl<R: Routable> Stream for Routed<R> {
                 }
                 State::Over => return Poll::Ready(None),
             };
-            let item = ready!(placed.stream.as_mut().poll_next(cx));
+            let item = match placed.stream.as_mut().poll_next(cx) {
+                Poll::Ready(item) => item,
+                Poll::Pending => {
+                    ready!(placed.silence.as_mut().poll(cx));
+                    Some(Err(silent()))
+                }
+            };
             let again = placed.again.take();
             let error = match item {
-                Some(Ok(output)) => return Poll::Ready(Some(Ok(output))),
+                Some(Ok(output)) => {
+                    placed.worker.candidate().hear();
+                    return Poll::Ready(Some(Ok(output)));
+                }
                 Some(Err(error)) => error,
                 None => {
                     self.state = State::Over;

@@ -13,6 +13,14 @@ use super::*;
 struct Fleet {
     candidates: Mutex<Arc<[Arc<Candidate>]>>,
     suspects: Mutex<Vec<u64>>,
+    changes: watch::Sender<()>,
+}
+
+impl Fleet {
+    fn set(&self, candidates: Vec<Arc<Candidate>>) {
+        *self.candidates.lock().unwrap() = candidates.into();
+        self.changes.send_replace(());
+    }
 }
 
 impl Workers for Fleet {
@@ -23,10 +31,15 @@ impl Workers for Fleet {
     fn suspect(&self, id: InstanceId) {
         self.suspects.lock().unwrap().push(id.0);
     }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
 }
 
 fn fleet(candidates: Vec<Arc<Candidate>>) -> Arc<Fleet> {
-    Arc::new(Fleet { candidates: Mutex::new(candidates.into()), suspects: Mutex::default() })
+    let candidates = Mutex::new(candidates.into());
+    Arc::new(Fleet { candidates, suspects: Mutex::default(), changes: watch::Sender::new(()) })
 }
 
 type Answer = fn() -> Vec<Step<()>>;
@@ -115,7 +128,7 @@ async fn ask<R: Routable>(route: &Route, request: R) -> Result<usize> {
 }
 
 fn route(fleet: &Arc<Fleet>, config: RouteConfig) -> Route {
-    Route::new("m", fleet.clone(), config)
+    Route::new("m", fleet.clone(), config, RouteMetrics::default())
 }
 
 #[tokio::test]
@@ -288,4 +301,97 @@ async fn a_remote_model_is_all_engines() {
     assert_eq!(ask(&route, embed()).await.unwrap(), 1);
     assert_eq!(ask(&route, InferRequest::default()).await.unwrap(), 1);
     assert_eq!(ask(&route, text()).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_worker_when_there_is_none() {
+    let patient = |wait_ms, max_waiting| RouteConfig {
+        worker_wait: Duration::from_millis(wait_ms),
+        max_waiting,
+        ..RouteConfig::default()
+    };
+    let pause = || tokio::time::sleep(Duration::from_millis(20));
+    // One that comes, one that is lost while it is the only one, one that drains.
+    let draining = worker(1, None, well).0;
+    draining.set_draining(true);
+    let lost = worker(1, None, lost_before).0;
+    for before in [vec![], vec![worker(1, Some(dead()), well).0], vec![lost], vec![draining]] {
+        let fleet = fleet(before);
+        let route = route(&fleet, patient(60_000, 10));
+        let (answer, ()) = tokio::join!(ask(&route, prompt()), async {
+            pause().await;
+            fleet.set(vec![]);
+            pause().await;
+            fleet.set(vec![worker(1, None, well).0]);
+        });
+        assert_eq!(answer.unwrap(), 1);
+    }
+    // Nobody comes.
+    let fleet = fleet(vec![]);
+    let (short, started) = (route(&fleet, patient(100, 1)), Instant::now());
+    assert_eq!(ask(&short, prompt()).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert!(started.elapsed() >= Duration::from_millis(100));
+    // More than one may not wait.
+    let long = route(&fleet, patient(60_000, 1));
+    let refused = async {
+        assert_eq!(ask(&long, prompt()).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        fleet.set(vec![worker(1, None, well).0]);
+    };
+    assert_eq!(tokio::join!(ask(&long, prompt()), refused).0.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_unwell_is_not_asked_until_it_is_well() {
+    let (one, two) = (worker(0, None, well), worker(1, None, well));
+    let fleet = fleet(vec![one.0.clone(), two.0.clone()]);
+    let route = route(&fleet, RouteConfig::default());
+    assert!(one.0.set_unwell(true) && !one.0.set_unwell(true));
+    for _ in 0..4 {
+        ask(&route, prompt()).await.unwrap();
+    }
+    assert_eq!((one.1.load(Relaxed), two.1.load(Relaxed)), (0, 4));
+    assert!(two.0.take_heard() && !two.0.take_heard() && !one.0.take_heard());
+    two.0.set_unwell(true);
+    assert_eq!(ask(&route, prompt()).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    one.0.set_unwell(false);
+    ask(&route, prompt()).await.unwrap();
+    assert_eq!(one.1.load(Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_request_leaves_a_worker_that_is_found_to_be_silent() {
+    fn silent<R: Request>(accepts: bool) -> Arc<dyn Engine<R>> {
+        struct Silent(bool);
+        #[async_trait]
+        impl<R: Request> Engine<R> for Silent {
+            async fn call(&self, _: R, _: Context) -> Result<OutputStream<R>> {
+                match self.0 {
+                    true => Ok(Box::pin(futures_util::stream::pending())),
+                    false => std::future::pending().await,
+                }
+            }
+        }
+        Arc::new(Silent(accepts))
+    }
+    for accepts in [true, false] {
+        let engines = Engines {
+            generate: silent(accepts),
+            infer: silent(accepts),
+            embed: silent(accepts),
+            text: silent(accepts),
+            embed_text: silent(accepts),
+        };
+        let one = Candidate::new(InstanceId(0), engines);
+        let (one, two) = (Arc::new(one), worker(1, None, well));
+        let fleet = fleet(vec![one.clone(), two.0]);
+        let route = route(&fleet, RouteConfig::default());
+        let (answer, ()) = tokio::join!(ask(&route, prompt()), async {
+            tokio::task::yield_now().await;
+            assert_eq!(one.in_flight(), 1);
+            one.set_unwell(true);
+        });
+        assert_eq!((answer.unwrap(), two.1.load(Relaxed)), (1, 1));
+        assert_eq!(one.in_flight(), 0);
+        assert!(fleet.suspects.lock().unwrap().is_empty(), "it is known already");
+    }
 }

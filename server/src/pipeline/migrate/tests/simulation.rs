@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
 use super::*;
-use crate::pipeline::{Policy, Route, RouteConfig};
+use crate::pipeline::{Policy, Route, RouteConfig, RouteMetrics};
 
 mod clock;
 mod world;
@@ -64,12 +64,12 @@ fn simulate(seed: u64, counts: &Arc<Counts>) {
         ..RouteConfig::default()
     };
     let limit = if is_gentle { 1000 } else { random.u32(1..4) };
-    let route = Route::new("m", world.clone(), config);
+    let route = Route::new("m", world.clone(), config, RouteMetrics::default());
     let tasks: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
     tasks.push(Box::pin(world.clone().live(random.fork())));
     for number in 0..8 {
         let client = Client {
-            migrate: Migrate { engine: route.clone(), limit },
+            migrate: Migrate { engine: route.clone(), limit, count: Counter::default() },
             clock: clock.clone(),
             world: world.clone(),
             counts: counts.clone(),

@@ -9,6 +9,7 @@ use engine::testing::Function;
 use engine::{
     EmbedRequest, EmbedTextRequest, FinishReason, InferRequest, TextRequest, TokenLogprobs,
 };
+use tokio::sync::watch;
 
 use super::*;
 use crate::pipeline::{Candidate, Engines, Workers};
@@ -181,6 +182,10 @@ impl Workers for World {
         if self.roll(0, 1) == 0 {
             self.forget(id);
         }
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        watch::channel(()).1
     }
 }
 

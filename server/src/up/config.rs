@@ -1,0 +1,73 @@
+//! What a fleet on one machine is made of.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ArgMatches;
+
+use super::replica::Role;
+use crate::args::{Passed, UpArgs, passed, state_dir};
+use crate::config::{Invalid, LogFormat, threads};
+
+/// The settings that workers and frontends are not given, or not as they are.
+const OWN: [&str; 4] = ["discovery", "worker_address", "advertise", "end_with_stdin"];
+
+/// A fleet on one machine.
+#[derive(Clone, Debug)]
+pub struct UpConfig {
+    pub(super) workers: u32,
+    pub(super) log_dir: PathBuf,
+    pub(super) log_format: LogFormat,
+    pub(super) shutdown_grace: Duration,
+    program: PathBuf,
+    worker: Passed,
+    frontend: Passed,
+}
+
+impl UpConfig {
+    /// Checks the arguments and makes the configuration; `matches` are those of the arguments.
+    ///
+    /// Errors: [`Invalid`], naming the flag.
+    pub fn from_args(args: &UpArgs, matches: &ArgMatches) -> Result<Self, Invalid> {
+        let logs = || state_dir().map(|state| state.join("stator").join("logs"));
+        let none = || Invalid("--log-dir: no state folder is known; name one".into());
+        let log_dir = args.log_dir.clone().or_else(logs).ok_or_else(none)?;
+        let program = std::env::current_exe()
+            .map_err(|error| Invalid(format!("this program cannot be found: {error}")))?;
+        let own = [&OWN[..], &["metrics_port"]].concat();
+        let mut worker = passed("worker", matches, &own);
+        if args.engine.threads == 0 {
+            let share = (threads(0) / args.workers as usize).max(1);
+            worker.flags.insert(0, format!("--threads={share}"));
+        }
+        // Each takes a free one, which is in its log.
+        worker.flags.insert(0, "--metrics-port=0".to_owned());
+        Ok(Self {
+            workers: args.workers,
+            log_dir,
+            log_format: args.process.log_format,
+            shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
+            program,
+            worker,
+            frontend: passed("frontend", matches, &OWN),
+        })
+    }
+
+    /// Returns the processes, which find one another in a folder.
+    pub(super) fn roles(&self, discovery: &Path) -> Vec<Role> {
+        let role = |name: String, role: &str, passed: &Passed| {
+            let mut arguments: Vec<OsString> = vec![role.into(), "--end-with-stdin".into()];
+            let mut url = OsString::from("--discovery=file://");
+            url.push(discovery);
+            arguments.push(url);
+            arguments.extend(passed.flags.iter().map(OsString::from));
+            let (program, variables) = (self.program.clone(), passed.variables.clone());
+            Role { name, program, arguments, variables, is_worker: role == "worker" }
+        };
+        let workers =
+            (0..self.workers).map(|n| role(format!("worker-{n}"), "worker", &self.worker));
+        let frontend = role("frontend".to_owned(), "frontend", &self.frontend);
+        workers.chain([frontend]).collect()
+    }
+}

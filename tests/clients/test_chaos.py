@@ -1,0 +1,450 @@
+"""Processes die, hang and are cut off under load, and no client sees it.
+
+Each test prints what it counted. `STATOR_CHAOS=nightly` makes the long ones long.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import grpc
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from chaos import (PACED, PACE_MS, PROMPTS, Streams, Sums, add, completion, either, frames, posted,
+                   total)
+from conftest import Server, running
+from test_cluster import client_of, eventually, frontend, is_ready, joined
+from wire import Stream, tensor, text_request
+
+
+@pytest.fixture
+def tell(capsys):
+    """Prints past pytest's capture, so that the counts are in the output of a run."""
+    def say(text):
+        with capsys.disabled():
+            print(f"\n    chaos: {text}")
+    return say
+
+
+def worker(discovery, *arguments, models=PACED):
+    return running("--discovery", discovery, *models, *arguments, role="worker")
+
+
+def start(discovery, *arguments):
+    return Server("--discovery", discovery, *PACED, *arguments, role="worker")
+
+
+@contextlib.contextmanager
+def several(discovery, count, *arguments):
+    """Runs workers in a list; whoever is in it at the end is stopped."""
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        workers = list(pool.map(lambda _: start(discovery, *arguments), range(count)))
+    try:
+        yield workers
+    finally:
+        for one in workers:
+            one.stop()
+
+
+def wait_for(front, count):
+    eventually(f"{count} workers joined", lambda: joined(front) >= count)
+    with client_of(front) as client:
+        for model in ("paced", "simple"):
+            eventually(f"`{model}` is ready", lambda: is_ready(client, model))
+
+
+def is_at_rest(front, workers):
+    """Returns whether nothing is under way anywhere, by what the processes count themselves."""
+    at_front = ["stator_requests_in_flight", "stator_worker_calls", "stator_queue_depth_requests",
+                "stator_running_sequences", "stator_kv_blocks_used"]
+    at_worker = ["stator_open_calls", *at_front[2:]]
+    asked = [(front, at_front), *((one, at_worker) for one in workers)]
+    return all(total(server, name) == 0 for server, names in asked for name in names)
+
+
+def test_every_text_is_as_undisturbed_though_workers_are_killed(tmp_path, tell):
+    discovery, kills = f"file://{tmp_path}", either(200, 2000)
+    chance = random.Random(1)
+    flags = ["--migration-limit", "20", "--max-attempts", "10"]
+    with frontend(discovery, *flags) as front, several(discovery, 4) as workers:
+        wait_for(front, 4)
+        with Streams(front) as streams, Sums(front) as sums:
+            for _ in range(kills):
+                victim = chance.randrange(len(workers))
+                time.sleep(chance.uniform(0, 0.1))
+                workers[victim].stop()
+                workers[victim] = start(discovery)
+        migrated = total(front, "stator_migrations_total")
+        tell(f"{kills} kills: {streams}; {sums}; {migrated:.0f} migrations")
+        streams.check()
+        sums.check()
+        assert migrated > kills / 4, "the kills hit texts"
+        eventually("nothing is left over", lambda: is_at_rest(front, workers))
+
+
+@pytest.mark.skipif("STATOR_TEST_MODEL" not in os.environ, reason="needs the real model")
+def test_a_real_model_says_the_same_though_workers_are_killed(tmp_path, tell):
+    discovery, kills = f"file://{tmp_path}", either(10, 100)
+    model = [f"smollm={os.environ['STATOR_TEST_MODEL']}", "--kv-cache-mib", "64", "--threads", "1"]
+    run = lambda: Server("--discovery", discovery, *model, role="worker")
+    with frontend(discovery, "--migration-limit", "20", "--max-attempts", "10") as front:
+        workers = [run(), run()]
+        try:
+            with client_of(front) as client:
+                eventually("the model is ready", lambda: is_ready(client, "smollm"))
+            with Streams(front, 3, 24, "smollm") as streams:
+                for kill in range(kills):
+                    time.sleep(random.Random(kill).uniform(0.1, 0.6))
+                    workers[kill % 2].stop()
+                    workers[kill % 2] = run()
+            migrated = total(front, "stator_migrations_total")
+            tell(f"{kills} kills, a real model: {streams}; {migrated:.0f} migrations")
+            streams.check()
+            assert migrated > 0
+        finally:
+            for one in workers:
+                one.stop()
+
+
+class Etcd:
+    """A real etcd that is stopped and started again on the same folder."""
+
+    def __init__(self, folder):
+        assert shutil.which("etcd"), "etcd is not installed: Debian's package is etcd-server"
+        ports = []
+        for _ in range(2):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                ports.append(probe.getsockname()[1])
+        client, peer = (f"http://127.0.0.1:{port}" for port in ports)
+        self.url = f"etcd://127.0.0.1:{ports[0]}"
+        self.command = [
+            "etcd", "--data-dir", str(folder), "--listen-client-urls", client,
+            "--advertise-client-urls", client, "--listen-peer-urls", peer,
+            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def etcd(tmp_path):
+    etcd = Etcd(tmp_path / "etcd")
+    yield etcd
+    etcd.stop()
+
+
+@pytest.mark.parametrize("how, seconds", [("hangs", either(15, 60)), ("dies", either(10, 600))])
+def test_nobody_sees_that_etcd_is_away(etcd, tell, how, seconds):
+    with frontend(etcd.url) as front, several(etcd.url, 2) as workers:
+        wait_for(front, 2)
+        with Streams(front, threads=3) as streams, Sums(front) as sums:
+            time.sleep(1)
+            match how:
+                case "hangs": etcd.process.send_signal(signal.SIGSTOP)
+                case "dies": etcd.stop()
+            time.sleep(seconds)
+            away = (streams.done, sums.done)
+            match how:
+                case "hangs": etcd.process.send_signal(signal.SIGCONT)
+                case "dies": etcd.start()
+            with worker(etcd.url) as late:
+                workers.append(late)
+                eventually("a worker of later joined", lambda: joined(front) >= 3)
+                time.sleep(5)
+                tell(f"etcd {how} for {seconds} s: {streams}; {sums}; while it was away {away}")
+                workers.remove(late)
+        streams.check()
+        sums.check()
+        assert min(away) > 10
+        assert all(process.is_running() for process in (front, *workers))
+
+
+class Balancer:
+    """Calls a frontend that says it is ready, and another one if nothing came of that."""
+
+    def __init__(self, fronts):
+        self.fronts, self.again = fronts, 0
+
+    def call(self, chance, ask):
+        for _ in range(50):
+            ready = [front for front in list(self.fronts) if self._is_ready(front)]
+            if not ready:
+                time.sleep(0.05)
+                continue
+            front = chance.choice(ready)
+            try:
+                return ask(front)
+            except ConnectionError:
+                # Nothing of an answer had come.
+                self.again += 1
+        raise RuntimeError("no frontend is ready")
+
+    def _is_ready(self, front):
+        try:
+            with socket.create_connection(front.http.rsplit(":", 1), 5) as connection:
+                connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n"
+                                   b"connection: close\r\n\r\n")
+                return b" 200 " in connection.recv(64)
+        except OSError:
+            return False
+
+
+def test_a_rolling_restart_fails_nobody(tmp_path, tell):
+    discovery, chance = f"file://{tmp_path}", random.Random(2)
+    doors = lambda: Server("--discovery", discovery, role="frontend")
+    fronts = [doors(), doors()]
+    try:
+        with several(discovery, 3) as workers:
+            for front in fronts:
+                wait_for(front, 3)
+            expected = {prompt: completion(fronts[0].http, prompt) for prompt in PROMPTS}
+            balancer, done, failed, is_over = Balancer(fronts), [], [], threading.Event()
+
+            def ask(seed):
+                chance = random.Random(seed)
+                while not is_over.is_set():
+                    prompt, started = chance.choice(PROMPTS), time.monotonic()
+                    try:
+                        text = balancer.call(chance, lambda front: completion(front.http, prompt))
+                        assert text == expected[prompt]
+                        done.append(time.monotonic() - started)
+                    except Exception as error:  # whatever a client would see
+                        failed.append(repr(error))
+
+            threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+            for thread in threads:
+                thread.start()
+            for place in range(len(workers)):
+                workers[place].terminate()
+                ended = workers[place].process.wait(60)
+                assert ended == 0, "".join(workers[place].log[-20:])
+                workers[place] = start(discovery)
+            for place in range(len(fronts)):
+                fronts[place].terminate()
+                time.sleep(chance.uniform(0, 0.3))
+                assert fronts[place].process.wait(60) == 0, "".join(fronts[place].log[-20:])
+                fronts[place] = doors()
+                with client_of(fronts[place]) as client:
+                    eventually("it is ready", lambda: is_ready(client, "paced"))
+            time.sleep(1)
+            is_over.set()
+            for thread in threads:
+                thread.join()
+            tell(f"rolling restart of 3 workers and 2 frontends: {len(done)} texts, "
+                 f"{len(failed)} failed, slowest {max(done):.1f} s, {balancer.again} connections "
+                 "tried elsewhere")
+            assert not failed, (len(failed), failed[:3])
+            assert len(done) > 30
+    finally:
+        for front in fronts:
+            front.stop()
+
+
+@pytest.fixture
+def island(tell):
+    """A network of its own, joined to this one by a pair of interfaces."""
+    number = random.randrange(10000)
+    name, net = f"stator{number}", f"10.213.{number % 256}"
+    here, there = f"{net}.1/30", f"{net}.2"
+    run = lambda *words: subprocess.run(words, check=True, capture_output=True, text=True)
+    try:
+        run("ip", "netns", "add", name)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = f"network namespaces are not permitted here: {getattr(error, 'stderr', error)}"
+        tell(why)
+        pytest.skip(why)
+    try:
+        run("ip", "link", "add", f"{name}h", "type", "veth", "peer", "name", f"{name}n")
+        run("ip", "link", "set", f"{name}n", "netns", name)
+        run("ip", "addr", "add", here, "dev", f"{name}h")
+        run("ip", "link", "set", f"{name}h", "up")
+        inside = ["ip", "netns", "exec", name]
+        run(*inside, "ip", "addr", "add", f"{there}/30", "dev", f"{name}n")
+        run(*inside, "ip", "link", "set", f"{name}n", "up")
+        run(*inside, "ip", "link", "set", "lo", "up")
+
+        def cut(is_cut):
+            # Nothing is told to either end: packets are gone.
+            run(*inside, "ip", "link", "set", f"{name}n", "down" if is_cut else "up")
+
+        yield inside, there, cut
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def test_a_worker_that_is_cut_off_is_gone_on_without(tmp_path, tell, island):
+    discovery, (inside, there, cut) = f"file://{tmp_path}", island
+    with frontend(discovery) as front, several(discovery, 1), \
+            running("--discovery", discovery, *PACED, "--worker-address", f"{there}:0",
+                    role="worker", prefix=inside) as far:
+        wait_for(front, 2)
+        with Streams(front) as streams, Sums(front) as sums:
+            time.sleep(1)
+            cut(True)
+            eventually("it is not called", lambda: joined(front, "worker is not called") == 1)
+            before = streams.done
+            time.sleep(2)
+            assert streams.done > before
+            cut(False)
+            eventually("it is called again", lambda: joined(front, "worker is called again") == 1)
+            time.sleep(1)
+        tell(f"a worker cut off and joined again: {streams}; {sums}")
+        streams.check()
+        sums.check()
+        assert far.is_running()
+
+
+def test_a_slow_reader_holds_nobody_up_and_gets_all(tmp_path, tell):
+    discovery, tokens, readers = f"file://{tmp_path}", 30_000, 3
+    models = ["--no-default-model", "--builtin", "fast=mock,context_length=40000", "--builtin", "simple=add_sub"]
+    with frontend(discovery) as front, worker(discovery, models=models), \
+            client_of(front) as client:
+        eventually("the model is ready", lambda: is_ready(client, "fast"))
+        expected = completion(front.http, "slowly", tokens, "fast")
+        body = {"model": "fast", "prompt": "slowly", "max_tokens": tokens, "temperature": 0,
+                "stream": True}
+        with contextlib.ExitStack() as stack:
+            slow = [stack.enter_context(posted(front.http, body, window=4096))
+                    for _ in range(readers)]
+            streams = [frames(one) for one in slow]
+            texts = [next(stream)["choices"][0]["text"] for stream in streams]
+            took = []
+            for _ in range(either(50, 500)):
+                started = time.monotonic()
+                assert completion(front.http, "quick", 10, "fast")[2] == 10
+                add(client)
+                took.append(time.monotonic() - started)
+            for place, stream in enumerate(streams):
+                rest = [frame["choices"][0]["text"] for frame in stream if frame["choices"]]
+                texts[place] += "".join(rest)
+        took.sort()
+        right = sum(text == expected[0] for text in texts)
+        tell(f"{readers} slow readers of {tokens} tokens, {right} got all; others meanwhile: "
+             f"{len(took)} answers, median {took[len(took) // 2] * 1e3:.0f} ms, "
+             f"longest {took[-1] * 1e3:.0f} ms")
+        assert right == readers
+        assert took[-1] < 5
+
+
+def test_a_worker_that_hangs_is_gone_on_without(tmp_path, tell):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery) as front, several(discovery, 2) as workers:
+        wait_for(front, 2)
+        with Streams(front) as streams:
+            time.sleep(1)
+            workers[0].process.send_signal(signal.SIGSTOP)
+            eventually("it is not called", lambda: joined(front, "worker is not called") == 1)
+            time.sleep(1)
+            workers[0].process.send_signal(signal.SIGCONT)
+            eventually("it is called again", lambda: joined(front, "worker is called again") == 1)
+            time.sleep(1)
+        tell(f"a worker that hangs: {streams}")
+        streams.check()
+        eventually("nothing is left over", lambda: is_at_rest(front, workers))
+
+
+def test_a_request_to_a_fleet_that_hangs_ends_at_its_deadline(tmp_path, tell):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery) as front, worker(discovery) as only:
+        wait_for(front, 1)
+        only.process.send_signal(signal.SIGSTOP)
+        took, codes = [], []
+        with grpc.insecure_channel(front.address) as channel, client_of(front) as client:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            for ask in [lambda: add(client, timeout=1), lambda: add(client, timeout=1),
+                        lambda: stub.ModelInfer(text_request("paced", "x", max_tokens=5),
+                                                timeout=1)]:
+                started = time.monotonic()
+                with pytest.raises((grpc.RpcError, InferenceServerException)) as error:
+                    ask()
+                took.append(time.monotonic() - started)
+                codes.append(str(getattr(error.value, "code", error.value.status if hasattr(
+                    error.value, "status") else str)()))
+        only.process.send_signal(signal.SIGCONT)
+        tell(f"a deadline of 1 s at a worker that hangs: {codes}, longest {max(took):.2f} s")
+        assert set(codes) == {"StatusCode.DEADLINE_EXCEEDED"}
+        assert max(took) < 2
+        eventually("nothing is left over", lambda: is_at_rest(front, [only]))
+
+
+def cancel_some(front, seed, count):
+    """Cancels calls at random moments: over gRPC and over HTTP, before and after a first answer.
+    Returns how many ended by themselves."""
+    chance, ended = random.Random(seed), 0
+    with grpc.insecure_channel(front.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for number in range(count):
+            tokens = chance.choice([1, 30, 300])
+            wait = chance.uniform(0, chance.choice([0, 0.005, 0.05, 0.1]))
+            match number % 4:
+                case 0:
+                    stream = Stream(stub)
+                    stream.send(text_request("paced", f"cancel {number}", max_tokens=tokens,
+                                             extra=[tensor("stream", "BOOL", [1])], raw=[b"\1"]))
+                    time.sleep(wait)
+                    stream.cancel()
+                case 1:
+                    call = stub.ModelInfer.future(
+                        text_request("paced", f"cancel {number}", max_tokens=tokens))
+                    time.sleep(wait)
+                    ended += not call.cancel()
+                case _:
+                    body = {"model": "paced", "prompt": f"cancel {number}", "stream": number % 4 == 2,
+                            "max_tokens": tokens, "temperature": 0}
+                    ended += cut_off(front.http, body, wait, chance)
+    return ended
+
+
+def cut_off(address, body, wait, chance):
+    """Sends a request over HTTP and closes the connection, by FIN or by RST."""
+    text = json.dumps(body).encode()
+    host, port = address.rsplit(":", 1)
+    with socket.create_connection((host, port), 10) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: "
+                           b"application/json\r\ncontent-length: %d\r\n\r\n" % len(text) + text)
+        time.sleep(wait)
+        if chance.random() < 0.5:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    return 0
+
+
+def test_cancelled_requests_leave_nothing_behind(tmp_path, tell):
+    discovery, cancels, threads = f"file://{tmp_path}", either(10_000, 100_000), 8
+    with frontend(discovery) as front, several(discovery, 2) as workers:
+        wait_for(front, 2)
+        completion(front.http, "warm", 5)
+        tasks = [total(one, "stator_tasks") for one in (front, *workers)]
+        started = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            share = cancels // threads
+            ended = sum(pool.map(lambda seed: cancel_some(front, seed, share), range(threads)))
+        took = time.monotonic() - started
+        eventually("nothing is left over", lambda: is_at_rest(front, workers))
+        left = lambda: [total(one, "stator_tasks") for one in (front, *workers)]
+        eventually("no task is left over", lambda: all(
+            now <= before for now, before in zip(left(), tasks)))
+        codes = {code: total(front, "stator_requests_total", f'code="{code}"')
+                 for code in ("OK", "CANCELLED")}
+        computed = sum(total(one, "stator_engine_decode_tokens_total") for one in workers)
+        tell(f"{cancels} cancels in {took:.0f} s, {ended} of calls that had ended; the frontend "
+             f"counts {codes}, the workers {computed:.0f} tokens; left over: 0 requests, 0 calls, 0 sequences, 0 KV blocks, tasks {tasks} -> {left()}")
+        assert codes["CANCELLED"] > cancels / 4 and computed > cancels / 10
+        assert completion(front.http, "and on", 5)[2] == 5

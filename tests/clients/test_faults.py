@@ -1,0 +1,192 @@
+"""What a frontend does about workers that are away, silent or busy."""
+
+import concurrent.futures
+import contextlib
+import signal
+import threading
+import time
+
+import grpc
+import httpx
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from tritonclient.grpc import service_pb2_grpc
+
+from chaos import PACED, Streams, Sums, add, completion, posted, total
+from conftest import Server, running
+from test_cluster import client_of, eventually, frontend, is_ready, joined
+from wire import text_request
+
+
+def worker(discovery, *arguments, models=PACED):
+    return running("--discovery", discovery, *models, *arguments, role="worker")
+
+
+def post(server, path, body):
+    return httpx.post(f"http://{server.http}{path}", json=body, timeout=30)
+
+
+def test_a_restart_of_the_only_worker_fails_nobody(tmp_path):
+    discovery = f"file://{tmp_path}"
+    start = lambda: Server("--discovery", discovery, *PACED, role="worker")
+    with frontend(discovery) as front, contextlib.ExitStack() as stack:
+        only = start()
+        stack.callback(lambda: only.stop())
+        with client_of(front) as client:
+            for model in ("paced", "simple"):
+                eventually("the model is ready", lambda: is_ready(client, model))
+        with Streams(front, threads=3) as streams, Sums(front) as sums:
+            for how in ("terminate", "stop", "terminate"):
+                time.sleep(0.3)
+                getattr(only, how)()
+                assert only.process.wait(30) in (0, -signal.SIGKILL)
+                time.sleep(0.5)
+                only = start()
+        streams.check()
+        sums.check()
+        assert streams.done > 5 and total(front, "stator_worker_waits") == 0
+
+
+def test_waiting_for_a_worker_has_an_end_and_a_bound(tmp_path):
+    discovery, flags = f"file://{tmp_path}", ["--worker-wait-ms", "1000", "--max-worker-waits", "2"]
+    with frontend(discovery, *flags) as front, client_of(front) as client:
+        with worker(discovery) as only:
+            eventually("the model is ready", lambda: is_ready(client, "paced"))
+            only.stop()
+        eventually("it is gone", lambda: not is_ready(client, "paced"))
+        asked = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            body = {"model": "paced", "prompt": "x"}
+            answers = list(pool.map(lambda _: (post(front, "/v1/completions", body).status_code,
+                                               time.monotonic() - asked), range(6)))
+        took = sorted(seconds for _, seconds in answers)
+        assert {status for status, _ in answers} <= {503, 404}, answers
+        assert took[3] < 0.7 < took[4] and took[5] < 3, took
+        eventually("it is forgotten", lambda: post(front, "/v1/completions", body).status_code == 404)
+
+
+def test_a_silent_worker_is_asked_and_gone_on_without(tmp_path):
+    discovery = f"file://{tmp_path}"
+    flags = ["--canary-interval-ms", "300", "--canary-timeout-ms", "700"]
+    models = ["--no-default-model", "--builtin", "paced=mock,pace_ms=10"]
+    silent, again = "worker is not called: it does not answer", "worker answers again"
+    with frontend(discovery, *flags, "--routing", "round-robin") as front, \
+            worker(discovery, models=models) as one, worker(discovery, models=models) as other, \
+            client_of(front) as client:
+        eventually("both are there", lambda: joined(front) == 2)
+        eventually("the model is ready", lambda: is_ready(client, "paced"))
+        one.process.send_signal(signal.SIGSTOP)
+        eventually("the silent one is found", lambda: joined(front, silent) == 1)
+        for _ in range(6):
+            assert completion(front.http, "x", 10, seconds=2)[2] == 10
+        other.process.send_signal(signal.SIGSTOP)
+        eventually("the other one is as well", lambda: joined(front, silent) == 2)
+        assert not is_ready(client, "paced")
+        one.process.send_signal(signal.SIGCONT)
+        eventually("it answers again", lambda: joined(front, again) == 1)
+        assert completion(front.http, "x", 10)[2] == 10
+        other.process.send_signal(signal.SIGCONT)
+        assert total(front, "stator_failed_canaries_total") >= 2
+        # No request of a client is made of them.
+        assert total(front, "stator_generated_tokens_total") == 70
+        assert total(front, "stator_worker_calls") == 0
+
+
+def test_canaries_leave_tensor_models_alone(tmp_path):
+    discovery, flags = f"file://{tmp_path}", ["--canary-interval-ms", "200"]
+    models = ["--no-default-model", "--builtin", "simple=add_sub"]
+    with frontend(discovery, *flags) as front, worker(discovery, models=models), \
+            client_of(front) as client:
+        eventually("the model is ready", lambda: is_ready(client, "simple"))
+        time.sleep(1)
+        add(client)
+        assert is_ready(client, "simple")
+        assert total(front, "stator_failed_canaries_total") == 0
+
+
+@contextlib.contextmanager
+def crowded(front, count=6):
+    """Long texts, of which all but one wait."""
+    is_over = threading.Event()
+
+    def hold():
+        body = {"model": "paced", "prompt": "long", "max_tokens": 4000, "stream": True}
+        with posted(front.http, body):
+            is_over.wait(60)
+
+    threads = [threading.Thread(target=hold) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+        # The threshold is for what comes when these are there.
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("overload", ["503", "529"])
+def test_a_busy_model_refuses_with_a_hint_and_thresholds_change_live(tmp_path, overload):
+    discovery = f"file://{tmp_path}"
+    flags = ["--busy-waiting-requests", "100", "--openai-overload-status", overload,
+             "--openai-keep-alive-ms", "200"]
+    with frontend(discovery, *flags) as front, \
+            worker(discovery, "--max-running-sequences", "1") as only, client_of(front) as client:
+        eventually("the model is ready", lambda: is_ready(client, "paced"))
+        read = httpx.get(f"http://{front.http}/busy_threshold").json()["thresholds"]
+        assert read == [{"model": "paced", "active_decode_blocks_threshold": None,
+                         "active_prefill_tokens_threshold": None,
+                         "waiting_requests_threshold": 100}]
+        with crowded(front):
+            eventually("they wait", lambda: total(only, "stator_queue_depth_requests") >= 3)
+            lower = {"model": "paced", "waiting_requests_threshold": 2}
+            assert post(front, "/busy_threshold", lower).json()["waiting_requests_threshold"] == 2
+            time.sleep(0.5)
+            with grpc.insecure_channel(front.address) as channel:
+                stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+                with pytest.raises(grpc.RpcError) as error:
+                    stub.ModelInfer(text_request("paced", "x", max_tokens=1), timeout=10)
+                assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "requests wait, the threshold is 2" in error.value.details()
+                hint = error_details_pb2.RetryInfo()
+                assert rpc_status.from_call(error.value).details[0].Unpack(hint)
+                assert hint.retry_delay.seconds == 1
+            chat = {"model": "paced", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
+            for path, status in (("/v1/chat/completions", int(overload)), ("/v1/messages", 529)):
+                answer = post(front, path, chat)
+                assert (answer.status_code, answer.headers["retry-after"]) == (status, "1"), path
+            assert not is_ready(client, "simple") or add(client) is None, "tensors are not texts"
+            higher = {"model": "paced", "waiting_requests_threshold": None}
+            assert post(front, "/busy_threshold", higher).status_code == 200
+            with posted(front.http, {"model": "paced", "prompt": "x", "stream": True}):
+                pass
+        eventually("they are gone", lambda: total(only, "stator_queue_depth_requests") == 0)
+
+
+def test_thresholds_stay_when_all_workers_go_and_come(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery, "--worker-wait-ms", "100") as front, client_of(front) as client:
+        thresholds = lambda: httpx.get(f"http://{front.http}/busy_threshold").json()["thresholds"]
+        for expected in (None, 0.25):
+            with worker(discovery):
+                eventually("the model is ready", lambda: is_ready(client, "paced"))
+                assert thresholds()[0]["active_decode_blocks_threshold"] == expected
+                change = {"model": "paced", "active_decode_blocks_threshold": 0.25}
+                assert post(front, "/busy_threshold", change).status_code == 200
+            eventually("the model is forgotten", lambda: thresholds() == [])
+
+
+def test_prompts_that_wait_make_a_model_busy(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery, "--busy-prefill-tokens", "10") as front, \
+            worker(discovery, "--max-running-sequences", "1"), client_of(front) as client:
+        eventually("the model is ready", lambda: is_ready(client, "paced"))
+        assert completion(front.http, "a prompt of more than ten tokens", 2)[2] == 2
+        # The first of them has its first output, and four tokens of each of the others wait.
+        with crowded(front, 4):
+            body = {"model": "paced", "prompt": "x", "max_tokens": 1}
+            answer = post(front, "/v1/completions", body)
+            assert answer.status_code == 503 and "prompt tokens wait" in answer.text
