@@ -5,3 +5,4 @@ pub mod discovery;
 pub mod instance;
 pub mod membership;
 pub mod request;
+pub mod vllm;

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use cluster::request::{ClientConfig, RemoteWorker, Served, ServerConfig, Tcp, WorkerServer};
 use engine::testing::{Scripted, Step};
 use engine::{
-    Context, EmbedRequest, Engine, Error, ErrorKind, GenerateOutput, GenerateRequest, InferOutput,
-    InferRequest, OutputStream, StopConditions, Tasks,
+    Context, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateOutput,
+    GenerateRequest, InferOutput, InferRequest, OutputStream, StopConditions, Tasks, TextForm,
+    TextRequest,
 };
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
@@ -123,6 +124,7 @@ type Outputs<T> = BoxStream<'static, Result<T, Status>>;
 impl Worker for Other {
     type GenerateStream = Outputs<wire::GenerateOutput>;
     type InferStream = Outputs<wire::InferOutput>;
+    type GenerateTextStream = Outputs<wire::TextDelta>;
     type FetchStream = Outputs<wire::Chunk>;
     type WatchStream = Outputs<wire::WorkerEvent>;
 
@@ -157,6 +159,26 @@ impl Worker for Other {
     ) -> Result<Response<wire::Embedding>, Status> {
         let values = request.into_inner().tokens.into_iter().map(|token| token as f32).collect();
         Ok(Response::new(wire::Embedding { values }))
+    }
+
+    async fn generate_text(
+        &self,
+        request: Asked<wire::GenerateTextRequest>,
+    ) -> Result<Response<Self::GenerateTextStream>, Status> {
+        let Some(wire::generate_text_request::Body::Chat(body)) = request.into_inner().body else {
+            return Err(Status::invalid_argument("expected a chat"));
+        };
+        let content = String::from_utf8_lossy(&body).into_owned();
+        let delta = wire::TextDelta { content, ..Default::default() };
+        Ok(Response::new(stream::iter([Ok(delta)]).boxed()))
+    }
+
+    async fn embed_text(
+        &self,
+        request: Asked<wire::EmbedTextRequest>,
+    ) -> Result<Response<wire::TextEmbedding>, Status> {
+        let values = request.into_inner().text.bytes().map(f32::from).collect();
+        Ok(Response::new(wire::TextEmbedding { values, prompt_tokens: 1 }))
     }
 
     async fn describe(
@@ -230,6 +252,15 @@ async fn a_worker_of_another_make_is_called() {
     let request = EmbedRequest { tokens: vec![6, 7].into(), adapter: None };
     let mut stream = model.call(request, in_time()).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap().values, [6.0, 7.0]);
+    let request = TextRequest { form: TextForm::Chat, body: "{}".into() };
+    let mut stream = model.call(request, in_time()).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().content, "{}");
+    let request = TextRequest { form: TextForm::Completion, body: "{}".into() };
+    let refused = model.call(request, in_time()).await.err().unwrap();
+    assert_eq!((refused.kind(), refused.message()), (ErrorKind::InvalidRequest, "expected a chat"));
+    let request = EmbedTextRequest { text: "ab".into() };
+    let mut stream = model.call(request, in_time()).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().values, [97.0, 98.0]);
     let error = worker.fetch("x", 1, LONG).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unimplemented);
     tasks.cancel();

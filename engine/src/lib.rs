@@ -22,6 +22,7 @@ mod sampling;
 mod sequence;
 mod tasks;
 pub mod testing;
+mod text;
 mod usage;
 
 pub use adapter::{Adapter, AdapterId};
@@ -39,4 +40,8 @@ pub use model::{ModelCard, TokenKind, Vocabulary};
 pub use sampling::{Sampling, StopConditions};
 pub use sequence::{Sequence, SequenceId, SequenceState};
 pub use tasks::Tasks;
+pub use text::{
+    CallDelta, EmbedTextRequest, TextDelta, TextEmbedding, TextForm, TextLogprob, TextRequest,
+    TextUsage,
+};
 pub use usage::{Usage, WorkerLoad, WorkerTotals};

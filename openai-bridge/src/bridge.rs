@@ -41,6 +41,8 @@ pub struct TextBridge {
     markers: Arc<HashSet<TokenId>>,
     /// Whether the model makes vectors and no texts.
     is_encoder: bool,
+    /// Whether its engine has the template and the tokenizer.
+    takes_texts: bool,
 }
 
 impl TextBridge {
@@ -68,6 +70,7 @@ impl TextBridge {
             syntax,
             markers,
             is_encoder: false,
+            takes_texts: false,
         })
     }
 
@@ -87,7 +90,29 @@ impl TextBridge {
             syntax: Syntax::default(),
             markers: Arc::default(),
             is_encoder: true,
+            takes_texts: false,
         })
+    }
+
+    /// Makes the bridge of a model whose engine takes texts. A context of 0 is not known.
+    pub fn of_texts(name: &str, context_length: u32, is_encoder: bool) -> Self {
+        let tokenizer = Tokenizer::absent();
+        Self {
+            name: name.to_owned(),
+            context_length,
+            table: tokenizer.table(),
+            tokenizer,
+            template: None,
+            syntax: Syntax::default(),
+            markers: Arc::default(),
+            is_encoder,
+            takes_texts: true,
+        }
+    }
+
+    /// Returns whether the model's engine takes texts, and has the template and the tokenizer.
+    pub fn takes_texts(&self) -> bool {
+        self.takes_texts
     }
 
     /// Returns whether the model makes vectors and no texts.
@@ -133,9 +158,14 @@ impl TextBridge {
         ModelConfig { decoupled: true, ..config }
     }
 
-    /// Returns the most tokens of prompt and text together.
+    /// Returns the most tokens of prompt and text together; 0: that is not known.
     pub fn context_length(&self) -> u32 {
         self.context_length
+    }
+
+    /// Returns the most tokens that a text can have, as far as is known.
+    pub(crate) fn most_tokens(&self) -> u32 {
+        if self.context_length == 0 { u32::MAX } else { self.context_length }
     }
 
     /// Brings other accepted shapes to the declared ones, before the inputs are validated.
@@ -156,9 +186,10 @@ impl TextBridge {
         settings: &Settings,
         conversations: Vec<Vec<Json>>,
     ) -> Result<Prompts> {
-        let template = self.template.as_ref().ok_or_else(|| {
-            Error::invalid(format!("'{}' has no chat template", self.name)).with_param("messages")
-        })?;
+        if self.template.is_none() && !self.takes_texts {
+            let text = format!("'{}' has no chat template", self.name);
+            return Err(Error::invalid(text).with_param("messages"));
+        }
         let count = conversations.len();
         if count > MAX_CONTINUATIONS {
             let text = format!("expected at most {MAX_CONTINUATIONS} conversations, got {count}");
@@ -169,7 +200,7 @@ impl TextBridge {
             let text = format!("`tools`: expected at most {MAX_TOOLS_BYTES} bytes for all prompts");
             return Err(Error::invalid(text).with_param("tools"));
         }
-        let chat = |messages| Chat::new(settings, messages, &tools, template);
+        let chat = |messages| Chat::new(settings, messages, &tools, self.template.as_ref());
         let chats = conversations.into_iter().map(chat).collect::<Result<_>>()?;
         Ok(Prompts::Chats(chats))
     }

@@ -17,26 +17,30 @@ pub(crate) struct Chat {
 }
 
 impl Chat {
-    /// Makes a chat of messages.
+    /// Makes a chat of messages; without a template it is for an engine that takes texts.
     ///
     /// Errors: messages, tools or template arguments that are none, by place.
     pub(crate) fn new(
         settings: &Settings,
         mut messages: Vec<Json>,
         tools: &Tools,
-        template: &Template,
+        template: Option<&Template>,
     ) -> Result<Self> {
+        let knows_tools = template.is_none_or(Template::knows_tools);
         let offered = match tools.choice {
             Choice::None => &[][..],
             _ => &tools.all,
         };
-        if !template.knows_tools() {
+        if !knows_tools {
             spell_out(&mut messages, offered);
         }
         let size =
             messages.iter().map(size).sum::<usize>() + offered.iter().map(size).sum::<usize>();
-        let mut conversation = Conversation::new(messages)?;
-        if template.knows_tools() {
+        let mut conversation = match template {
+            Some(_) => Conversation::new(messages)?,
+            None => Conversation::of_any_parts(messages)?,
+        };
+        if knows_tools {
             conversation.tools = offered.to_vec();
         }
         conversation.kwargs = kwargs(settings)?;

@@ -44,6 +44,8 @@ pub struct Completion {
     pub(crate) constraint_field: &'static str,
     /// Only so many of a prompt's last tokens are taken.
     pub(crate) truncation: Option<usize>,
+    /// What the client set, for engines that take texts.
+    pub(crate) settings: Settings,
 }
 
 /// The prompts, one a row.
@@ -68,22 +70,22 @@ impl Completion {
     /// Makes a request of checked settings; `max_tokens` stands where they say nothing.
     ///
     /// Errors: settings that do not fit the prompts or one another, by name.
-    pub(crate) fn new(settings: &Settings, prompts: Prompts, max_tokens: u32) -> Result<Self> {
+    pub(crate) fn new(settings: Settings, prompts: Prompts, max_tokens: u32) -> Result<Self> {
         let count = prompts.len();
         if count == 0 {
             return Err(Error::invalid("expected at least 1 prompt, got 0"));
         }
         settings.check(count)?;
-        let choices = choices(settings, count)?;
-        let (field, constraint) = crate::constraint::read(settings)?.unzip();
-        let common = (biases(settings)?, stop_tokens(settings)?);
-        let row = |row| Row::read(settings, row, max_tokens, &common);
+        let choices = choices(&settings, count)?;
+        let (field, constraint) = crate::constraint::read(&settings)?.unzip();
+        let common = (biases(&settings)?, stop_tokens(&settings)?);
+        let row = |row| Row::read(&settings, row, max_tokens, &common);
         let number = |name| settings.integer(name, 0).map(|count| count as u32);
         Ok(Self {
             rows: (0..count).map(row).collect::<Result<_>>()?,
             choices,
             has_echo: settings.flag("echo").unwrap_or(false),
-            stops: stops(settings)?,
+            stops: stops(&settings)?,
             has_stop_in_output: settings.flag("include_stop_str_in_output").unwrap_or(false),
             shows_special_tokens: !settings.flag("skip_special_tokens").unwrap_or(true),
             logprobs: number("logprobs"),
@@ -93,6 +95,7 @@ impl Completion {
             constraint_field: field.unwrap_or("tool_choice"),
             truncation: number("truncate_prompt_tokens").map(|count| count as usize),
             prompts,
+            settings,
         })
     }
 

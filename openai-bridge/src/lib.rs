@@ -22,8 +22,10 @@ mod stop;
 mod syntax;
 mod template;
 mod tensors;
+mod texts;
 mod tokenizer;
 mod tools;
+mod upstream;
 
 pub use answer::Answer;
 pub use bridge::TextBridge;
@@ -32,4 +34,6 @@ pub use continuations::Continuations;
 pub use delta::{Delta, Finish, Score, Scored, TextOutput};
 pub use template::{Conversation, Now, Template};
 pub use tensors::{Input, Inputs, TensorRequest};
+pub use texts::TextAnswers;
 pub use tokenizer::{DEFAULT_CACHE_BYTES, Tokenizer};
+pub use upstream::{UpstreamAnswer, upstream_error};

@@ -71,7 +71,7 @@ struct Setting {
 }
 
 /// The settings of a request, by meaning.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Settings {
     by_meaning: BTreeMap<&'static str, Setting>,
 }
@@ -250,6 +250,15 @@ impl Settings {
         }
     }
 
+    /// Returns what was said of a setting, for a row, as JSON has it; none: nothing was said.
+    pub(crate) fn said(&self, meaning: &str, row: usize) -> Option<Json> {
+        let setting = self.by_meaning.get(meaning)?;
+        match is_list(setting.field.kind) {
+            true => setting.values.iter().map(|value| said(setting.field.kind, value)).collect(),
+            false => said(setting.field.kind, self.get(meaning, row)?),
+        }
+    }
+
     /// Makes the error for a setting, which is named with its source.
     pub(crate) fn wrong(&self, meaning: &str, why: &str) -> Error {
         Error::invalid(format!("{}: {why}", self.spell(meaning))).with_param(meaning)
@@ -302,6 +311,35 @@ impl Setting {
         let name = self.source.spell(self.field.name);
         Error::invalid(format!("{name}: expected {expected}, got {got}"))
             .with_param(self.field.name)
+    }
+}
+
+/// Returns a value that was checked, in the type of its kind.
+fn said(kind: Kind, value: &Value) -> Option<Json> {
+    match kind {
+        Kind::Flag => as_bool(value).map(Json::from),
+        Kind::Integer { .. } | Kind::Tokens => {
+            let number = as_integer(value)?;
+            i64::try_from(number)
+                .map(Json::from)
+                .or_else(|_| u64::try_from(number).map(Json::from))
+                .ok()
+        }
+        Kind::Real { .. } => {
+            let number = as_real(value)?;
+            // A tensor's 0.7 is the float next to it, and 0.7 again when it is spelled shortly.
+            let short = (number as f32).to_string().parse().ok();
+            let short = short.filter(|_| f64::from(number as f32) == number);
+            Some(short.unwrap_or(number).into())
+        }
+        Kind::Texts | Kind::Word | Kind::Prompt | Kind::Json => match value {
+            Value::Text(text) => Some(text.as_str().into()),
+            _ => None,
+        },
+        Kind::Structure => match value {
+            Value::Json(value) => Some(value.clone()),
+            _ => None,
+        },
     }
 }
 

@@ -81,7 +81,12 @@ impl TensorRequest {
         let is_streaming = settings.flag("stream").unwrap_or(false);
         let excludes = settings.flag("exclude_input_in_output");
         let is_chat = matches!(prompts, Prompts::Chats(_));
-        let mut completion = Completion::new(&settings, prompts, DEFAULT_MAX_TOKENS)?;
+        let wanted = Wanted::read(request, &settings, is_chat);
+        if wanted.logprobs && bridge.takes_texts() {
+            let why = "names tokens by their ids, which the model's workers do not tell";
+            return Err(Error::invalid(format!("output `logprobs`: {why}")));
+        }
+        let mut completion = Completion::new(settings, prompts, DEFAULT_MAX_TOKENS)?;
         if is_streaming && excludes == Some(false) {
             return Err(Error::invalid(
                 "Error generating stream: When streaming, `exclude_input_in_output` = False is \
@@ -90,7 +95,6 @@ impl TensorRequest {
         }
         completion.has_echo |= !is_chat && !is_streaming && !excludes.unwrap_or(false);
         completion.has_echo &= !is_chat;
-        let wanted = Wanted::read(request, &settings, is_chat);
         let has_logprobs = wanted.logprobs || wanted.cumulative_logprob;
         completion.logprobs = has_logprobs.then(|| completion.logprobs.unwrap_or(0));
         completion.has_token_ids |= wanted.token_ids;

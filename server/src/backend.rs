@@ -16,10 +16,9 @@ use wire::model_config::SchedulingChoice;
 use worker::encode;
 use worker::generate::{DiskTierConfig, GenerateEngine, SchedulerConfig};
 use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
-use worker::lora::Adapters;
 use worker::runner::Runner;
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
-use worker::runner::mock::{self, MockConfig, MockRunner};
+use worker::runner::mock::{self, Cost, MockConfig, MockRunner};
 
 use crate::config::EngineConfig;
 use crate::fleet::Tables;
@@ -30,10 +29,16 @@ use crate::pipeline::{Deadline, SequenceOptions, Sequences};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{CONFIG_FILE, Place, sequences};
 
-pub(crate) use stack::{BASE_MODEL, Base, Engines, on_tokens};
+pub(crate) use stack::{Adapting, BASE_MODEL, Base, Engines, TextEngines, on_texts, on_tokens};
 
 /// How long a sequence may be idle when its model does not say, as in Triton.
 const DEFAULT_IDLE_US: u64 = 1_000_000;
+
+/// The longest time that a parameter may set.
+const MAX_TIME: Duration = Duration::from_secs(3600);
+
+/// Most KV blocks of a mock.
+const MAX_MOCK_BLOCKS: usize = 1 << 24;
 
 /// What every model is made with.
 #[derive(Debug)]
@@ -87,7 +92,7 @@ impl Backends {
         let loaded = CpuRunner::load(&path, &options).map_err(|error| error.to_string())?;
         let Loaded { mut runner, mut card, vocabulary } = loaded;
         card.name.clone_from(&definition.name);
-        let adapters = Some(runner.take_adapters(self.engine.adapters));
+        let adapters = Adapting::Files(runner.take_adapters(self.engine.adapters));
         let about = (&card, &vocabulary);
         let model = self.generating(Box::new(runner), adapters, about, &definition.declared)?;
         tracing::info!(
@@ -139,10 +144,18 @@ impl Backends {
             mock.context_length =
                 tokens.parse().map_err(|_| format!("`context_length`: `{tokens}` is no number"))?;
         }
+        if let Some(blocks) = definition.parameter("blocks") {
+            let blocks =
+                blocks.parse().ok().filter(|blocks| (1..=MAX_MOCK_BLOCKS).contains(blocks));
+            let why = || format!("`blocks`: expected a number from 1 to {MAX_MOCK_BLOCKS}");
+            mock.blocks = blocks.ok_or_else(why)?;
+        }
+        mock.cost = cost(definition)?;
         mock.reply = definition.parameter("reply").map(str::to_owned);
         let card = mock::card(&definition.name, &mock);
         let runner = Box::new(MockRunner::new(mock));
-        self.generating(runner, None, (&card, &mock::vocabulary()), &definition.declared)
+        let about = (&card, &mock::vocabulary());
+        self.generating(runner, Adapting::Names, about, &definition.declared)
     }
 
     fn scheduler(&self) -> SchedulerConfig {
@@ -167,7 +180,7 @@ impl Backends {
     fn generating(
         &self,
         runner: Box<dyn Runner>,
-        adapters: Option<Arc<Adapters>>,
+        adapters: Adapting,
         (card, vocabulary): (&ModelCard, &Vocabulary),
         declared: &wire::ModelConfig,
     ) -> Result<Model, String> {
@@ -292,7 +305,7 @@ pub(crate) fn on_tensors(
         }
         _ => Arc::new(Deadline(core.clone())),
     };
-    let core = Core { infer: Some(core), generate: None, embed: None, events: None, tables: None };
+    let core = Core { infer: Some(core), ..Core::default() };
     let mut model = bare(config, declared, engine);
     model.core = Some(core);
     Ok(model)
@@ -325,9 +338,27 @@ fn bare(
 
 /// Reads a time in milliseconds from a custom parameter; none is no time.
 fn milliseconds(definition: &Definition, key: &str) -> Result<Duration, String> {
+    time(definition, key, 1e3)
+}
+
+/// Reads a time from a custom parameter, in so many parts of a second; none is no time.
+fn time(definition: &Definition, key: &str, parts: f64) -> Result<Duration, String> {
     let Some(text) = definition.parameter(key) else {
         return Ok(Duration::ZERO);
     };
-    let time = text.parse::<f64>().ok().and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
+    let time = text.parse::<f64>().ok().and_then(|t| Duration::try_from_secs_f64(t / parts).ok());
+    let time = time.filter(|time| *time <= MAX_TIME);
     time.ok_or_else(|| format!("`{key}`: `{text}` is not a time"))
+}
+
+/// Reads what the passes of a mock cost.
+fn cost(definition: &Definition) -> Result<Cost, String> {
+    let speedup = definition.parameter("speedup").unwrap_or("1");
+    let wrong = || format!("`speedup`: expected a number from 0.001 to 1000000, got `{speedup}`");
+    let factor = speedup.parse().ok().filter(|factor| (1e-3..=1e6).contains(factor));
+    Ok(Cost {
+        prefill: time(definition, "prefill_us", 1e6)?,
+        decode: time(definition, "decode_us", 1e6)?,
+        speedup: factor.ok_or_else(wrong)?,
+    })
 }

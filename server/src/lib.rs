@@ -35,3 +35,4 @@ mod status;
 pub mod telemetry;
 mod text;
 pub mod trace;
+pub mod upstream;

@@ -8,8 +8,8 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use engine::{
-    AdapterId, EmbedRequest, Engine, Error, ErrorKind, GenerateRequest, InferRequest, KvEvents,
-    Result, WorkerLoad,
+    AdapterId, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateRequest,
+    InferRequest, KvEvents, Result, TextRequest, WorkerLoad,
 };
 use openai_bridge::Completion;
 use proto::inference as wire;
@@ -68,12 +68,16 @@ pub(crate) struct Model {
     pub files: Option<Arc<tempfile::TempDir>>,
 }
 
-/// The engines of a model as a frontend calls them from afar: tokens or tensors in and out, no
-/// texts, no sequences, no counting.
+/// The engines of a model as a frontend calls them from afar: tokens, tensors or texts in and out,
+/// no sequences, no counting.
+#[derive(Default)]
 pub(crate) struct Core {
     pub generate: Option<Arc<dyn Engine<GenerateRequest>>>,
     pub embed: Option<Arc<dyn Engine<EmbedRequest>>>,
     pub infer: Option<Arc<dyn Engine<InferRequest>>>,
+    /// Only of models whose engines have the template and the tokenizer.
+    pub text: Option<Arc<dyn Engine<TextRequest>>>,
+    pub embed_text: Option<Arc<dyn Engine<EmbedTextRequest>>>,
     /// What becomes of its KV blocks.
     pub events: Option<KvEvents>,
     /// What a frontend needs to know of a text model.

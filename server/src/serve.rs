@@ -268,6 +268,7 @@ pub(crate) fn own_repository(
 ) -> Result<Arc<Repository>, ServeError> {
     let given = config.builtins.iter().map(Definition::of_builtin);
     let given = given.chain(config.models.iter().map(Definition::of_source));
+    let given = given.chain(config.builtins.iter().flat_map(Definition::of_mock_adapters));
     let given = given.chain(config.adapters.iter().map(Definition::of_adapter)).collect();
     let backends = Backends {
         engine: config.engine.clone(),

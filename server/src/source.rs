@@ -157,7 +157,20 @@ const KINDS: [(&str, &str, &[&str]); 8] = [
     ("repeat_int32", "repeat", &[]),
     ("square", "square", &[]),
     ("sequence", "sequence", &["delay_ms", "idle_ms"]),
-    ("mock", "mock", &["pace_ms", "context_length", "reply"]),
+    (
+        "mock",
+        "mock",
+        &[
+            "pace_ms",
+            "prefill_us",
+            "decode_us",
+            "speedup",
+            "blocks",
+            "loras",
+            "context_length",
+            "reply",
+        ],
+    ),
 ];
 
 impl Builtin {

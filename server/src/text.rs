@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use engine::{
-    Context, EmbedRequest, Embedding, Engine, Error, GenerateRequest, InferOutput, InferRequest,
-    OutputStream, Result,
+    Context, EmbedRequest, EmbedTextRequest, Engine, Error, GenerateRequest, InferOutput,
+    InferRequest, OutputStream, Request, Result, TextRequest,
 };
 use futures_util::stream::{self, Stream, StreamExt};
 use openai_bridge::api::rerank;
@@ -23,6 +23,10 @@ use tensor::Tensor;
 use tokio::sync::Semaphore;
 
 use crate::pipeline::Thresholds;
+
+mod worded;
+
+use worded::WordedStream;
 
 /// A prompt of this many bytes is tokenised off the async runtime, since it takes longer than
 /// other streams should wait.
@@ -43,11 +47,18 @@ pub(crate) fn now() -> Now {
     Now::from_unix(since.as_secs())
 }
 
-/// An engine over completions, and over texts to be embedded, around engines over tokens.
+/// What a text engine stands on.
+pub(crate) enum Below {
+    /// Engines over tokens.
+    Tokens { generate: Arc<dyn Engine<GenerateRequest>>, embed: Arc<dyn Engine<EmbedRequest>> },
+    /// Engines that take texts; the bridge is made for them.
+    Texts { generate: Arc<dyn Engine<TextRequest>>, embed: Arc<dyn Engine<EmbedTextRequest>> },
+}
+
+/// An engine over completions, and over texts to be embedded, around engines over tokens or texts.
 pub(crate) struct TextEngine {
     pub bridge: Arc<TextBridge>,
-    generate: Arc<dyn Engine<GenerateRequest>>,
-    embed: Arc<dyn Engine<EmbedRequest>>,
+    below: Below,
     /// Long prompts that are tokenised at once; the others wait, and leave if nobody waits for them.
     tokenizers: Arc<Semaphore>,
     /// When the model counts as busy.
@@ -56,14 +67,9 @@ pub(crate) struct TextEngine {
 
 impl TextEngine {
     /// Makes the engine.
-    pub(crate) fn new(
-        bridge: Arc<TextBridge>,
-        generate: Arc<dyn Engine<GenerateRequest>>,
-        embed: Arc<dyn Engine<EmbedRequest>>,
-        thresholds: Arc<Thresholds>,
-    ) -> Self {
+    pub(crate) fn new(bridge: Arc<TextBridge>, below: Below, thresholds: Arc<Thresholds>) -> Self {
         let tokenizers = Arc::new(Semaphore::new(MAX_TOKENIZERS));
-        Self { bridge, generate, embed, tokenizers, thresholds }
+        Self { bridge, below, tokenizers, thresholds }
     }
 
     /// Does work on so many bytes of text; off the runtime if it is long.
@@ -93,33 +99,49 @@ impl TextEngine {
         inputs: Inputs,
         context: Context,
     ) -> Result<(Vec<Vec<f32>>, usize)> {
-        let size = |input: &Input| match input {
-            Input::Text(text) => text.len(),
-            Input::Tokens(tokens) => tokens.len(),
-        };
         if inputs.texts.len() > MAX_EMBEDDED {
             let got = inputs.texts.len();
             let text = format!("expected at most {MAX_EMBEDDED} texts, got {got}");
             return Err(Error::invalid(text));
         }
+        let (vectors, tokens) = match &self.below {
+            Below::Tokens { embed, .. } => {
+                let requests = self.embedded(&inputs).await?;
+                let tokens = requests.iter().map(|request| request.tokens.len()).sum();
+                let vectors = all(&**embed, requests, &context).await?;
+                (vectors.into_iter().map(|vector| vector.values).collect::<Vec<_>>(), tokens)
+            }
+            Below::Texts { embed, .. } => {
+                let request = |input| {
+                    let text = self.bridge.embedded(input, inputs.truncation)?;
+                    Ok(EmbedTextRequest { text })
+                };
+                let requests = inputs.texts.iter().map(request).collect::<Result<Vec<_>>>()?;
+                let vectors = all(&**embed, requests, &context).await?;
+                let tokens = vectors.iter().map(|vector| vector.prompt_tokens as usize).sum();
+                (vectors.into_iter().map(|vector| vector.values).collect(), tokens)
+            }
+        };
+        if let Some(meter) = context.meter() {
+            meter.count(tokens as u64);
+        }
+        let vectors = vectors.into_iter().map(|vector| inputs.cut(vector));
+        Ok((vectors.collect::<Result<_>>()?, tokens))
+    }
+
+    /// Returns the tokens of texts.
+    async fn embedded(&self, inputs: &Inputs) -> Result<Vec<EmbedRequest>> {
+        let size = |input: &Input| match input {
+            Input::Text(text) => text.len(),
+            Input::Tokens(tokens) => tokens.len(),
+        };
         let bytes = inputs.texts.iter().map(size).sum();
         let (texts, truncation) = (inputs.texts.clone(), inputs.truncation);
         let encode = move |bridge: &TextBridge| {
             let encode = |input| bridge.embedding(input, truncation);
             texts.iter().map(encode).collect::<Result<Vec<_>>>()
         };
-        let requests = self.heavy(bytes, encode).await?;
-        let tokens = requests.iter().map(|request| request.tokens.len()).sum();
-        if let Some(meter) = context.meter() {
-            meter.count(tokens as u64);
-        }
-        let vectors = stream::iter(requests).map(|request| self.one(request, context.clone()));
-        let mut vectors = vectors.buffered(EMBEDDED_AT_ONCE);
-        let mut all = Vec::new();
-        while let Some(vector) = vectors.next().await {
-            all.push(inputs.cut(vector?.values)?);
-        }
-        Ok((all, tokens))
+        self.heavy(bytes, encode).await
     }
 
     /// Returns the scores of documents and the tokens of all texts.
@@ -139,12 +161,25 @@ impl TextEngine {
         let scores = documents.iter().map(|document| rerank::relevance(query, document));
         Ok((scores.collect(), tokens))
     }
+}
 
-    async fn one(&self, request: EmbedRequest, context: Context) -> Result<Embedding> {
-        let mut stream = self.embed.call(request, context).await?;
+/// Returns the answers to requests that have one each, some of them at once.
+async fn all<R: Request>(
+    engine: &dyn Engine<R>,
+    requests: Vec<R>,
+    context: &Context,
+) -> Result<Vec<R::Output>> {
+    let one = |request| async move {
+        let mut stream = engine.call(request, context.clone()).await?;
         let found = stream.next().await;
         found.unwrap_or_else(|| Err(Error::internal("the engine ended without a vector")))
+    };
+    let mut answers = stream::iter(requests).map(one).buffered(EMBEDDED_AT_ONCE);
+    let mut all = Vec::new();
+    while let Some(answer) = answers.next().await {
+        all.push(answer?);
     }
+    Ok(all)
 }
 
 #[async_trait]
@@ -154,6 +189,20 @@ impl Engine<Completion> for TextEngine {
         completion: Completion,
         context: Context,
     ) -> Result<OutputStream<Completion>> {
+        let generate = match &self.below {
+            Below::Tokens { generate, .. } => generate,
+            Below::Texts { generate, .. } => {
+                let size = completion.size();
+                let ask = move |bridge: &TextBridge| bridge.requests(&completion);
+                let (requests, answers) = self.heavy(size, ask).await?;
+                self.thresholds.check()?;
+                let mut rows = Vec::with_capacity(requests.len());
+                for request in requests {
+                    rows.push(generate.call(request, context.clone()).await?);
+                }
+                return Ok(Box::pin(WordedStream::new(rows, answers)));
+            }
+        };
         let now = now();
         let (size, field) = (completion.size(), completion.constraint_field());
         let encode = move |bridge: &TextBridge| bridge.encode(&completion, now);
@@ -162,7 +211,7 @@ impl Engine<Completion> for TextEngine {
         self.thresholds.check()?;
         let mut rows = Vec::with_capacity(requests.len());
         for request in requests {
-            let stream = self.generate.call(request, context.clone()).await;
+            let stream = generate.call(request, context.clone()).await;
             rows.push(Some(stream.map_err(|error| named(error, field))?));
         }
         let (queue_time, is_over) = (Duration::ZERO, false);

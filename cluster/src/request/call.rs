@@ -7,7 +7,10 @@ use std::task::{Context as Poller, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::{EmbedRequest, Error, ErrorKind, GenerateRequest, InferRequest, OutputStream, Result};
+use engine::{
+    EmbedRequest, EmbedTextRequest, Error, ErrorKind, GenerateRequest, InferRequest, OutputStream,
+    Result, TextRequest,
+};
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
@@ -80,6 +83,8 @@ impl Call {
             GenerateRequest::PATH => self.infer::<GenerateRequest>().await,
             InferRequest::PATH => self.infer::<InferRequest>().await,
             EmbedRequest::PATH => self.infer::<EmbedRequest>().await,
+            TextRequest::PATH => self.infer::<TextRequest>().await,
+            EmbedTextRequest::PATH => self.infer::<EmbedTextRequest>().await,
             control::WATCH => control::watch(self).await,
             control::DESCRIBE => control::describe(self).await,
             control::FETCH => control::fetch(self).await,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::{
-    Adapter, AdapterId, EmbedRequest, Engine, GenerateRequest, InferRequest, KvEvents, Result,
-    WorkerLoad,
+    Adapter, AdapterId, EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, InferRequest,
+    KvEvents, Result, TextRequest, WorkerLoad,
 };
 
 use super::codec::Wire;
@@ -21,6 +21,10 @@ pub struct Served {
     pub infer: Option<Arc<dyn Engine<InferRequest>>>,
     /// Embeds texts.
     pub embed: Option<Arc<dyn Engine<EmbedRequest>>>,
+    /// Answers texts.
+    pub text: Option<Arc<dyn Engine<TextRequest>>>,
+    /// Embeds texts that are given as such.
+    pub embed_text: Option<Arc<dyn Engine<EmbedTextRequest>>>,
     /// Has the adapters that requests may name.
     pub adapters: Option<Arc<dyn Adapters>>,
     /// Tells how busy the model is; it is asked often and answers at once.
@@ -67,5 +71,17 @@ impl Offered for InferRequest {
 impl Offered for EmbedRequest {
     fn engine(served: &Served) -> Option<&Arc<dyn Engine<Self>>> {
         served.embed.as_ref()
+    }
+}
+
+impl Offered for TextRequest {
+    fn engine(served: &Served) -> Option<&Arc<dyn Engine<Self>>> {
+        served.text.as_ref()
+    }
+}
+
+impl Offered for EmbedTextRequest {
+    fn engine(served: &Served) -> Option<&Arc<dyn Engine<Self>>> {
+        served.embed_text.as_ref()
     }
 }

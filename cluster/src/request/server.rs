@@ -95,7 +95,8 @@ impl WorkerServer {
         self.shared.insert(name.into(), served);
     }
 
-    /// Serves a model no more; calls that are open go on.
+    /// Serves a model no more; calls that are open go on. New ones are refused with UNAVAILABLE, not
+    /// NOT_FOUND: whoever has not heard of it yet tries another worker.
     pub fn remove(&self, name: &str) {
         self.shared.remove(name);
     }

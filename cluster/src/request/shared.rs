@@ -19,7 +19,8 @@ pub(super) struct Shared {
     pub(super) artifacts: Option<Arc<dyn Artifacts>>,
     /// Places of threads that read files.
     pub(super) reads: Arc<Semaphore>,
-    models: RwLock<BTreeMap<String, Arc<Served>>>,
+    /// None: it was served and is so no more.
+    models: RwLock<BTreeMap<String, Option<Arc<Served>>>>,
     is_draining: watch::Sender<bool>,
     /// Calls that use an engine.
     open: AtomicUsize,
@@ -52,26 +53,37 @@ impl Shared {
     /// Serves a model under a name, in place of what had it before.
     pub(super) fn insert(&self, name: String, served: Served) {
         let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
-        models.insert(name, Arc::new(served));
+        models.insert(name, Some(Arc::new(served)));
     }
 
     /// Serves a model no more.
     pub(super) fn remove(&self, name: &str) {
-        self.models.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(served) = models.get_mut(name) {
+            *served = None;
+        }
     }
 
-    /// Returns what is served under a name. Errors: NOT_FOUND.
+    /// Returns what is served under a name. Errors: NOT_FOUND; UNAVAILABLE if it was served before.
     pub(super) fn served(&self, name: &str) -> Result<Arc<Served>> {
         let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        models.get(name).cloned().ok_or_else(|| {
-            Error::not_found(format!("the worker does not serve a model `{name}`"))
-                .with_code("model_not_found")
-        })
+        let text = format!("the worker does not serve a model `{name}`");
+        match models.get(name) {
+            Some(Some(served)) => Ok(served.clone()),
+            Some(None) => {
+                let error = Error::new(ErrorKind::Unavailable, format!("{text} any more"));
+                Err(error.with_code("model_gone"))
+            }
+            None => Err(Error::not_found(text).with_code("model_not_found")),
+        }
     }
 
     /// Returns all that is served, by name.
     pub(super) fn all(&self) -> BTreeMap<String, Arc<Served>> {
-        self.models.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        let served =
+            |(name, served): (&String, &Option<Arc<Served>>)| Some((name.clone(), served.clone()?));
+        models.iter().filter_map(served).collect()
     }
 
     /// Returns whether nothing new is accepted; now and later.

@@ -57,7 +57,7 @@ pub(super) fn completion(bridge: &TextBridge, mut body: Body) -> Result<(Complet
     let settings = Settings::of_body(&body)?;
     settings.check(1)?;
     let prompts = bridge.chats(&settings, vec![messages])?;
-    let mut completion = Completion::new(&settings, prompts, bridge.context_length())?;
+    let mut completion = Completion::new(settings, prompts, bridge.most_tokens())?;
     completion.logprobs = has_logprobs.then(|| top.unwrap_or(0) as u32);
     let is_forced = completion.names_a_call();
     Ok((completion, is_forced))

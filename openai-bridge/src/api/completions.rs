@@ -46,7 +46,7 @@ pub fn read(_: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> {
         body.remove(taken);
     }
     let settings = Settings::of_body(&body)?;
-    let mut completion = Completion::new(&settings, prompts, DEFAULT_MAX_TOKENS)?;
+    let mut completion = Completion::new(settings, prompts, DEFAULT_MAX_TOKENS)?;
     completion.logprobs = logprobs;
     if has_echo && (logprobs.is_some() || is_scoring) {
         completion.prompt_logprobs = completion.prompt_logprobs.max(Some(logprobs.unwrap_or(0)));

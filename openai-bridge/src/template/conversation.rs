@@ -30,12 +30,24 @@ impl Conversation {
     ///
     /// Errors: what is no message of a conversation, with its place, such as
     /// `messages[2].content`.
-    pub fn new(mut messages: Vec<Json>) -> Result<Self> {
+    pub fn new(messages: Vec<Json>) -> Result<Self> {
+        Self::checked(messages, Parts::Texts)
+    }
+
+    /// Checks messages whose contents may have parts of any type: it is the engine's to refuse
+    /// what it does not take.
+    ///
+    /// Errors: as [`new`](Self::new).
+    pub(crate) fn of_any_parts(messages: Vec<Json>) -> Result<Self> {
+        Self::checked(messages, Parts::Any)
+    }
+
+    fn checked(mut messages: Vec<Json>, parts: Parts) -> Result<Self> {
         if messages.is_empty() {
             return Err(wrong("messages", "expected at least 1 message, got 0"));
         }
         for (index, message) in messages.iter_mut().enumerate() {
-            check_message(message, &format!("messages[{index}]"))?;
+            check_message(message, &format!("messages[{index}]"), parts)?;
         }
         Ok(Self {
             messages,
@@ -82,12 +94,19 @@ impl Conversation {
     }
 }
 
+/// What a content may be made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Parts {
+    Texts,
+    Any,
+}
+
 /// Makes the error of a place in the request.
 pub(super) fn wrong(place: &str, why: &str) -> Error {
     Error::invalid(format!("`{place}`: {why}")).with_param(place)
 }
 
-fn check_message(message: &mut Json, place: &str) -> Result<()> {
+fn check_message(message: &mut Json, place: &str, parts: Parts) -> Result<()> {
     let Json::Object(fields) = message else {
         return Err(wrong(place, &format!("expected an object, got {}", brief(message))));
     };
@@ -103,7 +122,7 @@ fn check_message(message: &mut Json, place: &str) -> Result<()> {
     let content_place = format!("{place}.content");
     match fields.get_mut("content") {
         Some(Json::String(_)) => {}
-        Some(Json::Array(parts)) => check_parts(parts, &content_place)?,
+        Some(Json::Array(list)) => check_parts(list, &content_place, parts)?,
         None | Some(Json::Null) if is_content_needed(&role) => {
             return Err(wrong(&content_place, "expected a text or a list of parts, got null"));
         }
@@ -126,8 +145,8 @@ fn is_content_needed(role: &str) -> bool {
     matches!(role, "system" | "developer" | "user" | "tool")
 }
 
-fn check_parts(parts: &mut [Json], place: &str) -> Result<()> {
-    for (index, part) in parts.iter_mut().enumerate() {
+fn check_parts(list: &mut [Json], place: &str, parts: Parts) -> Result<()> {
+    for (index, part) in list.iter_mut().enumerate() {
         let place = format!("{place}[{index}]");
         let Json::Object(fields) = part else {
             return Err(wrong(&place, &format!("expected a part, got {}", brief(part))));
@@ -136,6 +155,7 @@ fn check_parts(parts: &mut [Json], place: &str) -> Result<()> {
         let text = match kind.as_str() {
             "text" | "refusal" => fields.get(&kind).and_then(Json::as_str),
             "" => return Err(wrong(&place, "expected a part with a `type`, got none")),
+            _ if parts == Parts::Any => continue,
             kind => {
                 let why = format!("a part of type `{kind}` is not for this model; it takes text");
                 return Err(wrong(&place, &why).with_code("unsupported_content_part"));

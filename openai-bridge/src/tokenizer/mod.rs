@@ -19,7 +19,7 @@ mod words;
 
 use std::sync::Arc;
 
-use engine::{Error, Result, TokenId, TokenKind, Vocabulary};
+use engine::{Error, ErrorKind, Result, TokenId, TokenKind, Vocabulary};
 use tokenizers::PostProcessor;
 
 use cache::Cache;
@@ -47,6 +47,8 @@ enum Encoder {
     Reference(Box<tokenizers::Tokenizer>),
     /// The library, which puts a text between the tokens that its model wants around it.
     Framing(Box<tokenizers::Tokenizer>),
+    /// Somebody else has it.
+    Absent,
 }
 
 impl Tokenizer {
@@ -113,6 +115,12 @@ impl Tokenizer {
         Ok(Self { bos: None, ..Self::of_json(encoder, &json, &json::tokens(&json))? })
     }
 
+    /// Stands in the place of a tokenizer that somebody else has: it refuses every text.
+    pub fn absent() -> Self {
+        let vocabulary = Vocabulary::default();
+        Self { longest_token_bytes: usize::MAX, ..Self::with(Encoder::Absent, &vocabulary) }
+    }
+
     /// Makes the tokenizer of a byte-level vocabulary with the library's encoder alone, to compare
     /// with.
     ///
@@ -164,6 +172,10 @@ impl Tokenizer {
             }
             Encoder::Reference(reference) => tokens.extend(encode(reference, text)?),
             Encoder::Framing(reference) => tokens.extend(frame(reference, text, with_bos, None)?),
+            Encoder::Absent => {
+                let text = "the model's tokens are not known here: its workers have the tokenizer";
+                return Err(Error::new(ErrorKind::Unimplemented, text));
+            }
         }
         Ok(tokens)
     }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    AFTER_HELP, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs, ProcessArgs,
-    SecurityArgs, SharedMemoryArgs, TraceArgs,
+    AFTER_HELP, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, MockArgs, ModelArgs, OpenAiArgs,
+    ProcessArgs, SecurityArgs, SharedMemoryArgs, TraceArgs, UpstreamArgs,
 };
 use crate::fleet::{Repeated, Routing};
 use crate::pipeline::DEFAULT_MIGRATIONS;
@@ -54,6 +54,10 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_CLIENT_CA", help_heading = "Worker")]
     #[arg(requires = "worker_tls_cert")]
     pub worker_tls_client_ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub mock: MockArgs,
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
     #[command(flatten)]
     pub formats: FormatArgs,
     #[command(flatten)]

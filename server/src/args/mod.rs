@@ -10,12 +10,14 @@ mod engine;
 mod fleet;
 mod grpc;
 mod http;
+mod mock;
 mod models;
 mod openai;
 mod process;
 mod security;
 mod shared_memory;
 mod trace;
+mod upstream;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,12 +31,14 @@ pub use engine::EngineArgs;
 pub use fleet::{DiscoveryArgs, FrontendArgs, WorkerArgs};
 pub use grpc::GrpcArgs;
 pub use http::HttpArgs;
+pub use mock::MockArgs;
 pub use models::ModelArgs;
 pub use openai::{FormatArgs, OpenAiArgs};
 pub use process::ProcessArgs;
 pub use security::SecurityArgs;
 pub use shared_memory::SharedMemoryArgs;
 pub use trace::TraceArgs;
+pub use upstream::UpstreamArgs;
 
 /// Names of the reference's variables that mean one of ours.
 const ALIASES: [(&str, &str); 2] = [

@@ -18,6 +18,7 @@ pub struct ModelArgs {
     /// Serve a built-in model: [NAME=]KIND[,KEY=VALUE]..., KIND one of identity (datatype, dims
     /// as 2x-1, max_batch_size, delay_ms, echo_parameters), add_sub (datatype, dims,
     /// max_batch_size), repeat_int32, square, sequence (delay_ms, idle_ms), image, video, mock (pace_ms,
+    /// prefill_us and decode_us: what a token costs, speedup, blocks, loras: NAME+NAME,
     /// context_length, reply: a text to answer with, last)
     #[arg(long, value_name = "SPEC", env = "STATOR_BUILTIN", value_delimiter = ';')]
     #[arg(help_heading = "Models")]

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Adapter, EmbedRequest, Engine, GenerateRequest};
+use engine::{
+    Adapter, AdapterId, EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, Salt, TextRequest,
+};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
 use worker::encode::{self, EncodeConfig, EncodeEngine, Encoder, EncoderOptions};
@@ -20,7 +22,7 @@ use crate::models::{Core, Model, ReadHealth, ReadLoad, TextModel};
 use crate::pipeline::{Adapt, Admit, Deadline, Observe, Thresholds, TokenMetrics};
 use crate::repository::Definition;
 use crate::source::Place;
-use crate::text::{NoGeneration, TensorText, TextEngine};
+use crate::text::{Below, NoGeneration, TensorText, TextEngine};
 
 /// The parameter of an adapter's configuration that names its base.
 pub(crate) const BASE_MODEL: &str = "base_model";
@@ -31,10 +33,18 @@ pub(crate) struct Base {
     pub name: String,
     pub bridge: Arc<TextBridge>,
     pub generate: Arc<GenerateEngine>,
-    /// Where its adapters are loaded; none: it takes none.
-    pub adapters: Option<Arc<Adapters>>,
+    pub adapters: Adapting,
     /// What frontends need to know of it, in a worker.
     pub tables: Option<Arc<Tables>>,
+}
+
+/// What adapters of a base are.
+#[derive(Clone, Debug)]
+pub(crate) enum Adapting {
+    /// Files that are loaded here.
+    Files(Arc<Adapters>),
+    /// Names without weights, of a mock.
+    Names,
 }
 
 impl Backends {
@@ -82,13 +92,19 @@ impl Backends {
         let started = Instant::now();
         let base = self.base_of(definition)?;
         let name = &base.name;
-        let adapters = base.adapters.as_ref();
-        let adapters = adapters.ok_or_else(|| format!("model `{name}` takes no adapters"))?;
-        // The one of this name and version goes when the new one is there.
-        let replaced = self.models.get(&definition.name, &version.to_string());
-        let replaced = replaced.ok().and_then(|old| old.adapter);
-        let adapter = adapters.load(&adapter_folder(definition, version)?, replaced);
-        let adapter = adapter.map_err(|error| error.to_string())?;
+        let adapter = match &base.adapters {
+            Adapting::Files(adapters) => {
+                // The one of this name and version goes when the new one is there.
+                let replaced = self.models.get(&definition.name, &version.to_string());
+                let replaced = replaced.ok().and_then(|old| old.adapter);
+                let adapter = adapters.load(&adapter_folder(definition, version)?, replaced);
+                adapter.map_err(|error| error.to_string())?
+            }
+            Adapting::Names if definition.source.is_none() && definition.folder.is_none() => {
+                Adapter::new(AdapterId(Salt::of(&definition.name).0), Arc::new(()))
+            }
+            Adapting::Names => return Err(format!("model `{name}` takes no adapters")),
+        };
         let named = Some((definition.name.as_str(), adapter));
         let model = self.based(&base, named, &definition.declared);
         tracing::info!(
@@ -108,7 +124,10 @@ impl Backends {
             return base.ok_or_else(|| format!("model `{name}` is no base of adapters"));
         }
         let ready = self.models.ready();
-        let takes = |model: &Arc<Model>| model.base.clone().filter(|base| base.adapters.is_some());
+        let takes = |model: &Arc<Model>| {
+            let is_real = |base: &Arc<Base>| matches!(base.adapters, Adapting::Files(_));
+            model.base.clone().filter(is_real)
+        };
         // Of several versions of a model the latest comes last, and is the one to call.
         let bases = ready.iter().filter_map(takes).map(|base| (base.name.clone(), base));
         let bases: BTreeMap<String, Arc<Base>> = bases.collect();
@@ -198,13 +217,7 @@ pub(crate) fn on_tokens(
     declared: &wire::ModelConfig,
 ) -> Model {
     let Engines { bridge, generate, embed, load, health } = engines;
-    let core = Core {
-        generate: generate.clone(),
-        embed: Some(embed.clone()),
-        infer: None,
-        events: None,
-        tables: None,
-    };
+    let core = Core { generate: generate.clone(), embed: Some(embed.clone()), ..Core::default() };
     let read = load.clone();
     let thresholds = Arc::new(Thresholds::new(move || read()));
     let generate: Arc<dyn Engine<GenerateRequest>> = match generate {
@@ -214,7 +227,50 @@ pub(crate) fn on_tokens(
             Arc::new(Admit { engine, thresholds: thresholds.clone() })
         }
     };
-    let mut config = bridge.config();
+    let below = Below::Tokens { generate, embed };
+    let texts = TextEngine::new(bridge, below, thresholds.clone());
+    let model = with_texts(texts, thresholds, name, declared);
+    Model { load: Some(load), health: Some(health), core: Some(core), ..model }
+}
+
+/// What a model is stacked on whose engine takes texts.
+pub(crate) struct TextEngines {
+    /// Made for texts.
+    pub bridge: Arc<TextBridge>,
+    pub generate: Arc<dyn Engine<TextRequest>>,
+    pub embed: Arc<dyn Engine<EmbedTextRequest>>,
+    pub load: ReadLoad,
+    pub health: ReadHealth,
+}
+
+/// Stacks a text model on engines that take texts.
+pub(crate) fn on_texts(
+    engines: TextEngines,
+    metrics: &Metrics,
+    name: &str,
+    declared: &wire::ModelConfig,
+) -> Model {
+    let TextEngines { bridge, generate, embed, load, health } = engines;
+    let core =
+        Core { text: Some(generate.clone()), embed_text: Some(embed.clone()), ..Core::default() };
+    let read = load.clone();
+    let thresholds = Arc::new(Thresholds::new(move || read()));
+    let generate = Arc::new(Observe { engine: generate, metrics: token_metrics(metrics, name) });
+    let below = Below::Texts { generate, embed };
+    let texts = TextEngine::new(bridge, below, thresholds.clone());
+    let model = with_texts(texts, thresholds, name, declared);
+    Model { load: Some(load), health: Some(health), core: Some(core), ..model }
+}
+
+/// Puts both faces of a text model, tensors and texts, around its engine.
+fn with_texts(
+    texts: TextEngine,
+    thresholds: Arc<Thresholds>,
+    name: &str,
+    declared: &wire::ModelConfig,
+) -> Model {
+    let texts = Arc::new(texts);
+    let mut config = texts.bridge.config();
     config.name = name.into();
     config.backend.clone_from(&declared.backend);
     let own = tensor::metadata::config(&config);
@@ -226,13 +282,9 @@ pub(crate) fn on_tokens(
         model_transaction_policy: own.model_transaction_policy,
         ..declared.clone()
     };
-    let texts = Arc::new(TextEngine::new(bridge, generate, embed, thresholds.clone()));
     let mut model = bare(config, declared, Arc::new(Deadline(TensorText(texts.clone()))));
     let engine = Arc::new(Deadline(texts.clone()));
     model.text = Some(TextModel { engine, texts, thresholds });
-    model.health = Some(health);
-    model.load = Some(load);
-    model.core = Some(core);
     model
 }
 

@@ -93,6 +93,7 @@ pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> Vec<O
 
 fn card(model: &Model, core: &Core, formats: &Formats) -> Card {
     let (kind, input) = match &core.tables {
+        None if core.text.is_some() => (Kind::Chat, Input::Text),
         None => (Kind::Tensor, Input::Tensor),
         Some(_) if core.generate.is_none() => (Kind::Embedding, Input::Token),
         Some(tables) if tables.has_template => (Kind::Chat, Input::Token),
@@ -100,6 +101,9 @@ fn card(model: &Model, core: &Core, formats: &Formats) -> Card {
     };
     let mut card = Card::new(&*model.name, kind, input);
     card.tensor_config = Some(model.declared.encode_to_vec());
+    if let Some(text) = model.text.as_ref().filter(|_| input == Input::Text) {
+        card.context_length = text.texts.bridge.context_length();
+    }
     if let Some(tables) = &core.tables {
         card.context_length = tables.card.context_length;
         card.block_size = tables.card.block_size;
@@ -133,6 +137,8 @@ fn served(model: &Arc<Model>, core: &Core, card: &Card) -> Served {
         generate: core.generate.clone(),
         infer: core.infer.clone(),
         embed: core.embed.clone(),
+        text: core.text.clone(),
+        embed_text: core.embed_text.clone(),
         // Each adapter is a model of its own, with its name.
         adapters: None,
         load: model.load.clone(),

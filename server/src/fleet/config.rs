@@ -13,6 +13,8 @@ use crate::args::{FrontendArgs, WorkerArgs, state_dir};
 use crate::config::{Invalid, ModelsConfig, metrics};
 use crate::pipeline::{Policy, RetryAccepted, RouteConfig};
 use crate::security::LinkConfig;
+use crate::source::Builtin;
+use crate::upstream::UpstreamConfig;
 
 /// The schemes of workers' addresses: in the clear, and by TLS.
 pub(super) const PLAIN: &str = "grpc://";
@@ -73,6 +75,10 @@ pub struct FleetConfig {
 pub struct WorkerConfig {
     /// What it computes.
     pub models: ModelsConfig,
+    /// How many workers this process is, each with its own address and engines.
+    pub instances: u32,
+    /// A server whose models it offers.
+    pub upstream: Option<UpstreamConfig>,
     /// Where it listens.
     pub address: SocketAddr,
     /// Where frontends reach it; none: where it listens.
@@ -225,11 +231,28 @@ impl WorkerConfig {
             let text = "--discovery: static:// is for frontends, which know their workers";
             return Err(Invalid(text.into()));
         }
+        let upstream = UpstreamConfig::from_args(&args.upstream, args.engine.context_length)?;
+        let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
+        if let Some(settings) = &args.mock.mock {
+            let comma = if settings.is_empty() { "" } else { "," };
+            models.builtins.push(Builtin::parse(&format!("mock{comma}{settings}"))?);
+        }
+        if args.mock.mock_workers > 1 && (address.port() > 0 || args.advertise.is_some()) {
+            let text = "--mock-workers: several workers need ports of their own; leave \
+                        --worker-address at port 0 and --advertise out";
+            return Err(Invalid(text.into()));
+        }
+        let has_others = upstream.is_some() || args.mock.mock.is_some();
+        if has_others && args.models.models.is_empty() {
+            models.models.clear();
+        }
         let shown = args.worker_tls_cert.clone().zip(args.worker_tls_key.clone());
         let authorities = args.worker_tls_client_ca.clone();
         Ok(Self {
             tls: shown.map(|shown| LinkConfig { shown: Some(shown), authorities }),
-            models: ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?,
+            models,
+            instances: args.mock.mock_workers,
+            upstream,
             address,
             advertise: args.advertise.clone(),
             namespace: namespace(&args.namespace)?,

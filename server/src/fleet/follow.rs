@@ -25,7 +25,7 @@ use super::config::FleetConfig;
 use super::peers::Peers;
 use super::pool::{Place, Pool};
 use super::tables;
-use crate::backend::{Engines, on_tensors, on_tokens};
+use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens};
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, Models};
 use crate::pipeline::{Migrate, Route};
@@ -266,13 +266,10 @@ impl Maker {
     /// Makes the models of a card, one for each of its names.
     async fn make(self: &Arc<Self>, order: &Order) -> Result<Vec<Model>, String> {
         let card = &order.card;
-        if card.input == Input::Text {
-            return Err("its workers take texts, which this frontend does not send".into());
-        }
         let workers = &order.workers;
-        let tables = match card.kind {
-            Kind::Tensor => None,
-            _ => {
+        let tables = match card.input {
+            Input::Tensor | Input::Text => None,
+            Input::Token => {
                 let found = self.fetched.get(card, tables::NAME, workers).await?;
                 Some(found.ok_or_else(|| format!("its card has no `{}`", tables::NAME))?)
             }
@@ -308,6 +305,7 @@ impl Maker {
         for name in &order.names {
             let declared = wire::ModelConfig { name: name.clone(), ..declared.clone() };
             let mut model = match &bridge {
+                None if card.input == Input::Text => self.on_texts(order, &route, &declared),
                 None => self.on_tensors(&order.pool, route.clone(), declared)?,
                 Some(bridge) => self.on_tokens(order, &route, bridge, &declared),
             };
@@ -329,6 +327,22 @@ impl Maker {
         let pool = pool.clone();
         model.health = Some(Arc::new(move || pool.is_ready()));
         Ok(model)
+    }
+
+    /// Texts are not continued elsewhere once they have begun: nobody here knows their tokens.
+    fn on_texts(&self, order: &Order, route: &Route, declared: &wire::ModelConfig) -> Model {
+        let card = &order.card;
+        let is_encoder = card.kind == Kind::Embedding;
+        let bridge = TextBridge::of_texts(&card.name, card.context_length, is_encoder);
+        let (load, health) = (order.pool.clone(), order.pool.clone());
+        let engines = TextEngines {
+            bridge: Arc::new(bridge),
+            generate: Arc::new(route.clone()),
+            embed: Arc::new(route.clone()),
+            load: Arc::new(move || load.load()),
+            health: Arc::new(move || health.is_ready()),
+        };
+        on_texts(engines, &self.metrics, &declared.name, declared)
     }
 
     fn on_tokens(

@@ -7,6 +7,7 @@ mod bridges;
 mod cards;
 mod config;
 mod follow;
+mod many;
 mod peers;
 mod pool;
 mod tables;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::card::Card;
-use cluster::discovery::{Lease, LeaseState};
+use cluster::discovery::{Discovery, Lease, LeaseState};
 use cluster::instance::Instance;
 use cluster::request::{ServerConfig, WorkerServer};
 use engine::Tasks;
@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use super::cards::{Files, Formats, Offer, offers};
 use super::config::{PLAIN, SECURE, WorkerConfig};
+use super::many::many;
 use super::peers::Peers;
 use crate::admin::Exporter;
 use crate::metrics::Metrics;
@@ -27,6 +28,7 @@ use crate::repository::Repository;
 use crate::security::{LinkAcceptor, Security};
 use crate::serve::{ServeError, load_initial, open_metrics, own_repository};
 use crate::shutdown;
+use crate::upstream::Upstream;
 
 /// How often engines are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -39,15 +41,16 @@ const REVOKE_WAIT: Duration = Duration::from_secs(2);
 const LEAVE_WAIT: Duration = Duration::from_millis(500);
 
 /// A worker whose port is open.
-struct Worker {
+pub(super) struct Worker {
     config: WorkerConfig,
     models: Arc<Models>,
+    metrics: Arc<Metrics>,
     repository: Arc<Repository>,
     server: WorkerServer,
     files: Arc<Files>,
     formats: Formats,
-    address: SocketAddr,
-    metrics_address: Option<SocketAddr>,
+    pub(super) address: SocketAddr,
+    pub(super) metrics_address: Option<SocketAddr>,
     /// What follows the models, and what serves.
     following: Tasks,
     tasks: Tasks,
@@ -55,10 +58,14 @@ struct Worker {
 
 /// Computes models until a signal comes.
 pub async fn work(config: WorkerConfig) -> Result<(), ServeError> {
+    if config.instances > 1 {
+        return many(config).await;
+    }
     let worker = Worker::open(config).await?;
+    let discovery = open_store(&worker.config, &worker.tasks)?;
     let mut signalled = pin!(shutdown::signalled());
     let started = tokio::select! {
-        started = worker.start() => Some(started?),
+        started = worker.start(&*discovery) => Some(started?),
         () = signalled.as_mut() => None,
     };
     let mut held = None;
@@ -85,8 +92,22 @@ pub async fn work(config: WorkerConfig) -> Result<(), ServeError> {
     Ok(())
 }
 
+/// Opens the store that workers are registered in.
+///
+/// Errors: settings that cannot be used.
+pub(super) fn open_store(
+    config: &WorkerConfig,
+    tasks: &Tasks,
+) -> Result<Box<dyn Discovery>, ServeError> {
+    config.store.open(Peers::new(None, tasks), tasks).map_err(unregistered)
+}
+
+fn unregistered(error: engine::Error) -> ServeError {
+    ServeError::Start(format!("the worker cannot be registered: {}", error.message()))
+}
+
 impl Worker {
-    async fn open(config: WorkerConfig) -> Result<Self, ServeError> {
+    pub(super) async fn open(config: WorkerConfig) -> Result<Self, ServeError> {
         let started = Instant::now();
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
@@ -100,7 +121,8 @@ impl Worker {
         let address = listener.local_addr().map_err(failed)?;
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
-            let exporter = Exporter { registry, metrics, models: models.clone(), started };
+            let (metrics, models) = (metrics.clone(), models.clone());
+            let exporter = Exporter { registry, metrics, models, started };
             let security = Security { tls: None, keys: None };
             let opened = open_metrics(wanted, Arc::new(exporter), &security, &tasks).await?;
             metrics_address = Some(opened);
@@ -123,6 +145,7 @@ impl Worker {
         Ok(Self {
             config,
             models,
+            metrics,
             repository,
             server,
             files,
@@ -135,8 +158,20 @@ impl Worker {
     }
 
     /// Loads the models and registers with them.
-    async fn start(&self) -> Result<(Instance, Lease), ServeError> {
+    pub(super) async fn start(
+        &self,
+        discovery: &dyn Discovery,
+    ) -> Result<(Instance, Lease), ServeError> {
         load_initial(&self.repository, &self.config.models, &self.following).await?;
+        if let Some(config) = &self.config.upstream {
+            let upstream = Upstream::new(config, &self.models, &self.metrics);
+            let mut upstream = upstream.map_err(ServeError::Start)?;
+            upstream.look().await;
+            if let Some((config, events)) = config.kv_events.clone().zip(upstream.events()) {
+                self.following.spawn("upstream kv events", cluster::vllm::follow(config, events));
+            }
+            self.following.spawn("upstream", upstream.follow());
+        }
         let address = self.config.advertise.clone().unwrap_or_else(|| self.address.to_string());
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let scheme = if self.config.tls.is_some() { SECURE } else { PLAIN };
@@ -144,12 +179,7 @@ impl Worker {
             Instance::new(self.config.namespace.clone(), format!("{scheme}{address}"));
         instance.started_unix_ms = since.as_millis() as u64;
         instance.cards = self.serve(&[]);
-        let failed = |error: engine::Error| {
-            ServeError::Start(format!("the worker cannot be registered: {}", error.message()))
-        };
-        let discovery = self.config.store.open(Peers::new(None, &self.tasks), &self.tasks);
-        let registered = discovery.map_err(failed)?.register(instance.clone()).await;
-        let lease = registered.map_err(failed)?;
+        let lease = discovery.register(instance.clone()).await.map_err(unregistered)?;
         if lease.state() == LeaseState::Pending {
             tracing::warn!("the store is not there yet: frontends will see the worker when it is");
         }
@@ -169,12 +199,21 @@ impl Worker {
     }
 
     /// Keeps the registration as the models are, until the future is dropped.
-    async fn follow(&self, mut instance: Instance, lease: &Lease) {
+    pub(super) async fn follow(&self, mut instance: Instance, lease: &Lease) {
         let mut changes = self.models.changes();
         let mut draining = self.server.draining();
+        let mut health = Vec::new();
         loop {
             let is_draining = *draining.borrow_and_update();
-            let cards = self.serve(&instance.cards);
+            let has_changed = changes.has_changed().unwrap_or(true);
+            changes.mark_unchanged();
+            let now: Vec<bool> = self.models.ready().iter().map(|one| one.is_ready()).collect();
+            let cards = match has_changed || now != health {
+                true => self.serve(&instance.cards),
+                // Making cards costs more than a look, and there may be a thousand workers.
+                false => instance.cards.clone(),
+            };
+            health = now;
             if cards != instance.cards || is_draining != instance.is_draining {
                 instance.cards = cards;
                 instance.is_draining = is_draining;
@@ -194,7 +233,7 @@ impl Worker {
     }
 
     /// Ends in order; returns whether all calls came to their end.
-    async fn shut_down(&self, lease: Option<Lease>) -> bool {
+    pub(super) async fn shut_down(&self, lease: Option<Lease>) -> bool {
         self.following.cancel();
         let end = async {
             if let Some(lease) = lease {

@@ -56,8 +56,10 @@ fn described(door: &OpenAi, model: &Model) -> Json {
     if let Some(parent) = &model.parent {
         described["parent"] = (**parent).into();
     }
-    if let Some(text) = &model.text {
-        described["max_model_len"] = text.texts.bridge.context_length().into();
+    // Some engines do not tell it, which is 0.
+    let length = model.text.as_ref().map_or(0, |text| text.texts.bridge.context_length());
+    if length > 0 {
+        described["max_model_len"] = length.into();
     }
     described
 }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use async_trait::async_trait;
 use cluster::instance::InstanceId;
 use engine::{
-    Context, EmbedRequest, Engine, Error, ErrorKind, GenerateRequest, InferRequest, OutputStream,
-    Request, Result,
+    Context, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateRequest,
+    InferRequest, OutputStream, Request, Result, TextRequest,
 };
 
 mod candidate;
@@ -126,6 +126,18 @@ impl Routable for GenerateRequest {
 impl Routable for EmbedRequest {
     fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
         &engines.embed
+    }
+}
+
+impl Routable for TextRequest {
+    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
+        &engines.text
+    }
+}
+
+impl Routable for EmbedTextRequest {
+    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
+        &engines.embed_text
     }
 }
 

@@ -85,6 +85,24 @@ impl Definition {
         Self { name, declared, versions: vec![1], folder: None, source: None, files: None }
     }
 
+    /// Makes the definitions of a mock's adapters, which are names without weights.
+    pub(crate) fn of_mock_adapters(builtin: &Builtin) -> Vec<Self> {
+        let names = builtin.declared.parameters.get("loras");
+        let names = names.into_iter().flat_map(|names| names.string_value.split('+'));
+        let adapter = |name: &str| {
+            let base = wire::ModelParameter { string_value: builtin.name.clone() };
+            let declared = wire::ModelConfig {
+                name: name.to_owned(),
+                backend: ADAPTER_BACKEND.to_owned(),
+                parameters: [(BASE_MODEL.to_owned(), base)].into(),
+                ..Default::default()
+            };
+            let name = name.to_owned();
+            Self { name, declared, versions: vec![1], folder: None, source: None, files: None }
+        };
+        names.filter(|name| !name.is_empty()).map(adapter).collect()
+    }
+
     /// Reads a model folder: `config.pbtxt`, unless `config` is given as JSON in its place, and
     /// the numbered version folders. Errors name the file.
     pub(crate) fn read(name: &str, folder: &Path, config: Option<&str>) -> Result<Self, String> {

@@ -1,4 +1,5 @@
-//! A runner without a model: it names a next token at once, or at a set pace.
+//! A runner without a model: it names a next token at once, at a set pace, or after the time that
+//! a model of some cost would take.
 //!
 //! Everything around it is real, scheduler and KV blocks included, so it serves load tests and
 //! tests of the server. The text reads like words; it ends only by the limit of tokens.
@@ -39,6 +40,8 @@ const DIMENSIONS: usize = 64;
 pub struct MockConfig {
     /// The least time between the starts of two forward passes.
     pub pace: Duration,
+    /// What a forward pass costs besides.
+    pub cost: Cost,
     /// Most tokens of one sequence.
     pub context_length: usize,
     /// KV blocks, of 16 tokens each.
@@ -49,10 +52,41 @@ pub struct MockConfig {
     pub reply: Option<String>,
 }
 
+/// What a forward pass costs: it takes the time of all its tokens together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Of each token of a prompt that is computed; one found in the prefix cache costs nothing.
+    pub prefill: Duration,
+    /// Of each sequence that draws a token.
+    pub decode: Duration,
+    /// How many times faster than that it is, above 0.
+    pub speedup: f64,
+}
+
+impl Default for Cost {
+    fn default() -> Self {
+        Self { prefill: Duration::ZERO, decode: Duration::ZERO, speedup: 1.0 }
+    }
+}
+
+impl Cost {
+    /// Returns the time of a pass. A sequence that only brings its last token draws the next one;
+    /// more tokens are those of a prompt.
+    fn of(&self, batch: &[Entry<'_>]) -> Duration {
+        let time = |entry: &Entry<'_>| match entry.tokens.len() {
+            1 if entry.start + 1 > entry.prompt => self.decode,
+            count => self.prefill * u32::try_from(count).unwrap_or(u32::MAX),
+        };
+        let all: Duration = batch.iter().map(time).sum();
+        all.div_f64(self.speedup)
+    }
+}
+
 impl Default for MockConfig {
     fn default() -> Self {
         Self {
             pace: Duration::ZERO,
+            cost: Cost::default(),
             context_length: 8192,
             blocks: 65_536,
             batch_tokens: 512,
@@ -98,14 +132,17 @@ impl MockRunner {
         self.next_start = Some(start + self.config.pace);
     }
 
-    /// Returns the token that follows one, the first one of the answer standing at `answer`.
-    fn next(&self, token: TokenId, position: usize, answer: usize) -> usize {
+    /// Returns the token that follows one. An adapter has words of its own.
+    fn next(&self, token: TokenId, position: usize, entry: &Entry<'_>) -> usize {
         match &self.config.reply {
             Some(reply) => {
-                let byte = reply.as_bytes().get(position.saturating_sub(answer));
+                let byte = reply.as_bytes().get(position.saturating_sub(entry.prompt));
                 byte.map_or(BYTES, |&byte| usize::from(byte))
             }
-            None => BYTES + CONTROL.len() + (token as usize * 7 + position) % WORDS.len(),
+            None => {
+                let adapter = entry.adapter.map_or(0, |id| 1 + (id.0 % 31) as usize);
+                BYTES + CONTROL.len() + (token as usize * 7 + position + adapter) % WORDS.len()
+            }
         }
     }
 }
@@ -124,6 +161,10 @@ impl Runner for MockRunner {
 
     fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Outputs<'_>, Error> {
         self.keep_pace();
+        let cost = self.config.cost.of(batch);
+        if !cost.is_zero() {
+            std::thread::sleep(cost);
+        }
         for (row, marked) in self.marked.iter().enumerate() {
             self.logits[row * self.vocabulary + marked] = 0.0;
         }
@@ -141,7 +182,7 @@ impl Runner for MockRunner {
             };
             let end = entry.start + entry.tokens.len();
             for (position, &token) in (end - rows.len() + 1..).zip(rows) {
-                self.marked.push(self.next(token, position, entry.prompt));
+                self.marked.push(self.next(token, position, entry));
             }
         }
         let size = self.marked.len() * self.vocabulary;
@@ -233,6 +274,25 @@ mod tests {
         assert_eq!(letters.len(), 256);
         assert_eq!((byte_spelling(b' '), byte_spelling(b'\n')), ('\u{120}', '\u{10A}'));
         assert_eq!((byte_spelling(b'a'), byte_spelling(0xAD)), ('a', '\u{143}'));
+    }
+
+    #[test]
+    fn a_pass_costs_what_its_tokens_cost() {
+        let entry = |tokens: &'static [TokenId], start, prompt| Entry {
+            tokens,
+            start,
+            blocks: &[0],
+            prompt,
+            adapter: None,
+            wants: Wants::Last,
+        };
+        let (prefill, decode) = (Duration::from_micros(10), Duration::from_micros(500));
+        let cost = Cost { prefill, decode, speedup: 2.0 };
+        // A chunk of three tokens, a prompt's last one, and two sequences that draw.
+        let batch =
+            [entry(&[1, 2, 3], 0, 5), entry(&[1], 4, 5), entry(&[1], 5, 5), entry(&[1], 9, 5)];
+        assert_eq!(cost.of(&batch), Duration::from_micros((40 + 1000) / 2));
+        assert!(Cost::default().of(&batch).is_zero());
     }
 
     #[test]

@@ -71,11 +71,6 @@ impl Wire for GenerateRequest {
     }
 
     fn encode_output(output: GenerateOutput, outbox: &mut Outbox) -> Result<()> {
-        let finish = match output.finish {
-            None => wire::FinishReason::Unspecified,
-            Some(FinishReason::Stop) => wire::FinishReason::Stop,
-            Some(FinishReason::Length) => wire::FinishReason::Length,
-        };
         let prompt = |logprobs: Option<TokenLogprobs>| wire::PromptLogprobs {
             logprobs: logprobs.map(logprobs_to),
         };
@@ -84,7 +79,7 @@ impl Wire for GenerateRequest {
             tokens: output.tokens,
             logprobs: output.logprobs.into_iter().map(logprobs_to).collect(),
             prompt_logprobs: output.prompt_logprobs.into_iter().map(prompt).collect(),
-            finish: finish.into(),
+            finish: finish_to(output.finish).into(),
             usage: output.usage.map(|usage| wire::Usage {
                 prompt_tokens: usage.prompt_tokens,
                 completion_tokens: usage.completion_tokens,
@@ -96,19 +91,13 @@ impl Wire for GenerateRequest {
 
     fn decode_output(payload: Payload, (): &()) -> Result<Option<GenerateOutput>> {
         let wire: wire::GenerateOutput = message_of(&payload, OUTPUT, MAX_OUTPUT_FIELDS)?;
-        let finish = match wire::FinishReason::try_from(wire.finish) {
-            Ok(wire::FinishReason::Unspecified) => None,
-            Ok(wire::FinishReason::Stop) => Some(FinishReason::Stop),
-            Ok(wire::FinishReason::Length) => Some(FinishReason::Length),
-            Err(_) => return Err(unknown("the finish reason", wire.finish)),
-        };
         let prompt = |entry: wire::PromptLogprobs| entry.logprobs.map(logprobs_of).transpose();
         Ok(Some(GenerateOutput {
             index: wire.index,
             tokens: wire.tokens,
             logprobs: wire.logprobs.into_iter().map(logprobs_of).collect::<Result<_>>()?,
             prompt_logprobs: wire.prompt_logprobs.into_iter().map(prompt).collect::<Result<_>>()?,
-            finish,
+            finish: finish_of(wire.finish)?,
             usage: wire.usage.map(|usage| Usage {
                 prompt_tokens: usage.prompt_tokens,
                 completion_tokens: usage.completion_tokens,
@@ -116,6 +105,23 @@ impl Wire for GenerateRequest {
             }),
             queue_time: Duration::from_nanos(wire.queue_time_ns),
         }))
+    }
+}
+
+pub(super) fn finish_to(finish: Option<FinishReason>) -> wire::FinishReason {
+    match finish {
+        None => wire::FinishReason::Unspecified,
+        Some(FinishReason::Stop) => wire::FinishReason::Stop,
+        Some(FinishReason::Length) => wire::FinishReason::Length,
+    }
+}
+
+pub(super) fn finish_of(finish: i32) -> Result<Option<FinishReason>> {
+    match wire::FinishReason::try_from(finish) {
+        Ok(wire::FinishReason::Unspecified) => Ok(None),
+        Ok(wire::FinishReason::Stop) => Ok(Some(FinishReason::Stop)),
+        Ok(wire::FinishReason::Length) => Ok(Some(FinishReason::Length)),
+        Err(_) => Err(unknown("the finish reason", finish)),
     }
 }
 

@@ -7,6 +7,7 @@ mod infer;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::sync::Arc;
 

@@ -93,12 +93,16 @@ async fn what_a_worker_does_not_have_is_refused() {
     let other = pair.model().call(prompt(), context()).await;
     assert_eq!(other.err().unwrap().kind(), ErrorKind::Unimplemented);
     pair.server.remove("model");
+    // Others may have it still.
     let removed = pair.model();
-    assert_eq!(kind(removed.call(InferRequest::default(), context()).await), ErrorKind::NotFound);
-    // One that goes away has let go of its models already: the request goes elsewhere.
+    let gone = removed.call(InferRequest::default(), context()).await.err().unwrap();
+    assert_eq!((gone.kind(), gone.code()), (ErrorKind::Unavailable, Some("model_gone")));
+    // One that goes away says that, whatever it has let go of already.
     pair.server.drain();
-    let late = removed.call(InferRequest::default(), context()).await;
-    assert_eq!(kind(late), ErrorKind::Unavailable);
+    for model in [removed, pair.worker.model("nobody")] {
+        let late = model.call(InferRequest::default(), context()).await.err().unwrap();
+        assert_eq!((late.kind(), late.code()), (ErrorKind::Unavailable, Some("draining")));
+    }
 }
 
 struct OneAdapter(Arc<()>);

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cluster::instance::InstanceId;
-use engine::{EmbedRequest, Engine, GenerateRequest, InferRequest, WorkerLoad};
+use engine::{
+    EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, InferRequest, TextRequest, WorkerLoad,
+};
 
 /// The engines of a worker, one for each kind of request; one that it has not refuses.
 #[derive(Clone)]
@@ -13,15 +15,27 @@ pub(crate) struct Engines {
     pub generate: Arc<dyn Engine<GenerateRequest>>,
     pub infer: Arc<dyn Engine<InferRequest>>,
     pub embed: Arc<dyn Engine<EmbedRequest>>,
+    pub text: Arc<dyn Engine<TextRequest>>,
+    pub embed_text: Arc<dyn Engine<EmbedTextRequest>>,
 }
 
 impl Engines {
-    /// Takes the engines from what is all three, as a remote model is.
+    /// Takes the engines from what is all of them, as a remote model is.
     pub(crate) fn of<E>(engine: Arc<E>) -> Self
     where
-        E: Engine<GenerateRequest> + Engine<InferRequest> + Engine<EmbedRequest>,
+        E: Engine<GenerateRequest>
+            + Engine<InferRequest>
+            + Engine<EmbedRequest>
+            + Engine<TextRequest>
+            + Engine<EmbedTextRequest>,
     {
-        Self { generate: engine.clone(), infer: engine.clone(), embed: engine }
+        Self {
+            generate: engine.clone(),
+            infer: engine.clone(),
+            embed: engine.clone(),
+            text: engine.clone(),
+            embed_text: engine,
+        }
     }
 }
 

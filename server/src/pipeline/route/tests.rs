@@ -58,9 +58,15 @@ fn worker(id: u64, refusal: Option<Error>, answer: Answer) -> (Arc<Candidate>, A
     let engines = Engines {
         generate: engine::<GenerateRequest>(refusal.clone(), answer, asked.clone()),
         infer: engine::<InferRequest>(refusal.clone(), answer, asked.clone()),
-        embed: engine::<EmbedRequest>(refusal, answer, asked.clone()),
+        embed: engine::<EmbedRequest>(refusal.clone(), answer, asked.clone()),
+        text: engine::<TextRequest>(refusal.clone(), answer, asked.clone()),
+        embed_text: engine::<EmbedTextRequest>(refusal, answer, asked.clone()),
     };
     (Arc::new(Candidate::new(InstanceId(id), engines)), asked)
+}
+
+fn text() -> TextRequest {
+    TextRequest { form: engine::TextForm::Chat, body: Default::default() }
 }
 
 fn well() -> Vec<Step<()>> {
@@ -250,6 +256,8 @@ async fn what_was_accepted_goes_elsewhere_before_its_first_output_if_it_may() {
     for setting in [Never, Stateless, Always] {
         assert_eq!(lost(lost_before, setting, prompt()).await, again);
         assert_eq!(lost(lost_before, setting, embed()).await, again);
+        assert_eq!(lost(lost_before, setting, text()).await, again);
+        assert_eq!(lost(lost_after, setting, text()).await, not);
         assert_eq!(lost(lost_after, setting, prompt()).await, not);
         assert_eq!(lost(lost_after, setting, InferRequest::default()).await, not);
     }
@@ -262,7 +270,7 @@ async fn what_was_accepted_goes_elsewhere_before_its_first_output_if_it_may() {
 }
 
 #[tokio::test]
-async fn a_remote_model_is_all_three_engines() {
+async fn a_remote_model_is_all_engines() {
     struct All;
     #[async_trait]
     impl<R: Request> Engine<R> for All
@@ -279,4 +287,5 @@ async fn a_remote_model_is_all_three_engines() {
     assert_eq!(ask(&route, prompt()).await.unwrap(), 1);
     assert_eq!(ask(&route, embed()).await.unwrap(), 1);
     assert_eq!(ask(&route, InferRequest::default()).await.unwrap(), 1);
+    assert_eq!(ask(&route, text()).await.unwrap(), 1);
 }

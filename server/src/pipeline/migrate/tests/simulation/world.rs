@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use cluster::instance::InstanceId;
 use engine::testing::Function;
-use engine::{EmbedRequest, FinishReason, InferRequest, TokenLogprobs};
+use engine::{
+    EmbedRequest, EmbedTextRequest, FinishReason, InferRequest, TextRequest, TokenLogprobs,
+};
 
 use super::*;
 use crate::pipeline::{Candidate, Engines, Workers};
@@ -88,6 +90,8 @@ impl World {
             generate: Arc::new(remote),
             infer: Arc::new(Function(|_: InferRequest, _| Err(dead()))),
             embed: Arc::new(Function(|_: EmbedRequest, _| Err(dead()))),
+            text: Arc::new(Function(|_: TextRequest, _| Err(dead()))),
+            embed_text: Arc::new(Function(|_: EmbedTextRequest, _| Err(dead()))),
         };
         let candidate = Arc::new(Candidate::new(worker.id, engines));
         history.push((worker.clone(), candidate));

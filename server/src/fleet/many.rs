@@ -1,0 +1,84 @@
+//! Many workers in one process: for tests and benchmarks of what is above them.
+//!
+//! Each is a whole worker, with its own port, models and scheduler. They share the connection to
+//! the store, and with it the lease: a process lives or dies as a whole.
+
+use std::num::NonZeroUsize;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::discovery::Lease;
+use cluster::instance::Instance;
+use engine::Tasks;
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::config::WorkerConfig;
+use super::worker::{Worker, open_store};
+use crate::serve::ServeError;
+use crate::shutdown;
+
+/// Workers that are begun at once, for each core: most of their start is spent in waiting.
+const BEGUN_AT_ONCE: usize = 16;
+
+/// A worker that is registered.
+struct Started {
+    worker: Arc<Worker>,
+    instance: Instance,
+    lease: Arc<Lease>,
+}
+
+/// Computes models in several workers until a signal comes.
+pub(super) async fn many(config: WorkerConfig) -> Result<(), ServeError> {
+    let (began, tasks) = (Instant::now(), Tasks::new());
+    let discovery = open_store(&config, &tasks)?;
+    let mut signalled = pin!(shutdown::signalled());
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let one = |number: u32| {
+        // One process has one door for metrics: they tell of its first worker.
+        let metrics = config.metrics.filter(|_| number == 0);
+        let own = WorkerConfig { instances: 1, metrics, ..config.clone() };
+        Box::pin(async {
+            let worker = Worker::open(own).await?;
+            let (instance, lease) = worker.start(&*discovery).await?;
+            Ok::<_, ServeError>(Started {
+                worker: Arc::new(worker),
+                instance,
+                lease: Arc::new(lease),
+            })
+        })
+    };
+    let all = stream::iter(0..config.instances).map(one).buffered(BEGUN_AT_ONCE * cores);
+    let started: Vec<Started> = tokio::select! {
+        started = all.try_collect() => started?,
+        () = signalled.as_mut() => return Ok(()),
+    };
+    let mut leases = Vec::with_capacity(started.len());
+    for Started { worker, instance, lease } in started {
+        if leases.is_empty() {
+            tracing::info!(
+                worker = %worker.address,
+                metrics = worker.metrics_address.map(tracing::field::display),
+                namespace = %instance.namespace,
+                workers = config.instances,
+                seconds = began.elapsed().as_secs_f64(),
+                "ready"
+            );
+        }
+        leases.push((worker.clone(), lease.clone()));
+        tasks.spawn("mock worker", async move { worker.follow(instance, &lease).await });
+    }
+    signalled.await;
+    tracing::info!("shutting down: calls under way may finish");
+    tasks.cancel();
+    tasks.wait(Duration::from_secs(1)).await;
+    let ends = leases
+        .into_iter()
+        .map(|(worker, lease)| async move { worker.shut_down(Arc::into_inner(lease)).await });
+    match join_all(ends).await.into_iter().all(|is_finished| is_finished) {
+        true => tracing::info!("shut down"),
+        false => tracing::warn!("shut down; calls that took too long were cut off"),
+    }
+    Ok(())
+}

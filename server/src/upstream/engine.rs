@@ -1,0 +1,228 @@
+//! One model of the server as an engine: a request is one call, an answer streams through.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::task::{Context as Poller, Poll, ready};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use engine::{
+    Context, EmbedTextRequest, Engine, Error, OutputStream, Result, TextDelta, TextEmbedding,
+    TextForm, TextRequest,
+};
+use futures_util::stream::{self, Stream};
+use http::header::CONTENT_TYPE;
+use hyper::body::{Body, Incoming};
+use openai_bridge::UpstreamAnswer;
+use serde_json::{Value as Json, json};
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::client::{self, Client, SILENCE, UNREACHABLE, broken, silent};
+
+/// A model of the server. Clones are the same model.
+#[derive(Clone)]
+pub(super) struct Remote {
+    pub client: Arc<Client>,
+    /// As the server calls it.
+    pub model: Arc<str>,
+    /// Requests that it answers now.
+    pub in_flight: Arc<AtomicU32>,
+    /// Hears that the server is not there.
+    pub lost: Arc<Notify>,
+}
+
+/// A request's place among those in flight.
+struct InFlight(Arc<AtomicU32>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Remote {
+    fn enter(&self) -> InFlight {
+        self.in_flight.fetch_add(1, Relaxed);
+        InFlight(self.in_flight.clone())
+    }
+
+    fn minded(&self, error: Error) -> Error {
+        if error.code() == Some(UNREACHABLE) {
+            self.lost.notify_one();
+        }
+        error
+    }
+}
+
+#[async_trait]
+impl Engine<TextRequest> for Remote {
+    async fn call(
+        &self,
+        request: TextRequest,
+        _context: Context,
+    ) -> Result<OutputStream<TextRequest>> {
+        let place = self.enter();
+        let path = match request.form {
+            TextForm::Chat => "/chat/completions",
+            TextForm::Completion => "/completions",
+        };
+        let body = addressed(&self.model, &request.body)?;
+        let response = self.client.post(path, body).await.map_err(|error| self.minded(error))?;
+        let kind = response.headers().get(CONTENT_TYPE);
+        let is_stream = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let mut answer = UpstreamAnswer::new(request.form);
+        let mut body = Some(response.into_body());
+        if !is_stream && let Some(body) = body.take() {
+            answer.whole(&client::whole(body).await?)?;
+        }
+        let silence = Box::pin(sleep(SILENCE));
+        Ok(Box::pin(Answering { body, answer, silence, is_failed: false, _place: place }))
+    }
+}
+
+/// Names the model in a body and asks for a stream. The body is not read for that: it may be large.
+fn addressed(model: &str, body: &Bytes) -> Result<Bytes> {
+    let rest = body.trim_ascii().strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
+    let rest = rest.ok_or_else(|| Error::invalid("the body is JSON, but no object"))?;
+    let head = json!({
+        "model": model,
+        "stream": true,
+        "stream_options": {"include_usage": true},
+    });
+    let mut head = head.to_string();
+    head.pop();
+    if !rest.starts_with(b"}") {
+        head.push(',');
+    }
+    Ok([head.as_bytes(), rest].concat().into())
+}
+
+/// An answer on its way; dropping it closes the connection.
+struct Answering {
+    /// None: all of it came.
+    body: Option<Incoming>,
+    answer: UpstreamAnswer,
+    silence: Pin<Box<Sleep>>,
+    is_failed: bool,
+    /// Only held.
+    _place: InFlight,
+}
+
+impl Answering {
+    fn poll_delta(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Result<TextDelta>>> {
+        loop {
+            if let Some(delta) = self.answer.delta() {
+                return Poll::Ready(Some(Ok(delta)));
+            }
+            let Some(body) = &mut self.body else {
+                return Poll::Ready(None);
+            };
+            let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+                ready!(self.silence.as_mut().poll(cx));
+                return Poll::Ready(Some(Err(silent())));
+            };
+            self.silence.as_mut().reset(Instant::now() + SILENCE);
+            match frame {
+                // What comes behind the end is read as well, so that the connection can be kept.
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.answer.push(&data)?;
+                    }
+                }
+                Some(Err(_)) if self.answer.is_over() => self.body = None,
+                Some(Err(error)) => return Poll::Ready(Some(Err(broken(error)))),
+                None => {
+                    self.body = None;
+                    self.answer.end()?;
+                }
+            }
+        }
+    }
+}
+
+impl Stream for Answering {
+    type Item = Result<TextDelta>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_failed {
+            return Poll::Ready(None);
+        }
+        let item = ready!(self.poll_delta(cx));
+        if matches!(item, Some(Err(_))) {
+            (self.is_failed, self.body) = (true, None);
+        }
+        Poll::Ready(item)
+    }
+}
+
+#[async_trait]
+impl Engine<EmbedTextRequest> for Remote {
+    async fn call(
+        &self,
+        request: EmbedTextRequest,
+        _context: Context,
+    ) -> Result<OutputStream<EmbedTextRequest>> {
+        let _place = self.enter();
+        let body =
+            json!({"model": &*self.model, "input": request.text, "encoding_format": "float"});
+        let response = self.client.post("/embeddings", body.to_string().into()).await;
+        let response = response.map_err(|error| self.minded(error))?;
+        let answer = client::json(&client::whole(response.into_body()).await?)?;
+        let values = answer["data"][0]["embedding"].as_array();
+        let values = values.and_then(|values| {
+            values.iter().map(|value| value.as_f64().map(|value| value as f32)).collect()
+        });
+        let values: Vec<f32> =
+            values.ok_or_else(|| Error::internal("the model's server gave no vector"))?;
+        let tokens = answer["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
+        let prompt_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        let embedding = TextEmbedding { values, prompt_tokens };
+        Ok(Box::pin(stream::once(std::future::ready(Ok(embedding)))))
+    }
+}
+
+/// Reads what a server lists: each model's name and, if it tells it, its context.
+pub(super) fn listed(list: &Json) -> Vec<(String, u32)> {
+    let read = |model: &Json| {
+        let name = model["id"].as_str().filter(|name| !name.is_empty())?;
+        let lengths = [&model["max_model_len"], &model["meta"]["n_ctx_train"]];
+        let length = lengths.iter().find_map(|length| u32::try_from(length.as_u64()?).ok());
+        Some((name.to_owned(), length.unwrap_or(0)))
+    };
+    list["data"].as_array().into_iter().flatten().filter_map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_gets_its_address_in_front() {
+        let read = |body: &'static str| {
+            let body = addressed("a \"b\"", &Bytes::from_static(body.as_bytes()));
+            body.map(|body| serde_json::from_slice::<Json>(&body).unwrap())
+        };
+        let head = json!({"model": "a \"b\"", "stream": true,
+            "stream_options": {"include_usage": true}});
+        assert_eq!(read(" { } ").unwrap(), head);
+        let mut with_prompt = head;
+        with_prompt["prompt"] = "x".into();
+        assert_eq!(read("{\"prompt\": \"x\"}").unwrap(), with_prompt);
+        assert!(read("[]").is_err());
+    }
+
+    #[test]
+    fn a_list_is_read_with_what_servers_say_of_contexts() {
+        let list = json!({"data": [
+            {"id": "vllm", "max_model_len": 10},
+            {"id": "llama.cpp", "meta": {"n_ctx_train": 20}},
+            {"id": "other"},
+            {"name": "nameless"},
+        ]});
+        let expected = [("vllm", 10), ("llama.cpp", 20), ("other", 0)];
+        let expected = expected.map(|(name, length)| (name.to_owned(), length));
+        assert_eq!(listed(&list), expected);
+    }
+}
