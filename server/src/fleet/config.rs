@@ -254,8 +254,6 @@ impl WorkerConfig {
             let text = "--discovery: static:// is for frontends, which know their workers";
             return Err(Invalid(text.into()));
         }
-        let shown = args.worker_tls_cert.clone().zip(args.worker_tls_key.clone());
-        let authorities = args.worker_tls_client_ca.clone();
         let upstream = UpstreamConfig::from_args(&args.upstream, args.engine.context_length)?;
         let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
         if let Some(settings) = &args.mock.mock {
@@ -271,6 +269,8 @@ impl WorkerConfig {
         if has_others && args.models.models.is_empty() {
             models.models.clear();
         }
+        let shown = args.worker_tls_cert.clone().zip(args.worker_tls_key.clone());
+        let authorities = args.worker_tls_client_ca.clone();
         Ok(Self {
             tls: shown.map(|shown| LinkConfig { shown: Some(shown), authorities }),
             models,

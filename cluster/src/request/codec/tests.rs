@@ -446,6 +446,9 @@ fn messages_of_many_empty_things_are_refused_before_they_are_decoded() {
     }
     let error = InferRequest::decode_output(many(3, over).into(), &None).unwrap_err();
     assert!(error.message().contains("has too many fields"), "{error}");
+    let delta = nested(5, &many(3, over));
+    let error = engine::TextRequest::decode_output(delta.into(), &()).unwrap_err();
+    assert!(error.message().contains("has too many fields"), "{error}");
     let models: Result<wire::Description> = message(&many(1, over).into());
     assert!(models.unwrap_err().message().contains("has too many fields"));
 }

@@ -94,8 +94,15 @@ async fn what_a_worker_does_not_have_is_refused() {
     assert_eq!(other.err().unwrap().kind(), ErrorKind::Unimplemented);
     pair.server.remove("model");
     // Others may have it still.
-    let removed = pair.model().call(InferRequest::default(), context()).await;
-    assert_eq!(kind(removed), ErrorKind::Unavailable);
+    let removed = pair.model();
+    let gone = removed.call(InferRequest::default(), context()).await.err().unwrap();
+    assert_eq!((gone.kind(), gone.code()), (ErrorKind::Unavailable, Some("model_gone")));
+    // One that goes away says that, whatever it has let go of already.
+    pair.server.drain();
+    for model in [removed, pair.worker.model("nobody")] {
+        let late = model.call(InferRequest::default(), context()).await.err().unwrap();
+        assert_eq!((late.kind(), late.code()), (ErrorKind::Unavailable, Some("draining")));
+    }
 }
 
 struct OneAdapter(Arc<()>);
