@@ -343,7 +343,7 @@ impl TextBridge {
     /// Returns the tokens of a text, which have to fit into the context.
     pub(crate) fn tokens(&self, text: &str, with_bos: bool) -> Result<Vec<TokenId>> {
         let least = self.tokenizer.least_tokens(text.len());
-        if least >= self.context_length as usize {
+        if least >= self.most_tokens() as usize {
             return Err(Error::invalid(format!(
                 "the prompt has {} bytes, at least {least} tokens; the model's context has {}",
                 text.len(),

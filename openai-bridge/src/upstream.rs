@@ -28,6 +28,8 @@ pub struct UpstreamAnswer {
     event: Vec<u8>,
     /// What it cost, as it was told last.
     usage: Option<TextUsage>,
+    /// Events that had something of the text.
+    pieces: u32,
     /// Whether each choice has ended, by its number.
     ended: Vec<(u32, bool)>,
     is_over: bool,
@@ -42,6 +44,7 @@ impl UpstreamAnswer {
             line: Vec::new(),
             event: Vec::new(),
             usage: None,
+            pieces: 0,
             ended: Vec::new(),
             is_over: false,
             deltas: VecDeque::new(),
@@ -74,9 +77,7 @@ impl UpstreamAnswer {
     /// Errors: as [`push`](Self::push).
     pub fn whole(&mut self, body: &[u8]) -> Result<()> {
         self.read(body)?;
-        self.is_over = true;
-        self.finish();
-        Ok(())
+        self.finish()
     }
 
     /// Takes the end of the stream.
@@ -86,17 +87,8 @@ impl UpstreamAnswer {
         let line = std::mem::take(&mut self.line);
         self.line(line.trim_ascii_end())?;
         self.line(b"")?;
-        if self.is_over {
-            return Ok(());
-        }
         // Not every server says that it is done.
-        if self.ended.is_empty() || self.ended.iter().any(|(_, is_over)| !is_over) {
-            let text = "the model's server ended its answer before the text was at its end";
-            return Err(unavailable(text));
-        }
-        self.is_over = true;
-        self.finish();
-        Ok(())
+        if self.is_over { Ok(()) } else { self.finish() }
     }
 
     /// Returns what comes next of what was pushed.
@@ -114,11 +106,7 @@ impl UpstreamAnswer {
             let event = std::mem::take(&mut self.event);
             return match event.trim_ascii() {
                 b"" => Ok(()),
-                b"[DONE]" => {
-                    self.is_over = true;
-                    self.finish();
-                    Ok(())
-                }
+                b"[DONE]" => self.finish(),
                 event => self.read(event),
             };
         }
@@ -131,11 +119,18 @@ impl UpstreamAnswer {
         Ok(())
     }
 
-    /// Says what the answer cost, once it is over.
-    fn finish(&mut self) {
-        if let Some(usage) = self.usage.take() {
-            self.deltas.push_back(TextDelta { usage: Some(usage), ..TextDelta::default() });
+    /// Ends the answer and says what it cost.
+    fn finish(&mut self) -> Result<()> {
+        if self.ended.is_empty() || self.ended.iter().any(|(_, is_over)| !is_over) {
+            let text = "the model's server ended its answer before the text was at its end";
+            return Err(unavailable(text));
         }
+        self.is_over = true;
+        // Some servers count nothing in streams; most of them have an event for each token.
+        let counted = TextUsage { completion_tokens: self.pieces, ..TextUsage::default() };
+        let usage = Some(self.usage.take().unwrap_or(counted));
+        self.deltas.push_back(TextDelta { usage, ..TextDelta::default() });
+        Ok(())
     }
 
     fn read(&mut self, json: &[u8]) -> Result<()> {
@@ -190,12 +185,9 @@ impl UpstreamAnswer {
             }
         }
         let TextDelta { content, reasoning, calls, logprobs, .. } = &delta;
-        let is_news = finish.is_some()
-            || !content.is_empty()
-            || !reasoning.is_empty()
-            || !calls.is_empty()
-            || !logprobs.is_empty();
-        if is_news {
+        let has_text = !content.is_empty() || !reasoning.is_empty() || !calls.is_empty();
+        self.pieces = self.pieces.saturating_add(has_text.into());
+        if finish.is_some() || has_text || !logprobs.is_empty() {
             self.deltas.push_back(delta);
         }
         Ok(())

@@ -72,11 +72,11 @@ def plain(answer):
 
 def joined(chunks):
     """Returns the parts of a streamed chat, joined, and its usage."""
-    told = {"content": "", "reasoning": "", "calls": {}, "finish": [], "usage": None}
+    told = {"content": {}, "reasoning": "", "calls": {}, "finish": [], "usage": None}
     for chunk in chunks:
         told["usage"] = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens) if chunk.usage else told["usage"]
         for choice in chunk.choices:
-            told["content"] += choice.delta.content or ""
+            told["content"][choice.index] = told["content"].get(choice.index, "") + (choice.delta.content or "")
             told["reasoning"] += getattr(choice.delta, "reasoning_content", None) or ""
             for call in choice.delta.tool_calls or []:
                 name, arguments = told["calls"].get(call.index, ("", ""))

@@ -127,7 +127,8 @@ fn what_needs_tokens_is_refused_by_name() {
         let refused = asked(read, body).unwrap_err();
         assert_eq!(refused.param(), Some(field), "{refused}");
     }
-    assert!(bridge().tokenize("a", true).unwrap_err().message().contains("tokenizer"));
+    let refused = bridge().tokenize("a", true).unwrap_err();
+    assert!(refused.message().contains("tokenizer"), "{refused}");
 }
 
 /// Answers of one prompt with two choices that has an echo.

@@ -89,6 +89,8 @@ fn a_completion_has_lists_of_probabilities() {
     assert_eq!(deltas[0].logprobs[0].top, top);
     assert_eq!(deltas[0].logprobs[1].token, [0xe2, 0x82][..]);
     assert_eq!(deltas[1].finish, Some(FinishReason::Length));
+    // It counted nothing, so its events are counted.
+    assert_eq!(deltas[2].usage.unwrap().completion_tokens, 1);
 }
 
 #[test]
@@ -111,6 +113,7 @@ fn what_breaks_off_or_is_no_answer_is_an_error() {
     let kind = |stream: &str| read(TextForm::Completion, stream, 5).unwrap_err().kind();
     assert_eq!(kind(""), ErrorKind::Unavailable);
     assert_eq!(kind(&begun), ErrorKind::Unavailable);
+    assert_eq!(kind(&format!("{begun}data: [DONE]\n\n")), ErrorKind::Unavailable);
     assert_eq!(kind("data: {\n\n"), ErrorKind::Internal);
     let gone = events(&[json!({"choices": [{"index": 0, "text": "", "finish_reason": "abort"}]})]);
     assert_eq!(kind(&gone), ErrorKind::Unavailable);

@@ -38,7 +38,7 @@ pub(super) async fn many(config: WorkerConfig) -> Result<(), ServeError> {
     let one = |number: u32| {
         // One process has one door for metrics: they tell of its first worker.
         let metrics = config.metrics.filter(|_| number == 0);
-        let own = WorkerConfig { instances: 1, metrics, ..config.clone() };
+        let own = WorkerConfig { metrics, ..config.clone() };
         Box::pin(async {
             let worker = Worker::open(own).await?;
             let (instance, lease) = worker.start(&*discovery).await?;

@@ -30,7 +30,7 @@ use crate::serve::{ServeError, load_initial, open_metrics, own_repository};
 use crate::shutdown;
 use crate::upstream::Upstream;
 
-/// How often engines are looked at.
+/// How often engines are looked at; in a process of many workers up to ten times less often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the store is waited for at the end; what it still has it forgets by itself.
@@ -234,7 +234,7 @@ impl Worker {
                     _ = draining.changed() => {}
                 }
             };
-            let _ = timeout(LOOK_INTERVAL, news).await;
+            let _ = timeout(LOOK_INTERVAL * self.config.instances.clamp(1, 10), news).await;
         }
     }
 
