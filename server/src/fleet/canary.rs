@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use cluster::card::{Card, Kind};
+use cluster::card::{Card, Input, Kind};
 use cluster::request::RemoteWorker;
 use engine::{
     Context, EmbedRequest, Engine, Error, ErrorKind, GenerateRequest, Request, Result,
@@ -32,16 +32,16 @@ pub(super) enum Question {
     Text,
     /// For the vector of one token.
     Embedding,
-    /// What it serves: tensors may have effects, so none are sent.
-    Tensor,
+    /// What it serves: tensors may have effects, and texts may cost money, so none are sent.
+    Cards,
 }
 
 impl Question {
     /// Returns what the workers of a card are asked.
     pub(super) fn of(card: &Card) -> Self {
-        match card.kind {
-            Kind::Tensor => Self::Tensor,
-            Kind::Embedding => Self::Embedding,
+        match (card.kind, card.input) {
+            (Kind::Tensor, _) | (_, Input::Text) => Self::Cards,
+            (Kind::Embedding, _) => Self::Embedding,
             _ => Self::Text,
         }
     }
@@ -130,7 +130,7 @@ impl Canary {
                     let request = EmbedRequest { tokens: vec![0 as TokenId].into(), adapter: None };
                     first(&engines.embed, request, context).await
                 }
-                Question::Tensor => worker.describe(self.timeout).await.map(drop),
+                Question::Cards => worker.describe(self.timeout).await.map(drop),
             }
         };
         let answer = tokio::time::timeout(self.timeout, asked).await;
