@@ -32,17 +32,17 @@ pub(super) enum Question {
     Text,
     /// For the vector of one token.
     Embedding,
-    /// What it serves: tensors may have effects and texts a price, so none are sent.
-    Description,
+    /// What it serves: tensors may have effects, and texts may cost money, so none are sent.
+    Cards,
 }
 
 impl Question {
     /// Returns what the workers of a card are asked.
     pub(super) fn of(card: &Card) -> Self {
-        match (card.input, card.kind) {
-            (Input::Tensor | Input::Text, _) => Self::Description,
-            (Input::Token, Kind::Embedding) => Self::Embedding,
-            (Input::Token, _) => Self::Text,
+        match (card.kind, card.input) {
+            (Kind::Tensor, _) | (_, Input::Text) => Self::Cards,
+            (Kind::Embedding, _) => Self::Embedding,
+            _ => Self::Text,
         }
     }
 }
@@ -130,7 +130,7 @@ impl Canary {
                     let request = EmbedRequest { tokens: vec![0 as TokenId].into(), adapter: None };
                     first(&engines.embed, request, context).await
                 }
-                Question::Description => worker.describe(self.timeout).await.map(drop),
+                Question::Cards => worker.describe(self.timeout).await.map(drop),
             }
         };
         let answer = tokio::time::timeout(self.timeout, asked).await;
