@@ -2,6 +2,8 @@
 
 pub mod card;
 pub mod discovery;
+pub mod events;
 pub mod instance;
 pub mod membership;
+pub mod nats;
 pub mod request;

@@ -37,6 +37,7 @@ mod server;
 mod tests;
 
 pub use client::{ClientConfig, RemoteModel, RemoteWorker};
+pub(crate) use codec::{event_of, event_to, load_of, load_to};
 pub use connector::{Connector, Io, Tcp};
 pub use control::{Described, DescribedModel, News, WatchOptions};
 pub use link::LinkState;
