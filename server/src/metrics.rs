@@ -110,6 +110,10 @@ pub(crate) struct Metrics {
     pub kv_blocks: Family<ModelLabels, Gauge>,
     pub kv_blocks_cached: Family<ModelLabels, Gauge>,
     totals: [Family<ModelLabels, Counter>; TOTALS.len()],
+    /// What a frontend hears of workers' KV caches.
+    pub kv_events: Family<ModelLabels, Counter>,
+    pub kv_event_gaps: Family<ModelLabels, Counter>,
+    pub kv_resyncs: Family<ModelLabels, Counter>,
     pub connections: Gauge,
     pub uptime: Gauge<f64, AtomicU64>,
 }
@@ -131,6 +135,9 @@ impl Metrics {
             kv_blocks: Family::default(),
             kv_blocks_cached: Family::default(),
             totals: Default::default(),
+            kv_events: Family::default(),
+            kv_event_gaps: Family::default(),
+            kv_resyncs: Family::default(),
             connections: Gauge::default(),
             uptime: Gauge::default(),
         };
@@ -198,6 +205,12 @@ impl Metrics {
         for ((name, help, _), family) in TOTALS.iter().zip(&self.totals) {
             r.register(*name, *help, family.clone());
         }
+        let events = "Events of workers' KV caches that were heard in order";
+        r.register("kv_events", events, self.kv_events.clone());
+        let gaps = "Times when events of a worker's KV cache were found to be missing";
+        r.register("kv_event_gaps", gaps, self.kv_event_gaps.clone());
+        let resyncs = "Times when a worker told all that its KV cache holds";
+        r.register("kv_resyncs", resyncs, self.kv_resyncs.clone());
         r.register("grpc_connections", "Open gRPC connections", self.connections.clone());
         r.register("uptime_seconds", "Seconds since the start", self.uptime.clone());
     }

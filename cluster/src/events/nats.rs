@@ -6,6 +6,8 @@
 //! heard after having been cut off. Nobody waits for NATS: what cannot be published is a gap.
 
 mod hub;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -16,7 +16,7 @@ mod frame;
 mod listen;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -142,6 +142,13 @@ impl Connection {
     /// Returns whether NATS can be reached, as far as is known.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
+    }
+
+    /// Waits until what was said so far has left.
+    pub async fn flush(&self) {
+        if let Err(error) = self.client.flush().await {
+            tracing::debug!(%error, "cannot flush what goes to nats");
+        }
     }
 
     /// Returns a receiver that changes when the connection is lost from now on.

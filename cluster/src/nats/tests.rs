@@ -7,6 +7,7 @@ use std::time::Instant;
 use engine::testing::{Scripted, Step};
 use engine::{Context, Engine, ErrorKind, GenerateOutput, GenerateRequest, StopConditions, Tasks};
 use futures_util::StreamExt;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
@@ -20,21 +21,31 @@ use crate::request::{
 const LONG: Duration = Duration::from_secs(30);
 
 /// A `nats-server` on a port of its own; it ends with this.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     port: u16,
+    /// Where it keeps things; some: it has JetStream.
+    _folder: Option<TempDir>,
 }
 
 impl Server {
     fn start(port: Option<u16>) -> Self {
+        Self::start_with(port, None)
+    }
+
+    pub(crate) fn start_with(port: Option<u16>, folder: Option<TempDir>) -> Self {
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let port = port.unwrap_or_else(free);
-        let child = Command::new("nats-server")
+        let mut command = Command::new("nats-server");
+        if let Some(folder) = &folder {
+            command.arg("-js").arg("-sd").arg(folder.path());
+        }
+        let child = command
             .args(["-a", "127.0.0.1", "-p", &port.to_string()])
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server is installed");
-        Self { child, port }
+        Self { child, port, _folder: folder }
     }
 
     fn stop(&mut self) {
@@ -42,11 +53,11 @@ impl Server {
         self.child.wait().unwrap();
     }
 
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config { servers: vec![format!("nats://127.0.0.1:{}", self.port)], ..Config::default() }
     }
 
-    async fn connect(&self, config: Config) -> Connection {
+    pub(crate) async fn connect(&self, config: Config) -> Connection {
         let connection = Connection::open(config).await.unwrap();
         connected(&connection).await;
         connection

@@ -3,8 +3,8 @@
 use clap::Args;
 
 use super::{
-    AFTER_HELP, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs, ProcessArgs,
-    SecurityArgs, SharedMemoryArgs, TraceArgs,
+    AFTER_HELP, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs, PlaneArgs,
+    ProcessArgs, SecurityArgs, SharedMemoryArgs, TraceArgs,
 };
 use crate::fleet::{Repeated, Routing};
 use crate::pipeline::DEFAULT_MIGRATIONS;
@@ -29,6 +29,8 @@ pub struct WorkerArgs {
     pub models: ModelArgs,
     #[command(flatten)]
     pub discovery: DiscoveryArgs,
+    #[command(flatten)]
+    pub planes: PlaneArgs,
     /// Address to listen on for frontends, HOST:PORT; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     #[arg(env = "STATOR_WORKER_ADDRESS", help_heading = "Worker")]
@@ -55,6 +57,8 @@ pub struct WorkerArgs {
 pub struct FrontendArgs {
     #[command(flatten)]
     pub discovery: DiscoveryArgs,
+    #[command(flatten)]
+    pub planes: PlaneArgs,
     /// Fleet whose workers are called [default: all]; may be repeated
     #[arg(long, value_name = "NAME", env = "STATOR_NAMESPACE", value_delimiter = ',')]
     #[arg(help_heading = "Frontend")]

@@ -9,6 +9,7 @@ use cluster::discovery::{Describe, Discovery, Etcd, File, Query, Static, etcd, f
 use cluster::instance::Namespace;
 use engine::Tasks;
 
+use super::planes::PlanesConfig;
 use crate::args::{FrontendArgs, WorkerArgs, state_dir};
 use crate::config::{Invalid, ModelsConfig, metrics};
 use crate::pipeline::{Policy, RetryAccepted, RouteConfig};
@@ -49,6 +50,8 @@ pub enum Repeated {
 pub struct FleetConfig {
     /// Where workers are registered.
     pub store: Store,
+    /// What carries requests and events.
+    pub planes: PlanesConfig,
     /// Whose workers are called.
     pub query: Query,
     /// How workers are chosen.
@@ -74,6 +77,8 @@ pub struct WorkerConfig {
     pub namespace: Namespace,
     /// Where it is registered.
     pub store: Store,
+    /// What else carries requests, and events.
+    pub planes: PlanesConfig,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// What requests under way get to finish at shutdown.
@@ -151,6 +156,7 @@ impl FleetConfig {
         };
         Ok(Self {
             store: Store::parse(args.discovery.discovery.as_deref())?,
+            planes: PlanesConfig::from_args(&args.planes)?,
             query,
             routing: args.routing,
             max_attempts: args.max_attempts,
@@ -208,6 +214,7 @@ impl WorkerConfig {
             advertise: args.advertise.clone(),
             namespace: namespace(&args.namespace)?,
             store,
+            planes: PlanesConfig::from_args(&args.planes)?,
             metrics: metrics(&args.process)?,
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
         })

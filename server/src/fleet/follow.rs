@@ -22,7 +22,9 @@ use tokio::time::sleep;
 use super::bridges::Fetched;
 use super::cards::LABELS;
 use super::config::FleetConfig;
+use super::news::Ear;
 use super::peers::Peers;
+use super::planes::Planes;
 use super::pool::{Place, Pool};
 use super::tables;
 use crate::backend::{Engines, on_tensors, on_tokens};
@@ -41,6 +43,7 @@ pub(crate) struct Fleet {
     membership: Membership,
     maker: Arc<Maker>,
     peers: Arc<Peers>,
+    planes: Arc<Planes>,
     models: Arc<Models>,
     known: BTreeMap<String, Known>,
     tasks: Tasks,
@@ -79,13 +82,14 @@ impl Fleet {
     /// Starts to look for workers.
     ///
     /// Errors: a discovery that is not set up rightly.
-    pub(crate) fn open(
+    pub(crate) async fn open(
         config: &FleetConfig,
         models: &Arc<Models>,
         metrics: &Arc<Metrics>,
         tasks: &Tasks,
     ) -> Result<Self, String> {
-        let peers = Peers::new(tasks);
+        let planes = Arc::new(Planes::open(&config.planes, tasks).await?);
+        let peers = Peers::new(planes.clone(), tasks);
         let discovery = config.store.open(peers.clone(), tasks);
         let discovery = discovery.map_err(|error| error.to_string())?;
         let (query, settings) = (config.query.clone(), MembershipConfig::default());
@@ -96,6 +100,7 @@ impl Fleet {
             membership,
             maker: Arc::new(maker),
             peers,
+            planes,
             models: models.clone(),
             known: BTreeMap::new(),
             tasks: tasks.clone(),
@@ -153,7 +158,8 @@ impl Fleet {
             known.pool.set(workers, &self.tasks);
             return None;
         }
-        let pool = Pool::new(name, self.membership.clone());
+        let ear = Ear::new(self.planes.clone(), self.maker.metrics.clone());
+        let pool = Pool::new(name, self.membership.clone(), ear);
         pool.set(workers, &self.tasks);
         let aliases = model.card.aliases.iter();
         let aliases =
@@ -193,8 +199,10 @@ impl Fleet {
                     if is_new {
                         self.watch(id, worker.clone());
                     }
+                    let instance = member.instance.clone();
                     let has_load = model.card.kind != Kind::Tensor;
-                    places.push(Place { id, worker, has_load });
+                    let has_kv = has_load && model.card.kind != Kind::Embedding;
+                    places.push(Place { id, instance, worker, has_load, has_kv });
                 }
                 Err(error) => tracing::warn!(instance = %id, %error, "a worker cannot be called"),
             }

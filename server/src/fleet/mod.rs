@@ -7,12 +7,15 @@ mod bridges;
 mod cards;
 mod config;
 mod follow;
+mod news;
 mod peers;
+mod planes;
 mod pool;
 mod tables;
 mod worker;
 
 pub use config::{FleetConfig, Repeated, Routing, Store, WorkerConfig};
 pub(crate) use follow::Fleet;
+pub use planes::{Plane, PlanesConfig};
 pub(crate) use tables::Tables;
 pub use worker::work;

@@ -11,8 +11,10 @@ use cluster::card::Card;
 use cluster::discovery::Describe;
 use cluster::instance::{Instance, InstanceId, Namespace};
 use cluster::membership::Probe;
-use cluster::request::{ClientConfig, Described, RemoteWorker, Tcp};
+use cluster::request::{Described, RemoteWorker};
 use engine::{Error, Result, Tasks};
+
+use super::planes::Planes;
 
 /// How long a worker may take to say what it serves.
 const DESCRIBE_WAIT: Duration = Duration::from_secs(2);
@@ -28,6 +30,7 @@ pub(super) struct Peers {
     workers: Mutex<BTreeMap<InstanceId, RemoteWorker>>,
     /// Those at known addresses, which are asked again and again.
     asked: Mutex<BTreeMap<String, RemoteWorker>>,
+    planes: Arc<Planes>,
     tasks: Tasks,
 }
 
@@ -39,20 +42,20 @@ impl fmt::Debug for Peers {
 
 impl Peers {
     /// Makes the place of connections, whose tasks belong to `tasks`.
-    pub(super) fn new(tasks: &Tasks) -> Arc<Self> {
+    pub(super) fn new(planes: Arc<Planes>, tasks: &Tasks) -> Arc<Self> {
         let (workers, asked) = Default::default();
-        Arc::new(Self { workers, asked, tasks: tasks.clone() })
+        Arc::new(Self { workers, asked, planes, tasks: tasks.clone() })
     }
 
     fn workers(&self) -> MutexGuard<'_, BTreeMap<InstanceId, RemoteWorker>> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, address: &str, tasks: &Tasks) -> Result<RemoteWorker> {
+    fn open(&self, address: &str, more: &[String], tasks: &Tasks) -> Result<RemoteWorker> {
         let plain = address.strip_prefix(SCHEME).ok_or_else(|| {
             Error::invalid(format!("worker `{address}`: expected an address `grpc://HOST:PORT`"))
         })?;
-        RemoteWorker::new(Tcp::new(plain), ClientConfig::default(), tasks)
+        self.planes.client(plain, more, tasks)
     }
 
     /// Returns the worker of an instance, and whether it is new.
@@ -62,7 +65,7 @@ impl Peers {
         if let Some(worker) = self.workers().get(&instance.id) {
             return Ok((worker.clone(), false));
         }
-        let worker = self.open(&instance.address, &self.tasks)?;
+        let worker = self.open(&instance.address, &instance.more_addresses, &self.tasks)?;
         self.workers().insert(instance.id, worker.clone());
         Ok((worker, true))
     }
@@ -85,7 +88,7 @@ impl Probe for Peers {
         let tasks = self.tasks.child();
         let worker = match self.known(instance.id) {
             Some(worker) => Ok(worker),
-            None => self.open(&instance.address, &tasks),
+            None => self.open(&instance.address, &instance.more_addresses, &tasks),
         };
         let answer = match worker {
             Ok(worker) => worker.describe(DESCRIBE_WAIT).await,
@@ -117,7 +120,7 @@ impl Describe for Peers {
         let worker = match known {
             Some(worker) => worker,
             None => {
-                let worker = self.open(address, &self.tasks)?;
+                let worker = self.open(address, &[], &self.tasks)?;
                 self.asked().insert(address.to_owned(), worker.clone());
                 worker
             }

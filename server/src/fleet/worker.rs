@@ -5,11 +5,12 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::card::Card;
 use cluster::discovery::{Lease, LeaseState};
+use cluster::events::NatsPublisher;
 use cluster::instance::Instance;
 use cluster::request::{ServerConfig, WorkerServer};
 use engine::Tasks;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use super::cards::{Files, Formats, Offer, offers};
 use super::config::WorkerConfig;
 use super::peers::Peers;
+use super::planes::{self, Planes};
 use crate::admin::Exporter;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -48,6 +50,9 @@ struct Worker {
     formats: Formats,
     address: SocketAddr,
     metrics_address: Option<SocketAddr>,
+    planes: Planes,
+    /// What is told of the models, when the worker is registered.
+    publisher: OnceLock<NatsPublisher>,
     /// What follows the models, and what serves.
     following: Tasks,
     tasks: Tasks,
@@ -109,6 +114,7 @@ impl Worker {
         let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
         let (serving, group) = (server.clone(), tasks.clone());
         tasks.spawn("worker", async move { serving.serve(listener, &group).await });
+        let planes = Planes::open(&config.planes, &tasks).await.map_err(ServeError::Start)?;
         let formats = Formats {
             tool_calls: config.models.engine.tool_call_parser.clone(),
             reasoning: config.models.engine.reasoning_parser.clone(),
@@ -122,6 +128,8 @@ impl Worker {
             formats,
             address,
             metrics_address,
+            planes,
+            publisher: OnceLock::new(),
             following,
             tasks,
         })
@@ -135,11 +143,15 @@ impl Worker {
         let mut instance =
             Instance::new(self.config.namespace.clone(), format!("grpc://{address}"));
         instance.started_unix_ms = since.as_millis() as u64;
+        if let Some(publisher) = self.planes.serve(&mut instance, &self.server, &self.tasks) {
+            let _ = self.publisher.set(publisher);
+        }
         instance.cards = self.serve(&[]);
         let failed = |error: engine::Error| {
             ServeError::Start(format!("the worker cannot be registered: {}", error.message()))
         };
-        let discovery = self.config.store.open(Peers::new(&self.tasks), &self.tasks);
+        let discovery =
+            self.config.store.open(Peers::new(planes::none(), &self.tasks), &self.tasks);
         let registered = discovery.map_err(failed)?.register(instance.clone()).await;
         let lease = registered.map_err(failed)?;
         if lease.state() == LeaseState::Pending {
@@ -152,6 +164,9 @@ impl Worker {
     fn serve(&self, before: &[Card]) -> Vec<Card> {
         let offers = offers(&self.models, &self.formats, &self.files);
         let is_gone = |card: &&Card| !offers.iter().any(|offer| offer.card.name == card.name);
+        if let Some(publisher) = self.publisher.get() {
+            planes::publish(publisher, &offers);
+        }
         before.iter().filter(is_gone).for_each(|card| self.server.remove(&card.name));
         let serve = |Offer { card, served }: Offer| {
             self.server.insert(card.name.clone(), served);
@@ -196,7 +211,9 @@ impl Worker {
                     Err(_) => tracing::warn!("the registration is still there: no answer"),
                 }
             }
-            self.server.shut_down(self.config.shutdown_grace).await
+            let is_finished = self.server.shut_down(self.config.shutdown_grace).await;
+            self.planes.flush().await;
+            is_finished
         };
         let is_finished = tokio::select! {
             is_finished = end => is_finished,

@@ -85,15 +85,13 @@ impl Listen for NatsModel {
         }
         let receiver = self.plane.shared.listen((self.worker, self.watch.model.clone()));
         self.plane.shared.hear(&self.prefix);
-        // What can be found is not known yet.
-        let begin = self.watch.kv_events.then_some(Told::Gap);
-        let rest = stream::unfold(receiver, |mut receiver| async move {
+        // The first head tells that all is missing.
+        let told = stream::unfold(receiver, |mut receiver| async move {
             let told = receiver.recv().await?;
             Some((told, receiver))
         });
         let has_kv = self.watch.kv_events;
         let is_wanted = move |told: &Told| has_kv || matches!(told, Told::Load(_) | Told::Draining);
-        let told = stream::iter(begin).chain(rest);
         Ok(told.filter(move |told| std::future::ready(is_wanted(told))).map(Ok).boxed())
     }
 
