@@ -68,7 +68,7 @@ pub struct NatsPublisher {
     connection: Connection,
     subjects: Subjects,
     draining: watch::Receiver<bool>,
-    models: Mutex<BTreeMap<String, Told>>,
+    models: Mutex<BTreeMap<String, Teller>>,
     tasks: Tasks,
 }
 
@@ -79,7 +79,7 @@ struct Subjects {
 }
 
 /// A model that is told of, and the task that does.
-struct Told {
+struct Teller {
     source: Source,
     task: Tasks,
 }
@@ -103,7 +103,7 @@ impl NatsPublisher {
         Self { connection, subjects, draining, models: Mutex::default(), tasks }
     }
 
-    fn begin(&self, model: &str, source: Source) -> Told {
+    fn begin(&self, model: &str, source: Source) -> Teller {
         let task = self.tasks.child();
         let telling = Telling {
             connection: self.connection.clone(),
@@ -113,7 +113,7 @@ impl NatsPublisher {
             source: source.clone(),
         };
         task.spawn("nats events", telling.tell(self.draining.clone()));
-        Told { source, task }
+        Teller { source, task }
     }
 }
 
@@ -129,7 +129,7 @@ impl Publish for NatsPublisher {
     }
 }
 
-impl Drop for Told {
+impl Drop for Teller {
     fn drop(&mut self) {
         self.task.cancel();
     }

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use cluster::events::{Counters, Index, Told, Watch, follow};
+use cluster::events::{Counters, Index, Listen, Told, Watch, follow};
 use cluster::instance::Instance;
 use cluster::request::RemoteWorker;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use tokio::time::sleep;
 
 use super::planes::Planes;
@@ -57,7 +58,7 @@ impl Ear {
             };
             // Nothing but the end is told of the others, which comes with the call.
             let is_nats = speaker.has_load && self.planes.has_nats_events(instance);
-            let listen = match is_nats {
+            let listen: Box<dyn Listen> = match is_nats {
                 true => self.planes.listen(instance, watch),
                 false => Box::new(watch),
             };
@@ -89,9 +90,7 @@ impl Ear {
 
     fn counted(&self, model: &Arc<str>) -> Counted {
         let labels = ModelLabels { model: model.clone() };
-        let of = |family: &prometheus_client::metrics::family::Family<ModelLabels, Counter>| {
-            (family.get_or_create(&labels).clone(), 0)
-        };
+        let of = |family: &Family<ModelLabels, Counter>| (family.get_or_create(&labels).clone(), 0);
         let metrics = &self.metrics;
         Counted([of(&metrics.kv_events), of(&metrics.kv_event_gaps), of(&metrics.kv_resyncs)])
     }

@@ -189,3 +189,41 @@ pub(super) fn publish(publisher: &NatsPublisher, offers: &[super::cards::Offer])
 pub(super) fn none() -> Arc<Planes> {
     Arc::new(Planes { requests: None, events: None })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(nats: &[&str], request_plane: Plane, event_plane: Plane) -> PlaneArgs {
+        let nats = nats.iter().map(ToString::to_string).collect();
+        let (nats_credentials, nats_ca) = (None, None);
+        PlaneArgs { nats, nats_credentials, nats_ca, request_plane, event_plane }
+    }
+
+    #[test]
+    fn who_wants_nats_says_where_it_is() {
+        let read = |nats: &[&str], requests, events| {
+            PlanesConfig::from_args(&arguments(nats, requests, events))
+        };
+        assert!(read(&[], Plane::Grpc, Plane::Grpc).unwrap().nats.is_none());
+        let servers = ["nats://a:1", "nats://b:1"];
+        assert!(read(&servers, Plane::Grpc, Plane::Grpc).unwrap().nats.is_none());
+        let used = read(&servers, Plane::Grpc, Plane::Nats).unwrap().nats.unwrap();
+        assert_eq!(used.servers, servers);
+        for (requests, events, flag) in [
+            (Plane::Nats, Plane::Grpc, "--request-plane"),
+            (Plane::Grpc, Plane::Nats, "--event-plane"),
+        ] {
+            let wrong = read(&[""], requests, events).unwrap_err();
+            assert!(wrong.to_string().contains(flag), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_subjects_of_fleets_are_believed() {
+        let addresses = ["nats://$JS.API", "grpc://a:1", "nats://stator.a.worker.1", "nats://"];
+        let addresses = addresses.map(String::from);
+        assert_eq!(subject(&addresses, REQUESTS), Some("stator.a.worker.1"));
+        assert_eq!(subject(&addresses, EVENTS), None);
+    }
+}

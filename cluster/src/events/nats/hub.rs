@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::Message as NatsMessage;
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::{DeliverPolicy, push};
-use async_nats::jetstream::{self};
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::{Error, ErrorKind, KvSnapshot, Result, Tasks};
@@ -151,7 +151,6 @@ impl Shared {
     ) -> std::result::Result<(), async_nats::Error> {
         let mut losses = self.connection.losses();
         let client = &self.connection.client;
-        let mut loads = client.subscribe(load_subject(prefix, "*")).await?;
         let replayed = timeout(JETSTREAM_WAIT, self.replayed(prefix, *last)).await;
         let mut events = match replayed.map_err(Into::into).and_then(|replayed| replayed) {
             Ok(events) => events,
@@ -162,6 +161,8 @@ impl Shared {
                 events.map(|message| Ok((message, None))).boxed()
             }
         };
+        // The first loads tell how far events should be, so they come behind these.
+        let mut loads = client.subscribe(load_subject(prefix, "*")).await?;
         loop {
             tokio::select! {
                 load = loads.next() => match load {
