@@ -21,6 +21,8 @@ pub const MAX_RECORD_BYTES: usize = 1 << 20;
 pub const MAX_CARDS: usize = 64;
 /// The longest address, in bytes.
 pub const MAX_ADDRESS_BYTES: usize = 1024;
+/// The most addresses of one worker beside the first.
+pub const MAX_MORE_ADDRESSES: usize = 8;
 /// The longest namespace, in bytes.
 pub const MAX_NAMESPACE_BYTES: usize = 128;
 
@@ -43,6 +45,10 @@ pub struct Instance {
     pub namespace: Namespace,
     /// Where its request plane is, such as `grpc://127.0.0.1:7001`.
     pub address: String,
+    /// Where else it answers or tells of itself, such as
+    /// `nats://stator.default.worker.00c0ffee00c0ffee`. A reader uses what it knows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_addresses: Vec<String>,
     /// What it serves.
     pub cards: Vec<Card>,
     /// When it started, in milliseconds since 1970: of two workers with different cards under
@@ -78,6 +84,7 @@ impl Instance {
             id: InstanceId::random(),
             namespace,
             address: address.into(),
+            more_addresses: Vec::new(),
             cards: Vec::new(),
             started_unix_ms: 0,
             is_draining: false,
@@ -90,15 +97,13 @@ impl Instance {
     /// [`InvalidRequest`](engine::ErrorKind::InvalidRequest) names what is wrong.
     pub fn check(&self) -> Result<()> {
         check_version("instance", self.version, INSTANCE_VERSION)?;
-        let has_scheme = self.address.split_once("://").is_some_and(|(_, rest)| !rest.is_empty());
-        let has_control = self.address.chars().any(char::is_control);
-        if !has_scheme || has_control || self.address.len() > MAX_ADDRESS_BYTES {
+        if self.more_addresses.len() > MAX_MORE_ADDRESSES {
+            let count = self.more_addresses.len();
             return Err(Error::invalid(format!(
-                "instance: address: expected `scheme://where` without control characters, of at \
-                 most {MAX_ADDRESS_BYTES} bytes, got {:?}",
-                self.address.chars().take(80).collect::<String>()
+                "instance: expected at most {MAX_MORE_ADDRESSES} more addresses, got {count}"
             )));
         }
+        self.more_addresses.iter().chain([&self.address]).try_for_each(|one| check_address(one))?;
         if self.cards.len() > MAX_CARDS {
             return Err(Error::invalid(format!(
                 "instance: expected at most {MAX_CARDS} cards, got {}",
@@ -149,6 +154,19 @@ impl Instance {
         let instance: Self = serde_json::from_slice(json).map_err(wrong)?;
         instance.check()?;
         Ok(instance)
+    }
+}
+
+fn check_address(address: &str) -> Result<()> {
+    let has_scheme = address.split_once("://").is_some_and(|(_, rest)| !rest.is_empty());
+    let has_control = address.chars().any(char::is_control);
+    match has_scheme && !has_control && address.len() <= MAX_ADDRESS_BYTES {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "instance: address: expected `scheme://where` without control characters, of at most \
+             {MAX_ADDRESS_BYTES} bytes, got {:?}",
+            address.chars().take(80).collect::<String>()
+        ))),
     }
 }
 
@@ -281,6 +299,7 @@ mod tests {
             (text.replace("fleet-1", "a/b"), "namespace"),
             (text.replace("grpc://127.0.0.1:7001", "127.0.0.1:7001"), "scheme"),
             (text.replace("grpc://127.0.0.1:7001", "grpc://a\\u0000b"), "control"),
+            (text.replace(r#""cards""#, r#""more_addresses":["grpc://a","b"],"cards""#), "scheme"),
             (text.replace(r#""kind":"text""#, r#""kind":"smell""#), "smell"),
             (text.replace(r#""name":"m""#, r#""name":"""#), "name"),
             (" ".repeat(MAX_RECORD_BYTES + 1), "bytes of JSON"),

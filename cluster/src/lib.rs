@@ -2,7 +2,9 @@
 
 pub mod card;
 pub mod discovery;
+pub mod events;
 pub mod instance;
 pub mod membership;
+pub mod nats;
 pub mod request;
 pub mod vllm;

@@ -31,7 +31,7 @@ pub use context::Context;
 pub use embed::{EmbedRequest, Embedding};
 pub use engine::{Engine, OutputStream, Request};
 pub use error::{Error, ErrorKind, Result};
-pub use event::{KvEvent, KvEventReader, KvEvents, KvNews, StoredBlock};
+pub use event::{KvEvent, KvEventReader, KvEvents, KvNews, KvSnapshot, StoredBlock};
 pub use generate::{FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs};
 pub use guided::{Constraint, Guided};
 pub use infer::{InferOutput, InferRequest, RequestedOutput};

@@ -134,6 +134,10 @@ pub(crate) struct Metrics {
     /// Calls of frontends that a worker works on.
     pub open_calls: Gauge,
     pub tasks: Gauge,
+    /// What a frontend hears of workers' KV caches.
+    pub kv_events: Family<ModelLabels, Counter>,
+    pub kv_event_gaps: Family<ModelLabels, Counter>,
+    pub kv_resyncs: Family<ModelLabels, Counter>,
     pub connections: Gauge,
     pub uptime: Gauge<f64, AtomicU64>,
 }
@@ -161,6 +165,9 @@ impl Metrics {
             worker_waits: Gauge::default(),
             open_calls: Gauge::default(),
             tasks: Gauge::default(),
+            kv_events: Family::default(),
+            kv_event_gaps: Family::default(),
+            kv_resyncs: Family::default(),
             connections: Gauge::default(),
             uptime: Gauge::default(),
         };
@@ -237,6 +244,12 @@ impl Metrics {
         r.register("worker_waits", waits, self.worker_waits.clone());
         r.register("open_calls", "Frontends' calls under way here", self.open_calls.clone());
         r.register("tasks", "Background tasks, connections among them", self.tasks.clone());
+        let events = "Events of workers' KV caches that were heard in order";
+        r.register("kv_events", events, self.kv_events.clone());
+        let gaps = "Times when events of a worker's KV cache were found to be missing";
+        r.register("kv_event_gaps", gaps, self.kv_event_gaps.clone());
+        let resyncs = "Times when a worker told all that its KV cache holds";
+        r.register("kv_resyncs", resyncs, self.kv_resyncs.clone());
         r.register("grpc_connections", "Open gRPC connections", self.connections.clone());
         r.register("uptime_seconds", "Seconds since the start", self.uptime.clone());
     }

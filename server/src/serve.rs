@@ -86,7 +86,7 @@ impl Server {
         let (accepting, work, admin) = (Tasks::new(), Tasks::new(), Tasks::new());
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(reporter).await;
-        let (models, repository) = origin(&config.origin, &metrics, (&accepting, &admin))?;
+        let (models, repository) = origin(&config.origin, &metrics, (&accepting, &admin)).await?;
 
         let traces = Arc::new(Traces::new(&config.trace).map_err(ServeError::Start)?);
         let shared = Arc::new(Shared {
@@ -233,7 +233,7 @@ pub async fn run(config: Config, logging: Logging) -> Result<(), ServeError> {
 }
 
 /// Makes the place of the models, and what puts them there.
-fn origin(
+async fn origin(
     origin: &Origin,
     metrics: &Arc<Metrics>,
     (accepting, admin): (&Tasks, &Tasks),
@@ -248,7 +248,8 @@ fn origin(
         Origin::Fleet(config) => {
             let models = Arc::new(Models::of_fleet());
             // Its tasks end last, since requests under way need their workers.
-            let fleet = Fleet::open(config, &models, metrics, admin).map_err(ServeError::Start)?;
+            let fleet = Fleet::open(config, &models, metrics, admin).await;
+            let fleet = fleet.map_err(ServeError::Start)?;
             admin.spawn("fleet", fleet.follow());
             let none = RepositoryConfig {
                 roots: Vec::new(),

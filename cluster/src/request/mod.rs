@@ -41,6 +41,7 @@ mod shared;
 mod tests;
 
 pub use client::{ClientConfig, RemoteModel, RemoteWorker};
+pub(crate) use codec::{event_of, event_to, load_of, load_to};
 pub use connector::{Acceptor, Connector, Io, Tcp};
 pub use control::{Described, DescribedModel, News, WatchOptions};
 pub use peer::LinkState;

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     AFTER_HELP, BusyArgs, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, MockArgs, ModelArgs,
-    OpenAiArgs, ProcessArgs, SecurityArgs, SharedMemoryArgs, TraceArgs, UpstreamArgs,
+    OpenAiArgs, PlaneArgs, ProcessArgs, SecurityArgs, SharedMemoryArgs, TraceArgs, UpstreamArgs,
 };
 use crate::fleet::{Repeated, Routing};
 use crate::pipeline::DEFAULT_MIGRATIONS;
@@ -31,6 +31,8 @@ pub struct WorkerArgs {
     pub models: ModelArgs,
     #[command(flatten)]
     pub discovery: DiscoveryArgs,
+    #[command(flatten)]
+    pub planes: PlaneArgs,
     /// Address to listen on for frontends, HOST:PORT; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     #[arg(env = "STATOR_WORKER_ADDRESS", help_heading = "Worker")]
@@ -114,6 +116,8 @@ pub struct RouteArgs {
 pub struct FrontendArgs {
     #[command(flatten)]
     pub discovery: DiscoveryArgs,
+    #[command(flatten)]
+    pub planes: PlaneArgs,
     /// Fleet whose workers are called [default: all]; may be repeated
     #[arg(long, value_name = "NAME", env = "STATOR_NAMESPACE", value_delimiter = ',')]
     #[arg(help_heading = "Frontend")]

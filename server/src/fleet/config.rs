@@ -9,6 +9,7 @@ use cluster::discovery::{Describe, Discovery, Etcd, File, Query, Static, etcd, f
 use cluster::instance::Namespace;
 use engine::Tasks;
 
+use super::planes::PlanesConfig;
 use crate::args::{FrontendArgs, WorkerArgs, state_dir};
 use crate::config::{Invalid, ModelsConfig, limits, metrics};
 use crate::pipeline::{Limits, Policy, RetryAccepted, RouteConfig};
@@ -56,6 +57,8 @@ pub enum Repeated {
 pub struct FleetConfig {
     /// Where workers are registered.
     pub store: Store,
+    /// What carries requests and events.
+    pub planes: PlanesConfig,
     /// Whose workers are called.
     pub query: Query,
     /// How workers are chosen.
@@ -98,6 +101,8 @@ pub struct WorkerConfig {
     pub namespace: Namespace,
     /// Where it is registered.
     pub store: Store,
+    /// What else carries requests, and events.
+    pub planes: PlanesConfig,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// What requests under way get to finish at shutdown.
@@ -190,6 +195,7 @@ impl FleetConfig {
         Ok(Self {
             store: if tls.is_some() { store.secured() } else { store },
             tls,
+            planes: PlanesConfig::from_args(&args.planes)?,
             query,
             routing: route.routing,
             max_attempts: route.max_attempts,
@@ -280,6 +286,7 @@ impl WorkerConfig {
             advertise: args.advertise.clone(),
             namespace: namespace(&args.namespace)?,
             store,
+            planes: PlanesConfig::from_args(&args.planes)?,
             metrics: metrics(&args.process)?,
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
         })

@@ -23,7 +23,9 @@ use super::bridges::Fetched;
 use super::canary::{Canary, Question};
 use super::cards::LABELS;
 use super::config::FleetConfig;
+use super::news::Ear;
 use super::peers::Peers;
+use super::planes::Planes;
 use super::pool::{Place, Pool};
 use super::tables;
 use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens};
@@ -46,6 +48,7 @@ pub(crate) struct Fleet {
     membership: Membership,
     maker: Arc<Maker>,
     peers: Arc<Peers>,
+    planes: Arc<Planes>,
     models: Arc<Models>,
     known: BTreeMap<String, Known>,
     /// When models that were here counted as busy, for when they come back.
@@ -88,14 +91,15 @@ impl Fleet {
     /// Starts to look for workers.
     ///
     /// Errors: a discovery that is not set up rightly.
-    pub(crate) fn open(
+    pub(crate) async fn open(
         config: &FleetConfig,
         models: &Arc<Models>,
         metrics: &Arc<Metrics>,
         tasks: &Tasks,
     ) -> Result<Self, String> {
         let tls = config.tls.clone().map(LinkConnectors::load).transpose()?;
-        let peers = Peers::new(tls, tasks);
+        let planes = Arc::new(Planes::open(&config.planes, tls, tasks).await?);
+        let peers = Peers::new(planes.clone(), tasks);
         let discovery = config.store.open(peers.clone(), tasks);
         let discovery = discovery.map_err(|error| error.to_string())?;
         let (query, settings) = (config.query.clone(), MembershipConfig::default());
@@ -106,6 +110,7 @@ impl Fleet {
             membership,
             maker: Arc::new(maker),
             peers,
+            planes,
             models: models.clone(),
             known: BTreeMap::new(),
             limits: BTreeMap::new(),
@@ -189,7 +194,8 @@ impl Fleet {
             return None;
         }
         let canary = self.maker.canary(name);
-        let pool = Pool::new(name, self.membership.clone(), &self.models, canary);
+        let ear = Ear::new(self.planes.clone(), self.maker.metrics.clone());
+        let pool = Pool::new(name, self.membership.clone(), &self.models, (canary, ear));
         pool.set(workers, &self.tasks);
         let aliases = model.card.aliases.iter();
         let aliases =
@@ -240,9 +246,11 @@ impl Fleet {
                     if is_new {
                         self.watch(id, worker.clone());
                     }
+                    let instance = member.instance.clone();
                     let has_load = model.card.kind != Kind::Tensor;
+                    let has_kv = has_load && model.card.kind != Kind::Embedding;
                     let question = Question::of(&model.card);
-                    places.push(Place { id, worker, has_load, question });
+                    places.push(Place { id, instance, worker, has_load, has_kv, question });
                 }
                 Err(error) => tracing::warn!(instance = %id, %error, "a worker cannot be called"),
             }

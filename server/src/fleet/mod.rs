@@ -9,12 +9,15 @@ mod cards;
 mod config;
 mod follow;
 mod many;
+mod news;
 mod peers;
+mod planes;
 mod pool;
 mod tables;
 mod worker;
 
 pub use config::{FleetConfig, Repeated, Routing, Store, WorkerConfig};
 pub(crate) use follow::Fleet;
+pub use planes::{Plane, PlanesConfig};
 pub(crate) use tables::Tables;
 pub use worker::work;

@@ -11,11 +11,10 @@ use cluster::card::Card;
 use cluster::discovery::Describe;
 use cluster::instance::{Instance, InstanceId, Namespace};
 use cluster::membership::Probe;
-use cluster::request::{ClientConfig, Described, RemoteWorker, Tcp};
+use cluster::request::{Described, RemoteWorker};
 use engine::{Error, Result, Tasks};
 
-use super::config::{PLAIN, SECURE};
-use crate::security::LinkConnectors;
+use super::planes::Planes;
 
 /// How long a worker may take to say what it serves.
 const DESCRIBE_WAIT: Duration = Duration::from_secs(2);
@@ -28,8 +27,7 @@ pub(super) struct Peers {
     workers: Mutex<BTreeMap<InstanceId, RemoteWorker>>,
     /// Those at known addresses, which are asked again and again.
     asked: Mutex<BTreeMap<String, RemoteWorker>>,
-    /// TLS; none calls in the clear.
-    tls: Option<LinkConnectors>,
+    planes: Arc<Planes>,
     tasks: Tasks,
 }
 
@@ -41,29 +39,17 @@ impl fmt::Debug for Peers {
 
 impl Peers {
     /// Makes the place of connections, whose tasks belong to `tasks`.
-    pub(super) fn new(tls: Option<LinkConnectors>, tasks: &Tasks) -> Arc<Self> {
+    pub(super) fn new(planes: Arc<Planes>, tasks: &Tasks) -> Arc<Self> {
         let (workers, asked) = Default::default();
-        Arc::new(Self { workers, asked, tls, tasks: tasks.clone() })
+        Arc::new(Self { workers, asked, planes, tasks: tasks.clone() })
     }
 
     fn workers(&self) -> MutexGuard<'_, BTreeMap<InstanceId, RemoteWorker>> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, address: &str, tasks: &Tasks) -> Result<RemoteWorker> {
-        let wrong = |what: &str| Err(Error::invalid(format!("worker `{address}`: {what}")));
-        let config = ClientConfig::default();
-        let (plain, secure) = (address.strip_prefix(PLAIN), address.strip_prefix(SECURE));
-        match (plain, secure, &self.tls) {
-            (Some(plain), _, None) => RemoteWorker::new(Tcp::new(plain), config, tasks),
-            (_, Some(secure), Some(tls)) => RemoteWorker::new(tls.to(secure)?, config, tasks),
-            // Whoever can register workers would get all that is asked, in the clear.
-            (Some(_), _, Some(_)) => {
-                wrong("it speaks in the clear, expected TLS (--worker-tls-ca)")
-            }
-            (_, Some(_), None) => wrong("it speaks TLS, which needs --worker-tls-ca"),
-            (None, None, _) => wrong("expected an address `grpc://HOST:PORT` or `grpcs://`"),
-        }
+    fn open(&self, address: &str, more: &[String], tasks: &Tasks) -> Result<RemoteWorker> {
+        self.planes.client(address, more, tasks)
     }
 
     /// Returns the worker of an instance, and whether it is new.
@@ -73,7 +59,7 @@ impl Peers {
         if let Some(worker) = self.workers().get(&instance.id) {
             return Ok((worker.clone(), false));
         }
-        let worker = self.open(&instance.address, &self.tasks)?;
+        let worker = self.open(&instance.address, &instance.more_addresses, &self.tasks)?;
         self.workers().insert(instance.id, worker.clone());
         Ok((worker, true))
     }
@@ -96,7 +82,7 @@ impl Probe for Peers {
         let tasks = self.tasks.child();
         let worker = match self.known(instance.id) {
             Some(worker) => Ok(worker),
-            None => self.open(&instance.address, &tasks),
+            None => self.open(&instance.address, &instance.more_addresses, &tasks),
         };
         let answer = match worker {
             Ok(worker) => worker.describe(DESCRIBE_WAIT).await,
@@ -128,7 +114,7 @@ impl Describe for Peers {
         let worker = match known {
             Some(worker) => worker,
             None => {
-                let worker = self.open(address, &self.tasks)?;
+                let worker = self.open(address, &[], &self.tasks)?;
                 self.asked().insert(address.to_owned(), worker.clone());
                 worker
             }

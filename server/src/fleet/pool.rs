@@ -2,25 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
-use std::time::Duration;
 
-use cluster::instance::InstanceId;
+use cluster::instance::{Instance, InstanceId};
 use cluster::membership::Membership;
-use cluster::request::{News, RemoteWorker, WatchOptions};
+use cluster::request::RemoteWorker;
 use engine::{Tasks, WorkerLoad};
-use futures_util::StreamExt;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use super::canary::{Canary, Question};
+use super::news::{Ear, Speaker};
 use crate::models::Models;
 use crate::pipeline::{Candidate, Engines, Workers};
-
-/// How often workers tell their load.
-const LOAD_INTERVAL: Duration = Duration::from_millis(250);
-
-/// The wait before a worker that tells nothing is asked again.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// The workers of one model.
 pub(super) struct Pool {
@@ -31,14 +23,17 @@ pub(super) struct Pool {
     /// What hears of workers that are unwell; it has the models that have this pool.
     models: Weak<Models>,
     canary: Canary,
+    ear: Arc<Ear>,
 }
 
 /// A worker that takes work.
 pub(super) struct Place {
     pub id: InstanceId,
+    pub instance: Arc<Instance>,
     pub worker: RemoteWorker,
-    /// Whether it has a load to tell.
+    /// Whether it has a load to tell, and KV events.
     pub has_load: bool,
+    pub has_kv: bool,
     /// What it is asked to see whether it is well.
     pub question: Question,
 }
@@ -49,11 +44,11 @@ impl Pool {
         name: &str,
         membership: Membership,
         models: &Arc<Models>,
-        canary: Canary,
+        (canary, ear): (Canary, Arc<Ear>),
     ) -> Arc<Self> {
         let (candidates, changes) = (RwLock::new(Arc::from([])), watch::Sender::new(()));
         let models = Arc::downgrade(models);
-        Arc::new(Self { name: name.into(), candidates, membership, changes, models, canary })
+        Arc::new(Self { name: name.into(), candidates, membership, changes, models, canary, ear })
     }
 
     /// Takes these workers and no others from now on; one that stays keeps what is known of it.
@@ -84,29 +79,10 @@ impl Pool {
         if let Some(asking) = self.canary.ask(self, &candidate, &place) {
             tasks.spawn("canary", asking);
         }
-        let (name, told) = (self.name.clone(), Arc::downgrade(&candidate));
-        let options = WatchOptions {
-            load_interval: place.has_load.then_some(LOAD_INTERVAL),
-            kv_events: false,
-        };
-        tasks.spawn("worker load", async move {
-            while told.strong_count() > 0 {
-                if let Ok(mut news) = place.worker.watch(&name, options).await {
-                    loop {
-                        let next = timeout(AGAIN, news.next()).await;
-                        let Some(candidate) = told.upgrade() else { return };
-                        let Ok(next) = next else { continue };
-                        let Some(Ok(news)) = next else { break };
-                        match news {
-                            News::Load(load) => candidate.set_load(load),
-                            News::Draining => candidate.set_draining(true),
-                            News::Kv { .. } | News::Gap { .. } => {}
-                        }
-                    }
-                }
-                tokio::time::sleep(AGAIN).await;
-            }
-        });
+        let Place { instance, worker, has_load, has_kv, .. } = place;
+        let speaker = Speaker { instance, worker, model: self.name.clone(), has_load, has_kv };
+        let told = Arc::downgrade(&candidate);
+        tasks.spawn("worker news", self.ear.clone().hear(speaker, told));
         candidate
     }
 

@@ -5,11 +5,12 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::card::Card;
 use cluster::discovery::{Discovery, Lease, LeaseState};
+use cluster::events::NatsPublisher;
 use cluster::instance::Instance;
 use cluster::request::{ServerConfig, WorkerServer};
 use engine::Tasks;
@@ -21,6 +22,7 @@ use super::cards::{Files, Formats, Offer, offers};
 use super::config::{PLAIN, SECURE, WorkerConfig};
 use super::many::many;
 use super::peers::Peers;
+use super::planes::{self, Planes};
 use crate::admin::Exporter;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -51,6 +53,9 @@ pub(super) struct Worker {
     formats: Formats,
     pub(super) address: SocketAddr,
     pub(super) metrics_address: Option<SocketAddr>,
+    planes: Planes,
+    /// What is told of the models, when the worker is registered.
+    publisher: OnceLock<NatsPublisher>,
     /// What follows the models, and what serves.
     following: Tasks,
     tasks: Tasks,
@@ -99,7 +104,7 @@ pub(super) fn open_store(
     config: &WorkerConfig,
     tasks: &Tasks,
 ) -> Result<Box<dyn Discovery>, ServeError> {
-    config.store.open(Peers::new(None, tasks), tasks).map_err(unregistered)
+    config.store.open(Peers::new(planes::none(), tasks), tasks).map_err(unregistered)
 }
 
 fn unregistered(error: engine::Error) -> ServeError {
@@ -144,6 +149,8 @@ impl Worker {
                 Some(tls) => serving.serve_by(listener, Arc::new(tls), &group).await,
             }
         });
+        let planes = Planes::open(&config.planes, None, &tasks).await;
+        let planes = planes.map_err(ServeError::Start)?;
         let formats = Formats {
             tool_calls: config.models.engine.tool_call_parser.clone(),
             reasoning: config.models.engine.reasoning_parser.clone(),
@@ -158,6 +165,8 @@ impl Worker {
             formats,
             address,
             metrics_address,
+            planes,
+            publisher: OnceLock::new(),
             following,
             tasks,
         })
@@ -184,6 +193,9 @@ impl Worker {
         let mut instance =
             Instance::new(self.config.namespace.clone(), format!("{scheme}{address}"));
         instance.started_unix_ms = since.as_millis() as u64;
+        if let Some(publisher) = self.planes.serve(&mut instance, &self.server, &self.tasks) {
+            let _ = self.publisher.set(publisher);
+        }
         instance.cards = self.serve(&[]);
         let lease = discovery.register(instance.clone()).await.map_err(unregistered)?;
         if lease.state() == LeaseState::Pending {
@@ -196,6 +208,9 @@ impl Worker {
     fn serve(&self, before: &[Card]) -> Vec<Card> {
         let offers = offers(&self.models, &self.formats, &self.files);
         let is_gone = |card: &&Card| !offers.iter().any(|offer| offer.card.name == card.name);
+        if let Some(publisher) = self.publisher.get() {
+            planes::publish(publisher, &offers);
+        }
         before.iter().filter(is_gone).for_each(|card| self.server.remove(&card.name));
         let serve = |Offer { card, served }: Offer| {
             self.server.insert(card.name.clone(), served);
@@ -249,7 +264,9 @@ impl Worker {
                     Err(_) => tracing::warn!("the registration is still there: no answer"),
                 }
             }
-            self.server.shut_down(self.config.shutdown_grace).await
+            let is_finished = self.server.shut_down(self.config.shutdown_grace).await;
+            self.planes.flush().await;
+            is_finished
         };
         let is_finished = tokio::select! {
             is_finished = end => is_finished,

@@ -7,7 +7,7 @@ use wire::kv_event::Event;
 use super::equal_lengths;
 
 /// Writes a load.
-pub(in crate::request) fn load_to(load: WorkerLoad) -> wire::Load {
+pub(crate) fn load_to(load: WorkerLoad) -> wire::Load {
     wire::Load {
         waiting_requests: load.waiting_requests,
         running_sequences: load.running_sequences,
@@ -19,7 +19,7 @@ pub(in crate::request) fn load_to(load: WorkerLoad) -> wire::Load {
 }
 
 /// Reads a load.
-pub(in crate::request) fn load_of(wire: wire::Load) -> WorkerLoad {
+pub(crate) fn load_of(wire: wire::Load) -> WorkerLoad {
     WorkerLoad {
         waiting_requests: wire.waiting_requests,
         running_sequences: wire.running_sequences,
@@ -31,7 +31,7 @@ pub(in crate::request) fn load_of(wire: wire::Load) -> WorkerLoad {
 }
 
 /// Writes a KV event.
-pub(in crate::request) fn event_to(event: KvEvent) -> wire::KvEvent {
+pub(crate) fn event_to(event: KvEvent) -> wire::KvEvent {
     let event = match event {
         KvEvent::Stored { parent, blocks, block_tokens } => Event::Stored(wire::KvStored {
             parent: parent.map(|parent| parent.0),
@@ -48,7 +48,7 @@ pub(in crate::request) fn event_to(event: KvEvent) -> wire::KvEvent {
 }
 
 /// Reads a KV event; none: it is of a kind that is not known here. Errors: lists of two lengths.
-pub(in crate::request) fn event_of(wire: wire::KvEvent) -> Result<Option<KvEvent>> {
+pub(crate) fn event_of(wire: wire::KvEvent) -> Result<Option<KvEvent>> {
     Ok(match wire.event {
         Some(Event::Stored(stored)) => {
             equal_lengths("blocks", stored.sequences.len(), stored.blocks.len())?;

@@ -18,7 +18,7 @@ use proto::{Nest, Payload, Uncounted, worker as wire};
 use super::link::Use;
 use super::outbox::Outbox;
 
-pub(super) use events::{event_of, event_to, load_of, load_to};
+pub(crate) use events::{event_of, event_to, load_of, load_to};
 
 /// The number of the field whose payloads stand apart.
 pub(super) const CONTENTS: u8 = 7;

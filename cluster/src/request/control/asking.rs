@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use engine::{Error, Result};
+use engine::{Error, KvSnapshot, Result, SequenceHash};
 use futures_util::{Stream, StreamExt};
 use prost::Message;
 use proto::{Payload, worker as wire};
@@ -74,6 +74,7 @@ impl RemoteWorker {
             model: model.to_owned(),
             load_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             kv_events: options.kv_events,
+            snapshot: options.snapshot,
         })?;
         self.open((WATCH, Lane::Control), outbox, None, Hearing::default()).await
     }
@@ -93,10 +94,15 @@ impl RemoteWorker {
     }
 }
 
+/// The most prefixes of a worker's snapshot: 64 million tokens in blocks of 16.
+const MAX_HELD: usize = 4 << 20;
+
 /// Reads a worker's news and minds their numbers.
 #[derive(Default)]
 struct Hearing {
     last: u64,
+    /// The parts of a snapshot that came so far.
+    held: Vec<SequenceHash>,
 }
 
 impl Hearing {
@@ -104,22 +110,37 @@ impl Hearing {
         let missed = sequence.saturating_sub(std::mem::replace(&mut self.last, sequence));
         Some(News::Gap { sequence, missed })
     }
+
+    fn part(&mut self, part: wire::KvSnapshot, sequence: u64, epoch: u64) -> Result<Option<News>> {
+        if self.held.len().saturating_add(part.sequences.len()) > MAX_HELD {
+            let text = format!("a worker's snapshot: expected at most {MAX_HELD} prefixes");
+            return Err(Error::internal(text));
+        }
+        self.held.extend(part.sequences.into_iter().map(SequenceHash));
+        if !part.is_last {
+            return Ok(None);
+        }
+        self.last = sequence;
+        let blocks = std::mem::take(&mut self.held);
+        Ok(Some(News::Held(KvSnapshot { epoch, sequence, blocks })))
+    }
 }
 
 impl Reader for Hearing {
     type Item = News;
 
     fn read(&mut self, payload: Payload) -> Result<Option<News>> {
-        let wire::WorkerEvent { event, sequence } = message(&payload)?;
+        let wire::WorkerEvent { event, sequence, epoch } = message(&payload)?;
         Ok(match event {
             Some(Event::Load(load)) => Some(News::Load(load_of(load))),
             Some(Event::Draining(_)) => Some(News::Draining),
             Some(Event::Gap(_)) => self.gap(sequence),
+            Some(Event::Snapshot(part)) => self.part(part, sequence, epoch)?,
             Some(Event::Kv(event)) if Some(sequence) == self.last.checked_add(1) => {
                 match event_of(event)? {
                     Some(event) => {
                         self.last = sequence;
-                        Some(News::Kv { sequence, event })
+                        Some(News::Kv { epoch, sequence, event })
                     }
                     None => self.gap(sequence),
                 }

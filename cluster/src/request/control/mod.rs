@@ -6,7 +6,7 @@ mod telling;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::{KvEvent, WorkerLoad};
+use engine::{KvEvent, KvSnapshot, WorkerLoad};
 
 pub(super) use telling::{describe, drain, fetch, watch};
 
@@ -42,6 +42,8 @@ pub struct WatchOptions {
     pub load_interval: Option<Duration>,
     /// Whether to hear what becomes of KV blocks.
     pub kv_events: bool,
+    /// Whether to hear first what can be found already; events have the worker's numbers then.
+    pub snapshot: bool,
 }
 
 /// What is heard of a model.
@@ -49,9 +51,13 @@ pub struct WatchOptions {
 pub enum News {
     /// How busy it is.
     Load(WorkerLoad),
+    /// What can be found, before any event.
+    Held(KvSnapshot),
     /// What became of KV blocks.
     Kv {
-        /// The event's number; the first of a stream is 1.
+        /// The numbering, as [`KvSnapshot::epoch`] has it.
+        epoch: u64,
+        /// The event's number; without a snapshot the first of a stream is 1.
         sequence: u64,
         /// The event.
         event: KvEvent,

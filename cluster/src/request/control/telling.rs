@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Error, KvEventReader, KvNews, Result, WorkerLoad};
+use engine::{Error, KvEventReader, KvEvents, KvNews, KvSnapshot, Result, WorkerLoad};
 use futures_util::{Stream, stream};
 use prost::Message;
 use proto::worker as wire;
@@ -18,6 +18,9 @@ use super::super::served::Served;
 
 /// The bytes of one piece of a file.
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// The names of one part of a snapshot.
+const SNAPSHOT_BLOCKS: usize = 32 << 10;
 
 /// Answers `Describe`.
 pub(in crate::request) async fn describe(call: &mut Call) -> Tried<()> {
@@ -78,13 +81,17 @@ pub(in crate::request) async fn watch(call: &mut Call) -> Tried<()> {
         (ticks, load)
     });
     let events = served.events.as_ref().filter(|_| request.kv_events);
-    let watched = Watched {
-        load,
-        events: events.map(|events| events.subscribe()),
-        draining: call.shared.draining(),
-        sequence: 0,
-        is_over: false,
+    let (held, events) = match events {
+        Some(events) if request.snapshot => {
+            let (held, events) = events.snapshot();
+            (Some(held), Some(events))
+        }
+        events => (None, events.map(KvEvents::subscribe)),
     };
+    // Without a snapshot numbers are the stream's own.
+    let first = events.as_ref().filter(|_| held.is_none()).map(KvEventReader::sequence);
+    let draining = call.shared.draining();
+    let watched = Watched { load, held, events, first, draining, is_over: false };
     let news = stream::unfold(watched, |mut watched| async move {
         let event = watched.next().await?;
         Some((Ok(event), watched))
@@ -107,9 +114,12 @@ type Load = Arc<dyn Fn() -> WorkerLoad + Send + Sync>;
 /// What is watched of a model.
 struct Watched {
     load: Option<(Interval, Load)>,
+    /// What can be found and was not told yet.
+    held: Option<KvSnapshot>,
     events: Option<KvEventReader>,
+    /// The worker's number in front of the stream's first, where numbers are the stream's own.
+    first: Option<u64>,
     draining: Receiver<bool>,
-    sequence: u64,
     is_over: bool,
 }
 
@@ -119,17 +129,14 @@ impl Watched {
         if self.is_over {
             return None;
         }
+        if let Some(part) = self.next_part() {
+            return Some(part);
+        }
         let event = tokio::select! {
             load = next_load(&mut self.load) => Event::Load(load_to(load)),
             news = next_event(&mut self.events) => match news? {
-                KvNews::Event(event) => {
-                    self.sequence += 1;
-                    Event::Kv(event_to(event))
-                }
-                KvNews::Missed(count) => {
-                    self.sequence += count;
-                    Event::Gap(count)
-                }
+                KvNews::Event(event) => Event::Kv(event_to(event)),
+                KvNews::Missed(count) => Event::Gap(count),
             },
             _ = self.draining.wait_for(|is_draining| *is_draining) => {
                 self.is_over = true;
@@ -137,8 +144,27 @@ impl Watched {
             }
         };
         let is_numbered = matches!(event, Event::Kv(_) | Event::Gap(_));
-        let sequence = if is_numbered { self.sequence } else { 0 };
-        Some(wire::WorkerEvent { event: Some(event), sequence })
+        let reader = self.events.as_ref().filter(|_| is_numbered);
+        let (sequence, epoch) = match (reader, self.first) {
+            (Some(reader), Some(first)) => (reader.sequence() - first, 0),
+            (Some(reader), None) => (reader.sequence(), reader.epoch()),
+            (None, _) => (0, 0),
+        };
+        Some(wire::WorkerEvent { event: Some(event), sequence, epoch })
+    }
+
+    /// Takes a part of the snapshot, if one was not told yet.
+    fn next_part(&mut self) -> Option<wire::WorkerEvent> {
+        let held = self.held.as_mut()?;
+        let rest = held.blocks.split_off(held.blocks.len().min(SNAPSHOT_BLOCKS));
+        let part = std::mem::replace(&mut held.blocks, rest);
+        let (sequence, epoch, is_last) = (held.sequence, held.epoch, held.blocks.is_empty());
+        if is_last {
+            self.held = None;
+        }
+        let sequences = part.into_iter().map(|block| block.0).collect();
+        let event = Event::Snapshot(wire::KvSnapshot { sequences, is_last });
+        Some(wire::WorkerEvent { event: Some(event), sequence, epoch })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The calls beside inference: description, files, draining, news.
 
 use bytes::Bytes;
-use engine::{KvEvent, KvEvents, WorkerLoad};
+use engine::{BlockHash, KvEvent, KvEvents, SequenceHash, StoredBlock, WorkerLoad};
 use futures_util::{FutureExt, StreamExt};
 
 use super::*;
@@ -102,21 +102,25 @@ async fn only_so_many_threads_read_files() {
 async fn news_are_numbered_and_what_was_missed_is_a_gap() {
     let events = KvEvents::new(4);
     let pair = Pair::new(told(&events)).await;
-    let options = WatchOptions { load_interval: None, kv_events: true };
+    let options = WatchOptions { kv_events: true, ..WatchOptions::default() };
     let mut news = pair.worker.watch("model", options).await.unwrap();
     // It is accepted, and so it reads.
     events.publish(|| KvEvent::Cleared);
     let removed = KvEvent::Removed { blocks: Vec::new() };
     events.publish(|| removed.clone());
     let heard = news.next().await.unwrap().unwrap();
-    assert_eq!(heard, News::Kv { sequence: 1, event: KvEvent::Cleared });
-    assert_eq!(news.next().await.unwrap().unwrap(), News::Kv { sequence: 2, event: removed });
+    let epoch = 0;
+    assert_eq!(heard, News::Kv { epoch, sequence: 1, event: KvEvent::Cleared });
+    assert_eq!(
+        news.next().await.unwrap().unwrap(),
+        News::Kv { epoch, sequence: 2, event: removed }
+    );
     // The worker's reader has no chance to run in between.
     (0..10).for_each(|_| events.publish(|| KvEvent::Cleared));
     assert_eq!(news.next().await.unwrap().unwrap(), News::Gap { sequence: 8, missed: 6 });
     for sequence in 9..=12 {
         let heard = news.next().await.unwrap().unwrap();
-        assert_eq!(heard, News::Kv { sequence, event: KvEvent::Cleared });
+        assert_eq!(heard, News::Kv { epoch, sequence, event: KvEvent::Cleared });
     }
     assert!(news.next().now_or_never().is_none());
     let unknown = pair.worker.watch("nobody", options).await;
@@ -124,10 +128,35 @@ async fn news_are_numbered_and_what_was_missed_is_a_gap() {
 }
 
 #[tokio::test]
+async fn a_stream_may_begin_with_what_can_be_found() {
+    let events = KvEvents::new(8);
+    let pair = Pair::new(told(&events)).await;
+    let blocks: Vec<_> = (0..100_000)
+        .map(|number| StoredBlock { sequence: SequenceHash(number), block: BlockHash(number) })
+        .collect();
+    events.publish(|| KvEvent::Stored { parent: None, blocks, block_tokens: 16 });
+    let options = WatchOptions { kv_events: true, snapshot: true, ..WatchOptions::default() };
+    for sequence in 1..=2 {
+        let mut news = pair.worker.watch("model", options).await.unwrap();
+        let News::Held(mut held) = news.next().await.unwrap().unwrap() else {
+            panic!("no snapshot");
+        };
+        held.blocks.sort_by_key(|block| block.0);
+        assert!(held.blocks.iter().map(|block| block.0).eq(sequence - 1..100_000));
+        assert_eq!(held.sequence, sequence);
+        events.publish(|| KvEvent::Removed { blocks: vec![SequenceHash(sequence - 1)] });
+        let News::Kv { epoch, sequence: next, .. } = news.next().await.unwrap().unwrap() else {
+            panic!("no event");
+        };
+        assert_eq!((epoch, next), (held.epoch, sequence + 1));
+    }
+}
+
+#[tokio::test]
 async fn loads_come_at_the_interval() {
     let pair = Pair::new(told(&KvEvents::new(4))).await;
     let interval = Duration::from_millis(10);
-    let options = WatchOptions { load_interval: Some(interval), kv_events: false };
+    let options = WatchOptions { load_interval: Some(interval), ..WatchOptions::default() };
     let news = pair.worker.watch("model", options).await.unwrap();
     let started = Instant::now();
     let heard: Vec<_> = news.take(5).map(Result::unwrap).collect().await;

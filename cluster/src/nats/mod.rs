@@ -1,0 +1,197 @@
+//! The request plane over NATS: the same protocol, in messages instead of TCP segments.
+//!
+//! A frontend that connects asks at the worker's subject, `stator.<namespace>.worker.<instance>`;
+//! when nobody listens there NATS says so at once, and the request is tried elsewhere. Otherwise
+//! worker and frontend give each other an inbox, and what they send to these is a stream of bytes
+//! in both directions ([`Stream`]). On it both speak HTTP/2 as over TCP, so calls, cancellation,
+//! deadlines, flow control and draining are those of the gRPC plane.
+//!
+//! NATS delivers at most once. Messages are numbered, and one that is missing ends the stream with
+//! an error, as a lost connection to NATS does: its calls fail like those of a dead worker, and are
+//! tried again or go on elsewhere. Each end sends no more than the other has room for, so no
+//! subscription overflows.
+
+mod connect;
+mod frame;
+mod listen;
+mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use engine::{Error, Result};
+use tokio::sync::watch;
+
+use crate::instance::{InstanceId, Namespace};
+
+pub use connect::{Nats, WithFallback};
+pub use stream::Stream;
+
+/// The wait before connecting to NATS is tried again; it doubles up to [`RECONNECT_MAX`].
+const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+
+/// The longest such wait.
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// How often NATS is asked whether it is there; two answers may be missing.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Messages that wait for NATS to take them, of the whole process; senders wait behind that.
+const MAX_QUEUED: usize = 4096;
+
+/// How a process uses NATS.
+#[derive(Clone)]
+pub struct Config {
+    /// Where the servers are: `nats://` or `tls://`, `HOST:PORT`, with `USER:PASSWORD@` or `TOKEN@`
+    /// in front where they want that.
+    pub servers: Vec<String>,
+    /// A file of credentials, as `nsc` writes it.
+    pub credentials: Option<PathBuf>,
+    /// A file of certificates that servers' are checked with, beside the system's.
+    pub authority: Option<PathBuf>,
+    /// What a stream may send ahead of its reader, in bytes; each message counts 256 more than it
+    /// has.
+    pub window_bytes: u64,
+    /// How long the answer of a worker to a greeting may take.
+    pub greeting_timeout: Duration,
+    /// How often an end that has nothing to say says that it is there; NATS answers when the other
+    /// end is gone.
+    pub beat: Duration,
+    /// The most streams of a worker.
+    pub max_streams: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            credentials: None,
+            authority: None,
+            window_bytes: 4 << 20,
+            greeting_timeout: Duration::from_secs(1),
+            beat: Duration::from_millis(500),
+            max_streams: 4096,
+        }
+    }
+}
+
+/// Servers' URLs have secrets.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("servers", &self.servers.len()).finish_non_exhaustive()
+    }
+}
+
+/// A process's connection to NATS. Clones are the same; it ends with the last one.
+#[derive(Clone)]
+pub struct Connection {
+    pub(crate) client: Client,
+    /// Counts how often the connection was lost.
+    losses: watch::Receiver<u64>,
+    config: Arc<Config>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Begins to connect; whether NATS is there shows later, and it is tried again for ever.
+    ///
+    /// Errors: servers that are no addresses, files that cannot be read.
+    pub async fn open(config: Config) -> Result<Self> {
+        let servers = addresses(&config.servers)?;
+        let (counter, losses) = watch::channel(0_u64);
+        let mut options = ConnectOptions::new()
+            .name("stator")
+            .retry_on_initial_connect()
+            .client_capacity(MAX_QUEUED)
+            .ping_interval(PING_INTERVAL)
+            .reconnect_delay_callback(|attempts| {
+                let factor = 1 << attempts.min(10);
+                RECONNECT_FIRST.saturating_mul(factor).min(RECONNECT_MAX)
+            })
+            .event_callback(move |event| {
+                notice(&event, &counter);
+                std::future::ready(())
+            });
+        if let Some(file) = &config.credentials {
+            options = options.credentials_file(file).await.map_err(|error| {
+                let text = format!("the credentials of NATS, `{}`: {error}", file.display());
+                Error::invalid(text).with_source(error)
+            })?;
+        }
+        if let Some(file) = &config.authority {
+            options = options.add_root_certificates(file.clone());
+        }
+        let client = options.connect(servers).await.map_err(|error| {
+            // The error's own words may have the URL.
+            Error::invalid(format!("NATS cannot be used: {}", error.kind()))
+        })?;
+        Ok(Self { client, losses, config: Arc::new(config) })
+    }
+
+    /// Returns whether NATS can be reached, as far as is known.
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Waits until what was said so far has left.
+    pub async fn flush(&self) {
+        if let Err(error) = self.client.flush().await {
+            tracing::debug!(%error, "cannot flush what goes to nats");
+        }
+    }
+
+    /// Returns a receiver that changes when the connection is lost from now on.
+    pub(crate) fn losses(&self) -> watch::Receiver<u64> {
+        let mut losses = self.losses.clone();
+        losses.mark_unchanged();
+        losses
+    }
+}
+
+/// Reads the servers' addresses. Errors: none, or one that is wrong; its text may be a secret.
+fn addresses(servers: &[String]) -> Result<Vec<ServerAddr>> {
+    let read = |(place, text): (usize, &String)| {
+        let address = text.parse::<ServerAddr>().ok();
+        address.filter(|address| matches!(address.scheme(), "nats" | "tls")).ok_or_else(|| {
+            let expected = "expected nats://HOST:PORT or tls://HOST:PORT";
+            Error::invalid(format!("server {} of NATS: {expected}", place + 1))
+        })
+    };
+    if servers.is_empty() {
+        return Err(Error::invalid("servers of NATS: expected nats://HOST:PORT, got none"));
+    }
+    servers.iter().enumerate().map(read).collect()
+}
+
+fn notice(event: &Event, losses: &watch::Sender<u64>) {
+    match event {
+        Event::Disconnected => {
+            losses.send_modify(|count| *count += 1);
+            tracing::warn!("lost the connection to nats");
+        }
+        Event::Connected => tracing::info!("connected to nats"),
+        Event::SlowConsumer(_) => tracing::warn!("a subscription to nats overflowed"),
+        event => tracing::debug!(%event, "nats"),
+    }
+}
+
+/// Returns the subject at which a worker answers greetings.
+pub fn worker_subject(namespace: &Namespace, instance: InstanceId) -> String {
+    format!("stator.{}.worker.{instance}", token(namespace))
+}
+
+/// Returns a namespace as one token of a subject: `.` is `_d` in it, and `_` is `__`.
+pub(crate) fn token(namespace: &Namespace) -> String {
+    namespace.as_str().replace('_', "__").replace('.', "_d")
+}

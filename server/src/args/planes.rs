@@ -1,0 +1,33 @@
+//! The flags of what carries requests and events between the roles of a fleet.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::fleet::Plane;
+
+/// How frontends and workers talk to each other.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Fleet")]
+pub struct PlaneArgs {
+    /// Servers of NATS, nats://HOST:PORT,... or tls://, with USER:PASSWORD@ or TOKEN@ in front of
+    /// the host; the variable keeps secrets out of the command line
+    #[arg(long, value_name = "URL", env = "STATOR_NATS", value_delimiter = ',')]
+    #[arg(hide_env_values = true)]
+    pub nats: Vec<String>,
+    /// Credentials for NATS, a file as `nsc` writes it
+    #[arg(long, value_name = "FILE", env = "STATOR_NATS_CREDENTIALS")]
+    pub nats_credentials: Option<PathBuf>,
+    /// Authorities of the certificates of NATS, PEM, beside the system's
+    #[arg(long, value_name = "FILE", env = "STATOR_NATS_CA")]
+    pub nats_ca: Option<PathBuf>,
+    /// What carries requests: a worker with `nats` can be called both ways, a frontend with `nats`
+    /// calls over gRPC where NATS cannot be reached
+    #[arg(long, value_name = "PLANE", value_enum, default_value_t = Plane::Grpc)]
+    #[arg(env = "STATOR_REQUEST_PLANE")]
+    pub request_plane: Plane,
+    /// What carries the events of KV caches and workers' loads, in the same way
+    #[arg(long, value_name = "PLANE", value_enum, default_value_t = Plane::Grpc)]
+    #[arg(env = "STATOR_EVENT_PLANE")]
+    pub event_plane: Plane,
+}

@@ -1,0 +1,126 @@
+//! What a worker tells of one model: how busy it is, and what its KV cache holds.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use cluster::events::{Counters, Index, Listen, Told, Watch, follow};
+use cluster::instance::Instance;
+use cluster::request::RemoteWorker;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tokio::time::sleep;
+
+use super::planes::Planes;
+use crate::metrics::{Metrics, ModelLabels};
+use crate::pipeline::Candidate;
+
+/// How often workers tell their load.
+const LOAD_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The wait before a worker that tells nothing is asked again, and between two looks at what was
+/// heard.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Where the news of a model's workers go.
+pub(super) struct Ear {
+    planes: Arc<Planes>,
+    index: Arc<Index>,
+    metrics: Arc<Metrics>,
+}
+
+/// A worker to be heard.
+pub(super) struct Speaker {
+    pub(super) instance: Arc<Instance>,
+    pub(super) worker: RemoteWorker,
+    pub(super) model: Arc<str>,
+    /// Whether it has a load to tell, and KV events.
+    pub(super) has_load: bool,
+    pub(super) has_kv: bool,
+}
+
+impl Ear {
+    /// Makes the ear of a model.
+    pub(super) fn new(planes: Arc<Planes>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { planes, index: Arc::default(), metrics })
+    }
+
+    /// Hears a worker as long as it is a candidate.
+    pub(super) async fn hear(self: Arc<Self>, speaker: Speaker, told: Weak<Candidate>) {
+        let (instance, counters) = (&speaker.instance, Counters::default());
+        let mut counted = self.counted(&speaker.model);
+        while told.strong_count() > 0 {
+            let watch = Watch {
+                worker: speaker.worker.clone(),
+                model: speaker.model.to_string(),
+                load_interval: speaker.has_load.then_some(LOAD_INTERVAL),
+                kv_events: speaker.has_kv,
+            };
+            // Nothing but the end is told of the others, which comes with the call.
+            let is_nats = speaker.has_load && self.planes.has_nats_events(instance);
+            let listen: Box<dyn Listen> = match is_nats {
+                true => self.planes.listen(instance, watch),
+                false => Box::new(watch),
+            };
+            let heard = |news: &Told| note(&told, news);
+            let following = follow(&*listen, instance.id, (&self.index, &counters), heard);
+            let ended = async {
+                loop {
+                    sleep(AGAIN).await;
+                    counted.count(&counters);
+                    // Back to NATS when it is back.
+                    let is_better = !is_nats && speaker.has_load;
+                    if told.strong_count() == 0
+                        || is_better && self.planes.has_nats_events(instance)
+                    {
+                        return;
+                    }
+                }
+            };
+            let was_ended = tokio::select! {
+                _ = following => false,
+                () = ended => true,
+            };
+            if !was_ended {
+                sleep(AGAIN).await;
+            }
+        }
+        self.index.forget(instance.id);
+    }
+
+    fn counted(&self, model: &Arc<str>) -> Counted {
+        let labels = ModelLabels { model: model.clone() };
+        let of = |family: &Family<ModelLabels, Counter>| (family.get_or_create(&labels).clone(), 0);
+        let metrics = &self.metrics;
+        Counted([of(&metrics.kv_events), of(&metrics.kv_event_gaps), of(&metrics.kv_resyncs)])
+    }
+}
+
+/// Takes what is no KV event; returns whether there is anybody to tell.
+fn note(told: &Weak<Candidate>, news: &Told) -> bool {
+    let Some(candidate) = told.upgrade() else {
+        return false;
+    };
+    match news {
+        Told::Load(load) => candidate.set_load(*load),
+        Told::Draining => candidate.set_draining(true),
+        Told::Kv(..) | Told::Head(_) | Told::Held(_) | Told::Gap => {}
+    }
+    true
+}
+
+/// The metrics of events, and how much of the counters is in them.
+struct Counted([(Counter, u64); 3]);
+
+impl Counted {
+    fn count(&mut self, counters: &Counters) {
+        let now = [&counters.events, &counters.gaps, &counters.resyncs];
+        for ((metric, before), now) in self.0.iter_mut().zip(now.map(load)) {
+            metric.inc_by(now.saturating_sub(std::mem::replace(before, now)));
+        }
+    }
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Relaxed)
+}

@@ -1,0 +1,259 @@
+//! What carries requests and events between the roles: gRPC always, NATS where that is asked for.
+//!
+//! A worker that answers over NATS says so in its registration, beside its gRPC address; so either
+//! way is open as long as one of them is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::events::{Listen, NatsEvents, NatsPublisher, Publish, Source, Watch, event_subject};
+use cluster::instance::Instance;
+use cluster::nats::{self, Connection, Nats, WithFallback, worker_subject};
+use cluster::request::{ClientConfig, Connector, RemoteWorker, Tcp, WorkerServer};
+use engine::{Error, Result, Tasks};
+use tokio::time::timeout;
+
+use super::config::{PLAIN, SECURE};
+use crate::args::PlaneArgs;
+use crate::config::Invalid;
+use crate::security::LinkConnectors;
+
+/// The scheme of the subject where a worker answers over NATS.
+const REQUESTS: &str = "nats://";
+
+/// The scheme of what the subjects of a worker's events begin with.
+const EVENTS: &str = "nats+events://";
+
+/// What every subject of a fleet begins with.
+const SUBJECTS: &str = "stator.";
+
+/// How long the last messages may take to leave.
+const FLUSH_WAIT: Duration = Duration::from_secs(1);
+
+/// What carries something between the roles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Plane {
+    /// HTTP/2 between frontend and worker
+    Grpc,
+    /// Messages over the servers of --nats
+    Nats,
+}
+
+/// What carries requests and events.
+#[derive(Clone, Debug)]
+pub struct PlanesConfig {
+    /// How NATS is reached; some where it is used.
+    nats: Option<nats::Config>,
+    requests: Plane,
+    events: Plane,
+}
+
+impl PlanesConfig {
+    /// Checks the arguments and makes the configuration.
+    ///
+    /// Errors: [`Invalid`], naming the flag.
+    pub fn from_args(args: &PlaneArgs) -> std::result::Result<Self, Invalid> {
+        let (requests, events) = (args.request_plane, args.event_plane);
+        let wants = |plane: Plane| plane == Plane::Nats;
+        let servers: Vec<String> =
+            args.nats.iter().filter(|one| !one.is_empty()).cloned().collect();
+        for (flag, plane) in [("--request-plane", requests), ("--event-plane", events)] {
+            if wants(plane) && servers.is_empty() {
+                return Err(Invalid(format!("{flag}: nats needs --nats")));
+            }
+        }
+        let config = nats::Config {
+            servers,
+            credentials: args.nats_credentials.clone(),
+            authority: args.nats_ca.clone(),
+            ..nats::Config::default()
+        };
+        let is_used = wants(requests) || wants(events);
+        Ok(Self { nats: is_used.then_some(config), requests, events })
+    }
+}
+
+/// What is there of NATS.
+pub(super) struct Planes {
+    /// TLS towards workers over gRPC; none calls those that speak in the clear.
+    tls: Option<LinkConnectors>,
+    requests: Option<Connection>,
+    /// The connection of events, and a frontend's ear.
+    events: Option<(Connection, NatsEvents)>,
+}
+
+impl Planes {
+    /// Begins to connect, if NATS is used at all; its tasks belong to `tasks`.
+    ///
+    /// Errors: settings that are wrong, in a sentence.
+    pub(super) async fn open(
+        config: &PlanesConfig,
+        tls: Option<LinkConnectors>,
+        tasks: &Tasks,
+    ) -> std::result::Result<Self, String> {
+        let Some(nats) = &config.nats else {
+            return Ok(Self { tls, requests: None, events: None });
+        };
+        let opened = Connection::open(nats.clone()).await;
+        let connection = opened.map_err(|error| format!("--nats: {}", error.message()))?;
+        let of = |plane: Plane| (plane == Plane::Nats).then(|| connection.clone());
+        let ear = |connection: Connection| {
+            let heard = NatsEvents::new(&connection, tasks);
+            (connection, heard)
+        };
+        Ok(Self { tls, requests: of(config.requests), events: of(config.events).map(ear) })
+    }
+
+    /// Serves a worker's models over NATS too, and says so in its registration. Returns what is to
+    /// be told of its models, if that goes over NATS.
+    pub(super) fn serve(
+        &self,
+        instance: &mut Instance,
+        server: &WorkerServer,
+        tasks: &Tasks,
+    ) -> Option<NatsPublisher> {
+        let (namespace, id) = (&instance.namespace, instance.id);
+        let mut addresses = Vec::new();
+        if let Some(connection) = &self.requests {
+            let subject = worker_subject(namespace, id);
+            addresses.push(format!("{REQUESTS}{subject}"));
+            let (connection, server, owner) = (connection.clone(), server.clone(), tasks.clone());
+            tasks.spawn("nats worker", async move {
+                connection.serve(&subject, &server, &owner).await;
+            });
+        }
+        let publisher = self.events.as_ref().map(|(connection, _)| {
+            addresses.push(format!("{EVENTS}{}", event_subject(namespace)));
+            NatsPublisher::new(connection, (namespace, id), server.draining(), tasks)
+        });
+        instance.more_addresses = addresses;
+        publisher
+    }
+
+    /// Makes the client of the worker at `grpc://HOST:PORT` or `grpcs://HOST:PORT`, which `more`
+    /// ways lead to.
+    ///
+    /// Errors: INVALID_REQUEST for an address that cannot be called as this frontend is set up.
+    pub(super) fn client(
+        &self,
+        address: &str,
+        more: &[String],
+        tasks: &Tasks,
+    ) -> Result<RemoteWorker> {
+        let wrong = |what: &str| Err(Error::invalid(format!("worker `{address}`: {what}")));
+        let (plain, secure) = (address.strip_prefix(PLAIN), address.strip_prefix(SECURE));
+        match (plain, secure, &self.tls) {
+            (Some(plain), _, None) => self.reach(Tcp::new(plain), plain, more, tasks),
+            (_, Some(secure), Some(tls)) => self.reach(tls.to(secure)?, secure, more, tasks),
+            // Whoever can register workers would get all that is asked, in the clear.
+            (Some(_), _, Some(_)) => {
+                wrong("it speaks in the clear, expected TLS (--worker-tls-ca)")
+            }
+            (_, Some(_), None) => wrong("it speaks TLS, which needs --worker-tls-ca"),
+            (None, None, _) => wrong("expected an address `grpc://HOST:PORT` or `grpcs://`"),
+        }
+    }
+
+    /// Makes the client of a worker that answers over NATS if that is asked for, and directly.
+    fn reach(
+        &self,
+        direct: impl Connector,
+        address: &str,
+        more: &[String],
+        tasks: &Tasks,
+    ) -> Result<RemoteWorker> {
+        let config = ClientConfig::default();
+        match (&self.requests, subject(more, REQUESTS)) {
+            (Some(connection), Some(subject)) => {
+                let first = Nats::new(connection, subject, address);
+                RemoteWorker::new(WithFallback { first, second: direct }, config, tasks)
+            }
+            _ => RemoteWorker::new(direct, config, tasks),
+        }
+    }
+
+    /// Returns the way on which events come now: over NATS if that can be reached, else by `watch`.
+    pub(super) fn listen(&self, instance: &Instance, watch: Watch) -> Box<dyn Listen> {
+        match self.nats_events(instance) {
+            Some((heard, prefix)) if heard.is_connected() => {
+                Box::new(heard.model(instance.id, prefix, watch))
+            }
+            _ => Box::new(watch),
+        }
+    }
+
+    /// Returns whether the worker's events could come over NATS now.
+    pub(super) fn has_nats_events(&self, instance: &Instance) -> bool {
+        self.nats_events(instance).is_some_and(|(heard, _)| heard.is_connected())
+    }
+
+    fn nats_events<'a>(&self, instance: &'a Instance) -> Option<(&NatsEvents, &'a str)> {
+        let (_, heard) = self.events.as_ref()?;
+        Some((heard, subject(&instance.more_addresses, EVENTS)?))
+    }
+
+    /// Waits until what was said over NATS has left, a moment at most.
+    pub(super) async fn flush(&self) {
+        if let Some(connection) = &self.requests {
+            let _ = timeout(FLUSH_WAIT, connection.flush()).await;
+        }
+    }
+}
+
+/// Returns what stands behind a scheme; nothing that is not the fleet's.
+fn subject<'a>(addresses: &'a [String], scheme: &str) -> Option<&'a str> {
+    let mut found = addresses.iter().filter_map(|address| address.strip_prefix(scheme));
+    found.find(|subject| subject.starts_with(SUBJECTS))
+}
+
+/// Tells a plane what a worker has now.
+pub(super) fn publish(publisher: &NatsPublisher, offers: &[super::cards::Offer]) {
+    let source = |offer: &super::cards::Offer| {
+        let (events, load) = (offer.served.events.clone(), offer.served.load.clone());
+        (offer.card.name.clone(), Source { events, load })
+    };
+    publisher.set(offers.iter().map(source).collect());
+}
+
+/// The planes of who only asks workers at known addresses what they are.
+pub(super) fn none() -> Arc<Planes> {
+    Arc::new(Planes { tls: None, requests: None, events: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(nats: &[&str], request_plane: Plane, event_plane: Plane) -> PlaneArgs {
+        let nats = nats.iter().map(ToString::to_string).collect();
+        let (nats_credentials, nats_ca) = (None, None);
+        PlaneArgs { nats, nats_credentials, nats_ca, request_plane, event_plane }
+    }
+
+    #[test]
+    fn who_wants_nats_says_where_it_is() {
+        let read = |nats: &[&str], requests, events| {
+            PlanesConfig::from_args(&arguments(nats, requests, events))
+        };
+        assert!(read(&[], Plane::Grpc, Plane::Grpc).unwrap().nats.is_none());
+        let servers = ["nats://a:1", "nats://b:1"];
+        assert!(read(&servers, Plane::Grpc, Plane::Grpc).unwrap().nats.is_none());
+        let used = read(&servers, Plane::Grpc, Plane::Nats).unwrap().nats.unwrap();
+        assert_eq!(used.servers, servers);
+        for (requests, events, flag) in [
+            (Plane::Nats, Plane::Grpc, "--request-plane"),
+            (Plane::Grpc, Plane::Nats, "--event-plane"),
+        ] {
+            let wrong = read(&[""], requests, events).unwrap_err();
+            assert!(wrong.to_string().contains(flag), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_subjects_of_fleets_are_believed() {
+        let addresses = ["nats://$JS.API", "grpc://a:1", "nats://stator.a.worker.1", "nats://"];
+        let addresses = addresses.map(String::from);
+        assert_eq!(subject(&addresses, REQUESTS), Some("stator.a.worker.1"));
+        assert_eq!(subject(&addresses, EVENTS), None);
+    }
+}

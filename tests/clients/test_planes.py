@@ -1,0 +1,193 @@
+"""Fleets over every discovery, request plane and event plane, and without NATS for a while."""
+
+import concurrent.futures
+import contextlib
+import itertools
+import re
+import socket
+import subprocess
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from conftest import running, sdk_of
+from test_cluster import add, client_of, eventually, is_ready, joined, streamed
+
+MODELS = ["--no-default-model", "--builtin", "simple=add_sub",
+          "--builtin", "identity=identity,echo_parameters=false", "--builtin", "words=mock",
+          "--builtin", "slow=mock,pace_ms=10,context_length=4000,reply=" + "so " * 300]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_open(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+class Program:
+    """A server that is started again on the same port and folder."""
+
+    def __init__(self, folder, command):
+        self.port, self.folder, self.process = free_port(), folder, None
+        self.command = command(folder, self.port)
+        self.start()
+
+    def start(self):
+        with open(f"{self.folder}/log", "ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+        eventually(self.command[0], lambda: is_open(self.port))
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def nats_server(folder, port):
+    return ["nats-server", "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(folder)]
+
+
+def etcd_server(folder, port):
+    client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
+    return ["etcd", "--data-dir", f"{folder}/data", "--listen-client-urls", client,
+            "--advertise-client-urls", client, "--listen-peer-urls", peer,
+            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+            "--unsafe-no-fsync"]
+
+
+@contextlib.contextmanager
+def program(folder, command):
+    started = Program(folder, command)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory):
+    with program(tmp_path_factory.mktemp("nats"), nats_server) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory):
+    with program(tmp_path_factory.mktemp("etcd"), etcd_server) as started:
+        yield started
+
+
+def planes(nats, requests, events):
+    return ["--nats", f"nats://127.0.0.1:{nats.port}", "--request-plane", requests,
+            "--event-plane", events]
+
+
+@contextlib.contextmanager
+def fleet(discovery, *arguments, workers=2):
+    """A frontend and its workers."""
+    with contextlib.ExitStack() as stack:
+        there = [stack.enter_context(running("--discovery", discovery, *MODELS, *arguments,
+                                             role="worker")) for _ in range(workers)]
+        front = stack.enter_context(running("--discovery", discovery, *arguments, role="frontend"))
+        eventually("all workers joined", lambda: joined(front) >= workers)
+        with client_of(front) as client:
+            for model in ("simple", "identity", "words", "slow"):
+                eventually(model, lambda: is_ready(client, model))
+        yield front, there
+
+
+def counter(server, name, model):
+    """Returns a metric of a model; none is 0."""
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=5) as page:
+        found = re.search(rf'^stator_{name}_total{{model="{model}"}} (\d+)', page.read().decode(),
+                          re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def identity(client, size):
+    data = np.arange(size, dtype=np.float32)
+    tensor = triton.InferInput("INPUT0", [size], "FP32")
+    tensor.set_data_from_numpy(data)
+    assert (client.infer("identity", [tensor]).as_numpy("OUTPUT0") == data).all()
+
+
+def chat(server, number):
+    """Asks for a text behind a prompt of several KV blocks."""
+    with sdk_of(server) as sdk:
+        prompt = f"Number {number}: " + "a long story about many things " * 10
+        answer = sdk.chat.completions.create(
+            model="words", messages=[{"role": "user", "content": prompt}], max_tokens=12,
+            temperature=0)
+    return answer.choices[0].message.content
+
+
+@pytest.mark.parametrize(("store", "requests", "events"),
+                         itertools.product(("file", "etcd"), ("grpc", "nats"), ("grpc", "nats")))
+def test_every_way_serves_texts_and_tensors(request, tmp_path, nats, store, requests, events):
+    discovery = f"file://{tmp_path}"
+    if store == "etcd":
+        discovery = f"etcd://127.0.0.1:{request.getfixturevalue('etcd').port}"
+    namespace = ["--namespace", f"m.{store}-{requests}_{events}"]
+    with fleet(discovery, *planes(nats, requests, events), *namespace) as (front, there):
+        with client_of(front) as client:
+            for value in range(10):
+                add(client, value)
+            identity(client, 1 << 20)
+        text, usage = streamed(front)
+        assert text and usage.completion_tokens == 12
+        assert len({chat(front, number) for number in range(8)}) >= 1
+        eventually("events are heard", lambda: counter(front, "kv_events", "words") > 0)
+        # One that is killed takes nobody along.
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            streams = [pool.submit(streamed, front, "slow", 200) for _ in range(8)]
+            time.sleep(0.5)
+            there[0].stop()
+            texts = {stream.result(timeout=60) for stream in streams}
+        assert {usage.completion_tokens for _, usage in texts} == {200}
+        assert len({text for text, _ in texts}) == 1
+        with client_of(front) as client:
+            for value in range(10):
+                add(client, value)
+
+
+def test_without_nats_nothing_fails(tmp_path):
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    with program(folder, nats_server) as nats:
+        arguments = planes(nats, "nats", "nats")
+        with fleet(f"file://{tmp_path}/fleet", *arguments) as (front, _):
+            expected, _ = streamed(front, "slow", 250)
+            failures, done, until = [], [], time.monotonic() + 12
+
+            def ask():
+                with client_of(front) as client:
+                    while time.monotonic() < until:
+                        try:
+                            add(client)
+                            text, usage = streamed(front, "slow", 250)
+                            assert (text, usage.completion_tokens) == (expected, 250)
+                            done.append(text)
+                        except Exception as error:
+                            failures.append(repr(error))
+
+            with concurrent.futures.ThreadPoolExecutor(6) as pool:
+                asking = [pool.submit(ask) for _ in range(6)]
+                time.sleep(2)
+                nats.stop()
+                time.sleep(5)
+                nats.start()
+                for thread in asking:
+                    thread.result(timeout=60)
+            print(f"{len(done)} texts while nats was away for 5 s, {len(failures)} failures")
+            assert not failures and len(done) > 10
+            before = counter(front, "kv_events", "words")
+            chat(front, "one more")
+            eventually("events are heard again",
+                       lambda: counter(front, "kv_events", "words") > before)
