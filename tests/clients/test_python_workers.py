@@ -6,6 +6,7 @@ import queue
 import shutil
 import socket
 import subprocess
+import threading
 import time
 
 import ml_dtypes
@@ -324,6 +325,36 @@ def test_a_text_goes_on_elsewhere_when_its_worker_is_killed(tmp_path, tokenizer)
                 # It says its prompt and what it said before, so the first 150 stay the same.
                 assert len("".join(chunk.choices[0].text for chunk in text)) == 149
         assert first.is_running()
+
+
+def test_workers_that_are_killed_fail_no_tensor_request(tmp_path):
+    discovery, kills = f"file://{tmp_path}", 5
+    values, is_over, done, failed = np.ones(4, np.float32), threading.Event(), [], []
+
+    def load():
+        with client_of(front) as client:
+            while not is_over.is_set():
+                try:
+                    answer = client.infer("double", [tensor("IN", values, "FP32")])
+                    done.append((answer.as_numpy("OUT") == 2).all())
+                except Exception as error:  # whatever a client would see
+                    failed.append(repr(error))
+
+    with frontend(discovery, "--routing", "round-robin") as front, client_of(front) as client, \
+            python_worker(EXAMPLES / "tensors.py", discovery):
+        eventually("it is ready", lambda: is_ready(client, "double"))
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(load) for _ in range(4)]
+            try:
+                for kill in range(kills):
+                    with python_worker(EXAMPLES / "tensors.py", discovery):
+                        eventually("it joined", lambda: joined(front) == 2 + kill)
+                        time.sleep(0.5)
+            finally:
+                is_over.set()
+            [one.result() for one in running]
+    print(f"{len(done)} requests, {kills} kills, {len(failed)} failed")
+    assert done and all(done) and not failed, failed[:5]
 
 
 @pytest.mark.parametrize("model", ["sleeps", "stuck"])

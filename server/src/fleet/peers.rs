@@ -12,7 +12,7 @@ use cluster::discovery::Describe;
 use cluster::instance::{Instance, InstanceId, Namespace};
 use cluster::membership::Probe;
 use cluster::request::{Described, RemoteWorker};
-use engine::{Error, Result, Tasks};
+use engine::{Result, Tasks};
 
 use super::planes::Planes;
 

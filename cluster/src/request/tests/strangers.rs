@@ -73,8 +73,9 @@ async fn what_cannot_be_read_is_a_fault_of_the_workers() {
 #[tokio::test]
 async fn the_largest_number_of_an_event_is_one_like_any_other() {
     use wire::worker_event::Event;
-    let event =
-        |event, sequence| wire::WorkerEvent { event: Some(event), sequence }.encode_to_vec();
+    let event = |event, sequence| {
+        wire::WorkerEvent { event: Some(event), sequence, epoch: 1 }.encode_to_vec()
+    };
     let cleared = wire::kv_event::Event::Cleared(wire::KvCleared {});
     let kv = Event::Kv(wire::KvEvent { event: Some(cleared) });
     let messages = [event(Event::Gap(1), u64::MAX), event(kv.clone(), 0), event(kv, 1)];
@@ -84,7 +85,7 @@ async fn the_largest_number_of_an_event_is_one_like_any_other() {
     let expected = [
         News::Gap { sequence: u64::MAX, missed: u64::MAX },
         News::Gap { sequence: 0, missed: 0 },
-        News::Kv { sequence: 1, event: engine::KvEvent::Cleared },
+        News::Kv { epoch: 1, sequence: 1, event: engine::KvEvent::Cleared },
     ];
     assert_eq!(heard, expected);
 }

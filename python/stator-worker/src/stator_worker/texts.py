@@ -23,6 +23,8 @@ KEPT = {"messages", "prompt", "n", "max_tokens", "stop"}
 HINTS = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
          "frequency_penalty", "seed", "ignore_eos", "skip_special_tokens", "reasoning_effort",
          "chat_template_kwargs", "add_generation_prompt", "tool_choice", "parallel_tool_calls"}
+# Fields whose answers a `Delta` cannot hold.
+LACKING = {"logprobs", "top_logprobs"}
 MAX_CHOICES = 128
 
 
@@ -50,7 +52,7 @@ class TextModel(Model):
         card = cards.Card(name, "chat" if is_chat else "text", "text")
         card.json["context_length"] = context_length
         super().__init__(card, function, **options)
-        self.is_chat, self.accepts = is_chat, KEPT | HINTS | set(accepts)
+        self.is_chat, self.accepts = is_chat, (KEPT | HINTS | set(accepts)) - LACKING
 
     def check(self, message):
         """Refuses a body that the function does not keep."""
