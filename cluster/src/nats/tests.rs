@@ -1,7 +1,9 @@
 //! Streams and calls over a real `nats-server`, which has to be installed.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use engine::testing::{Scripted, Step};
@@ -26,6 +28,19 @@ pub(crate) struct Server {
     port: u16,
     /// Where it keeps things; some: it has JetStream.
     _folder: Option<TempDir>,
+    /// As in a process: what was said last has left before they end.
+    connections: Mutex<Vec<Connection>>,
+}
+
+/// Returns a port that no other test was given.
+fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
 }
 
 impl Server {
@@ -34,8 +49,7 @@ impl Server {
     }
 
     pub(crate) fn start_with(port: Option<u16>, folder: Option<TempDir>) -> Self {
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let port = port.unwrap_or_else(free);
+        let port = port.unwrap_or_else(free_port);
         let mut command = Command::new("nats-server");
         if let Some(folder) = &folder {
             command.arg("-js").arg("-sd").arg(folder.path());
@@ -45,7 +59,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server is installed");
-        Self { child, port, _folder: folder }
+        Self { child, port, _folder: folder, connections: Mutex::default() }
     }
 
     fn stop(&mut self) {
@@ -60,6 +74,7 @@ impl Server {
     pub(crate) async fn connect(&self, config: Config) -> Connection {
         let connection = Connection::open(config).await.unwrap();
         connected(&connection).await;
+        self.connections.lock().unwrap().push(connection.clone());
         connection
     }
 
