@@ -113,7 +113,7 @@ impl Server {
             worker: None,
         });
         let door = (&security, grpc_address.port(), &exporter);
-        let http_address = open_http(&config, &shared, door, groups).await?;
+        let http_address = open_http(&config, &shared, door, groups.clone()).await?;
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(
             KserveService::new(shared, config.grpc.forwarding.clone()),
@@ -122,7 +122,6 @@ impl Server {
             security.keys.clone(),
             accepting.clone(),
         );
-        let groups = (accepting.clone(), work.clone());
         let listener = Listener {
             socket: listener,
             tls: security.acceptor(TlsListener::Grpc),

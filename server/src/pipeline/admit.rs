@@ -217,7 +217,8 @@ mod tests {
     #[test]
     fn a_model_is_busy_when_all_its_workers_are() {
         // Used blocks of 10, and requests that wait, of each worker.
-        let table: [(&[(u32, u32)], Option<&str>); 7] = [
+        type Case = (&'static [(u32, u32)], Option<&'static str>);
+        let table: [Case; 7] = [
             (&[], None),
             (&[(5, 3)], None),
             (&[(6, 0)], Some("6 of 10 KV blocks")),
