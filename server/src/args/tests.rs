@@ -123,7 +123,8 @@ fn reference() -> String {
     for (role, text) in [("worker", WORKER), ("frontend", FRONTEND)] {
         let command = command.find_subcommand(role).unwrap();
         let is_own = |arg: &&clap::Arg| {
-            matches!(arg.get_help_heading(), Some("Fleet" | "Worker" | "Frontend"))
+            let own = ["Fleet", "Worker", "Mock", "Upstream", "Frontend"];
+            arg.get_help_heading().is_some_and(|heading| own.contains(&heading))
         };
         out += text;
         out += &table(command.get_arguments().filter(is_own));
