@@ -140,10 +140,11 @@ fn reference() -> String {
     for (role, text) in [("up", UP), ("worker", WORKER), ("frontend", FRONTEND)] {
         let command = command.find_subcommand(role).unwrap();
         let is_own = |arg: &&clap::Arg| {
+            let own = ["Fleet", "Worker", "Mock", "Upstream", "Frontend"];
             let heading = arg.get_help_heading();
             match role {
                 "up" => heading == Some("Fleet"),
-                _ => matches!(heading, Some("Fleet" | "Worker" | "Frontend")),
+                _ => heading.is_some_and(|heading| own.contains(&heading)),
             }
         };
         out += text;
