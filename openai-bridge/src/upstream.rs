@@ -205,7 +205,7 @@ pub fn upstream_error(told: &Json, status: Option<u16>) -> Error {
         u16::try_from(number).ok()
     });
     let kind = field("type").unwrap_or_default();
-    let status = status.or(coded).unwrap_or_else(|| match kind {
+    let status = status.or(coded).unwrap_or(match kind {
         "invalid_request_error" | "BadRequestError" => 400,
         "not_found_error" | "NotFoundError" => 404,
         "rate_limit_error" | "requests" | "tokens" => 429,
