@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tonic::client::Grpc;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tracing::debug;
 
@@ -189,16 +189,10 @@ fn with_token<T>(message: T, token: Option<Token>) -> Request<T> {
 }
 
 /// Returns whether a call may succeed with a new token: the old one was forgotten, or the users
-/// were changed since it was given.
+/// were changed since it was given. etcd says so in words that its own client looks for.
 fn is_token_refused(status: &Status) -> bool {
-    match status.code() {
-        Code::Unauthenticated => true,
-        Code::InvalidArgument => {
-            let text = status.message();
-            text.contains("auth store is old") || text.contains("user name is empty")
-        }
-        _ => false,
-    }
+    let reasons = ["invalid auth token", "auth store is old", "user name is empty"];
+    reasons.iter().any(|reason| status.message().contains(reason))
 }
 
 fn endpoint(address: &str, config: &Config) -> Result<Endpoint> {
