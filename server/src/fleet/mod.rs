@@ -9,10 +9,12 @@ mod config;
 mod follow;
 mod peers;
 mod pool;
+mod store;
 mod tables;
 mod worker;
 
-pub use config::{FleetConfig, Repeated, Routing, Store, WorkerConfig};
+pub use config::{FleetConfig, Repeated, Routing, WorkerConfig};
 pub(crate) use follow::Fleet;
+pub use store::Store;
 pub(crate) use tables::Tables;
 pub use worker::work;
