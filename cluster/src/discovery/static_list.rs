@@ -84,7 +84,7 @@ impl Static {
             ));
         }
         for address in &config.addresses {
-            if !address.split_once("://").is_some_and(|(_, rest)| !rest.is_empty()) {
+            if address.split_once("://").is_none_or(|(_, rest)| rest.is_empty()) {
                 return Err(Error::invalid(format!(
                     "static discovery: address: expected `scheme://where`, got {address:?}"
                 )));
