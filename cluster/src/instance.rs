@@ -52,7 +52,7 @@ pub struct Instance {
     /// What it serves.
     pub cards: Vec<Card>,
     /// When it started, in milliseconds since 1970: of two workers with different cards under
-    /// one name the older one has it.
+    /// one name the older one has it. 0 says nothing, and who says nothing counts as the youngest.
     #[serde(default)]
     pub started_unix_ms: u64,
     /// Whether it takes no new work and ends when its work is done.

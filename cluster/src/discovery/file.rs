@@ -23,7 +23,7 @@ use tokio::sync::watch::{Sender, channel};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use super::lease::{self, Record};
+use super::lease::{self, Kept, Record};
 use super::watch::{self, Change, Source};
 use super::{Backoff, Discovery, Lease, Query, Watch};
 use crate::instance::{Instance, InstanceId};
@@ -78,6 +78,7 @@ struct Shared {
     /// Counts how often files of ours were found missing.
     losses: Sender<u64>,
     has_check: OnceCell<()>,
+    kept: Kept,
 }
 
 impl File {
@@ -94,7 +95,8 @@ impl File {
             )));
         }
         let owner = Owner::new(config.folder.clone());
-        let shared = Shared { owner, losses: channel(0).0, has_check: OnceCell::new() };
+        let (losses, has_check) = (channel(0).0, OnceCell::new());
+        let shared = Shared { owner, losses, has_check, kept: Kept::default() };
         Ok(Self { config: Arc::new(config), shared: Arc::new(shared), tasks: tasks.clone() })
     }
 
@@ -122,7 +124,8 @@ impl Discovery for File {
     async fn register(&self, instance: Instance) -> Result<Lease> {
         self.start_check().await;
         let place = Place { shared: self.shared.clone(), id: instance.id };
-        lease::keep(instance, place, self.config.backoff, &self.tasks).await
+        let kept = &self.shared.kept;
+        lease::keep(instance, place, self.config.backoff, kept, &self.tasks).await
     }
 
     fn watch(&self, query: Query) -> Watch {

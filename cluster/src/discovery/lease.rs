@@ -1,5 +1,8 @@
 //! A registration that is kept: taken, taken again when it is lost, and given back.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use async_trait::async_trait;
 use engine::{Error, ErrorKind, Result, Tasks};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,6 +27,38 @@ pub(super) trait Record: Send + 'static {
 
     /// Removes the instance.
     async fn remove(&mut self) -> Result<()>;
+}
+
+/// The instances that this process keeps registered in a store; clones share them.
+///
+/// Two leases of one instance would write over one another, and the first that ends would take
+/// the other's registration away.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept(Arc<Mutex<BTreeSet<InstanceId>>>);
+
+/// The right to keep one instance registered; it ends with this value.
+#[derive(Debug)]
+struct Claim {
+    id: InstanceId,
+    kept: Kept,
+}
+
+impl Kept {
+    fn claim(&self, id: InstanceId) -> Result<Claim> {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
+            true => Ok(Claim { id, kept: self.clone() }),
+            false => Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("instance {id}: this process has registered it already"),
+            )),
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.kept.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
 }
 
 /// Whether the store holds the registration now.
@@ -112,13 +147,15 @@ pub(super) async fn keep(
     instance: Instance,
     record: impl Record,
     backoff: Backoff,
+    kept: &Kept,
     tasks: &Tasks,
 ) -> Result<Lease> {
     instance.to_json()?;
     let id = instance.id;
+    let claim = kept.claim(id)?;
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (state, mut states) = watch::channel(LeaseState::Pending);
-    let keeper = Keeper { instance, record, backoff, state, inbox };
+    let keeper = Keeper { instance, record, backoff, state, inbox, claim };
     tasks.spawn("discovery lease", keeper.run());
     let held = states.wait_for(|state| *state == LeaseState::Held);
     match timeout(REGISTER_WAIT, held).await {
@@ -137,6 +174,7 @@ struct Keeper<R> {
     backoff: Backoff,
     state: watch::Sender<LeaseState>,
     inbox: mpsc::Receiver<Command>,
+    claim: Claim,
 }
 
 /// What made a keeper stop waiting.
@@ -215,6 +253,7 @@ impl<R: Record> Keeper<R> {
     async fn forget(mut self, done: Option<oneshot::Sender<Result<()>>>) {
         let mut outcome = self.record.remove().await;
         let mut failures = 0;
+        let claim = outcome.is_err().then_some(self.claim);
         if let Some(done) = done {
             done.send(outcome.clone()).ok();
         }
@@ -224,5 +263,6 @@ impl<R: Record> Keeper<R> {
             self.backoff.sleep(failures).await;
             outcome = self.record.remove().await;
         }
+        drop(claim);
     }
 }

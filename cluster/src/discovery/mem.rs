@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use engine::{Error, ErrorKind, Result, Tasks};
 use tokio::sync::watch::{Receiver, Sender, channel};
 
-use super::lease::{self, Record};
+use super::lease::{self, Kept, Record};
 use super::watch::{self, Change, Source};
 use super::{Backoff, Discovery, Lease, Query, Watch};
 use crate::instance::{Instance, InstanceId};
@@ -44,6 +44,7 @@ struct Shared {
     changes: Sender<u64>,
     /// Counts when owners have to look whether they are still registered.
     losses: Sender<u64>,
+    kept: Kept,
 }
 
 #[derive(Debug)]
@@ -56,8 +57,8 @@ impl Mem {
     /// Makes an empty store.
     pub fn new(tasks: &Tasks) -> Self {
         let store = Store { instances: BTreeMap::new(), is_reachable: true };
-        let shared =
-            Shared { store: Mutex::new(store), changes: channel(0).0, losses: channel(0).0 };
+        let (store, changes, losses) = (Mutex::new(store), channel(0).0, channel(0).0);
+        let shared = Shared { store, changes, losses, kept: Kept::default() };
         Self { shared: Arc::new(shared), tasks: tasks.clone() }
     }
 
@@ -101,8 +102,8 @@ impl Store {
 impl Discovery for Mem {
     async fn register(&self, instance: Instance) -> Result<Lease> {
         let shared = self.shared.clone();
-        let place = Place { shared, id: instance.id };
-        lease::keep(instance, place, backoff(), &self.tasks).await
+        let place = Place { shared, id: instance.id, has_put: false };
+        lease::keep(instance, place, backoff(), &self.shared.kept, &self.tasks).await
     }
 
     fn watch(&self, query: Query) -> Watch {
@@ -120,16 +121,19 @@ fn backoff() -> Backoff {
 struct Place {
     shared: Arc<Shared>,
     id: InstanceId,
+    has_put: bool,
 }
 
 #[async_trait]
 impl Record for Place {
     async fn put(&mut self, instance: &Instance) -> Result<()> {
-        self.shared.change(|store| {
+        let outcome = self.shared.change(|store| {
             store.reach()?;
             store.instances.insert(instance.id, Arc::new(instance.clone()));
             Ok(())
-        })
+        });
+        self.has_put |= outcome.is_ok();
+        outcome
     }
 
     async fn lost(&mut self) -> String {
@@ -156,7 +160,9 @@ impl Record for Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.change(|store| store.instances.remove(&self.id));
+        if self.has_put {
+            self.shared.change(|store| store.instances.remove(&self.id));
+        }
     }
 }
 

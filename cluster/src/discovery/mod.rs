@@ -7,6 +7,7 @@
 //! - [`Mem`]: within one process.
 //! - [`File`]: between the processes of one machine, through a folder.
 //! - [`Etcd`]: between machines.
+//! - [`Kubernetes`]: in a cluster, by its own API server.
 //! - [`Static`]: workers at known addresses, which are asked what they are.
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::instance::{Instance, InstanceId, Namespace};
 mod backoff;
 pub mod etcd;
 pub mod file;
+pub mod kubernetes;
 mod lease;
 pub mod mem;
 pub mod static_list;
@@ -29,6 +31,7 @@ mod watch;
 pub use backoff::Backoff;
 pub use etcd::Etcd;
 pub use file::File;
+pub use kubernetes::Kubernetes;
 pub use lease::{Lease, LeaseState};
 pub use mem::Mem;
 pub use static_list::{Describe, Static};

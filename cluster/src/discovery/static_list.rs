@@ -1,6 +1,7 @@
 //! Discovery without a store: workers at known addresses, which are asked what they are.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +10,12 @@ use async_trait::async_trait;
 use engine::{Error, ErrorKind, Result, Tasks};
 use futures_util::{StreamExt, stream};
 use tokio::time::{sleep, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::lease::{self, Record};
+use super::lease::{self, Kept, Record};
 use super::watch::{self, Change, Source};
 use super::{Backoff, Discovery, Lease, Query, Watch};
-use crate::instance::Instance;
+use crate::instance::{Instance, InstanceId};
 
 /// The most addresses.
 pub const MAX_ADDRESSES: usize = 1024;
@@ -60,6 +61,7 @@ impl Default for Config {
 pub struct Static {
     config: Arc<Config>,
     describe: Arc<dyn Describe>,
+    kept: Kept,
     tasks: Tasks,
 }
 
@@ -81,19 +83,28 @@ impl Static {
                  least 1",
             ));
         }
-        Ok(Self { config: Arc::new(config), describe, tasks: tasks.clone() })
+        for address in &config.addresses {
+            if address.split_once("://").is_none_or(|(_, rest)| rest.is_empty()) {
+                return Err(Error::invalid(format!(
+                    "static discovery: address: expected `scheme://where`, got {address:?}"
+                )));
+            }
+        }
+        let kept = Kept::default();
+        Ok(Self { config: Arc::new(config), describe, kept, tasks: tasks.clone() })
     }
 }
 
 #[async_trait]
 impl Discovery for Static {
     async fn register(&self, instance: Instance) -> Result<Lease> {
-        lease::keep(instance, Nowhere, Backoff::default(), &self.tasks).await
+        lease::keep(instance, Nowhere, Backoff::default(), &self.kept, &self.tasks).await
     }
 
     fn watch(&self, query: Query) -> Watch {
         let (config, describe) = (self.config.clone(), self.describe.clone());
-        let rounds = Rounds { config, describe, known: BTreeMap::new(), has_listed: false };
+        let (known, doubles) = Default::default();
+        let rounds = Rounds { config, describe, known, doubles, has_listed: false };
         watch::start(query, rounds, Backoff::default(), Duration::ZERO, &self.tasks)
     }
 }
@@ -120,6 +131,8 @@ struct Rounds {
     config: Arc<Config>,
     describe: Arc<dyn Describe>,
     known: BTreeMap<String, Known>,
+    /// Addresses that lead to an instance with another address, which were reported.
+    doubles: BTreeSet<String>,
     has_listed: bool,
 }
 
@@ -153,11 +166,35 @@ impl Source for Rounds {
             self.note(address, answer);
         }
         self.has_listed = true;
-        Ok(Change::Listing(self.known.values().map(|known| known.instance.clone()).collect()))
+        Ok(Change::Listing(self.listing()))
     }
 }
 
 impl Rounds {
+    /// Returns everyone once: of two addresses of one instance the first is its address.
+    fn listing(&mut self) -> Vec<Arc<Instance>> {
+        let mut addresses: BTreeMap<InstanceId, &String> = BTreeMap::new();
+        let (mut listing, mut doubles) = (Vec::new(), BTreeSet::new());
+        for (address, known) in &self.known {
+            let id = known.instance.id;
+            match addresses.entry(id) {
+                Entry::Vacant(entry) => {
+                    entry.insert(address);
+                    listing.push(known.instance.clone());
+                }
+                Entry::Occupied(first) => {
+                    if !self.doubles.contains(address) {
+                        let first = first.get();
+                        warn!(instance = %id, address, first, "address of the same instance left out");
+                    }
+                    doubles.insert(address.clone());
+                }
+            }
+        }
+        self.doubles = doubles;
+        listing
+    }
+
     fn note(&mut self, address: String, answer: Result<Instance>) {
         let error = match answer {
             Ok(instance) => {
@@ -174,6 +211,49 @@ impl Rounds {
             if known.failures >= self.config.patience {
                 self.known.remove(&address);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::Event;
+
+    /// One worker behind every address.
+    #[derive(Debug)]
+    struct One(Instance);
+
+    #[async_trait]
+    impl Describe for One {
+        async fn describe(&self, _address: &str) -> Result<Instance> {
+            Ok(self.0.clone())
+        }
+    }
+
+    fn list(addresses: &[&str]) -> Result<Static> {
+        let addresses = addresses.iter().map(ToString::to_string).collect();
+        let interval = Duration::from_millis(10);
+        let config = Config { addresses, interval, ..Config::default() };
+        let one = One(Instance::new("fleet".parse().unwrap(), "grpc://itself:1"));
+        Static::new(config, Arc::new(one), &Tasks::new())
+    }
+
+    #[tokio::test]
+    async fn a_worker_at_two_addresses_is_one_and_stays_at_the_first() {
+        let mut watch =
+            list(&["grpc://b:1", "grpc://a:1", "grpc://b:1"]).unwrap().watch(Query::All);
+        let Some(Event::Put(instance)) = watch.next().await else { panic!("nobody") };
+        assert_eq!(instance.address, "grpc://a:1");
+        assert_eq!(watch.next().await, Some(Event::Synced));
+        timeout(Duration::from_millis(200), watch.next()).await.unwrap_err();
+    }
+
+    #[test]
+    fn an_address_has_a_scheme() {
+        for address in ["worker:1", "grpc://", ""] {
+            let error = list(&["grpc://a:1", address]).unwrap_err();
+            assert!(error.message().contains("scheme"), "{address}: {error}");
         }
     }
 }

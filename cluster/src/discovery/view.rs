@@ -98,7 +98,10 @@ impl View {
 
     fn list(&mut self, listing: Vec<Arc<Instance>>, now: Duration, events: &mut Vec<Event>) {
         let mut missing: BTreeMap<InstanceId, ()> = self.known.keys().map(|id| (*id, ())).collect();
-        for instance in listing {
+        // Should two have one number, the later one in the listing is told, and only that one.
+        let listing: BTreeMap<_, _> =
+            listing.into_iter().map(|instance| (instance.id, instance)).collect();
+        for instance in listing.into_values() {
             if self.query.selects(&instance.namespace) {
                 missing.remove(&instance.id);
             }

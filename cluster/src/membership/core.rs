@@ -5,7 +5,8 @@
 //! connection died (suspects), which come back when discovery tells of them anew or a probe
 //! reaches them. Who has a name is decided by the cards: the oldest instance that claims a free
 //! name gets it for its card, and the card keeps it as long as anyone with that card is
-//! registered.
+//! registered. Two things free a name before: all workers of its card drain while others want
+//! it, and, for an alias, its card does not have its own name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -67,7 +68,7 @@ struct Registered {
     cards: Vec<(Arc<Card>, Checksum)>,
 }
 
-/// Claims are ordered by the age of their instance.
+/// Claims are ordered by the age of their instance; who does not tell it is the youngest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
     started_unix_ms: u64,
@@ -208,8 +209,6 @@ impl Core {
                 }
             }
         }
-        // An alias of a card that does not have its own name leads nowhere.
-        aliases.retain(|alias, name| self.holders.get(alias) == self.holders.get(name));
         models
             .values_mut()
             .for_each(|model| model.members.sort_by_key(|member| member.instance.id));
@@ -237,7 +236,11 @@ impl Core {
         let cards = instance.cards.iter().map(|card| (Arc::new(card.clone()), card.checksum()));
         let cards: Vec<_> = cards.collect();
         for (index, (card, _)) in cards.iter().enumerate() {
-            let claim = Claim { started_unix_ms: instance.started_unix_ms, id, card: index };
+            let started_unix_ms = match instance.started_unix_ms {
+                0 => u64::MAX,
+                known => known,
+            };
+            let claim = Claim { started_unix_ms, id, card: index };
             for name in card.aliases.iter().chain([&card.name]) {
                 names.insert(name.clone());
                 self.claims.entry(name.clone()).or_default().insert(claim);
@@ -278,45 +281,79 @@ impl Core {
         names
     }
 
-    /// Decides anew who has each of some names.
-    fn resolve(&mut self, names: BTreeSet<String>, changes: &mut Vec<Change>) {
+    /// Decides anew who has each of some names, and of those that follow from them.
+    fn resolve(&mut self, mut names: BTreeSet<String>, changes: &mut Vec<Change>) {
         if !self.is_synced {
             return;
         }
-        for name in names {
-            let claims: Vec<Claim> =
-                self.claims.get(&name).into_iter().flatten().copied().collect();
-            let identity = |claim: &Claim| self.card(*claim).map(|(_, (_, checksum))| *checksum);
-            let before = self.holders.get(&name).copied();
-            let is_kept =
-                before.is_some_and(|held| claims.iter().any(|claim| identity(claim) == Some(held)));
-            let holder = if is_kept { before } else { claims.first().and_then(identity) };
-            match (before, holder) {
-                (None, Some(_)) => changes.push(Change::ModelAdded(name.clone())),
-                (Some(_), None) => changes.push(Change::ModelRemoved(name.clone())),
-                _ => {}
-            }
-            let conflicts = self.conflicts_of(&name, &claims, holder);
-            match holder {
-                Some(holder) => self.holders.insert(name.clone(), holder),
-                None => self.holders.remove(&name),
-            };
-            self.report(&name, conflicts, changes);
+        // It ends: who has a card's own name depends on no other name, and aliases depend on that.
+        while let Some(name) = self.next_to_decide(&names) {
+            names.remove(&name);
+            self.decide(&name, &mut names, changes);
         }
     }
 
-    fn conflicts_of(
+    /// Returns a name of which no card that claims it as an alias has its own name undecided.
+    fn next_to_decide(&self, names: &BTreeSet<String>) -> Option<String> {
+        let is_ripe = |name: &&String| {
+            self.cards_of(name)
+                .all(|(_, _, (card, _))| card.name == **name || !names.contains(&card.name))
+        };
+        names.iter().find(is_ripe).or(names.first()).cloned()
+    }
+
+    fn decide(&mut self, name: &str, names: &mut BTreeSet<String>, changes: &mut Vec<Change>) {
+        let before = self.holders.get(name).copied();
+        let holder = self.holder_of(name, before);
+        match (before, holder) {
+            (None, Some(_)) => changes.push(Change::ModelAdded(name.to_owned())),
+            (Some(_), None) => changes.push(Change::ModelRemoved(name.to_owned())),
+            _ => {}
+        }
+        if before != holder {
+            let own = self.cards_of(name).filter(|(_, _, (card, _))| card.name == name);
+            names.extend(own.flat_map(|(_, _, (card, _))| card.aliases.iter().cloned()));
+        }
+        let conflicts = self.conflicts_of(name, holder);
+        match holder {
+            Some(holder) => self.holders.insert(name.to_owned(), holder),
+            None => self.holders.remove(name),
+        };
+        self.report(name, conflicts, changes);
+    }
+
+    /// Returns the card that is to have a name: the one that has it, as long as one of its
+    /// workers takes new work; then the oldest of those that do; then any.
+    fn holder_of(&self, name: &str, before: Option<Identity>) -> Option<Identity> {
+        let may_have = |card: &Card, checksum: &Checksum| {
+            card.name == name || self.holders.get(&card.name) == Some(checksum)
+        };
+        let able = self.cards_of(name).filter(|(_, _, (card, checksum))| may_have(card, checksum));
+        let able: Vec<(Identity, bool)> =
+            able.map(|(_, known, (_, checksum))| (*checksum, known.instance.is_draining)).collect();
+        let with = |wanted: fn(bool) -> bool| {
+            let mut list = able.iter().filter(|(_, is_draining)| wanted(*is_draining));
+            let kept = list.clone().find(|(identity, _)| Some(*identity) == before);
+            kept.or_else(|| list.next()).map(|(identity, _)| *identity)
+        };
+        with(|is_draining| !is_draining).or_else(|| with(|_| true))
+    }
+
+    /// Returns the cards that claim a name, those of the oldest instance first.
+    fn cards_of(
         &self,
         name: &str,
-        claims: &[Claim],
-        holder: Option<Identity>,
-    ) -> BTreeMap<InstanceId, Conflict> {
-        let cards = || claims.iter().filter_map(|claim| Some((claim.id, self.card(*claim)?)));
+    ) -> impl Iterator<Item = (InstanceId, &Registered, &(Arc<Card>, Checksum))> {
+        let claims = self.claims.get(name).into_iter().flatten();
+        claims.filter_map(|claim| self.card(*claim).map(|(known, card)| (claim.id, known, card)))
+    }
+
+    fn conflicts_of(&self, name: &str, holder: Option<Identity>) -> BTreeMap<InstanceId, Conflict> {
         let is_holder = |checksum: &Checksum| Some(*checksum) == holder;
-        let first = cards().find(|(_, (_, (_, checksum)))| is_holder(checksum));
-        let Some((holder_id, (_, (held, _)))) = first else { return BTreeMap::new() };
-        let losers = cards().filter(|(_, (_, (_, checksum)))| !is_holder(checksum));
-        let conflict = |(id, (known, (card, _))): (_, (&Registered, &(Arc<Card>, _)))| {
+        let first = self.cards_of(name).find(|(_, _, (_, checksum))| is_holder(checksum));
+        let Some((holder_id, _, (held, _))) = first else { return BTreeMap::new() };
+        let losers = self.cards_of(name).filter(|(_, _, (_, checksum))| !is_holder(checksum));
+        let conflict = |(id, known, (card, _)): (_, &Registered, &(Arc<Card>, _))| {
             let conflict = Conflict {
                 name: name.to_owned(),
                 instance: id,

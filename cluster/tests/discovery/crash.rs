@@ -26,6 +26,11 @@ async fn registers_until_it_is_killed() {
             let config = etcd::Config { endpoints, ttl, ..etcd::Config::default() };
             Arc::new(Etcd::new(config, &tasks).unwrap())
         }
+        Some(("kubernetes", url)) => {
+            let ttl = Duration::from_secs(2);
+            let config = kubernetes::Config { ttl, ..kubernetes::Config::new(url, "fleet") };
+            Arc::new(Kubernetes::new(config, &tasks).unwrap())
+        }
         _ => return,
     };
     let ports = 0..3;
@@ -79,4 +84,11 @@ async fn a_killed_process_is_forgotten_by_etcd() {
     let server = EtcdServer::start();
     let place = format!("etcd {}", server.address());
     kill_one("etcd", &Store::Etcd(server), place, || ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_process_is_forgotten_in_kubernetes() {
+    let server = ApiServer::start();
+    let place = format!("kubernetes {}", server.url());
+    kill_one("kubernetes", &Store::Kubernetes(server), place, || ()).await;
 }

@@ -8,7 +8,7 @@ use cluster::discovery::etcd::{Auth, Tls};
 use super::*;
 
 /// Makes an authority and a certificate for 127.0.0.1, which serves for both sides.
-fn make_certificates(folder: &Path) {
+pub(crate) fn make_certificates(folder: &Path) {
     let run = |arguments: &str| {
         let arguments = arguments.split_whitespace();
         let output = Command::new("openssl").args(arguments).current_dir(folder).output();
@@ -65,13 +65,18 @@ async fn certificates_of_both_sides_are_checked() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_are_checked_and_come_back_after_a_restart() {
-    let mut server = EtcdServer::start();
+/// Makes etcd ask for users, of which there is one.
+fn enable_users(server: &EtcdServer) {
     server.post("/v3/auth/user/add", r#"{"name":"root","password":"secret"}"#);
     server.post("/v3/auth/role/add", r#"{"name":"root"}"#);
     server.post("/v3/auth/user/grant", r#"{"user":"root","role":"root"}"#);
     server.post("/v3/auth/enable", "{}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_are_checked_and_come_back_after_a_restart() {
+    let mut server = EtcdServer::start();
+    enable_users(&server);
     let tasks = Tasks::new();
     let open = |password: Option<&str>, server: &EtcdServer| {
         let auth = password.map(|text| Auth { user: "root".into(), password: text.into() });
@@ -97,4 +102,30 @@ async fn users_are_checked_and_come_back_after_a_restart() {
     let mut late = follow(&discovery);
     late.until("it is there again", |late| late.has(&instance)).await;
     assert_eq!(follower.count(|event| matches!(event, Event::Remove(_))), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_ran_out_is_renewed_by_the_call_that_finds_it_out() {
+    // A token that is not used for so long is forgotten; keeping a lease alive does not use it.
+    let lifetime = "--auth-token-ttl=1".to_owned();
+    let server = EtcdServer::start_with(&[lifetime]);
+    enable_users(&server);
+    let tasks = Tasks::new();
+    let auth = Some(Auth { user: "root".into(), password: "secret".into() });
+    let config = etcd::Config { auth, ..etcd_config(&server) };
+    let discovery: Arc<dyn Discovery> = Arc::new(Etcd::new(config, &tasks).unwrap());
+    let mut instance = instance("fleet", 1);
+    let lease = discovery.register(instance.clone()).await.unwrap();
+    let mut follower = follow(&discovery);
+    for is_draining in [true, false] {
+        follower.for_a_while(Duration::from_secs(4)).await;
+        instance.is_draining = is_draining;
+        lease.update(instance.clone()).await.unwrap();
+        assert_eq!(lease.state(), LeaseState::Held);
+        follower.until("it is changed", |follower| follower.has(&instance)).await;
+    }
+    follower.for_a_while(Duration::from_secs(4)).await;
+    lease.revoke().await.unwrap();
+    follower.until("none", |follower| follower.known.is_empty()).await;
+    assert_eq!(follower.count(|event| matches!(event, Event::Stale)), 0);
 }

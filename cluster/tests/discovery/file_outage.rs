@@ -1,6 +1,9 @@
 //! A folder that is removed under everyone's feet, and files that nobody can understand.
 
 use std::fs;
+use std::process::Command;
+
+use cluster::instance::MAX_RECORD_BYTES;
 
 use super::*;
 
@@ -91,4 +94,37 @@ async fn what_is_not_understood_is_left_out_and_left_alone() {
     assert_eq!(follower.log.len(), 2);
     assert!(follower.has(&instance));
     assert_eq!(fs::read_dir(&root).unwrap().count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_bad_entry_hides_nobody() {
+    let store = Store::file();
+    let Store::File(folder) = &store else { unreachable!() };
+    let root = folder.path().join("fleet");
+    let worker = store.open(&Tasks::new());
+    let instances = [instance("fleet", 1), instance("fleet", 2)];
+    let leases = join_all(instances.iter().map(|one| worker.register(one.clone()))).await;
+    let mut follower = follow(&worker);
+    follower.until("both", |follower| follower.known.len() == 2).await;
+    let home = fs::read_dir(&root).unwrap().next().unwrap().unwrap().path();
+    let file_of = |id: u64| format!("{}-{:016x}.json", InstanceId(id), 1);
+    // A registration that cannot be read, one that is too large, and one that never ends.
+    fs::create_dir(home.join(file_of(1))).unwrap();
+    fs::write(home.join(file_of(2)), vec![b' '; MAX_RECORD_BYTES + 1]).unwrap();
+    let pipe = Command::new("mkfifo").arg(home.join(file_of(3))).status().unwrap();
+    assert!(pipe.success());
+    // The folder of an owner whose lock cannot be opened.
+    let foreign = root.join(InstanceId(9).to_string());
+    fs::create_dir(&foreign).unwrap();
+    std::os::unix::fs::symlink("lock", foreign.join("lock")).unwrap();
+    let new = instance("fleet", 3);
+    let _lease = worker.register(new.clone()).await.unwrap();
+    follower.until("the new one", |follower| follower.has(&new)).await;
+    let mut late = follow(&worker);
+    late.until("synced", |late| late.is_synced).await;
+    assert_eq!(late.known.len(), 3);
+    drop(leases);
+    follower.until("the first two are gone", |follower| follower.known.len() == 1).await;
+    assert_eq!(follower.count(|event| matches!(event, Event::Stale)), 0);
+    assert!(foreign.exists(), "what is not understood is left alone");
 }

@@ -1,6 +1,7 @@
 //! One suite for every discovery, and what each of them has to survive besides.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod api_server;
 mod crash;
 mod etcd_outage;
 mod etcd_security;
@@ -8,16 +9,21 @@ mod etcd_server;
 mod file_outage;
 mod follower;
 mod known_addresses;
+mod kubernetes_outage;
+mod kubernetes_tls;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster::card::{Card, Input, Kind};
-use cluster::discovery::{Discovery, Etcd, Event, File, LeaseState, Mem, Query, etcd, file};
+use cluster::discovery::{
+    Discovery, Etcd, Event, File, Kubernetes, LeaseState, Mem, Query, etcd, file, kubernetes,
+};
 use cluster::instance::{Instance, InstanceId};
-use engine::Tasks;
+use engine::{ErrorKind, Tasks};
 use futures_util::future::join_all;
 
+use api_server::{ApiServer, Weather};
 use etcd_server::EtcdServer;
 use follower::Follower;
 use known_addresses::KnownAddresses;
@@ -27,6 +33,7 @@ enum Store {
     Mem(Mem),
     File(tempfile::TempDir),
     Etcd(EtcdServer),
+    Kubernetes(ApiServer),
     Static(KnownAddresses),
 }
 
@@ -43,6 +50,10 @@ impl Store {
         Self::Etcd(EtcdServer::start())
     }
 
+    fn kubernetes() -> Self {
+        Self::Kubernetes(ApiServer::start())
+    }
+
     fn known_addresses() -> Self {
         Self::Static(KnownAddresses::new(1000))
     }
@@ -52,7 +63,40 @@ impl Store {
             Self::Mem(mem) => Arc::new(mem.clone()),
             Self::File(folder) => Arc::new(File::new(file_config(folder), tasks).unwrap()),
             Self::Etcd(server) => Arc::new(Etcd::new(etcd_config(server), tasks).unwrap()),
+            Self::Kubernetes(server) => {
+                Arc::new(Kubernetes::new(kubernetes_config(server), tasks).unwrap())
+            }
             Self::Static(fleet) => Arc::new(fleet.clone()),
+        }
+    }
+
+    /// Makes the store fail.
+    fn lose(&mut self) {
+        match self {
+            Self::Mem(mem) => mem.set_reachable(false),
+            Self::File(folder) => {
+                let root = folder.path().join("fleet");
+                std::fs::rename(&root, root.with_extension("away")).unwrap();
+                std::fs::write(&root, "").unwrap();
+            }
+            Self::Etcd(server) => server.kill(),
+            Self::Kubernetes(server) => server.set(Weather::Down),
+            Self::Static(_) => unreachable!("there is no store"),
+        }
+    }
+
+    /// Makes the store work again.
+    fn restore(&mut self) {
+        match self {
+            Self::Mem(mem) => mem.set_reachable(true),
+            Self::File(folder) => {
+                let root = folder.path().join("fleet");
+                std::fs::remove_file(&root).unwrap();
+                std::fs::rename(root.with_extension("away"), &root).unwrap();
+            }
+            Self::Etcd(server) => server.restart(),
+            Self::Kubernetes(server) => server.set(Weather::Fine),
+            Self::Static(_) => unreachable!("there is no store"),
         }
     }
 }
@@ -69,6 +113,15 @@ fn etcd_config(server: &EtcdServer) -> etcd::Config {
         request_timeout: Duration::from_secs(1),
         grace: Duration::from_secs(6),
         ..etcd::Config::default()
+    }
+}
+
+fn kubernetes_config(server: &ApiServer) -> kubernetes::Config {
+    kubernetes::Config {
+        ttl: Duration::from_secs(3),
+        request_timeout: Duration::from_secs(1),
+        grace: Duration::from_secs(6),
+        ..kubernetes::Config::new(server.url(), "fleet")
     }
 }
 
@@ -211,6 +264,78 @@ async fn what_is_not_valid_is_refused(store: Store) {
     assert!(follower.known.is_empty());
 }
 
+async fn an_instance_has_one_lease_at_a_time(store: Store) {
+    let tasks = Tasks::new();
+    let (worker, frontend) = (store.open(&tasks), store.open(&tasks));
+    let instance = instance("fleet", 1);
+    let lease = worker.register(instance.clone()).await.unwrap();
+    let error = worker.register(instance.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+    let mut follower = follow(&frontend);
+    follower.until("it", |follower| follower.has(&instance)).await;
+    follower.for_a_while(Duration::from_millis(200)).await;
+    assert!(follower.has(&instance), "the second one took nothing away");
+    lease.revoke().await.unwrap();
+    follower.until("none", |follower| follower.known.is_empty()).await;
+    let _lease = worker.register(instance.clone()).await.unwrap();
+    follower.until("it again", |follower| follower.has(&instance)).await;
+}
+
+async fn changes_are_heard_in_their_order(store: Store) {
+    const CHANGES: usize = 30;
+    let tasks = Tasks::new();
+    let (worker, frontend) = (store.open(&tasks), store.open(&tasks));
+    let mut follower = follow(&frontend);
+    let mut instance = instance("fleet", 1);
+    let lease = worker.register(instance.clone()).await.unwrap();
+    for at in 0..CHANGES {
+        instance.cards[0].adapters.push(format!("adapter-{at}"));
+        lease.update(instance.clone()).await.unwrap();
+    }
+    follower.until("the last", |follower| follower.has(&instance)).await;
+    lease.revoke().await.unwrap();
+    follower.until("none", |follower| follower.known.is_empty()).await;
+    let told = follower.log.iter().filter_map(|event| match event {
+        Event::Put(instance) => Some(instance.cards[0].adapters.len()),
+        _ => None,
+    });
+    let told: Vec<usize> = told.collect();
+    // A reader may hear of several changes at once, and never of an older one after a newer.
+    assert!(told.is_sorted_by(|one, next| one < next), "{told:?}");
+    assert_eq!(told.last(), Some(&CHANGES));
+}
+
+async fn a_lost_store_freezes_the_view_and_is_found_again(mut store: Store) {
+    let tasks = Tasks::new();
+    let (worker, frontend) = (store.open(&tasks), store.open(&tasks));
+    let mut instances = [instance("fleet", 1), instance("fleet", 2), instance("fleet", 3)];
+    let leases = join_all(instances.iter().map(|one| worker.register(one.clone()))).await;
+    let mut leases: Vec<_> = leases.into_iter().map(Result::unwrap).collect();
+    let mut follower = follow(&frontend);
+    follower.until("synced", |follower| follower.is_synced).await;
+    follower.until("all", |follower| follower.known.len() == 3).await;
+    store.lose();
+    follower.until("stale", |follower| follower.is_stale).await;
+    // What is changed and ended meanwhile is not known, and made good later.
+    instances[0].is_draining = true;
+    assert!(leases[0].update(instances[0].clone()).await.is_err());
+    let (last, gone) = (leases.pop().unwrap(), instances[2].id);
+    assert!(last.revoke().await.is_err());
+    follower.for_a_while(Duration::from_secs(1)).await;
+    assert_eq!((follower.known.len(), follower.is_stale), (3, true), "the view is frozen");
+    store.restore();
+    follower.until("fresh", |follower| !follower.is_stale).await;
+    follower.until("the change", |follower| follower.has(&instances[0])).await;
+    follower.until("the end", |follower| !follower.known.contains_key(&gone)).await;
+    // Longer than any time-to-live or grace: what would flap has flapped.
+    follower.for_a_while(Duration::from_secs(7)).await;
+    assert!(follower.has(&instances[0]) && follower.has(&instances[1]));
+    assert_eq!(follower.count(|event| matches!(event, Event::Remove(_))), 1);
+    assert!(leases.iter().all(|lease| lease.state() == LeaseState::Held));
+    let mut late = follow(&frontend);
+    late.until("two", |late| late.known.len() == 2).await;
+}
+
 macro_rules! suite {
     ($suite:ident $store:ident: $($case:ident)*) => {
         mod $suite {
@@ -222,6 +347,11 @@ macro_rules! suite {
             )*
         }
     };
+    (outages $($suite:ident: $store:ident)*) => {
+        $(suite! { $suite $store:
+            a_lost_store_freezes_the_view_and_is_found_again
+        })*
+    };
     ($($suite:ident: $store:ident)*) => {
         $(suite! { $suite $store:
             a_registration_is_seen_by_all_updated_and_revoked
@@ -230,8 +360,17 @@ macro_rules! suite {
             namespaces_and_prefixes_are_kept_apart
             a_thousand_instances_register
             what_is_not_valid_is_refused
+            an_instance_has_one_lease_at_a_time
+            changes_are_heard_in_their_order
         })*
     };
 }
 
-suite! { over_mem: mem over_file: file over_etcd: etcd over_static: known_addresses }
+suite! {
+    over_mem: mem over_file: file over_etcd: etcd over_kubernetes: kubernetes
+    over_static: known_addresses
+}
+suite! {
+    outages
+    outage_of_mem: mem outage_of_file: file outage_of_etcd: etcd outage_of_kubernetes: kubernetes
+}

@@ -15,12 +15,36 @@ use crate::pipeline::DEFAULT_MIGRATIONS;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Fleet")]
 pub struct DiscoveryArgs {
-    /// Where workers and frontends find one another: file:///DIR on one machine,
-    /// etcd://HOST:PORT,... between machines, or, for frontends only,
-    /// static://HOST:PORT,..., the workers' addresses [default: a folder of the user's
-    /// state, stator/discovery]
+    /// Where workers and frontends find one another: file:///DIR on one machine;
+    /// etcd://HOST:PORT,... between machines, etcds:// over TLS; kubernetes://NAMESPACE in a
+    /// cluster, kubernetes://HOST:PORT/NAMESPACE from elsewhere, kubernetes+http:// through
+    /// `kubectl proxy`; for frontends only, static://HOST:PORT,..., the workers' addresses
+    /// [default: a folder of the user's state, stator/discovery]
     #[arg(long, value_name = "URL", env = "STATOR_DISCOVERY")]
     pub discovery: Option<String>,
+    /// User of etcd
+    #[arg(long, value_name = "NAME", env = "STATOR_DISCOVERY_USER")]
+    pub discovery_user: Option<String>,
+    /// File with the password of the user of etcd
+    #[arg(long, value_name = "FILE", env = "STATOR_DISCOVERY_PASSWORD_FILE")]
+    pub discovery_password_file: Option<PathBuf>,
+    /// Authority of the certificate of etcd or of Kubernetes, PEM [default: in a pod, that of its
+    /// service account]
+    #[arg(long, value_name = "FILE", env = "STATOR_DISCOVERY_TLS_CA")]
+    pub discovery_tls_ca: Option<PathBuf>,
+    /// Our certificate for etcd, PEM
+    #[arg(long, value_name = "FILE", env = "STATOR_DISCOVERY_TLS_CERT")]
+    pub discovery_tls_cert: Option<PathBuf>,
+    /// Private key of our certificate for etcd, PEM
+    #[arg(long, value_name = "FILE", env = "STATOR_DISCOVERY_TLS_KEY")]
+    pub discovery_tls_key: Option<PathBuf>,
+    /// File with the token for Kubernetes, read again when it changes [default: in a pod, that of
+    /// its service account]
+    #[arg(long, value_name = "FILE", env = "STATOR_DISCOVERY_TOKEN_FILE")]
+    pub discovery_token_file: Option<PathBuf>,
+    /// Pod that this process runs in, which then owns what it registers in Kubernetes
+    #[arg(long, value_name = "NAME/UID", env = "STATOR_KUBERNETES_POD")]
+    pub kubernetes_pod: Option<String>,
 }
 
 /// The flags of `stator worker`.

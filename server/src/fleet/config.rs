@@ -1,16 +1,14 @@
 //! How workers and frontends find and choose one another.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::discovery::{Describe, Discovery, Etcd, File, Query, Static, etcd, file, static_list};
+use cluster::discovery::Query;
 use cluster::instance::Namespace;
-use engine::Tasks;
 
 use super::planes::PlanesConfig;
-use crate::args::{FrontendArgs, WorkerArgs, state_dir};
+use super::store::Store;
+use crate::args::{FrontendArgs, WorkerArgs};
 use crate::config::{Invalid, ModelsConfig, limits, metrics};
 use crate::pipeline::{Limits, Policy, RetryAccepted, RouteConfig};
 use crate::security::LinkConfig;
@@ -20,17 +18,6 @@ use crate::upstream::UpstreamConfig;
 /// The schemes of workers' addresses: in the clear, and by TLS.
 pub(super) const PLAIN: &str = "grpc://";
 pub(super) const SECURE: &str = "grpcs://";
-
-/// Where registrations are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// In a folder of this machine.
-    File(PathBuf),
-    /// In etcd, at these endpoints.
-    Etcd(Vec<String>),
-    /// Nowhere: the workers' addresses are known.
-    Static(Vec<String>),
-}
 
 /// Who of a model's workers gets a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -109,71 +96,6 @@ pub struct WorkerConfig {
     pub shutdown_grace: Duration,
 }
 
-impl Store {
-    /// Reads a URL; none: a folder of the user's state.
-    ///
-    /// Errors: a URL of another kind, or none where no state folder is known.
-    pub fn parse(url: Option<&str>) -> Result<Self, Invalid> {
-        let Some(url) = url else {
-            let folder = state_dir().map(|state| state.join("stator").join("discovery"));
-            let none = || Invalid("--discovery: no state folder is known; name one".into());
-            return folder.map(Self::File).ok_or_else(none);
-        };
-        let list = |rest: &str| -> Vec<String> {
-            rest.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect()
-        };
-        let store = match url.split_once("://") {
-            Some(("file", path)) if path.starts_with('/') => Some(Self::File(path.into())),
-            Some(("etcd", rest)) => Some(Self::Etcd(list(rest))),
-            Some(("static", rest)) => {
-                Some(Self::Static(list(rest).iter().map(|one| format!("{PLAIN}{one}")).collect()))
-            }
-            _ => None,
-        };
-        let has_address = |store: &Self| match store {
-            Self::File(_) => true,
-            Self::Etcd(list) | Self::Static(list) => !list.is_empty(),
-        };
-        store.filter(has_address).ok_or_else(|| {
-            Invalid(format!(
-                "--discovery: expected file:///DIR, etcd://HOST:PORT[,HOST:PORT] or \
-                 static://HOST:PORT[,HOST:PORT], got `{url}`"
-            ))
-        })
-    }
-
-    /// Takes workers at known addresses for ones that speak TLS.
-    fn secured(self) -> Self {
-        let secured = |address: String| address.replacen(PLAIN, SECURE, 1);
-        match self {
-            Self::Static(addresses) => Self::Static(addresses.into_iter().map(secured).collect()),
-            other => other,
-        }
-    }
-
-    /// Makes the discovery; `describe` asks workers at known addresses what they are.
-    ///
-    /// Errors: what is wrong with the settings.
-    pub(crate) fn open(
-        &self,
-        describe: Arc<dyn Describe>,
-        tasks: &Tasks,
-    ) -> engine::Result<Box<dyn Discovery>> {
-        Ok(match self {
-            Self::File(folder) => Box::new(File::new(file::Config::new(folder), tasks)?),
-            Self::Etcd(endpoints) => {
-                let endpoints = endpoints.clone();
-                Box::new(Etcd::new(etcd::Config { endpoints, ..Default::default() }, tasks)?)
-            }
-            Self::Static(addresses) => {
-                let addresses = addresses.clone();
-                let config = static_list::Config { addresses, ..Default::default() };
-                Box::new(Static::new(config, describe, tasks)?)
-            }
-        })
-    }
-}
-
 impl FleetConfig {
     /// Checks the arguments and makes the configuration.
     ///
@@ -190,7 +112,7 @@ impl FleetConfig {
         let shown = args.worker_tls_cert.clone().zip(args.worker_tls_key.clone());
         let authorities = args.worker_tls_ca.clone();
         let tls = authorities.map(|ca| LinkConfig { shown, authorities: Some(ca) });
-        let store = Store::parse(args.discovery.discovery.as_deref())?;
+        let store = Store::from_args(&args.discovery)?;
         let route = &args.route;
         Ok(Self {
             store: if tls.is_some() { store.secured() } else { store },
@@ -255,7 +177,7 @@ impl WorkerConfig {
         if let Some(text) = args.advertise.as_ref().filter(|text| !has_port(text)) {
             return Err(Invalid(format!("--advertise: expected HOST:PORT, got `{text}`")));
         }
-        let store = Store::parse(args.discovery.discovery.as_deref())?;
+        let store = Store::from_args(&args.discovery)?;
         if matches!(store, Store::Static(_)) {
             let text = "--discovery: static:// is for frontends, which know their workers";
             return Err(Invalid(text.into()));
@@ -296,20 +218,4 @@ impl WorkerConfig {
 fn namespace(text: &str) -> Result<Namespace, Invalid> {
     text.parse()
         .map_err(|error: engine::Error| Invalid(format!("--namespace: {}", error.message())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_store_is_a_url() {
-        let read = |url| Store::parse(Some(url)).map_err(|error| error.to_string());
-        assert_eq!(read("file:///a/b"), Ok(Store::File("/a/b".into())));
-        assert_eq!(read("etcd://a:1,b:2"), Ok(Store::Etcd(vec!["a:1".into(), "b:2".into()])));
-        assert_eq!(read("static://a:1"), Ok(Store::Static(vec!["grpc://a:1".into()])));
-        for wrong in ["", "/a/b", "file://a", "etcd://", "nats://a:1", "static://,"] {
-            assert!(read(wrong).unwrap_err().contains("--discovery"), "{wrong}");
-        }
-    }
 }

@@ -13,11 +13,13 @@ mod news;
 mod peers;
 mod planes;
 mod pool;
+mod store;
 mod tables;
 mod worker;
 
-pub use config::{FleetConfig, Repeated, Routing, Store, WorkerConfig};
+pub use config::{FleetConfig, Repeated, Routing, WorkerConfig};
 pub(crate) use follow::Fleet;
 pub use planes::{Plane, PlanesConfig};
+pub use store::Store;
 pub(crate) use tables::Tables;
 pub use worker::work;

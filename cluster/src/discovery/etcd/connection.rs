@@ -1,5 +1,6 @@
 //! One connection to one member of an etcd cluster; who loses it makes the next one.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use engine::{Error, ErrorKind, Result};
@@ -10,8 +11,9 @@ use tokio::time::timeout;
 use tonic::client::Grpc;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Request, Streaming};
+use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
+use tracing::debug;
 
 use super::wire::{AuthenticateRequest, AuthenticateResponse};
 use super::{Auth, Config, Tls};
@@ -29,12 +31,21 @@ pub(super) struct Connector {
 }
 
 /// A connection, authenticated if that is configured. Every call has a time limit.
+///
+/// etcd forgets tokens that were not used for some minutes, and all of them when users change:
+/// a call whose token is not known any more asks for another one and is made once more.
 #[derive(Clone)]
 pub(super) struct Connection {
     grpc: Grpc<Channel>,
-    token: Option<MetadataValue<Ascii>>,
+    auth: Option<Auth>,
+    /// The newest token, which all clones share.
+    token: Arc<Mutex<Option<Token>>>,
+    /// Held by who takes another one.
+    turn: Arc<tokio::sync::Mutex<()>>,
     timeout: Duration,
 }
+
+type Token = MetadataValue<Ascii>;
 
 impl Connector {
     pub(super) fn new(config: &Config) -> Result<Self> {
@@ -67,17 +78,18 @@ impl Connector {
             Error::new(ErrorKind::Unavailable, text).with_source(error)
         })?;
         let grpc = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let mut connection = Connection { grpc, token: None, timeout: self.timeout };
-        if let Some(auth) = &self.auth {
-            let request =
-                AuthenticateRequest { name: auth.user.clone(), password: auth.password.clone() };
-            let path = "/etcdserverpb.Auth/Authenticate";
-            let answer: AuthenticateResponse = connection.call(path, request).await?;
-            let token = answer.token.parse();
-            let wrong = |_| Error::internal("etcd: expected a token of visible characters");
-            connection.token = Some(token.map_err(wrong)?);
+        let (token, turn) = Default::default();
+        let auth = self.auth.clone();
+        let connection = Connection { grpc, auth, token, turn, timeout: self.timeout };
+        if let Some(auth) = &connection.auth {
+            connection.authenticate(auth, None).await?;
         }
         Ok(connection)
+    }
+
+    /// Returns how many members there are.
+    pub(super) fn members(&self) -> u32 {
+        u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX)
     }
 }
 
@@ -85,18 +97,64 @@ impl Connection {
     /// Makes a call with one answer.
     pub(super) async fn call<Q, A>(&self, path: &'static str, request: Q) -> Result<A>
     where
+        Q: Message + Clone + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let token = self.token().clone();
+        let status = match self.try_call(path, request.clone(), token.clone()).await? {
+            Ok(answer) => return Ok(answer),
+            Err(status) => status,
+        };
+        let Some(auth) = self.auth.as_ref().filter(|_| is_token_refused(&status)) else {
+            return Err(failed(path, &status));
+        };
+        debug!(reason = status.message(), "etcd refused the token, taking another");
+        self.authenticate(auth, token).await?;
+        let token = self.token().clone();
+        self.try_call(path, request, token).await?.map_err(|status| failed(path, &status))
+    }
+
+    /// Makes a call once; the status is etcd's own.
+    async fn try_call<Q, A>(
+        &self,
+        path: &'static str,
+        request: Q,
+        token: Option<Token>,
+    ) -> Result<std::result::Result<A, Status>>
+    where
         Q: Message + Send + Sync + 'static,
         A: Message + Default + Send + Sync + 'static,
     {
-        let request = self.request(request);
+        let request = with_token(request, token);
         let call = async {
             let mut grpc = self.grpc.clone();
             grpc.ready().await.map_err(|error| lost(path, error))?;
             let (path_and_query, codec) = (PathAndQuery::from_static(path), ProstCodec::default());
             let answer = grpc.unary(request, path_and_query, codec).await;
-            Ok(answer.map_err(|status| failed(path, &status))?.into_inner())
+            Ok(answer.map(tonic::Response::into_inner))
         };
         timeout(self.timeout, call).await.map_err(|_| late(path))?
+    }
+
+    /// Takes another token than the one that was refused, for the calls that follow. Of many who
+    /// were refused one asks, since etcd takes its time to check a password.
+    async fn authenticate(&self, auth: &Auth, refused: Option<Token>) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        if *self.token() != refused {
+            return Ok(());
+        }
+        let request =
+            AuthenticateRequest { name: auth.user.clone(), password: auth.password.clone() };
+        let path = "/etcdserverpb.Auth/Authenticate";
+        let answer = self.try_call(path, request, None).await?;
+        let answer: AuthenticateResponse = answer.map_err(|status| failed(path, &status))?;
+        let wrong = |_| Error::internal("etcd: expected a token of visible characters");
+        *self.token() = Some(answer.token.parse().map_err(wrong)?);
+        Ok(())
+    }
+
+    fn token(&self) -> MutexGuard<'_, Option<Token>> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a call with a stream each way.
@@ -109,7 +167,8 @@ impl Connection {
         Q: Message + Send + Sync + 'static,
         A: Message + Default + Send + Sync + 'static,
     {
-        let request = self.request(requests);
+        let token = self.token().clone();
+        let request = with_token(requests, token);
         let call = async {
             let mut grpc = self.grpc.clone();
             grpc.ready().await.map_err(|error| lost(path, error))?;
@@ -119,14 +178,21 @@ impl Connection {
         };
         timeout(self.timeout, call).await.map_err(|_| late(path))?
     }
+}
 
-    fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        if let Some(token) = &self.token {
-            request.metadata_mut().insert("token", token.clone());
-        }
-        request
+fn with_token<T>(message: T, token: Option<Token>) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(token) = token {
+        request.metadata_mut().insert("token", token);
     }
+    request
+}
+
+/// Returns whether a call may succeed with a new token: the old one was forgotten, or the users
+/// were changed since it was given. etcd says so in words that its own client looks for.
+fn is_token_refused(status: &Status) -> bool {
+    let reasons = ["invalid auth token", "auth store is old", "user name is empty"];
+    reasons.iter().any(|reason| status.message().contains(reason))
 }
 
 fn endpoint(address: &str, config: &Config) -> Result<Endpoint> {
@@ -171,6 +237,6 @@ fn lost(path: &str, error: tonic::transport::Error) -> Error {
     Error::new(ErrorKind::Unavailable, text).with_source(error)
 }
 
-pub(super) fn failed(path: &str, status: &tonic::Status) -> Error {
+pub(super) fn failed(path: &str, status: &Status) -> Error {
     Error::new(ErrorKind::Unavailable, format!("etcd: {path}: {}", status.message()))
 }

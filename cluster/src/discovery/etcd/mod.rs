@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use engine::{Error, Result, Tasks};
 use tokio::sync::{OnceCell, watch::Receiver, watch::channel};
 
-use super::lease::{self, Record};
+use super::lease::{self, Kept, Record};
 use super::{Backoff, Discovery, Lease, Query, Watch, watch};
 use crate::instance::{Instance, InstanceId};
 
@@ -41,15 +41,15 @@ pub struct Config {
     pub endpoints: Vec<String>,
     /// What all keys begin with; default `/stator/v1`.
     pub prefix: String,
-    /// After what time without a sign of life etcd forgets a process: 1 s to 1 h in whole
-    /// seconds, default 10 s.
+    /// After what time without a sign of life etcd forgets a process: 1 s to 1 h, rounded up to
+    /// whole seconds, default 10 s.
     pub ttl: Duration,
     /// How long connecting and each call may take; 100 ms to 1 min, default 3 s.
     pub request_timeout: Duration,
     /// The waits between attempts while etcd cannot be reached.
     pub backoff: Backoff,
-    /// How long after an outage those who have not registered again are kept; default 15 s, which
-    /// is more than the longest wait of the workers.
+    /// How long after an outage those who have not registered again are kept; at least the longest
+    /// wait of the workers, default 15 s.
     pub grace: Duration,
     /// Certificates, for `https`.
     pub tls: Option<Tls>,
@@ -106,12 +106,21 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Returns how long all members together may take to connect and to give a lease.
+    fn patience(&self) -> Duration {
+        let members = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        self.request_timeout.saturating_mul(members.saturating_mul(2))
+    }
+}
+
 /// A cluster of etcd; clones share this process's lease.
 #[derive(Clone)]
 pub struct Etcd {
     config: Arc<Config>,
     connector: Connector,
     session: Arc<OnceCell<Receiver<Session>>>,
+    kept: Kept,
     tasks: Tasks,
 }
 
@@ -143,9 +152,15 @@ impl Etcd {
                 )));
             }
         }
+        if config.grace < config.backoff.longest {
+            return Err(Error::invalid(format!(
+                "etcd: grace: expected at least {:?}, the longest wait between attempts, got {:?}",
+                config.backoff.longest, config.grace
+            )));
+        }
         let connector = Connector::new(&config)?;
-        let session = Arc::default();
-        Ok(Self { config: Arc::new(config), connector, session, tasks: tasks.clone() })
+        let (session, kept) = Default::default();
+        Ok(Self { config: Arc::new(config), connector, session, kept, tasks: tasks.clone() })
     }
 
     /// Returns the session of this process, whose task is started by the first who asks.
@@ -170,7 +185,7 @@ impl Discovery for Etcd {
             session: self.session().await,
             lease: None,
         };
-        lease::keep(instance, place, self.config.backoff, &self.tasks).await
+        lease::keep(instance, place, self.config.backoff, &self.kept, &self.tasks).await
     }
 
     fn watch(&self, query: Query) -> Watch {
@@ -179,6 +194,7 @@ impl Discovery for Etcd {
             connector: self.connector.spread(),
             keys: Keys::new(&self.config.prefix, &query),
             open: None,
+            is_relisting: false,
         };
         watch::start(query, reader, self.config.backoff, self.config.grace, &self.tasks)
     }
@@ -196,7 +212,7 @@ struct Place {
 #[async_trait]
 impl Record for Place {
     async fn put(&mut self, instance: &Instance) -> Result<()> {
-        let limit = self.config.request_timeout;
+        let limit = self.config.patience();
         let (connection, lease) = session::ready(&mut self.session, limit).await?;
         let put = PutRequest { key: self.key.clone(), value: instance.to_json()?, lease };
         let _: Done = connection.call(PUT, put).await?;
@@ -213,7 +229,7 @@ impl Record for Place {
     }
 
     async fn remove(&mut self) -> Result<()> {
-        let limit = self.config.request_timeout;
+        let limit = self.config.patience();
         let (connection, _) = session::ready(&mut self.session, limit).await?;
         let delete = DeleteRangeRequest { key: self.key.clone() };
         let _: Done = connection.call(DELETE_RANGE, delete).await?;

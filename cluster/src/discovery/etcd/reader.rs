@@ -12,7 +12,7 @@ use engine::{Error, ErrorKind, Result};
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, sleep_until};
 use tonic::Streaming;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Connector, failed};
 use super::wire::{
@@ -32,6 +32,8 @@ pub(super) struct Reader {
     pub(super) connector: Connector,
     pub(super) keys: Keys,
     pub(super) open: Option<Open>,
+    /// Whether the last listing followed a compaction, and nothing has come since.
+    pub(super) is_relisting: bool,
 }
 
 /// A watch that runs.
@@ -47,7 +49,7 @@ impl Source for Reader {
     async fn next(&mut self) -> Result<Change> {
         let change = self.advance().await;
         if change.is_err() {
-            self.open = None;
+            (self.open, self.is_relisting) = (None, false);
         }
         change
     }
@@ -58,7 +60,7 @@ impl Reader {
         loop {
             let pause = self.config.ttl / 3;
             let Some(open) = &mut self.open else {
-                return self.begin().await;
+                return self.begin_anywhere().await;
             };
             tokio::select! {
                 answer = open.answers.message() => {
@@ -68,6 +70,7 @@ impl Reader {
                     if answer.is_canceled {
                         self.check_cancel(&answer)?;
                     } else if !answer.events.is_empty() {
+                        self.is_relisting = false;
                         return Ok(Change::Changes(self.differences(answer)));
                     }
                 }
@@ -79,20 +82,34 @@ impl Reader {
                     };
                     let _: RangeResponse = open.connection.call(RANGE, probe).await?;
                     open.probe = Instant::now() + pause;
+                    self.is_relisting = false;
                 }
             }
         }
     }
 
-    /// Leads to a new listing after a compaction, which is no outage.
+    /// Leads to a new listing after a compaction, which is no outage; but one that hits a watch
+    /// again before anything came of it is, so that nobody lists without a pause.
     pub(super) fn check_cancel(&mut self, answer: &WatchResponse) -> Result<()> {
-        if answer.compact_revision == 0 {
+        let was_in_vain = std::mem::replace(&mut self.is_relisting, true);
+        if answer.compact_revision == 0 || was_in_vain {
             let text = format!("etcd: the watch was cancelled: {}", answer.cancel_reason);
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
         info!(revision = answer.compact_revision, "etcd was compacted, listing anew");
         self.open = None;
         Ok(())
+    }
+
+    /// Begins at the first member that lets it; each is tried once.
+    async fn begin_anywhere(&mut self) -> Result<Change> {
+        let mut outcome = self.begin().await;
+        for _ in 1..self.connector.members() {
+            let Err(error) = &outcome else { break };
+            debug!(%error, "trying the next member of etcd");
+            outcome = self.begin().await;
+        }
+        outcome
     }
 
     /// Lists what is there and watches from then on.

@@ -3,6 +3,7 @@
 //! One lease for the process and not one for each instance: hundreds of instances then cost one
 //! small message every third of the time-to-live.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,9 @@ pub(super) struct Session {
     pub(super) connection: Option<Connection>,
     /// Nothing before the first lease, and once it must have ended.
     pub(super) lease: Option<i64>,
+    /// When the lease ends unless it is confirmed again. By etcd's clock it may live longer than
+    /// this, never shorter. It moves without a notice to those who watch the session.
+    end: Option<Instant>,
 }
 
 /// Keeps the session until its task is dropped.
@@ -37,34 +41,39 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self) {
+        let session = self.session.clone();
+        tokio::select! {
+            never = self.keep() => match never {},
+            never = expire(session) => match never {},
+        }
+    }
+
+    /// Holds the session at one member after the other. It waits when it was lost, and whenever
+    /// all members have been tried in vain.
+    async fn keep(mut self) -> Infallible {
+        let members = self.connector.members();
         let mut failures = 0;
-        // By etcd's clock the lease may live longer than this, never shorter.
-        let mut confirmed = Instant::now();
         loop {
-            let Err(error) = self.hold(&mut confirmed, &mut failures).await;
-            if failures == 0 {
-                warn!(%error, "etcd is lost, leases are taken again once it is back");
+            let Err(error) = self.hold(&mut failures).await;
+            match failures {
+                0 => warn!(%error, "etcd is lost, leases are taken again once it is back"),
+                _ => debug!(%error, failures, "etcd cannot be reached"),
+            }
+            let was_held = self.session.borrow().connection.is_some();
+            self.session.send_modify(|session| session.connection = None);
+            if was_held {
+                self.config.backoff.sleep(1).await;
             }
             failures += 1;
-            self.session.send_modify(|session| session.connection = None);
-            let end = confirmed + self.config.ttl;
-            tokio::select! {
-                () = self.config.backoff.sleep(failures) => {}
-                () = sleep_until(end), if self.session.borrow().lease.is_some() => {}
-            }
-            if end <= Instant::now() {
-                self.session.send_modify(|session| session.lease = None);
+            if failures.is_multiple_of(members) {
+                self.config.backoff.sleep(failures / members).await;
             }
         }
     }
 
     /// Connects and keeps the lease alive until something fails.
-    async fn hold(
-        &mut self,
-        confirmed: &mut Instant,
-        failures: &mut u32,
-    ) -> Result<std::convert::Infallible> {
+    async fn hold(&mut self, failures: &mut u32) -> Result<Infallible> {
         let connection = self.connector.connect().await?;
         let (beats, mut inbox) = mpsc::channel::<LeaseKeepAliveRequest>(1);
         let requests = stream::poll_fn(move |context| Pin::new(&mut inbox).poll_recv(context));
@@ -83,15 +92,15 @@ impl Keeper {
             let answer = answer.map_err(late)?.map_err(|status| failed(KEEP_ALIVE, &status))?;
             let answer = answer.ok_or_else(|| unavailable("etcd ended the stream"))?;
             if answer.ttl > 0 && answer.id == lease {
-                *confirmed = sent;
                 if std::mem::take(failures) > 0 {
                     info!("etcd is there again");
                 }
-                self.publish(&connection, lease);
+                let ttl = Duration::from_secs(answer.ttl.unsigned_abs());
+                self.publish(&connection, lease, sent + ttl);
                 sleep(self.config.ttl / 3).await;
             } else {
                 info!(lease, "etcd ended the lease, taking another");
-                self.session.send_modify(|session| session.lease = None);
+                self.session.send_modify(|session| (session.lease, session.end) = (None, None));
                 lease = self.grant(&connection).await?;
             }
             sent = Instant::now();
@@ -109,21 +118,51 @@ impl Keeper {
     }
 
     async fn grant(&self, connection: &Connection) -> Result<i64> {
-        let ttl = self.config.ttl.as_secs().max(1).cast_signed();
+        let ttl = seconds_of_lease(self.config.ttl);
         let answer: LeaseAnswer = connection.call(GRANT, LeaseGrantRequest { ttl }).await?;
         debug!(lease = answer.id, ttl = answer.ttl, "lease granted");
         Ok(answer.id)
     }
 
-    fn publish(&self, connection: &Connection, lease: i64) {
+    fn publish(&self, connection: &Connection, lease: i64, end: Instant) {
         self.session.send_if_modified(|session| {
             let is_new = session.connection.is_none() || session.lease != Some(lease);
+            session.end = Some(end);
             if is_new {
-                *session = Session { connection: Some(connection.clone()), lease: Some(lease) };
+                session.connection = Some(connection.clone());
+                session.lease = Some(lease);
             }
             is_new
         });
     }
+}
+
+/// Takes the lease out of the session when it ends without being confirmed, whatever the keeper
+/// waits for at that time: nobody may think that its registration is held by then.
+async fn expire(session: watch::Sender<Session>) -> Infallible {
+    let mut news = session.subscribe();
+    loop {
+        let end = news.borrow_and_update().end;
+        tokio::select! {
+            _ = news.changed() => {}
+            () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => {
+                session.send_if_modified(|session| {
+                    let is_over = session.end.is_some_and(|end| end <= Instant::now());
+                    if is_over {
+                        (session.lease, session.end) = (None, None);
+                    }
+                    is_over
+                });
+            }
+        }
+    }
+}
+
+/// Returns the whole seconds of a time-to-live, of which etcd knows no parts: never fewer than
+/// were asked for.
+fn seconds_of_lease(ttl: Duration) -> i64 {
+    let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+    seconds.max(1).cast_signed()
 }
 
 /// Waits for a connection and a lease.
@@ -143,4 +182,44 @@ pub(super) async fn ready(
 
 fn unavailable(text: &str) -> Error {
     Error::new(ErrorKind::Unavailable, format!("etcd: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_to_live_is_never_cut() {
+        for (ttl_ms, seconds) in [(1000, 1), (1001, 2), (2900, 3), (10_000, 10)] {
+            assert_eq!(seconds_of_lease(Duration::from_millis(ttl_ms)), seconds);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_nobody_confirms_ends_in_time_and_one_that_is_confirmed_does_not() {
+        let session = watch::channel(Session::default()).0;
+        let mut news = session.subscribe();
+        let scene = async {
+            let confirm = |seconds| {
+                let end = Some(Instant::now() + Duration::from_secs(seconds));
+                session.send_if_modified(|session| {
+                    let is_new = session.lease.replace(7).is_none();
+                    session.end = end;
+                    is_new
+                });
+            };
+            confirm(3);
+            sleep(Duration::from_secs(2)).await;
+            confirm(3);
+            sleep(Duration::from_secs(2)).await;
+            assert_eq!(session.borrow().lease, Some(7));
+            let start = Instant::now();
+            news.wait_for(|session| session.lease.is_none()).await.unwrap();
+            assert_eq!(start.elapsed().as_secs(), 1);
+        };
+        tokio::select! {
+            () = scene => {}
+            never = expire(session.clone()) => match never {},
+        }
+    }
 }

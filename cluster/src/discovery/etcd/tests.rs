@@ -37,6 +37,7 @@ fn settings_out_of_bounds_are_refused_and_secrets_are_not_shown() {
     let cases = [
         ("ttl", Config { ttl: Duration::ZERO, ..Config::default() }),
         ("request timeout", Config { request_timeout: Duration::ZERO, ..Config::default() }),
+        ("grace", Config { grace: Duration::from_secs(4), ..Config::default() }),
         ("at least one", Config { endpoints: vec![], ..Config::default() }),
         ("endpoint", Config { endpoints: vec!["http://a b".into()], ..Config::default() }),
         ("authority", Config { endpoints: vec!["https://a:1".into()], ..Config::default() }),
@@ -57,9 +58,12 @@ fn a_watch_that_was_compacted_away_lists_anew_and_any_other_end_is_an_outage() {
     let config = Config::default();
     let connector = Connector::new(&config).unwrap();
     let keys = Keys::new("/s", &Query::All);
-    let mut reader = Reader { config: Arc::new(config), connector, keys, open: None };
+    let mut reader =
+        Reader { config: Arc::new(config), connector, keys, open: None, is_relisting: false };
     let canceled = wire::WatchResponse { is_canceled: true, ..wire::WatchResponse::default() };
     let compacted = wire::WatchResponse { compact_revision: 9, ..canceled.clone() };
-    reader.check_cancel(&compacted).unwrap();
     assert!(reader.check_cancel(&canceled).is_err());
+    reader.is_relisting = false;
+    reader.check_cancel(&compacted).unwrap();
+    assert!(reader.check_cancel(&compacted).is_err(), "in vain");
 }

@@ -1,6 +1,6 @@
 //! This process's part of the folder: its lock and the files of its instances.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,9 @@ struct Home {
     _lock: File,
     /// Which generation of each instance's file is the present one.
     files: BTreeMap<InstanceId, u64>,
+    /// Older generations that could not be removed. The present one hides each of them, and it
+    /// is not removed before they are: what is left would be a ghost.
+    leftovers: BTreeSet<(InstanceId, u64)>,
     generation: u64,
 }
 
@@ -58,7 +61,9 @@ impl Owner {
         fs::write(&draft, json).map_err(|error| failed("write", &draft, error))?;
         fs::rename(&draft, &path).map_err(|error| failed("write", &path, error))?;
         if let Some(old) = home.files.insert(id, home.generation) {
-            remove(&home.path.join(file_name(id, old)))?;
+            home.leftovers.insert((id, old));
+            // The new one can be seen, whatever becomes of the old.
+            home.clear(id).ok();
         }
         Ok(())
     }
@@ -67,6 +72,7 @@ impl Owner {
     pub(super) fn remove(&self, id: InstanceId) -> Result<()> {
         let mut state = self.state();
         let Some(home) = &mut *state else { return Ok(()) };
+        home.clear(id)?;
         if let Some(generation) = home.files.get(&id) {
             remove(&home.path.join(file_name(id, *generation)))?;
             home.files.remove(&id);
@@ -119,7 +125,18 @@ impl Home {
         let lock = File::create(&lock_path).map_err(|error| failed("make", &lock_path, error))?;
         lock.try_lock().map_err(|error| failed("lock", &lock_path, error.into()))?;
         fs::rename(&draft, &path).map_err(|error| failed("make", &path, error))?;
-        Ok(Self { path, _lock: lock, files: BTreeMap::new(), generation: 0 })
+        let (files, leftovers) = (BTreeMap::new(), BTreeSet::new());
+        Ok(Self { path, _lock: lock, files, leftovers, generation: 0 })
+    }
+
+    /// Removes the older generations of an instance.
+    fn clear(&mut self, id: InstanceId) -> Result<()> {
+        let old: Vec<_> = self.leftovers.range((id, 0)..=(id, u64::MAX)).copied().collect();
+        for (id, generation) in old {
+            remove(&self.path.join(file_name(id, generation)))?;
+            self.leftovers.remove(&(id, generation));
+        }
+        Ok(())
     }
 }
 
@@ -140,15 +157,29 @@ fn sweep(root: &Path) {
 /// Returns whether the owner of a folder lives; an owner without a lock has just ended.
 pub(super) fn is_alive(home: &Path) -> Result<bool> {
     let path = home.join(LOCK);
-    let lock = match File::open(&path) {
-        Ok(lock) => lock,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(failed("open", &path, error)),
-    };
+    let Some(lock) = open(&path)? else { return Ok(false) };
     match lock.try_lock_shared() {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(error)) => Err(failed("lock", &path, error)),
+    }
+}
+
+/// Opens a file to read, or returns nothing if it is not there. Only a plain file is opened:
+/// a pipe in its place would keep who opens it waiting.
+pub(super) fn open(path: &Path) -> Result<Option<File>> {
+    let is_plain = match fs::metadata(path) {
+        Ok(data) => data.is_file(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("open", path, error)),
+    };
+    if !is_plain {
+        return Err(failed("open", path, std::io::Error::other("it is no plain file")));
+    }
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("open", path, error)),
     }
 }
 
@@ -170,4 +201,31 @@ pub(super) fn parse_file_name(name: &str) -> Option<(InstanceId, u64)> {
     let (id, generation) = name.strip_suffix(".json")?.split_once('-')?;
     let generation: InstanceId = generation.parse().ok()?;
     Some((id.parse().ok()?, generation.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_that_could_not_be_removed_is_not_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let owner = Owner::new(folder.path().to_owned());
+        let id = InstanceId(3);
+        owner.write(id, b"first").unwrap();
+        let home = owner.state().as_ref().unwrap().path.clone();
+        // A folder in the place of the first file withstands its removal.
+        let first = home.join(file_name(id, 1));
+        fs::remove_file(&first).unwrap();
+        fs::create_dir(&first).unwrap();
+        owner.write(id, b"second").unwrap();
+        assert!(owner.has(id) && owner.is_whole());
+        owner.remove(id).unwrap_err();
+        assert!(owner.has(id), "it still hides the first one");
+        fs::remove_dir(&first).unwrap();
+        fs::write(&first, b"first").unwrap();
+        owner.remove(id).unwrap();
+        let left: Vec<_> = fs::read_dir(&home).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "only the lock is left: {left:?}");
+    }
 }

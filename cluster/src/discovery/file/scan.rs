@@ -1,6 +1,6 @@
 //! One reader's knowledge of the folder. All of it blocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use engine::{Error, Result};
 use tracing::warn;
 
 use super::failed;
-use super::owner::{file_name, is_alive, parse_file_name};
+use super::owner::{file_name, is_alive, open, parse_file_name};
 use crate::instance::{Instance, InstanceId, MAX_RECORD_BYTES};
 
 /// The files of one owner: the newest generation of each instance.
@@ -21,8 +21,13 @@ type Files = BTreeMap<InstanceId, u64>;
 pub(super) struct Scan {
     root: PathBuf,
     is_made: bool,
-    owners: BTreeMap<InstanceId, BTreeMap<InstanceId, Seen>>,
+    owners: BTreeMap<InstanceId, Home>,
+    /// What could not be read at the last look, which was reported.
+    unreadable: BTreeSet<PathBuf>,
 }
+
+/// What was read of one owner.
+type Home = BTreeMap<InstanceId, Seen>;
 
 #[derive(Clone, Debug)]
 struct Seen {
@@ -33,10 +38,11 @@ struct Seen {
 
 impl Scan {
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, is_made: false, owners: BTreeMap::new() }
+        Self { root, is_made: false, owners: BTreeMap::new(), unreadable: BTreeSet::new() }
     }
 
-    /// Returns all instances whose owners live, and removes what dead owners left.
+    /// Returns all instances whose owners live, and removes what dead owners left. What cannot be
+    /// read is left out, or stays as it was read before, and hides nothing else.
     pub(super) fn read(&mut self) -> Result<Vec<Arc<Instance>>> {
         if !self.is_made {
             // Later, a folder that is not there is an outage and not an empty one.
@@ -45,23 +51,56 @@ impl Scan {
         }
         let entries =
             fs::read_dir(&self.root).map_err(|error| failed("read", &self.root, error))?;
-        let mut owners = BTreeMap::new();
+        let (mut owners, mut unreadable) = (BTreeMap::new(), BTreeSet::new());
         for entry in entries {
             let entry = entry.map_err(|error| failed("read", &self.root, error))?;
             let name = entry.file_name();
             let Some(owner) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            if is_alive(&entry.path())? {
-                owners.insert(owner, self.read_owner(owner, &entry.path())?);
-            } else {
-                fs::remove_dir_all(entry.path()).ok();
+            match self.look(owner, &entry.path(), &mut unreadable) {
+                Ok(Some(home)) => {
+                    owners.insert(owner, home);
+                }
+                Ok(None) => {
+                    fs::remove_dir_all(entry.path()).ok();
+                }
+                Err(error) => {
+                    self.report(entry.path(), &error, &mut unreadable);
+                    owners.extend(self.owners.remove(&owner).map(|home| (owner, home)));
+                }
             }
         }
-        self.owners = owners;
+        (self.owners, self.unreadable) = (owners, unreadable);
         let seen = self.owners.values().flat_map(BTreeMap::values);
         Ok(seen.filter_map(|seen| seen.instance.clone()).collect())
     }
 
-    fn read_owner(&self, owner: InstanceId, home: &Path) -> Result<BTreeMap<InstanceId, Seen>> {
+    /// Reads the folder of an owner, or nothing if the owner is dead.
+    fn look(
+        &self,
+        owner: InstanceId,
+        home: &Path,
+        unreadable: &mut BTreeSet<PathBuf>,
+    ) -> Result<Option<Home>> {
+        match is_alive(home)? {
+            true => self.read_owner(owner, home, unreadable).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Reports what cannot be read, once.
+    fn report(&self, path: PathBuf, error: &Error, unreadable: &mut BTreeSet<PathBuf>) {
+        if !self.unreadable.contains(&path) {
+            warn!(path = %path.display(), %error, "registration left out");
+        }
+        unreadable.insert(path);
+    }
+
+    fn read_owner(
+        &self,
+        owner: InstanceId,
+        home: &Path,
+        unreadable: &mut BTreeSet<PathBuf>,
+    ) -> Result<Home> {
         let before = self.owners.get(&owner);
         let mut files = list(home)?;
         let is_missing = |id: &InstanceId| !files.contains_key(id);
@@ -76,12 +115,19 @@ impl Scan {
                 seen.insert(id, old.clone());
                 continue;
             }
-            let instance = match read_file(&home.join(file_name(id, generation)))? {
+            let path = home.join(file_name(id, generation));
+            match read_file(&path) {
+                Ok(Some(record)) => {
+                    seen.insert(id, Seen { generation, instance: understand(id, &record) });
+                }
                 // It is being replaced: the next look will find the new one.
-                None => old.and_then(|old| old.instance.clone()),
-                Some(record) => understand(id, &record),
-            };
-            seen.insert(id, Seen { generation, instance });
+                Ok(None) => seen.extend(old.map(|old| (id, old.clone()))),
+                // The next look tries it again.
+                Err(error) => {
+                    self.report(path, &error, unreadable);
+                    seen.extend(old.map(|old| (id, old.clone())));
+                }
+            }
         }
         Ok(seen)
     }
@@ -107,11 +153,7 @@ fn list(home: &Path) -> Result<Files> {
 /// Returns the content of a file, or nothing if it is gone. One byte more than allowed is read,
 /// which whoever parses it finds out.
 fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed("open", path, error)),
-    };
+    let Some(file) = open(path)? else { return Ok(None) };
     let mut bytes = Vec::new();
     let read = file.take(MAX_RECORD_BYTES as u64 + 1).read_to_end(&mut bytes);
     read.map_err(|error| failed("read", path, error))?;

@@ -33,6 +33,17 @@ fn the_first_listing_ends_with_synced_and_only_the_first() {
 }
 
 #[test]
+fn two_of_one_number_are_one_who_does_not_flap() {
+    let mut view = View::new(Query::All, GRACE);
+    for now in 0..3 {
+        let listing = Change::Listing(vec![instance(1, 1), instance(1, 2)]);
+        let events = view.apply(listing, at(now));
+        let expected = [Event::Put(instance(1, 2)), Event::Synced];
+        assert_eq!(events, expected[..if now == 0 { 2 } else { 0 }]);
+    }
+}
+
+#[test]
 fn an_outage_freezes_the_view_and_removals_wait_for_the_grace() {
     let mut view = View::new(Query::All, GRACE);
     view.apply(Change::Listing(vec![instance(1, 1), instance(2, 1), instance(3, 1)]), at(0));

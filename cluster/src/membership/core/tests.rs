@@ -146,6 +146,57 @@ fn an_alias_leads_to_its_model_and_is_a_name_like_any_other() {
     // The card `long` of 4 does not have its name, so its alias would lead to another model.
     put(&mut core, instance(4, vec![with("long", "brief")]));
     assert!(core.snapshot().model("brief").is_none());
+    // It keeps nobody else from having it, and gets it when nobody else wants it any more.
+    put(&mut core, instance(5, vec![card("brief", 1)]));
+    assert_eq!(members(&core.snapshot(), "brief"), [5]);
+    core.apply(Event::Remove(InstanceId(1)));
+    let snapshot = core.snapshot();
+    assert_eq!(members(&snapshot, "long"), [4]);
+    assert_eq!(members(&snapshot, "brief"), [5], "a name that is served stays");
+    assert_eq!(snapshot.model("short").unwrap().card.name, "other", "the oldest who wants it");
+    core.apply(Event::Remove(InstanceId(5)));
+    assert_eq!(core.snapshot().model("brief").unwrap().card.name, "long");
+}
+
+#[test]
+fn an_alias_is_free_again_when_its_card_loses_its_own_name() {
+    let mut core = synced();
+    let with = |size| Card { aliases: vec!["short".into()], ..card("long", size) };
+    put(&mut core, instance(1, vec![with(1)]));
+    put(&mut core, instance(2, vec![card("long", 2)]));
+    put(&mut core, instance(3, vec![card("short", 1)]));
+    assert_eq!(core.snapshot().model("short").unwrap().card.name, "long");
+    put(&mut core, Instance { is_draining: true, ..instance(1, vec![with(1)]) });
+    let snapshot = core.snapshot();
+    assert_eq!((members(&snapshot, "long"), members(&snapshot, "short")), (vec![2], vec![3]));
+}
+
+#[test]
+fn a_group_that_drains_leaves_its_name_to_one_that_works() {
+    let mut core = synced();
+    put(&mut core, instance(1, vec![card("m", 1)]));
+    put(&mut core, instance(2, vec![card("m", 1)]));
+    put(&mut core, instance(3, vec![card("m", 2)]));
+    let draining = |id| Instance { is_draining: true, ..instance(id, vec![card("m", 1)]) };
+    put(&mut core, draining(1));
+    assert_eq!(members(&core.snapshot(), "m"), [1, 2], "2 works on");
+    put(&mut core, draining(2));
+    assert_eq!(members(&core.snapshot(), "m"), [3]);
+    // Nobody takes it back, and without others who want it a name stays with who drains.
+    put(&mut core, instance(1, vec![card("m", 1)]));
+    assert_eq!(members(&core.snapshot(), "m"), [3]);
+    core.apply(Event::Remove(InstanceId(3)));
+    put(&mut core, draining(1));
+    assert_eq!(members(&core.snapshot(), "m"), [1, 2]);
+}
+
+#[test]
+fn who_does_not_tell_its_age_is_the_youngest() {
+    let mut core = Core::new(Config::default());
+    put(&mut core, Instance { started_unix_ms: 0, ..instance(1, vec![card("m", 1)]) });
+    put(&mut core, instance(2, vec![card("m", 2)]));
+    core.apply(Event::Synced);
+    assert_eq!(members(&core.snapshot(), "m"), [2]);
 }
 
 #[test]
@@ -289,9 +340,13 @@ proptest! {
             check(&mut core, &listener);
             prop_assert!(!is_outage || models == core.snapshot().models, "an outage changes models");
             for (name, held) in before {
-                let claims = core.claims.get(&name).into_iter().flatten();
-                let mut claimed = claims.filter_map(|claim| core.card(*claim)).map(|found| found.1.1);
-                if claimed.any(|checksum| checksum == held) {
+                let has_a_right = |card: &Card| {
+                    card.name == name || core.holders.get(&card.name) == Some(&held)
+                };
+                let mut keepers = core.cards_of(&name).filter(|(_, known, (card, checksum))| {
+                    *checksum == held && !known.instance.is_draining && has_a_right(card)
+                });
+                if keepers.next().is_some() {
                     prop_assert_eq!(core.holders.get(&name), Some(&held), "a name changed hands");
                 }
             }

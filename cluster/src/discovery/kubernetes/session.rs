@@ -1,0 +1,177 @@
+//! The Lease of this process, which all its registrations hang on.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use engine::Result;
+use http::{Method, StatusCode};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::client::{Call, Client, unavailable};
+use super::objects::{Kind, List, Object, Owner, lease, renewal};
+use super::{Config, JSON};
+use crate::instance::InstanceId;
+
+/// How old a Lease is at least whose process has ended and that is removed, with everything that
+/// it owns, when another process begins. Kubernetes itself removes those that pods own.
+const LEFTOVER_AGE: Duration = Duration::from_secs(600);
+/// Leftovers that one process removes at its start.
+const MAX_LEFTOVERS: usize = 100;
+
+/// What the process has of Kubernetes now.
+#[derive(Clone, Default)]
+pub(super) struct Session {
+    /// Our Lease; nothing before the first one, and while watchers believe that we are gone.
+    pub(super) owner: Option<Owner>,
+    /// When the Lease ends unless it is renewed. It moves without a notice to those who watch
+    /// the session.
+    end: Option<Instant>,
+}
+
+/// Keeps the session until its task is dropped.
+pub(super) struct Keeper {
+    pub(super) config: Arc<Config>,
+    pub(super) client: Client,
+    pub(super) session: watch::Sender<Session>,
+}
+
+impl Keeper {
+    pub(super) async fn run(self) {
+        tokio::select! {
+            never = self.keep() => match never {},
+            never = self.expire() => match never {},
+        }
+    }
+
+    /// Renews the Lease, and makes another one whenever it is gone.
+    async fn keep(&self) -> Infallible {
+        let (mut failures, mut mine) = (0, None);
+        loop {
+            let sent = Instant::now();
+            let outcome = match &mine {
+                Some(owner) => self.renew(owner).await,
+                None => self.make().await.map(Some),
+            };
+            match outcome {
+                Ok(owner) => {
+                    if failures > 0 {
+                        info!("kubernetes is there again");
+                    }
+                    failures = 0;
+                    let is_gone = owner.is_none();
+                    mine = owner;
+                    self.publish(mine.clone(), sent + self.config.ttl);
+                    if !is_gone {
+                        sleep(self.config.ttl / 3).await;
+                    }
+                }
+                Err(error) => {
+                    if failures == 0 {
+                        warn!(%error, "cannot renew the lease in kubernetes, trying again");
+                    }
+                    failures += 1;
+                    self.config.backoff.sleep(failures).await;
+                }
+            }
+        }
+    }
+
+    /// Renews our Lease; returns nothing if somebody removed it.
+    async fn renew(&self, owner: &Owner) -> Result<Option<Owner>> {
+        let path = format!("{}/{}", Kind::Lease.path(&self.config.namespace), owner.name);
+        let body = Bytes::from(renewal(now()).to_string());
+        let body = Some((body, "application/merge-patch+json"));
+        match self.client.done(Call { method: Method::PATCH, path: &path, body }).await {
+            Ok(()) => Ok(Some(owner.clone())),
+            Err(refused) if refused.status == StatusCode::NOT_FOUND => {
+                info!(lease = owner.name, "the lease in kubernetes is gone, making another");
+                Ok(None)
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    async fn make(&self) -> Result<Owner> {
+        if let Err(error) = self.sweep().await {
+            debug!(%error, "cannot remove what ended processes left");
+        }
+        let name = format!("stator-{}", InstanceId::random());
+        let lease = lease(&name, self.config.ttl, self.config.pod.as_ref(), now());
+        let path = Kind::Lease.path(&self.config.namespace);
+        let body = Some((Bytes::from(lease.to_string()), JSON));
+        let made: Object =
+            self.client.call(Call { method: Method::POST, path: &path, body }).await?;
+        Ok(Owner { name, uid: made.metadata.uid })
+    }
+
+    /// Removes Leases of processes that ended long ago; Kubernetes removes what they own.
+    async fn sweep(&self) -> Result<()> {
+        let path = Kind::Lease.path(&self.config.namespace);
+        let selector = Kind::Lease.selector(&super::Query::All);
+        let list = format!("{path}?labelSelector={}", super::client::encode(&selector));
+        let list: List = self.client.call(Call::get(&list)).await?;
+        let is_leftover = |lease: &&Object| {
+            let age = LEFTOVER_AGE.max(lease.ttl().unwrap_or_default() * 10);
+            lease.age(now()).is_some_and(|old| old > age)
+        };
+        for lease in list.items.iter().filter(is_leftover).take(MAX_LEFTOVERS) {
+            // Only as it was seen: who renews it meanwhile keeps it.
+            let version = &lease.metadata.resource_version;
+            let body = serde_json::json!({"preconditions": {"resourceVersion": version}});
+            let body = Some((Bytes::from(body.to_string()), JSON));
+            let path = format!("{path}/{}", lease.metadata.name);
+            self.client.done(Call { method: Method::DELETE, path: &path, body }).await?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, owner: Option<Owner>, end: Instant) {
+        self.session.send_if_modified(|session| {
+            session.end = owner.as_ref().map(|_| end);
+            let is_new = session.owner != owner;
+            session.owner = owner;
+            is_new
+        });
+    }
+
+    /// Takes the Lease out of the session when it ends without being renewed, whatever the keeper
+    /// waits for at that time: nobody may think that its registration is held by then.
+    async fn expire(&self) -> Infallible {
+        let mut news = self.session.subscribe();
+        loop {
+            let end = news.borrow_and_update().end;
+            tokio::select! {
+                _ = news.changed() => {}
+                () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => {
+                    self.session.send_if_modified(|session| {
+                        let is_over = session.end.is_some_and(|end| end <= Instant::now());
+                        if is_over {
+                            *session = Session::default();
+                        }
+                        is_over
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Waits for a Lease.
+pub(super) async fn ready(
+    session: &mut watch::Receiver<Session>,
+    limit: Duration,
+) -> Result<Owner> {
+    let found = timeout(limit, session.wait_for(|session| session.owner.is_some())).await;
+    let found = found.map_err(|_| unavailable("cannot be reached"))?;
+    let found = found.map_err(|_| unavailable("discovery has been shut down"))?;
+    found.owner.clone().ok_or_else(|| unavailable("cannot be reached"))
+}
+
+/// Returns the time since 1970.
+pub(super) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
