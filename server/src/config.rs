@@ -53,7 +53,7 @@ pub enum Origin {
     /// In this process.
     Own(Box<ModelsConfig>),
     /// By the workers of a fleet.
-    Fleet(FleetConfig),
+    Fleet(Box<FleetConfig>),
 }
 
 /// The models of a process, and how they are computed.
@@ -229,7 +229,7 @@ impl Config {
     /// Errors: [`Invalid`], naming the flag.
     pub fn of_frontend(args: &FrontendArgs) -> Result<Self, Invalid> {
         Ok(Self {
-            origin: Origin::Fleet(FleetConfig::from_args(args)?),
+            origin: Origin::Fleet(Box::new(FleetConfig::from_args(args)?)),
             trace: TraceConfig::from_args(&args.trace)?,
             shared_memory: shared_memory(&args.shared_memory),
             grpc: GrpcConfig::from_args(&args.grpc)?,
