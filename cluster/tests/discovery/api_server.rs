@@ -327,7 +327,7 @@ fn open_watch(shared: Arc<Shared>, kind: &str, query: &BTreeMap<String, String>)
     let oldest = shared.store().oldest;
     let longest = shared.store().longest_watch;
     // Real servers say it in either way.
-    if at < oldest && at % 2 == 0 {
+    if at < oldest && at.is_multiple_of(2) {
         return failure(410, "too old resource version");
     }
     let kind = kind.to_owned();
