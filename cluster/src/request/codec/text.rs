@@ -12,7 +12,7 @@ use wire::generate_text_request::Body;
 
 use super::generate::{finish_of, finish_to};
 use super::{
-    Arrival, Lane, MAX_OUTPUT_FIELDS, Outbox, Wire, context_of, context_to, equal_lengths, message,
+    Arrival, Lane, MAX_FIELDS, Outbox, Wire, context_of, context_to, equal_lengths, message,
     message_of, nanoseconds, unknown,
 };
 
@@ -81,7 +81,7 @@ impl Wire for TextRequest {
     }
 
     fn decode_output(payload: Payload, (): &()) -> Result<Option<TextDelta>> {
-        let wire: wire::TextDelta = message_of(&payload, DELTA, MAX_OUTPUT_FIELDS)?;
+        let wire: wire::TextDelta = message_of(&payload, DELTA, MAX_FIELDS)?;
         let call = |call: wire::ToolCallDelta| CallDelta {
             index: call.index,
             id: call.id,
