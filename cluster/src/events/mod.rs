@@ -8,7 +8,7 @@
 //!
 //! | plane | worker's half | frontend's half |
 //! |---|---|---|
-//! | in one process | [`KvEvents`](engine::KvEvents) | [`Local`] |
+//! | in one process | [`KvEvents`] | [`Local`] |
 //! | gRPC | the call `Watch` of [`WorkerServer`](crate::request::WorkerServer) | [`Watch`] |
 //! | NATS | [`NatsPublisher`] | [`NatsEvents`] |
 
