@@ -26,7 +26,8 @@ def connections(address):
 @contextlib.contextmanager
 def fleet(tmp_path):
     discovery = f"file://{tmp_path}/fleet"
-    with worker(discovery, models=MODELS) as hub, frontend(discovery) as front:
+    waits = ("--worker-wait-ms", "500")
+    with worker(discovery, models=MODELS) as hub, frontend(discovery, *waits) as front:
         with client_of(front) as client:
             eventually("the worker is there", lambda: is_ready(client, "simple"))
             add(client)
@@ -67,8 +68,9 @@ def test_a_worker_that_hangs_costs_a_request_its_deadline_and_no_more(tmp_path):
             started = time.monotonic()
             with pytest.raises(InferenceServerException) as error:
                 add(client, timeout=5)
-            print(f"given up: {error.value} after {time.monotonic() - started:.3f} s")
-            assert time.monotonic() - started < 5
+            took = time.monotonic() - started
+            print(f"given up: {error.value} after {took:.3f} s")
+            assert "UNAVAILABLE" in str(error.value.status()) and took < 3, (error.value, took)
         finally:
             os.kill(hub.pid, signal.SIGCONT)
         eventually("it is called again", lambda: is_ready(client, "simple"))

@@ -318,27 +318,39 @@ impl Search {
     }
 
     /// Returns the error of a request that nobody is left for. A worker that is busy can be
-    /// reached, so if there was one the request may be tried again soon.
+    /// reached, so if there was one the request may be tried again soon. What a worker itself says
+    /// is for the client, how a connection failed is not.
     fn verdict(self) -> Error {
         let model = &self.route.model;
-        let Some(busy) = self.busy else {
-            let text = format!("no worker of model `{model}` is reachable");
-            let error = Error::new(ErrorKind::Unavailable, text);
-            return match self.failed {
-                Some(cause) => error.with_source(cause),
-                None => error,
-            };
-        };
-        let text = format!("all workers of model `{model}` are busy: {}", busy.message());
-        let mut error = Error::new(ErrorKind::Overloaded, text);
-        if let Some(code) = busy.code() {
-            error = error.with_code(code.to_owned());
+        if let Some(busy) = self.busy {
+            return quoting(&format!("all workers of model `{model}` are busy"), busy);
         }
-        if let Some(wait) = busy.retry_after() {
-            error = error.with_retry_after(wait);
+        match self.failed {
+            Some(said) if said.code().is_some() => {
+                quoting(&format!("no worker of model `{model}` takes the request"), said)
+            }
+            cause => {
+                let text = format!("no worker of model `{model}` is reachable");
+                let error = Error::new(ErrorKind::Unavailable, text);
+                match cause {
+                    Some(cause) => error.with_source(cause),
+                    None => error,
+                }
+            }
         }
-        error.with_source(busy)
     }
+}
+
+/// Returns an error that passes on what a worker said.
+fn quoting(what: &str, said: Error) -> Error {
+    let mut error = Error::new(said.kind(), format!("{what}: {}", said.message()));
+    if let Some(code) = said.code() {
+        error = error.with_code(code.to_owned());
+    }
+    if let Some(wait) = said.retry_after() {
+        error = error.with_retry_after(wait);
+    }
+    error.with_source(said)
 }
 
 impl Inner {

@@ -234,6 +234,12 @@ async fn when_nobody_is_left_the_error_says_why() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.message(), "no worker of model `m` is reachable");
 
+    let resting = Error::new(ErrorKind::Unavailable, "it rests").with_code("resting");
+    let (said, _) = all(vec![dead(), resting]);
+    let error = ask(&route(&said, RouteConfig::default()), prompt()).await.unwrap_err();
+    assert_eq!(error.message(), "no worker of model `m` takes the request: it rests");
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, Some("resting")));
+
     let (fleet, asked) = all(vec![dead(), dead(), dead(), dead()]);
     let error = ask(&route(&fleet, RouteConfig::default()), embed()).await.unwrap_err();
     assert_eq!(error.message(), "no worker of model `m` is reachable");
