@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import threading
+import time
 
 import grpc
 import openai
@@ -107,6 +108,22 @@ def running(*arguments, **options):
         yield server
     finally:
         server.stop()
+
+
+def halt(process):
+    """Stops a process, and waits until none of its threads runs any more."""
+    process.send_signal(signal.SIGSTOP)
+    tasks = pathlib.Path(f"/proc/{process.pid}/task")
+
+    def runs(task):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return "State:\tT" not in (task / "status").read_text()
+        return False
+
+    end = time.monotonic() + 10
+    while any(map(runs, tasks.iterdir())):
+        assert time.monotonic() < end, "it does not stop"
+        time.sleep(0.001)
 
 
 def sdk_of(server, **options):

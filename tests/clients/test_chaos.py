@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from chaos import (PACED, PACE_MS, PROMPTS, Streams, Sums, add, completion, either, frames, posted,
                    total)
-from conftest import Server, running
+from conftest import Server, halt, running
 from test_cluster import client_of, eventually, frontend, is_ready, joined
 from wire import Stream, tensor, text_request
 
@@ -158,7 +158,7 @@ def test_nobody_sees_that_etcd_is_away(etcd, tell, how, seconds):
         with Streams(front, threads=3) as streams, Sums(front) as sums:
             time.sleep(1)
             match how:
-                case "hangs": etcd.process.send_signal(signal.SIGSTOP)
+                case "hangs": halt(etcd.process)
                 case "dies": etcd.stop()
             time.sleep(seconds)
             away = (streams.done, sums.done)
@@ -350,7 +350,7 @@ def test_a_worker_that_hangs_is_gone_on_without(tmp_path, tell):
         wait_for(front, 2)
         with Streams(front) as streams:
             time.sleep(1)
-            workers[0].process.send_signal(signal.SIGSTOP)
+            halt(workers[0].process)
             eventually("it is not called", lambda: joined(front, "worker is not called") == 1)
             time.sleep(1)
             workers[0].process.send_signal(signal.SIGCONT)
@@ -365,7 +365,7 @@ def test_a_request_to_a_fleet_that_hangs_ends_at_its_deadline(tmp_path, tell):
     discovery = f"file://{tmp_path}"
     with frontend(discovery) as front, worker(discovery) as only:
         wait_for(front, 1)
-        only.process.send_signal(signal.SIGSTOP)
+        halt(only.process)
         took, codes = [], []
         with grpc.insecure_channel(front.address) as channel, client_of(front) as client:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)

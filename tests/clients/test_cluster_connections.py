@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+from conftest import halt
 from test_cluster import add, client_of, eventually, frontend, is_ready, worker
 from tritonclient.utils import InferenceServerException
 
@@ -54,7 +55,7 @@ def test_ten_thousand_requests_use_the_connections_that_are_there(tmp_path):
 
 def test_a_worker_that_hangs_costs_a_request_its_deadline_and_no_more(tmp_path):
     with fleet(tmp_path) as (front, hub), client_of(front) as client:
-        os.kill(hub.pid, signal.SIGSTOP)
+        halt(hub.process)
         try:
             started = time.monotonic()
             with pytest.raises(InferenceServerException) as error:

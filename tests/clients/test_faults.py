@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2_grpc
 
 from chaos import PACED, Streams, Sums, add, completion, posted, total
-from conftest import Server, running
+from conftest import Server, halt, running
 from test_cluster import client_of, eventually, frontend, is_ready, joined
 from wire import text_request
 
@@ -76,11 +76,11 @@ def test_a_silent_worker_is_asked_and_gone_on_without(tmp_path):
             client_of(front) as client:
         eventually("both are there", lambda: joined(front) == 2)
         eventually("the model is ready", lambda: is_ready(client, "paced"))
-        one.process.send_signal(signal.SIGSTOP)
+        halt(one.process)
         eventually("the silent one is found", lambda: joined(front, silent) == 1)
         for _ in range(6):
             assert completion(front.http, "x", 10, seconds=2)[2] == 10
-        other.process.send_signal(signal.SIGSTOP)
+        halt(other.process)
         eventually("the other one is as well", lambda: joined(front, silent) == 2)
         assert not is_ready(client, "paced")
         one.process.send_signal(signal.SIGCONT)
