@@ -104,6 +104,7 @@ impl TextEngine {
             let text = format!("expected at most {MAX_EMBEDDED} texts, got {got}");
             return Err(Error::invalid(text));
         }
+        self.thresholds.check()?;
         let (vectors, tokens) = match &self.below {
             Below::Tokens { embed, .. } => {
                 let requests = self.embedded(&inputs).await?;

@@ -5,6 +5,7 @@ use std::io;
 use async_nats::client::RequestErrorKind;
 use async_nats::{Request, Subject};
 use async_trait::async_trait;
+use tokio::time::timeout;
 
 use super::frame::Greeting;
 use super::{Connection, Stream};
@@ -59,7 +60,10 @@ impl Nats {
 #[async_trait]
 impl Connector for Nats {
     async fn connect(&self) -> io::Result<Box<dyn Io>> {
-        Ok(Box::new(self.greet().await?))
+        // Subscribing waits too, where the connection hangs and nobody knows it yet.
+        let greeted = timeout(self.connection.config.greeting_timeout, self.greet()).await;
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer over nats");
+        Ok(Box::new(greeted.map_err(late)??))
     }
 
     fn address(&self) -> &str {

@@ -89,7 +89,7 @@ impl Follower {
                 false
             }
         };
-        if !is_whole && first > 0 {
+        if !is_whole && self.last.is_some() {
             tracing::warn!(missed = number - first, "KV events were missed: all is forgotten");
             self.forget();
         }

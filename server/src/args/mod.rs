@@ -43,7 +43,7 @@ pub use process::ProcessArgs;
 pub use security::SecurityArgs;
 pub use shared_memory::SharedMemoryArgs;
 pub use trace::TraceArgs;
-pub use up::{Passed, UpArgs, passed};
+pub use up::{Passed, UpArgs, passed, withheld};
 pub use upstream::UpstreamArgs;
 
 /// Names of the reference's variables that mean one of ours.

@@ -237,3 +237,19 @@ fn the_reference_is_what_the_command_says() {
     let written = std::fs::read_to_string(file).unwrap_or_default();
     assert!(written == reference, "docs/configuration.md should read:\n\n{reference}");
 }
+
+#[test]
+fn processes_of_a_local_fleet_take_no_settings_from_the_environment_that_are_not_theirs() {
+    let of = |role| -> Vec<String> {
+        let names = withheld(role, &["worker_address"]);
+        names.into_iter().map(|name| name.into_string().unwrap()).collect()
+    };
+    let has = |names: &[String], name: &str| names.iter().any(|one| one == name);
+    let worker = of("worker");
+    for name in ["STATOR_DISCOVERY", "STATOR_WORKER_ADDRESS", "STATOR_NATS", "STATOR_UPSTREAM"] {
+        assert!(has(&worker, name), "{name}: {worker:?}");
+    }
+    assert!(!has(&worker, "STATOR_THREADS"));
+    assert!(has(&of("frontend"), "STATOR_NAMESPACE"));
+    assert!(!has(&of("frontend"), "STATOR_GRPC_PORT"));
+}

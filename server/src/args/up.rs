@@ -1,9 +1,10 @@
 //! The flags of `stator up`, and what of them its processes are given.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Args};
+use clap::{Arg, ArgAction, ArgMatches, Args};
 
 use super::{
     AFTER_HELP, BusyArgs, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs,
@@ -55,6 +56,20 @@ pub struct Passed {
     pub flags: Vec<String>,
     /// Its variables, for secrets: command lines can be read by everybody on the machine.
     pub variables: Vec<(String, String)>,
+}
+
+/// Returns the variables of a role's settings that `up` has no flag for, and of those in `own`: its
+/// processes are not to take them from `up`'s own environment.
+pub fn withheld(role: &str, own: &[&str]) -> Vec<OsString> {
+    let command = super::command();
+    let up = command.find_subcommand("up");
+    let is_shared = |arg: &Arg| {
+        up.is_some_and(|up| up.get_arguments().any(|other| other.get_id() == arg.get_id()))
+            && !own.contains(&arg.get_id().as_str())
+    };
+    let of_role = command.find_subcommand(role).into_iter().flat_map(|role| role.get_arguments());
+    let foreign = of_role.filter(|arg| !is_shared(arg));
+    foreign.filter_map(|arg| arg.get_env()).map(OsString::from).collect()
 }
 
 /// Returns the settings that a role shares with `up`, whose matches these are, and that differ from the

@@ -116,8 +116,8 @@ impl FleetConfig {
         let route = &args.route;
         Ok(Self {
             store: if tls.is_some() { store.secured() } else { store },
+            planes: PlanesConfig::from_args(&args.planes, tls.is_some())?,
             tls,
-            planes: PlanesConfig::from_args(&args.planes)?,
             query,
             routing: route.routing,
             max_attempts: route.max_attempts,
@@ -208,7 +208,7 @@ impl WorkerConfig {
             advertise: args.advertise.clone(),
             namespace: namespace(&args.namespace)?,
             store,
-            planes: PlanesConfig::from_args(&args.planes)?,
+            planes: PlanesConfig::from_args(&args.planes, args.worker_tls_cert.is_some())?,
             metrics: metrics(&args.process)?,
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
         })

@@ -214,6 +214,8 @@ impl Fleet {
         if let Some(before) = self.known.insert(name.to_owned(), known) {
             let is_gone = |name: &&String| !names.contains(*name);
             before.names.iter().filter(is_gone).for_each(|name| self.forget(name));
+            // Who still calls the old model is not to wait for workers that never come.
+            before.pool.set(Vec::new(), &self.tasks);
         }
         let card = model.card.clone();
         Some(Order { card, checksum, pool, workers: remotes, names, parent })

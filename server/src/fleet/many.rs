@@ -31,7 +31,8 @@ struct Started {
 
 /// Computes models in several workers until a signal comes.
 pub(super) async fn many(config: WorkerConfig) -> Result<(), ServeError> {
-    let (began, tasks) = (Instant::now(), Tasks::new());
+    // What follows the models ends before the registrations do, and what keeps these at last.
+    let (began, tasks, following) = (Instant::now(), Tasks::new(), Tasks::new());
     let discovery = open_store(&config, &tasks)?;
     let mut signalled = pin!(shutdown::signalled());
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -67,16 +68,18 @@ pub(super) async fn many(config: WorkerConfig) -> Result<(), ServeError> {
             );
         }
         leases.push((worker.clone(), lease.clone()));
-        tasks.spawn("mock worker", async move { worker.follow(instance, &lease).await });
+        following.spawn("mock worker", async move { worker.follow(instance, &lease).await });
     }
     signalled.await;
     tracing::info!("shutting down: calls under way may finish");
-    tasks.cancel();
-    tasks.wait(Duration::from_secs(1)).await;
+    following.cancel();
+    following.wait(Duration::from_secs(1)).await;
     let ends = leases
         .into_iter()
         .map(|(worker, lease)| async move { worker.shut_down(Arc::into_inner(lease)).await });
-    match join_all(ends).await.into_iter().all(|is_finished| is_finished) {
+    let are_finished = join_all(ends).await.into_iter().all(|is_finished| is_finished);
+    tasks.cancel();
+    match are_finished {
         true => tracing::info!("shut down"),
         false => tracing::warn!("shut down; calls that took too long were cut off"),
     }

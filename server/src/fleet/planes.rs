@@ -49,12 +49,18 @@ pub struct PlanesConfig {
 }
 
 impl PlanesConfig {
-    /// Checks the arguments and makes the configuration.
+    /// Checks the arguments and makes the configuration; `has_tls` says that the roles show one
+    /// another certificates.
     ///
     /// Errors: [`Invalid`], naming the flag.
-    pub fn from_args(args: &PlaneArgs) -> std::result::Result<Self, Invalid> {
+    pub fn from_args(args: &PlaneArgs, has_tls: bool) -> std::result::Result<Self, Invalid> {
         let (requests, events) = (args.request_plane, args.event_plane);
         let wants = |plane: Plane| plane == Plane::Nats;
+        if has_tls && wants(requests) {
+            let text = "--request-plane: over nats the roles show no certificates; expected grpc \
+                        with --worker-tls-cert or --worker-tls-ca";
+            return Err(Invalid(text.into()));
+        }
         let servers: Vec<String> =
             args.nats.iter().filter(|one| !one.is_empty()).cloned().collect();
         for (flag, plane) in [("--request-plane", requests), ("--event-plane", events)] {
@@ -194,7 +200,8 @@ impl Planes {
 
     /// Waits until what was said over NATS has left, a moment at most.
     pub(super) async fn flush(&self) {
-        if let Some(connection) = &self.requests {
+        let events = self.events.as_ref().map(|(connection, _)| connection);
+        if let Some(connection) = self.requests.as_ref().or(events) {
             let _ = timeout(FLUSH_WAIT, connection.flush()).await;
         }
     }
@@ -233,7 +240,7 @@ mod tests {
     #[test]
     fn who_wants_nats_says_where_it_is() {
         let read = |nats: &[&str], requests, events| {
-            PlanesConfig::from_args(&arguments(nats, requests, events))
+            PlanesConfig::from_args(&arguments(nats, requests, events), false)
         };
         assert!(read(&[], Plane::Grpc, Plane::Grpc).unwrap().nats.is_none());
         let servers = ["nats://a:1", "nats://b:1"];
@@ -247,6 +254,10 @@ mod tests {
             let wrong = read(&[""], requests, events).unwrap_err();
             assert!(wrong.to_string().contains(flag), "{wrong}");
         }
+        let secured =
+            |requests| PlanesConfig::from_args(&arguments(&servers, requests, Plane::Nats), true);
+        assert!(secured(Plane::Grpc).is_ok());
+        assert!(secured(Plane::Nats).unwrap_err().to_string().contains("--request-plane"));
     }
 
     #[test]

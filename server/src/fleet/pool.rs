@@ -91,9 +91,11 @@ impl Pool {
         self.candidates().iter().any(|candidate| candidate.takes_work())
     }
 
-    /// Shows the load of each worker.
+    /// Shows the load of each worker that takes work.
     pub(super) fn each_load(&self, visit: &mut dyn FnMut(WorkerLoad)) {
-        self.candidates().iter().for_each(|candidate| visit(candidate.load()));
+        let candidates = self.candidates();
+        let working = candidates.iter().filter(|candidate| candidate.takes_work());
+        working.for_each(|candidate| visit(candidate.load()));
     }
 }
 

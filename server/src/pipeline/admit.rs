@@ -98,7 +98,8 @@ impl Thresholds {
             }
         });
         let waiting = self.prefill_tokens.load(Relaxed);
-        let most = limits.prefill_tokens.map(|most| most.saturating_mul(workers));
+        // Prompts that wait for a first worker to come are bounded as those of one.
+        let most = limits.prefill_tokens.map(|most| most.saturating_mul(workers.max(1)));
         if let Some(most) = most.filter(|most| waiting > *most) {
             return Err(busy(format!("{waiting} prompt tokens wait, the threshold is {most}")));
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::replica::Role;
-use crate::args::{Passed, UpArgs, passed, state_dir};
+use crate::args::{Passed, UpArgs, passed, state_dir, withheld};
 use crate::config::{Invalid, LogFormat, threads};
 
 /// The settings that workers and frontends are not given, or not as they are.
@@ -36,8 +36,10 @@ impl UpConfig {
         let program = std::env::current_exe()
             .map_err(|error| Invalid(format!("this program cannot be found: {error}")))?;
         let own = [&OWN[..], &["metrics_port"]].concat();
-        let mut worker = passed("worker", matches, &own);
-        if args.engine.threads == 0 {
+        let is_shared = args.engine.threads == 0;
+        let of_workers = [&own[..], if is_shared { &["threads"] } else { &[] }].concat();
+        let mut worker = passed("worker", matches, &of_workers);
+        if is_shared {
             let share = (threads(0) / args.workers as usize).max(1);
             worker.flags.insert(0, format!("--threads={share}"));
         }
@@ -63,7 +65,8 @@ impl UpConfig {
             arguments.push(url);
             arguments.extend(passed.flags.iter().map(OsString::from));
             let (program, variables) = (self.program.clone(), passed.variables.clone());
-            Role { name, program, arguments, variables, is_worker: role == "worker" }
+            let (withheld, is_worker) = (withheld(role, &OWN), role == "worker");
+            Role { name, program, arguments, variables, withheld, is_worker }
         };
         let workers =
             (0..self.workers).map(|n| role(format!("worker-{n}"), "worker", &self.worker));

@@ -28,6 +28,8 @@ pub(super) struct Role {
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
     pub variables: Vec<(String, String)>,
+    /// Variables that it is not to take from here.
+    pub withheld: Vec<OsString>,
     pub is_worker: bool,
 }
 
@@ -125,6 +127,9 @@ impl Replica {
             .stderr(writer)
             // A Ctrl-C in the terminal is for this process, which ends the others in order.
             .process_group(0);
+        for name in &self.role.withheld {
+            command.env_remove(name);
+        }
         let child = command.spawn()?;
         // The last ends of the pipe that can be written to are the child's.
         drop(command);
@@ -174,6 +179,7 @@ mod tests {
             program: program.into(),
             arguments: Vec::new(),
             variables: Vec::new(),
+            withheld: Vec::new(),
             is_worker: true,
         };
         Replica::new(role, Journal::open(folder, "worker-0", LogFormat::Json).unwrap())

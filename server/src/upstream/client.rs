@@ -146,10 +146,8 @@ pub(super) async fn whole(body: Incoming) -> Result<Bytes> {
     let body = timeout(SILENCE, Limited::new(body, MAX_BODY_BYTES).collect()).await;
     let body = body.map_err(|_| silent())?;
     body.map(http_body_util::Collected::to_bytes).map_err(|error| {
-        Error::new(
-            ErrorKind::Unavailable,
-            format!("an answer of the model's server broke: {error}"),
-        )
+        let text = format!("an answer of the model's server broke: {error}");
+        Error::new(ErrorKind::Unavailable, text).with_code(BROKEN)
     })
 }
 

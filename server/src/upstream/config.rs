@@ -79,6 +79,11 @@ fn base(url: &str) -> Result<String, Invalid> {
         let text = format!("--upstream: expected http://HOST:PORT/v1 or https, got `{url}`");
         Invalid(text)
     };
+    // It may be a password, so it is not shown.
+    if url.contains('@') {
+        let text = "--upstream: expected no user in the URL; a key stands in --upstream-key-file";
+        return Err(Invalid(text.into()));
+    }
     let uri: Uri = url.parse().map_err(|_| wrong())?;
     let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
     if !is_http || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {

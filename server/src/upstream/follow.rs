@@ -117,7 +117,7 @@ impl Upstream {
                 Err(error) => tracing::warn!(server, %error, "upstream is gone"),
             }
             self.models.touch();
-        } else if self.failures == 1
+        } else if [1, PATIENCE].contains(&self.failures)
             && let Err(error) = state
         {
             tracing::warn!(server, %error, "upstream is not there yet");
