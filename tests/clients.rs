@@ -78,7 +78,8 @@ fn binary() -> PathBuf {
     if let Some(path) = env::var_os("STATOR_BIN") {
         return path.into();
     }
-    let build = ["build", "--locked", "--package", "stator-server"];
+    // All of it, examples too: so libraries have the features that the tests had, and are there.
+    let build = ["build", "--locked", "--workspace", "--bins", "--examples"];
     let built = Command::new(env!("CARGO")).args(build).current_dir(ROOT).status().unwrap();
     assert!(built.success(), "the server does not build");
     // A test is `<target>/<profile>/deps/<name>`.
