@@ -320,8 +320,7 @@ async fn a_lost_store_freezes_the_view_and_is_found_again(mut store: Store) {
     instances[0].is_draining = true;
     assert!(leases[0].update(instances[0].clone()).await.is_err());
     let (last, gone) = (leases.pop().unwrap(), instances[2].id);
-    // What stands in a file ends with its owner's lock, whether the folder is there or not.
-    assert!(last.revoke().await.is_err() || matches!(store, Store::File(_)));
+    assert!(last.revoke().await.is_err());
     follower.for_a_while(Duration::from_secs(1)).await;
     assert_eq!((follower.known.len(), follower.is_stale), (3, true), "the view is frozen");
     store.restore();
@@ -371,9 +370,7 @@ suite! {
     over_mem: mem over_file: file over_etcd: etcd over_kubernetes: kubernetes
     over_static: known_addresses
 }
-// Open: a folder that was away and is back. Its registrations were not all there 7 s later, so `file`
-// is not among these stores yet.
 suite! {
     outages
-    outage_of_mem: mem outage_of_etcd: etcd outage_of_kubernetes: kubernetes
+    outage_of_mem: mem outage_of_file: file outage_of_etcd: etcd outage_of_kubernetes: kubernetes
 }

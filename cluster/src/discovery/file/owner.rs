@@ -48,12 +48,16 @@ impl Owner {
     /// Writes the file of an instance. Readers see the old one or the new one, and each whole.
     pub(super) fn write(&self, id: InstanceId, json: &[u8]) -> Result<()> {
         let mut state = self.state();
-        if state.as_ref().is_some_and(|home| !home.path.join(LOCK).exists()) {
-            *state = None;
-        }
-        let home = match &mut *state {
-            Some(home) => home,
-            empty => empty.insert(Home::make(&self.root)?),
+        let home = match state.take() {
+            Some(home) if home.path.join(LOCK).exists() => state.insert(home),
+            before => match Home::make(&self.root) {
+                Ok(made) => state.insert(made.following(before)),
+                Err(error) => {
+                    // It may come back as it was.
+                    *state = before;
+                    return Err(error);
+                }
+            },
         };
         home.generation += 1;
         let draft = home.path.join(format!(".{id}"));
@@ -127,6 +131,15 @@ impl Home {
         fs::rename(&draft, &path).map_err(|error| failed("make", &path, error))?;
         let (files, leftovers) = (BTreeMap::new(), BTreeSet::new());
         Ok(Self { path, _lock: lock, files, leftovers, generation: 0 })
+    }
+
+    /// Takes the place of a folder that is gone. The files of the others are missed until who keeps
+    /// them has written them again.
+    fn following(self, before: Option<Self>) -> Self {
+        match before {
+            Some(Self { files, generation, .. }) => Self { files, generation, ..self },
+            None => self,
+        }
     }
 
     /// Removes the older generations of an instance.
