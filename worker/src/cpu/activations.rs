@@ -106,7 +106,7 @@ pub struct View<'a> {
     pub floats: &'a [f32],
     /// First digits: `[rows / 4, columns / 32]`.
     pub(super) panels: &'a [Panel],
-    /// Room for second digits, row after row: `[rows / 4, 4 * columns / 32]`.
+    /// Room for second digits, block after block: `[rows / 4, 4 * columns / 32]`.
     seconds: &'a [Second],
     /// How many blocks have any: `[rows / 4]`.
     counts: &'a [u32],
@@ -274,29 +274,35 @@ dispatched! {
 
 #[inline(always)]
 fn quantize_body<const FMA: bool>(rows: RowsMut<'_>, columns: usize, excess: f32) {
-    let blocks = columns / BLOCK;
     let RowsMut { floats, panels, seconds, counts } = rows;
-    counts.fill(0);
-    for (row, x) in floats.chunks_exact(columns).enumerate() {
-        let x = x.as_chunks::<BLOCK>().0;
-        let (quad, row) = (row / PANEL_ROWS, row % PANEL_ROWS);
-        let panels = &mut panels[quad * blocks..][..blocks];
-        let mut squares = 0.0;
-        for (x, panel) in x.iter().zip(&mut *panels) {
-            let scale = step(x);
-            panel.scales[row] = scale;
-            squares += scale * scale;
+    let blocks = columns / BLOCK;
+    let rooms = seconds.chunks_exact_mut(PANEL_ROWS * blocks).zip(counts);
+    let quads = floats.chunks(PANEL_ROWS * columns).zip(panels.chunks_exact_mut(blocks));
+    for ((rows, panels), room) in quads.zip(rooms) {
+        let mut limits = [0.0; PANEL_ROWS];
+        for ((row, x), limit) in rows.chunks_exact(columns).enumerate().zip(&mut limits) {
+            *limit = quantize_row(x.as_chunks().0, panels, row) * excess;
         }
-        for (x, panel) in x.iter().zip(&mut *panels) {
-            let inverse = inverse(panel.scales[row]);
-            let halves = rounded(&mut panel.values[row], |column| x[column] * inverse + ROUNDING);
-            panel.sums[row] = (halves[0] + halves[1]) as f32;
-            panel.half_sums[row] = halves;
-        }
-        let limit = squares / blocks as f32 * excess;
-        let seconds = &mut seconds[quad * PANEL_ROWS * blocks..][..PANEL_ROWS * blocks];
-        add_seconds(x, (panels, row), limit, (seconds, &mut counts[quad]), second_digits);
+        add_seconds(rows, panels, &limits, room, second_digits);
     }
+}
+
+/// Quantises a row of a panel, and returns the mean of its squared steps.
+#[inline(always)]
+fn quantize_row(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> f32 {
+    let mut squares = 0.0;
+    for (x, panel) in x.iter().zip(&mut *panels) {
+        let scale = step(x);
+        panel.scales[row] = scale;
+        squares += scale * scale;
+    }
+    for (x, panel) in x.iter().zip(&mut *panels) {
+        let inverse = inverse(panel.scales[row]);
+        let halves = rounded(&mut panel.values[row], |column| x[column] * inverse + ROUNDING);
+        panel.sums[row] = (halves[0] + halves[1]) as f32;
+        panel.half_sums[row] = halves;
+    }
+    squares / panels.len() as f32
 }
 
 /// Returns what a number is multiplied with to become a digit: 0 where the step is none, NaN, or so
@@ -306,25 +312,30 @@ pub(super) fn inverse(scale: f32) -> f32 {
     if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
 }
 
-/// Adds second digits of a row's blocks whose squared steps are above a limit; `digits` writes
-/// those of a block, given what a number is multiplied with to become a first digit, and returns
-/// their sum.
+/// Writes the second digits of the rows of a panel where a block's squared step is above its row's
+/// limit, block after block, so that kernels unpack a block of weights once for all of them;
+/// `digits` writes those of a block, given what a number is multiplied with to become a first
+/// digit, and returns their sum.
 #[inline(always)]
 pub(super) fn add_seconds(
-    x: &[[f32; BLOCK]],
-    (panels, row): (&[Panel], usize),
-    limit: f32,
+    rows: &[f32],
+    panels: &[Panel],
+    limits: &[f32; PANEL_ROWS],
     (seconds, count): (&mut [Second], &mut u32),
     digits: impl Fn(&[f32; BLOCK], f32, &mut [i8; BLOCK]) -> i32,
 ) {
-    for (block, (x, panel)) in x.iter().zip(panels).enumerate() {
-        let scale = panel.scales[row];
-        if scale * scale > limit {
-            let second = &mut seconds[*count as usize];
-            *count += 1;
-            second.sum = digits(x, inverse(scale), &mut second.values) as f32;
-            second.scale = scale * (1.0 / BASE);
-            (second.block, second.row) = (block as u32, row as u32);
+    *count = 0;
+    let rows = rows.as_chunks::<BLOCK>().0.chunks_exact(panels.len());
+    for (block, panel) in panels.iter().enumerate() {
+        for ((row, x), limit) in rows.clone().enumerate().zip(limits) {
+            let scale = panel.scales[row];
+            if scale * scale > *limit {
+                let second = &mut seconds[*count as usize];
+                *count += 1;
+                second.sum = digits(&x[block], inverse(scale), &mut second.values) as f32;
+                second.scale = scale * (1.0 / BASE);
+                (second.block, second.row) = (block as u32, row as u32);
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use super::packed::{
 pub(super) use quantize::quantize;
 
 /// How far ahead weights are fetched, in bytes; past the end of a group lies the next one.
-const PREFETCH_BYTES: usize = 2560;
+const PREFETCH_BYTES: usize = 6144;
 
 /// Does the same for each row `$m` below `$count`, up to 16. It is written out, since the sums of
 /// rows that a loop counts through live in memory and not in registers.
@@ -117,12 +117,17 @@ fn bytes(header: &[u8], at: usize) -> __m128i {
     unsafe { _mm_loadu_si128(header.as_ptr().add(at).cast()) }
 }
 
+/// Fetches what comes after these bytes. With one row of activations the processor's own look
+/// ahead is faster alone: measured 17 % on one thread.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch(bytes: &[u8]) {
+fn prefetch<const M: usize>(bytes: &[u8]) {
+    if M == 1 {
+        return;
+    }
     for line in (0..bytes.len()).step_by(64) {
         let ahead = bytes.as_ptr().wrapping_add(PREFETCH_BYTES + line);
-        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
     }
 }
 
@@ -208,9 +213,9 @@ fn tiles<F: Format, const M: usize>(group: &[u8], x: View<'_>, lane: usize) -> [
     let mut sums = [_mm512_setzero_ps(); M];
     for (index, tile) in group.chunks_exact(F::CODES.tile_bytes()).enumerate() {
         let (header, codes) = tile.split_at(F::CODES.header_bytes());
-        prefetch(header);
+        prefetch::<M>(header);
         for (inner, codes) in codes.chunks_exact(F::CODES.block_bytes()).enumerate() {
-            prefetch(codes);
+            prefetch::<M>(codes);
             let b = index * F::CODES.blocks() + inner;
             debug_assert!(b < blocks);
             let scales = scales::<F>(header, inner);
@@ -233,21 +238,27 @@ fn tiles<F: Format, const M: usize>(group: &[u8], x: View<'_>, lane: usize) -> [
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f32; ROWS]]) {
     for (quad, seconds) in x.seconds().enumerate() {
+        let mut block = u32::MAX;
+        let (mut planes, zero) = ([_mm512_setzero_si512(); PLANES], _mm512_setzero_ps());
+        let mut worth = (zero, zero);
         for second in seconds {
             let row = (quad * PANEL_ROWS + second.row as usize).wrapping_sub(lane);
             if row >= out.len() {
                 continue;
             }
-            let (header, inner, codes) = F::CODES.find(group, second.block as usize);
-            let (planes, scales) = (unpack::<F>(codes), scales::<F>(header, inner));
+            if block != second.block {
+                block = second.block;
+                let (header, inner, codes) = F::CODES.find(group, block as usize);
+                (planes, worth) = (unpack::<F>(codes), scales::<F>(header, inner));
+            }
             let product = match F::CODES.scales() {
                 Scales::Halves => {
                     let sum = |digits: &[i8]| digits.iter().map(|&digit| i32::from(digit)).sum();
                     let (first, last) = second.values.split_at(BLOCK / 2);
                     let sums = [sum(first), sum(last)];
-                    product_of_halves(&planes, &second.values, sums, scales)
+                    product_of_halves(&planes, &second.values, sums, worth)
                 }
-                _ => product_of_all::<F>(&planes, &second.values, second.sum, scales),
+                _ => product_of_all::<F>(&planes, &second.values, second.sum, worth),
             };
             let out = &mut out[row];
             // SAFETY: a row of `out` is 16 floats, which is what the load reads.
@@ -354,7 +365,7 @@ fn dense_rows<F: Float, const M: usize>(group: &[u8], x: &[f32], out: &mut [[f32
     // Sums of even and of odd columns, so that one product need not wait for the other.
     let mut sums = [[_mm512_setzero_ps(); 2]; M];
     for (pair, weights) in group.chunks_exact(pair_bytes).enumerate() {
-        prefetch(weights);
+        prefetch::<M>(weights);
         let weights = widen_pair::<F>(weights);
         for (m, sums) in sums.iter_mut().enumerate() {
             for (side, sum) in sums.iter_mut().enumerate() {

@@ -4,7 +4,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::activations::{BASE, BLOCK, MOST, PANEL_ROWS, RowsMut, add_seconds, inverse};
+use crate::cpu::activations::{
+    BASE, BLOCK, MOST, PANEL_ROWS, Panel, RowsMut, add_seconds, inverse,
+};
 
 /// Blocks at a time.
 const FOUR: usize = 4;
@@ -12,40 +14,46 @@ const FOUR: usize = 4;
 /// Does what [`quantize`](crate::cpu::activations) does.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(in crate::cpu) fn quantize(rows: RowsMut<'_>, columns: usize, excess: f32) {
-    let blocks = columns / BLOCK;
     let RowsMut { floats, panels, seconds, counts } = rows;
-    counts.fill(0);
-    for (row, x) in floats.chunks_exact(columns).enumerate() {
-        let x = x.as_chunks::<BLOCK>().0;
-        let (quad, row) = (row / PANEL_ROWS, row % PANEL_ROWS);
-        let panels = &mut panels[quad * blocks..][..blocks];
-        let mut squares = _mm_setzero_ps();
-        for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
-            let steps = _mm_mul_ps(largest(x), _mm_set1_ps(1.0 / MOST));
-            // Infinity less infinity is NaN.
-            let steps = _mm_add_ps(steps, _mm_sub_ps(steps, steps));
-            squares = _mm_fmadd_ps(steps, steps, squares);
-            for (panel, step) in panels.iter_mut().zip(floats_of(steps)) {
-                panel.scales[row] = step;
-            }
+    let blocks = columns / BLOCK;
+    let rooms = seconds.chunks_exact_mut(PANEL_ROWS * blocks).zip(counts);
+    let quads = floats.chunks(PANEL_ROWS * columns).zip(panels.chunks_exact_mut(blocks));
+    for ((rows, panels), room) in quads.zip(rooms) {
+        let mut limits = [0.0; PANEL_ROWS];
+        for ((row, x), limit) in rows.chunks_exact(columns).enumerate().zip(&mut limits) {
+            *limit = quantize_row(x.as_chunks().0, panels, row) * excess;
         }
-        for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
-            let mut quarters = [_mm256_setzero_si256(); FOUR];
-            for ((x, panel), quarters) in x.iter().zip(&mut *panels).zip(&mut quarters) {
-                *quarters = first_digits(x, inverse(panel.scales[row]), &mut panel.values[row]);
-            }
-            for (panel, halves) in panels.iter_mut().zip(sums(quarters)) {
-                panel.half_sums[row] = halves;
-                panel.sums[row] = (halves[0] + halves[1]) as f32;
-            }
-        }
-        let [a, b, c, d] = floats_of(squares);
-        let limit = ((a + b) + (c + d)) / blocks as f32 * excess;
-        let seconds = &mut seconds[quad * PANEL_ROWS * blocks..][..PANEL_ROWS * blocks];
-        add_seconds(x, (panels, row), limit, (seconds, &mut counts[quad]), |x, inverse, out| {
-            second_digits(x, inverse, out)
-        });
+        let digits = |x: &_, inverse, out: &mut _| second_digits(x, inverse, out);
+        add_seconds(rows, panels, &limits, room, digits);
     }
+}
+
+/// Quantises a row of a panel, and returns the mean of its squared steps.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn quantize_row(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> f32 {
+    let mut squares = _mm_setzero_ps();
+    for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
+        let steps = _mm_mul_ps(largest(x), _mm_set1_ps(1.0 / MOST));
+        // Infinity less infinity is NaN.
+        let steps = _mm_add_ps(steps, _mm_sub_ps(steps, steps));
+        squares = _mm_fmadd_ps(steps, steps, squares);
+        for (panel, step) in panels.iter_mut().zip(floats_of(steps)) {
+            panel.scales[row] = step;
+        }
+    }
+    for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
+        let mut quarters = [_mm256_setzero_si256(); FOUR];
+        for ((x, panel), quarters) in x.iter().zip(&mut *panels).zip(&mut quarters) {
+            *quarters = first_digits(x, inverse(panel.scales[row]), &mut panel.values[row]);
+        }
+        for (panel, halves) in panels.iter_mut().zip(sums(quarters)) {
+            panel.half_sums[row] = halves;
+            panel.sums[row] = (halves[0] + halves[1]) as f32;
+        }
+    }
+    let [a, b, c, d] = floats_of(squares);
+    ((a + b) + (c + d)) / panels.len() as f32
 }
 
 #[inline]
