@@ -412,6 +412,7 @@ impl Maker {
         let card = &order.card;
         let is_encoder = card.kind == Kind::Embedding;
         let bridge = TextBridge::of_texts(&card.name, card.context_length, is_encoder);
+        let bridge = if card.kind == Kind::Text { bridge.without_chats() } else { bridge };
         let (load, health) = (order.pool.clone(), order.pool.clone());
         let engines = TextEngines {
             bridge: Arc::new(bridge),
