@@ -300,7 +300,7 @@ impl Fleet {
                     }
                     self.models.replace(&name, vec![(VERSION, Arc::new(model))]);
                 }
-                tracing::info!(model = name, "model ready");
+                order.pool.announce(&self.tasks);
                 None
             }
             Err(why) => {
