@@ -28,9 +28,9 @@ pub(crate) fn text(
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let _ = writeln!(out, "models: {names}");
     if models.are_of_fleet() {
-        let list = http.map(|http| format!(" and is in {http}/v1/models")).unwrap_or_default();
-        let _ =
-            writeln!(out, "A model that a worker brings later is logged as `model ready`{list}.");
+        let list = http.map(|http| format!("; curl -X POST {http}/v2/repository/index lists all"));
+        let list = list.unwrap_or_default();
+        let _ = writeln!(out, "A model that workers bring later is logged as `model ready`{list}.");
     }
     out.push('\n');
     let has_tls = tls.is_some_and(|tls| tls.listeners.contains(&TlsListener::Grpc));

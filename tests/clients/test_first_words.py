@@ -72,7 +72,7 @@ def test_a_banner_has_all_models_that_are_there(tmp_path):
     discovery = f"file://{tmp_path}"
     with running("--discovery", discovery, *MODELS, role="worker"), starting(discovery) as front:
         eventually("it is ready", lambda: front.event("ready"))
-        eventually("it is said", lambda: "/v1/models" in "".join(front.said))
+        eventually("it is said", lambda: "/v2/repository/index" in "".join(front.said))
         assert "models: simple, words\n" in front.said, front.said
 
 
