@@ -100,4 +100,4 @@ def test_a_python_worker_speaks_tls(tmp_path):
             assert (answer == 2).all()
         with client_of(bare) as client:
             assert not is_ready(client, "double")
-        assert any("wants a certificate" in line for line in bare.log), "".join(bare.log)
+        assert any("a worker cannot be called" in line for line in bare.log), "".join(bare.log)
