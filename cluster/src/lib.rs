@@ -1,6 +1,7 @@
 //! How processes find, call and hear each other.
 
 pub mod card;
+mod complaints;
 pub mod discovery;
 pub mod events;
 pub mod instance;
@@ -8,3 +9,5 @@ pub mod membership;
 pub mod nats;
 pub mod request;
 pub mod vllm;
+
+pub use complaints::Complaints;

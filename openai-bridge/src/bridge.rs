@@ -43,6 +43,8 @@ pub struct TextBridge {
     is_encoder: bool,
     /// Whether its engine has the template and the tokenizer.
     takes_texts: bool,
+    /// Whether that engine knows conversations too, and not prompts alone.
+    takes_chats: bool,
 }
 
 impl TextBridge {
@@ -71,6 +73,7 @@ impl TextBridge {
             markers,
             is_encoder: false,
             takes_texts: false,
+            takes_chats: false,
         })
     }
 
@@ -91,6 +94,7 @@ impl TextBridge {
             markers: Arc::default(),
             is_encoder: true,
             takes_texts: false,
+            takes_chats: false,
         })
     }
 
@@ -107,7 +111,14 @@ impl TextBridge {
             markers: Arc::default(),
             is_encoder,
             takes_texts: true,
+            takes_chats: true,
         }
+    }
+
+    /// Makes it the bridge of an engine that takes prompts and no conversations.
+    #[must_use]
+    pub fn without_chats(self) -> Self {
+        Self { takes_chats: false, ..self }
     }
 
     /// Returns whether the model's engine takes texts, and has the template and the tokenizer.
@@ -186,8 +197,11 @@ impl TextBridge {
         settings: &Settings,
         conversations: Vec<Vec<Json>>,
     ) -> Result<Prompts> {
-        if self.template.is_none() && !self.takes_texts {
-            let text = format!("'{}' has no chat template", self.name);
+        if self.template.is_none() && !self.takes_chats {
+            let text = format!(
+                "'{}' has no chat template: it continues prompts and takes no messages",
+                self.name
+            );
             return Err(Error::invalid(text).with_param("messages"));
         }
         let count = conversations.len();

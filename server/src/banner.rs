@@ -14,19 +14,25 @@ pub(crate) fn text(
     security: &SecurityConfig,
 ) -> String {
     let host = host_of(address);
-    let ready = models.ready();
+    let mut ready = models.ready();
+    ready.retain(|model| model.is_ready());
     let names: Vec<&str> = ready.iter().map(|model| &*model.name).collect();
     let mut out = format!("\nStator serves KServe v2 over gRPC at {host}\n");
     let tls = security.tls.as_ref();
-    if let Some(http) = http.map(host_of) {
-        let has_tls = tls.is_some_and(|tls| tls.listeners.contains(&TlsListener::Http));
-        let scheme = if has_tls { "https" } else { "http" };
-        let _ = writeln!(
-            out,
-            "and the OpenAI API at {scheme}://{http}/v1; a page to chat is at {scheme}://{http}/"
-        );
+    let has_tls = tls.is_some_and(|tls| tls.listeners.contains(&TlsListener::Http));
+    let scheme = if has_tls { "https" } else { "http" };
+    let http = http.map(|http| format!("{scheme}://{}", host_of(http)));
+    if let Some(http) = &http {
+        let _ = writeln!(out, "and the OpenAI API at {http}/v1; a page to chat is at {http}/");
     }
-    let _ = writeln!(out, "models: {}\n", names.join(", "));
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let _ = writeln!(out, "models: {names}");
+    if models.are_of_fleet() {
+        let list = http.map(|http| format!("; curl -X POST {http}/v2/repository/index lists all"));
+        let list = list.unwrap_or_default();
+        let _ = writeln!(out, "A model that workers bring later is logged as `model ready`{list}.");
+    }
+    out.push('\n');
     let has_tls = tls.is_some_and(|tls| tls.listeners.contains(&TlsListener::Grpc));
     if has_tls || security.api_keys.is_some() {
         out.push_str(&secured(&host, has_tls, security));

@@ -347,6 +347,22 @@ impl Models {
         self.read().values().all(|entry| entry.versions.values().all(is_fine))
     }
 
+    /// Returns whether there are models, and each takes requests or cannot be served.
+    pub(crate) fn are_settled(&self) -> bool {
+        let is_settled = |state: &State| match state {
+            State::Loading => false,
+            State::Ready(model) => model.is_ready(),
+            State::Unloading(_) | State::Unavailable(_) => true,
+        };
+        let models = self.read();
+        !models.is_empty() && models.values().all(|entry| entry.versions.values().all(is_settled))
+    }
+
+    /// Returns whether models come and go with workers.
+    pub(crate) fn are_of_fleet(&self) -> bool {
+        matches!(self.readiness, Readiness::Any)
+    }
+
     /// Returns a receiver that is told of every change.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()

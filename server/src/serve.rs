@@ -33,7 +33,8 @@ use crate::{banner, openai, pages, rest, shutdown};
 /// Open connections of the metrics listener; more wait in the listen queue.
 const MAX_METRICS_CONNECTIONS: usize = 64;
 
-/// How long a frontend waits for workers before it says that it is there.
+/// How long a frontend, whose ports are open, waits for the models that workers have, to name them
+/// when it says that it is there.
 const WORKERS_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a server could not start or go on.
@@ -159,9 +160,10 @@ impl Server {
             Origin::Own(config) => load_initial(&self.repository, config, &self.tasks.0).await,
             Origin::Fleet(_) => {
                 let mut changes = self.models.changes();
-                let ready =
-                    async { while !self.models.are_ready() && changes.changed().await.is_ok() {} };
-                let _ = tokio::time::timeout(WORKERS_WAIT, ready).await;
+                let settled = async {
+                    while !self.models.are_settled() && changes.changed().await.is_ok() {}
+                };
+                let _ = tokio::time::timeout(WORKERS_WAIT, settled).await;
                 Ok(())
             }
         }
@@ -213,6 +215,11 @@ impl Server {
 /// Serves until a signal comes.
 pub async fn run(config: Config, logging: Logging) -> Result<(), ServeError> {
     let server = Server::open(config, logging).await?;
+    tracing::info!(
+        grpc = %server.grpc_address,
+        http = server.http_address.map(tracing::field::display),
+        "ports are open"
+    );
     // One future from the start to the end, so that no signal falls between two of them.
     let mut signalled = pin!(shutdown::signalled());
     let is_loaded = tokio::select! {

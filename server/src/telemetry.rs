@@ -20,6 +20,10 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as log};
 
 use crate::config::{Invalid, LogFormat};
 
+/// A library that tells of each attempt to connect and names no server: `cluster::nats` tells what
+/// there is to know.
+const QUIET: &str = "async_nats";
+
 /// The value of a log setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LogValue {
@@ -59,8 +63,7 @@ impl Default for Logging {
 ///
 /// Errors: directives that do not parse, or logging that was started before.
 pub fn start(level: &str, format: LogFormat) -> std::result::Result<Logging, Invalid> {
-    let filter: EnvFilter =
-        level.parse().map_err(|error| Invalid(format!("--log-level `{level}`: {error}")))?;
+    let filter = directives(level)?;
     let logging = Logging::default();
     let highest = filter.max_level_hint().and_then(|hint| hint.into_level());
     logging.set(Switches {
@@ -87,6 +90,20 @@ pub fn start(level: &str, format: LogFormat) -> std::result::Result<Logging, Inv
     let started = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
     started.map_err(|error| Invalid(format!("cannot start logging: {error}")))?;
     Ok(Logging { filter: Some(handle), ..logging })
+}
+
+/// Reads the directives of --log-level.
+fn directives(level: &str) -> std::result::Result<EnvFilter, Invalid> {
+    let wrong = |error: &dyn fmt::Display| Invalid(format!("--log-level `{level}`: {error}"));
+    let filter: EnvFilter = level.parse().map_err(|error| wrong(&error))?;
+    // What is asked for by name is shown.
+    match level.contains(QUIET) {
+        true => Ok(filter),
+        false => {
+            let quiet = format!("{QUIET}=off").parse().map_err(|error| wrong(&error))?;
+            Ok(filter.add_directive(quiet))
+        }
+    }
 }
 
 impl Logging {
@@ -188,8 +205,10 @@ impl Switches {
         };
         // Libraries' own details would drown ours.
         EnvFilter::new(match level {
-            "trace" | "debug" => format!("info,server={level},worker={level},engine={level}"),
-            level => level.to_owned(),
+            "trace" | "debug" => {
+                format!("info,server={level},worker={level},engine={level},{QUIET}=off")
+            }
+            level => format!("{level},{QUIET}=off"),
         })
     }
 }
@@ -264,10 +283,18 @@ mod tests {
     fn the_filter_follows_the_switches() {
         let all = Switches { error: true, warning: true, info: true, verbose: 0 };
         let level = |switches: Switches| switches.directives().to_string();
-        assert_eq!(level(all), "info");
-        assert_eq!(level(Switches { info: false, ..all }), "warn");
+        assert_eq!(level(all), "async_nats=off,info");
+        assert_eq!(level(Switches { info: false, ..all }), "async_nats=off,warn");
         assert!(level(Switches { verbose: 1, ..all }).contains("server=debug"));
         let none = Switches { error: false, warning: false, info: false, verbose: 0 };
-        assert_eq!(level(none), "off");
+        assert_eq!(level(none), "async_nats=off,off");
+    }
+
+    #[test]
+    fn a_loud_library_is_heard_by_its_name_alone() {
+        let read = |level: &str| directives(level).unwrap().to_string();
+        assert_eq!(read("debug"), "async_nats=off,debug");
+        assert_eq!(read("info,async_nats=info"), "async_nats=info,info");
+        assert!(directives("server=loud").unwrap_err().to_string().contains("--log-level"));
     }
 }

@@ -1,6 +1,7 @@
 """TLS between workers and frontends: who is called, who gets in, certificates that change."""
 
 import contextlib
+import socket
 import subprocess
 import time
 
@@ -39,6 +40,12 @@ def says(server, text):
     return any(text in line for line in server.log)
 
 
+def told(server, text):
+    """Returns how often a server warned of a peer; models that lack their worker are another fact."""
+    warned = [line for line in server.log if '"WARN"' in line and "cannot be served" not in line]
+    return sum(text in line for line in warned)
+
+
 def is_served(front):
     with client_of(front) as client:
         return is_ready(client, "simple")
@@ -73,7 +80,7 @@ def test_both_sides_show_certificates(discovery, authority):
 
 def test_a_frontend_without_certificate_is_not_let_in(discovery, authority, stranger):
     wanted = ["--worker-tls-client-ca", authority.pem]
-    with worker(discovery, *shown(authority.issue("mutual")), *wanted), \
+    with worker(discovery, *shown(authority.issue("mutual")), *wanted) as hub, \
             frontend(discovery, "--worker-tls-ca", authority.pem) as bare, \
             frontend(discovery, "--worker-tls-ca", authority.pem,
                      *shown(stranger.issue("frontend"))) as wrong, \
@@ -81,14 +88,35 @@ def test_a_frontend_without_certificate_is_not_let_in(discovery, authority, stra
                      *shown(authority.issue("frontend"))) as right:
         serves(right)
         never(lambda: is_served(bare) or is_served(wrong))
+        # Each is told why, and once, however often it was tried.
+        assert told(bare, "the worker wants a certificate and is shown none: set --worker-tls-cert") == 1
+        assert told(wrong, "the authority is not in the file of its --worker-tls-client-ca") == 1
+        assert told(hub, "the frontend shows no certificate, which --worker-tls-client-ca wants") == 1
+        assert told(hub, "is of no authority in the file of --worker-tls-client-ca") == 1
+        assert told(right, "cannot be called") == 0
 
 
 def test_a_worker_of_another_authority_is_not_called(discovery, authority, stranger):
-    with worker(discovery, *shown(stranger.issue("worker"))), \
+    with worker(discovery, *shown(stranger.issue("worker"))) as hub, \
             frontend(discovery, "--worker-tls-ca", authority.pem) as strict, \
             frontend(discovery, "--worker-tls-ca", stranger.pem) as right:
         serves(right)
         never(lambda: is_served(strict))
+        assert told(strict, "certificate is of no authority in the file of --worker-tls-ca") == 1
+        assert told(hub, "the authority is not in the file of its --worker-tls-ca") == 1
+        ready = '"message":"model ready"'
+        assert says(right, ready) and not says(strict, ready)
+
+
+def test_a_worker_with_another_name_is_not_called(discovery, authority):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = ["--worker-address", f"0.0.0.0:{port}", "--advertise", f"127.0.0.2:{port}"]
+    with worker(discovery, *shown(authority.issue("named")), *where), \
+            frontend(discovery, "--worker-tls-ca", authority.pem) as front:
+        eventually("it is told", lambda: told(front, "has other names than the host"))
+        assert not is_served(front)
 
 
 def test_in_the_clear_and_by_tls_do_not_mix(discovery, authority):
@@ -132,9 +160,27 @@ def test_new_certificates_need_no_restart(discovery, authority):
     ("frontend", ["--worker-tls-ca", "/none"], "--worker-tls-ca: cannot read `/none`"),
 ])
 def test_what_cannot_be_is_refused_at_the_start(discovery, role, arguments, words):
+    ended = started(discovery, role, arguments)
+    assert ended.returncode != 0 and words in ended.stderr, ended
+
+
+def test_certificates_that_others_would_refuse_are_refused_at_the_start(discovery, authority):
+    key = authority.pem.replace(".pem", ".key")
+    authority.ca.private_key_pem.write_to_path(key)
+    (own, own_key), (other, _) = authority.issue("own"), authority.issue("other")
+    for role, more in (("worker", []), ("frontend", ["--worker-tls-ca", authority.pem])):
+        for files, words in (
+                ((authority.pem, key), f"--worker-tls-cert: `{authority.pem}` is an authority's own"),
+                ((other, own_key), "--worker-tls-key: the key does not belong to the certificate"),
+                ((own, own), f"--worker-tls-key: expected a private key in PEM in `{own}`")):
+            ended = started(discovery, role, [*shown(files), *more])
+            assert ended.returncode != 0 and words in ended.stderr, ended
+
+
+def started(discovery, role, arguments):
+    """Returns how a role ended that does not start."""
     doors = [] if role == "worker" else ["--grpc-port", "0", "--http-port", "0"]
     models = MODELS if role == "worker" else []
     command = [str(BINARY), role, "--discovery", discovery, "--metrics-port", "0", *doors, *models,
                *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    assert ended.returncode != 0 and words in ended.stderr, ended
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)

@@ -193,3 +193,36 @@ def test_without_nats_nothing_fails(tmp_path):
             chat(front, "one more")
             eventually("events are heard again",
                        lambda: counter(front, "kv_events", "words") > before)
+
+
+def lines(server, *parts):
+    return [line for line in list(server.log) if all(part in line for part in parts)]
+
+
+def test_an_outage_of_nats_is_told_once_with_its_address(tmp_path):
+    with program(tmp_path, nats_server) as nats, \
+            running("--discovery", f"file://{tmp_path}/fleet", *MODELS, *planes(nats, "nats", "nats"),
+                    role="worker") as worker:
+        eventually("it is connected", lambda: lines(worker, "connected to nats"))
+        nats.stop()
+        eventually("it is lost", lambda: lines(worker, "lost the connection to nats"))
+        # Long enough for some attempts.
+        time.sleep(3)
+        nats.start()
+        eventually("it is back", lambda: len(lines(worker, '"message":"connected to nats"')) == 2)
+        warned = lines(worker, '"WARN"', "nats")
+        assert len(warned) == 1 and f"127.0.0.1:{nats.port}" in warned[0], warned
+        assert not lines(worker, "async_nats"), "the library names no server"
+
+
+def test_a_server_that_is_not_there_or_not_used_is_told(tmp_path):
+    where = ["--nats", f"nats://user:secret@127.0.0.1:{free_port()}"]
+    started = running("--discovery", f"file://{tmp_path}/fleet", *MODELS, *where,
+                      "--event-plane", "nats", role="worker")
+    with started as worker:
+        eventually("it is told", lambda: lines(worker, '"WARN"', "nats cannot be reached"))
+        assert not lines(worker, "secret")
+        time.sleep(1)
+        assert len(lines(worker, '"WARN"')) == 1
+    with running("--discovery", f"file://{tmp_path}/fleet", *MODELS, *where, role="worker") as worker:
+        assert lines(worker, '"WARN"', "--nats is given and not used")

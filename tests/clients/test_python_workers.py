@@ -278,6 +278,8 @@ def test_texts_pass_all_doors(client, sdk):
     with pytest.raises(openai.APIStatusError) as refused:
         sdk.completions.create(model="spells", prompt="a", logprobs=1)
     assert refused.value.status_code == 501, refused.value
+    with pytest.raises(openai.BadRequestError, match="continues prompts and takes no messages"):
+        sdk.chat.completions.create(model="spells", messages=[{"role": "user", "content": "a"}])
     vector = sdk.embeddings.create(model="lengths", input="Grüße").data[0].embedding
     assert vector == [5.0, 7.0]
 

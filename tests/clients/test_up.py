@@ -123,12 +123,25 @@ def test_processes_end_when_their_parent_is_killed(tmp_path):
         fleet.eventually(lambda: not any(map(is_alive, pids)))
 
 
-def test_what_cannot_run_is_given_up_and_a_second_ctrl_c_ends_at_once(tmp_path):
-    with up(tmp_path, str(tmp_path / "nothing.gguf"), "--workers", "1") as fleet:
-        fleet.eventually(lambda: len(fleet.told("process ended: it is started again")) >= 2)
+def test_a_refused_first_start_ends_the_fleet_at_once(tmp_path):
+    """A retry would be refused as well, and nobody would read why."""
+    with up(tmp_path, str(tmp_path / "nothing.gguf")) as fleet:
+        started = time.monotonic()
+        assert fleet.process.wait(WAIT_SECONDS) == 1
+        assert time.monotonic() - started < 10
+        fleet.eventually(lambda: fleet.log[-1].startswith("stator: cannot start: worker-"))
+        assert "nothing.gguf" in fleet.log[-1], fleet.log[-1]
+        assert not fleet.told("process ended: it is started again")
+
+
+def test_what_dies_is_given_up_and_a_second_ctrl_c_ends_at_once(tmp_path):
+    with up(tmp_path, *MODELS, "--workers", "1") as fleet:
+        for count in (1, 2):
+            os.kill(fleet.pid("worker-0"), signal.SIGKILL)
+            fleet.eventually(lambda: len(fleet.told("process started", replica="worker-0")) > count)
         waits = [event["again_in"] for event in fleet.told("process ended: it is started again")]
         assert waits[:2] == ["250ms", "500ms"]
-        assert any("nothing.gguf" in line for line in fleet.log)
+        fleet.process.send_signal(signal.SIGTERM)
         fleet.process.send_signal(signal.SIGTERM)
         assert fleet.process.wait(WAIT_SECONDS) == 0
 

@@ -187,8 +187,8 @@ fn log(change: &Change) {
         Change::Left(id) => info!(instance = %id, "worker left"),
         Change::Suspected(id) => warn!(instance = %id, "worker is not called: connection died"),
         Change::Cleared(id) => info!(instance = %id, "worker is called again"),
-        Change::ModelAdded(name) => info!(name, "name is served"),
-        Change::ModelRemoved(name) => info!(name, "name is served no more"),
+        Change::ModelAdded(name) => info!(name, "name is registered"),
+        Change::ModelRemoved(name) => info!(name, "name is registered no more"),
         Change::Conflict(conflict) => warn!(name = conflict.name, "{conflict}"),
         Change::ConflictEnded(conflict) => {
             info!(name = conflict.name, instance = %conflict.instance, "conflict of cards is over");

@@ -21,6 +21,7 @@ pub(crate) mod tests;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -28,6 +29,7 @@ use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use engine::{Error, Result};
 use tokio::sync::watch;
 
+use crate::complaints::Complaints;
 use crate::instance::{InstanceId, Namespace};
 
 pub use connect::{Nats, WithFallback};
@@ -110,6 +112,7 @@ impl Connection {
     pub async fn open(config: Config) -> Result<Self> {
         let servers = addresses(&config.servers)?;
         let (counter, losses) = watch::channel(0_u64);
+        let news = News::new(&servers, counter);
         let mut options = ConnectOptions::new()
             .name("stator")
             .retry_on_initial_connect()
@@ -120,7 +123,7 @@ impl Connection {
                 RECONNECT_FIRST.saturating_mul(factor).min(RECONNECT_MAX)
             })
             .event_callback(move |event| {
-                notice(&event, &counter);
+                news.take(&event);
                 std::future::ready(())
             });
         if let Some(file) = &config.credentials {
@@ -174,15 +177,47 @@ fn addresses(servers: &[String]) -> Result<Vec<ServerAddr>> {
     servers.iter().enumerate().map(read).collect()
 }
 
-fn notice(event: &Event, losses: &watch::Sender<u64>) {
-    match event {
-        Event::Disconnected => {
-            losses.send_modify(|count| *count += 1);
-            tracing::warn!("lost the connection to nats");
+/// What is told of the connection: once when it is lost and once when it is back. The library's own
+/// words, which name no server, are not logged.
+struct News {
+    /// The servers, without what is secret of their URLs.
+    servers: String,
+    losses: watch::Sender<u64>,
+    /// Whether it was told that there is no connection.
+    is_lost: AtomicBool,
+    complaints: Complaints,
+}
+
+impl News {
+    fn new(servers: &[ServerAddr], losses: watch::Sender<u64>) -> Self {
+        let shown = |one: &ServerAddr| format!("{}:{}", one.host(), one.port());
+        let servers = servers.iter().map(shown).collect::<Vec<_>>().join(",");
+        Self { servers, losses, is_lost: AtomicBool::new(false), complaints: Complaints::default() }
+    }
+
+    fn take(&self, event: &Event) {
+        let servers = &self.servers;
+        match event {
+            Event::Disconnected => {
+                self.losses.send_modify(|count| *count += 1);
+                self.is_lost.store(true, Relaxed);
+                tracing::warn!(servers, "lost the connection to nats, it is tried again");
+            }
+            // Each attempt that fails.
+            Event::ClientError(error) if !self.is_lost.swap(true, Relaxed) => {
+                tracing::warn!(servers, %error, "nats cannot be reached, it is tried again");
+            }
+            Event::Connected => {
+                self.is_lost.store(false, Relaxed);
+                tracing::info!(servers, "connected to nats");
+            }
+            // Such as permissions that are missing.
+            Event::ServerError(error) if self.complaints.is_due("", &error.to_string()) => {
+                tracing::warn!(servers, %error, "nats refuses something");
+            }
+            Event::SlowConsumer(_) => tracing::warn!("a subscription to nats overflowed"),
+            event => tracing::debug!(%event, "nats"),
         }
-        Event::Connected => tracing::info!("connected to nats"),
-        Event::SlowConsumer(_) => tracing::warn!("a subscription to nats overflowed"),
-        event => tracing::debug!(%event, "nats"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The worker's end: connections, models by name, and an orderly end.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -180,11 +181,14 @@ impl WorkerServer {
                     let acceptor = acceptor.clone();
                     tasks.spawn("frontend connection", async move {
                         tracing::debug!(%peer, "a frontend connected");
-                        match acceptor {
-                            None => server.serve_connection(stream, &calls).await,
+                        let served = match acceptor {
+                            None => server.converse(stream, &calls).await,
                             Some(by) => server.serve_accepted(stream, &*by, &calls).await,
+                        };
+                        match served {
+                            Ok(()) => tracing::debug!(%peer, "a frontend is gone"),
+                            Err(error) => server.complain(peer, &error),
                         }
-                        tracing::debug!(%peer, "a frontend is gone");
                         drop(permit);
                     });
                 }
@@ -196,35 +200,60 @@ impl WorkerServer {
         }
     }
 
-    async fn serve_accepted(&self, stream: TcpStream, by: &dyn Acceptor, tasks: &Tasks) {
+    /// Takes a connection in and serves it. Errors: why it could not be taken in.
+    async fn serve_accepted(
+        &self,
+        stream: TcpStream,
+        by: &dyn Acceptor,
+        tasks: &Tasks,
+    ) -> io::Result<()> {
         let accepted = timeout(self.shared.config.handshake_timeout, by.accept(stream));
         let accepted = tokio::select! {
             accepted = accepted => accepted,
-            () = self.shared.closing.cancelled() => return,
+            () = self.shared.closing.cancelled() => return Ok(()),
         };
         match accepted {
-            Ok(Ok(io)) => self.serve_connection(io, tasks).await,
-            Ok(Err(error)) => tracing::debug!(%error, "a connection is not taken in"),
-            Err(_) => tracing::debug!("a connection is silent"),
+            Ok(io) => self.converse(io?, tasks).await,
+            Err(_) => Err(silent()),
         }
     }
 
     /// Serves one connection to its end, such as one under TLS. Its calls are tasks of `tasks`.
     pub async fn serve_connection(&self, io: impl Io, tasks: &Tasks) {
+        if let Err(error) = self.converse(io, tasks).await {
+            tracing::debug!(%error, "a connection is not taken in");
+        }
+    }
+
+    /// Serves one connection to its end. Errors: why it could not begin.
+    async fn converse(&self, io: impl Io, tasks: &Tasks) -> io::Result<()> {
         let config = &self.shared.config;
         let handshake = timeout(config.handshake_timeout, builder(config).handshake(io));
         let handshake = tokio::select! {
             handshake = handshake => handshake,
-            () = self.shared.closing.cancelled() => return,
+            () = self.shared.closing.cancelled() => return Ok(()),
         };
         let connection = match handshake {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::debug!(%error, "a connection is no HTTP/2"),
-            Err(_) => return tracing::debug!("a connection is silent"),
+            Ok(Err(error)) => return Err(no_http2(&error)),
+            Err(_) => return Err(silent()),
         };
         let _open = self.shared.connect();
         // What ends here drops the connection, which ends all its calls.
         self.drive(connection, tasks).await;
+        Ok(())
+    }
+
+    /// Tells why somebody was not taken in. Who says nothing or leaves at once, as probes of ports
+    /// do, is no reason to warn.
+    fn complain(&self, peer: SocketAddr, error: &io::Error) {
+        use io::ErrorKind::{ConnectionReset, TimedOut, UnexpectedEof};
+        let is_probe = matches!(error.kind(), ConnectionReset | TimedOut | UnexpectedEof);
+        let who = peer.ip().to_string();
+        if is_probe || !self.shared.complaints.is_due(&who, &error.to_string()) {
+            return tracing::debug!(%peer, %error, "a connection is not taken in");
+        }
+        tracing::warn!(%peer, %error, "a connection is not taken in");
     }
 
     async fn drive(&self, mut connection: Connection<impl Io, Bytes>, tasks: &Tasks) {
@@ -256,6 +285,22 @@ impl WorkerServer {
                     }
                 }
             }
+        }
+    }
+}
+
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it says nothing")
+}
+
+/// Returns the error of a connection that does not begin as HTTP/2 does.
+fn no_http2(error: &h2::Error) -> io::Error {
+    match error.get_io() {
+        Some(io) => io::Error::new(io.kind(), io.to_string()),
+        None => {
+            let text =
+                format!("expected HTTP/2 as workers are called, got something else ({error})");
+            io::Error::new(io::ErrorKind::InvalidData, text)
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::ServerConfig;
 use super::served::{Artifacts, Served};
+use crate::complaints::Complaints;
 
 /// Files that are read at the same time; more wait.
 const MAX_READS: usize = 8;
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     idle: watch::Sender<()>,
     /// Bytes of requests that no engine has taken yet.
     reading_bytes: AtomicUsize,
+    /// Who could not be taken in and why, as far as it was told.
+    pub(super) complaints: Complaints,
     /// Cancelled when connections are to end.
     pub(super) closing: Tasks,
 }
@@ -46,6 +49,7 @@ impl Shared {
             connections: AtomicUsize::new(0),
             idle: watch::Sender::new(()),
             reading_bytes: AtomicUsize::new(0),
+            complaints: Complaints::default(),
             closing: Tasks::new(),
         }
     }

@@ -31,6 +31,26 @@ fn first(completion: &Completion) -> Result<(TextForm, Json)> {
 }
 
 #[test]
+fn who_continues_prompts_takes_no_messages() {
+    let bridge = bridge().without_chats();
+    let read = |read: Read, body: Json| {
+        let Json::Object(body) = body else { panic!("no object") };
+        read(&bridge, body, stamp()).map(drop)
+    };
+    let said = json!([{"role": "user", "content": "x"}]);
+    for (door, body) in [
+        (chat::read as Read, json!({"messages": said})),
+        (messages::read, json!({"messages": said, "max_tokens": 1})),
+        (responses::read, json!({"input": "x"})),
+    ] {
+        let error = read(door, body).unwrap_err();
+        assert_eq!(error.kind(), engine::ErrorKind::InvalidRequest, "{error}");
+        assert!(error.message().contains("continues prompts"), "{error}");
+    }
+    read(completions::read, json!({"prompt": "x"})).unwrap();
+}
+
+#[test]
 fn a_chat_is_asked_as_the_client_asked_it() {
     let call = json!({"id": "c", "type": "function",
         "function": {"name": "f", "arguments": "{\"a\":1}"}});

@@ -276,7 +276,8 @@ fn sum(each_load: &EachLoad) -> ReadLoad {
     })
 }
 
-/// Stacks a text model on engines that take texts.
+/// Stacks a text model on engines that take texts. Their tokens and KV blocks are not known, so no
+/// limit of these holds.
 pub(crate) fn on_texts(
     engines: TextEngines,
     metrics: &Metrics,
@@ -287,6 +288,7 @@ pub(crate) fn on_texts(
     let core =
         Core { text: Some(generate.clone()), embed_text: Some(embed.clone()), ..Core::default() };
     let load = sum(&each_load);
+    let limits = Limits { waiting_requests: limits.waiting_requests, ..Limits::default() };
     let thresholds = Arc::new(Thresholds::new(limits, each_load));
     let generate = Arc::new(Observe { engine: generate, metrics: token_metrics(metrics, name) });
     let below = Below::Texts { generate, embed };

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::card::{Card, Checksum, Input, Kind, Role};
+use cluster::instance::Instance;
 use cluster::membership::{Config as MembershipConfig, Membership, Model as Registered, Snapshot};
 use cluster::request::{LinkState, RemoteWorker};
 use engine::{ModelCard, Tasks};
@@ -246,7 +247,7 @@ impl Fleet {
             match self.peers.worker(&member.instance) {
                 Ok((worker, is_new)) => {
                     if is_new {
-                        self.watch(id, worker.clone());
+                        self.watch(&member.instance, worker.clone());
                     }
                     let instance = member.instance.clone();
                     let has_load = model.card.kind != Kind::Tensor;
@@ -254,22 +255,25 @@ impl Fleet {
                     let question = Question::of(&model.card);
                     places.push(Place { id, instance, worker, has_load, has_kv, question });
                 }
-                Err(error) => tracing::warn!(instance = %id, %error, "a worker cannot be called"),
+                refused => self.peers.note(&member.instance.address, &refused),
             }
         }
         places
     }
 
     /// Connects at once, and tells the membership when the last connection is lost.
-    fn watch(&self, id: cluster::instance::InstanceId, worker: RemoteWorker) {
-        let membership = self.membership.clone();
+    fn watch(&self, instance: &Arc<Instance>, worker: RemoteWorker) {
+        let (membership, peers) = (self.membership.clone(), self.peers.clone());
+        let (id, instance) = (instance.id, instance.clone());
         let mut states = worker.state();
         self.tasks.spawn("worker state", async move {
-            if worker.connect().await.is_err() {
+            let connected = worker.connect().await;
+            peers.note(&instance.address, &connected);
+            if connected.is_err() {
                 membership.suspect(id);
             }
             // Only the state is held from now on, so that it ends with the worker.
-            drop(worker);
+            drop((worker, peers, instance));
             while states.changed().await.is_ok() {
                 if *states.borrow_and_update() == LinkState::Lost {
                     membership.suspect(id);
@@ -296,7 +300,7 @@ impl Fleet {
                     }
                     self.models.replace(&name, vec![(VERSION, Arc::new(model))]);
                 }
-                tracing::info!(model = name, "model ready");
+                order.pool.announce(&self.tasks);
                 None
             }
             Err(why) => {
@@ -408,6 +412,7 @@ impl Maker {
         let card = &order.card;
         let is_encoder = card.kind == Kind::Embedding;
         let bridge = TextBridge::of_texts(&card.name, card.context_length, is_encoder);
+        let bridge = if card.kind == Kind::Text { bridge.without_chats() } else { bridge };
         let (load, health) = (order.pool.clone(), order.pool.clone());
         let engines = TextEngines {
             bridge: Arc::new(bridge),

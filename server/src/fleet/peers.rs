@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use cluster::Complaints;
 use cluster::card::Card;
 use cluster::discovery::Describe;
 use cluster::instance::{Instance, InstanceId, Namespace};
 use cluster::membership::Probe;
 use cluster::request::{Described, RemoteWorker};
-use engine::{Result, Tasks};
+use engine::{Error, Result, Tasks};
 
 use super::planes::Planes;
 
@@ -28,6 +29,8 @@ pub(super) struct Peers {
     /// Those at known addresses, which are asked again and again.
     asked: Mutex<BTreeMap<String, RemoteWorker>>,
     planes: Arc<Planes>,
+    /// Who cannot be reached and why, as far as it was told.
+    complaints: Complaints,
     tasks: Tasks,
 }
 
@@ -40,8 +43,8 @@ impl fmt::Debug for Peers {
 impl Peers {
     /// Makes the place of connections, whose tasks belong to `tasks`.
     pub(super) fn new(planes: Arc<Planes>, tasks: &Tasks) -> Arc<Self> {
-        let (workers, asked) = Default::default();
-        Arc::new(Self { workers, asked, planes, tasks: tasks.clone() })
+        let (workers, asked, complaints) = Default::default();
+        Arc::new(Self { workers, asked, planes, complaints, tasks: tasks.clone() })
     }
 
     fn workers(&self) -> MutexGuard<'_, BTreeMap<InstanceId, RemoteWorker>> {
@@ -70,6 +73,21 @@ impl Peers {
         self.workers().retain(|id, _| is_known(*id));
     }
 
+    /// Notes how it went to reach the worker at an address. A failure is told once for each reason:
+    /// who cannot be reached is tried again and again.
+    pub(super) fn note<T>(&self, address: &str, reached: &Result<T>) {
+        match reached {
+            Ok(_) => self.complaints.forget(address),
+            Err(error) => self.complain(address, error),
+        }
+    }
+
+    fn complain(&self, address: &str, error: &Error) {
+        if self.complaints.is_due(address, error.message()) {
+            tracing::warn!(address, %error, "a worker cannot be called, it is tried again");
+        }
+    }
+
     fn known(&self, id: InstanceId) -> Option<RemoteWorker> {
         self.workers().get(&id).cloned()
     }
@@ -89,6 +107,7 @@ impl Probe for Peers {
             Err(error) => Err(error),
         };
         tasks.cancel();
+        self.note(&instance.address, &answer);
         answer.is_ok_and(|described| serves(&described, instance))
     }
 }
@@ -110,16 +129,9 @@ fn cards(described: &Described) -> Vec<Card> {
 #[async_trait]
 impl Describe for Peers {
     async fn describe(&self, address: &str) -> Result<Instance> {
-        let known = self.asked().get(address).cloned();
-        let worker = match known {
-            Some(worker) => worker,
-            None => {
-                let worker = self.open(address, &[], &self.tasks)?;
-                self.asked().insert(address.to_owned(), worker.clone());
-                worker
-            }
-        };
-        let described = worker.describe(DESCRIBE_WAIT).await?;
+        let described = self.ask(address).await;
+        self.note(address, &described);
+        let described = described?;
         let namespace: Namespace = STATIC_NAMESPACE.parse()?;
         let mut instance = Instance::new(namespace, address);
         // Workers do not tell their numbers; here an address stands for one worker.
@@ -131,6 +143,20 @@ impl Describe for Peers {
 }
 
 impl Peers {
+    /// Asks the worker at a known address what it serves.
+    async fn ask(&self, address: &str) -> Result<Described> {
+        let known = self.asked().get(address).cloned();
+        let worker = match known {
+            Some(worker) => worker,
+            None => {
+                let worker = self.open(address, &[], &self.tasks)?;
+                self.asked().insert(address.to_owned(), worker.clone());
+                worker
+            }
+        };
+        worker.describe(DESCRIBE_WAIT).await
+    }
+
     fn asked(&self) -> MutexGuard<'_, BTreeMap<String, RemoteWorker>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -46,6 +46,8 @@ pub struct PlanesConfig {
     nats: Option<nats::Config>,
     requests: Plane,
     events: Plane,
+    /// Whether NATS is named, and nothing goes over it.
+    is_idle: bool,
 }
 
 impl PlanesConfig {
@@ -68,14 +70,15 @@ impl PlanesConfig {
                 return Err(Invalid(format!("{flag}: nats needs --nats")));
             }
         }
+        let is_used = wants(requests) || wants(events);
+        let is_idle = !is_used && !servers.is_empty();
         let config = nats::Config {
             servers,
             credentials: args.nats_credentials.clone(),
             authority: args.nats_ca.clone(),
             ..nats::Config::default()
         };
-        let is_used = wants(requests) || wants(events);
-        Ok(Self { nats: is_used.then_some(config), requests, events })
+        Ok(Self { nats: is_used.then_some(config), requests, events, is_idle })
     }
 }
 
@@ -97,6 +100,11 @@ impl Planes {
         tls: Option<LinkConnectors>,
         tasks: &Tasks,
     ) -> std::result::Result<Self, String> {
+        if config.is_idle {
+            tracing::warn!(
+                "--nats is given and not used: expected --request-plane nats or --event-plane nats"
+            );
+        }
         let Some(nats) = &config.nats else {
             return Ok(Self { tls, requests: None, events: None });
         };
@@ -242,11 +250,14 @@ mod tests {
         let read = |nats: &[&str], requests, events| {
             PlanesConfig::from_args(&arguments(nats, requests, events), false)
         };
-        assert!(read(&[], Plane::Grpc, Plane::Grpc).unwrap().nats.is_none());
+        let none = read(&[], Plane::Grpc, Plane::Grpc).unwrap();
+        assert!(none.nats.is_none() && !none.is_idle);
         let servers = ["nats://a:1", "nats://b:1"];
-        assert!(read(&servers, Plane::Grpc, Plane::Grpc).unwrap().nats.is_none());
-        let used = read(&servers, Plane::Grpc, Plane::Nats).unwrap().nats.unwrap();
-        assert_eq!(used.servers, servers);
+        let idle = read(&servers, Plane::Grpc, Plane::Grpc).unwrap();
+        assert!(idle.nats.is_none() && idle.is_idle, "servers that are not used are worth a word");
+        let used = read(&servers, Plane::Grpc, Plane::Nats).unwrap();
+        assert!(!used.is_idle);
+        assert_eq!(used.nats.unwrap().servers, servers);
         for (requests, events, flag) in [
             (Plane::Nats, Plane::Grpc, "--request-plane"),
             (Plane::Grpc, Plane::Nats, "--event-plane"),

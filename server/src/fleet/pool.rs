@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use cluster::instance::{Instance, InstanceId};
 use cluster::membership::Membership;
-use cluster::request::RemoteWorker;
+use cluster::request::{LinkState, RemoteWorker};
 use engine::{Tasks, WorkerLoad};
 use tokio::sync::watch;
 
@@ -20,6 +20,8 @@ pub(super) struct Pool {
     candidates: RwLock<Arc<[Arc<Candidate>]>>,
     membership: Membership,
     changes: watch::Sender<()>,
+    /// Whether any of the workers has been reached.
+    reached: watch::Sender<bool>,
     /// What hears of workers that are unwell; it has the models that have this pool.
     models: Weak<Models>,
     canary: Canary,
@@ -47,8 +49,9 @@ impl Pool {
         (canary, ear): (Canary, Arc<Ear>),
     ) -> Arc<Self> {
         let (candidates, changes) = (RwLock::new(Arc::from([])), watch::Sender::new(()));
-        let models = Arc::downgrade(models);
-        Arc::new(Self { name: name.into(), candidates, membership, changes, models, canary, ear })
+        let (name, models, reached) =
+            (name.into(), Arc::downgrade(models), watch::Sender::new(false));
+        Arc::new(Self { name, candidates, membership, changes, reached, models, canary, ear })
     }
 
     /// Takes these workers and no others from now on; one that stays keeps what is known of it.
@@ -73,7 +76,33 @@ impl Pool {
         }
     }
 
+    /// Says that the model is ready when one of its workers has been reached.
+    pub(super) fn announce(&self, tasks: &Tasks) {
+        let (name, mut reached) = (self.name.clone(), self.reached.subscribe());
+        tasks.spawn("model ready", async move {
+            if reached.wait_for(|is_reached| *is_reached).await.is_ok() {
+                tracing::info!(model = %name, "model ready");
+            }
+        });
+    }
+
+    /// Notes when a worker is reached for the first time: who is only registered may be anywhere.
+    fn expect(self: &Arc<Self>, worker: &RemoteWorker, tasks: &Tasks) {
+        if *self.reached.borrow() {
+            return;
+        }
+        let (pool, mut states) = (Arc::downgrade(self), worker.state());
+        tasks.spawn("worker reached", async move {
+            let opened = states.wait_for(|state| *state == LinkState::Open).await.is_ok();
+            if let Some(pool) = pool.upgrade().filter(|_| opened) {
+                pool.reached.send_replace(true);
+                pool.touch();
+            }
+        });
+    }
+
     fn begin(self: &Arc<Self>, place: Place, tasks: &Tasks) -> Arc<Candidate> {
+        self.expect(&place.worker, tasks);
         let model = place.worker.model(self.name.clone());
         let candidate = Arc::new(Candidate::new(place.id, Engines::of(Arc::new(model))));
         if let Some(asking) = self.canary.ask(self, &candidate, &place) {
@@ -88,7 +117,7 @@ impl Pool {
 
     /// Returns whether a request would find a worker.
     pub(super) fn is_ready(&self) -> bool {
-        self.candidates().iter().any(|candidate| candidate.takes_work())
+        *self.reached.borrow() && self.candidates().iter().any(|candidate| candidate.takes_work())
     }
 
     /// Shows the load of each worker that takes work.

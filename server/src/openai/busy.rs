@@ -35,6 +35,7 @@ pub(super) async fn set(State(door): State<OpenAi>, request: Request) -> Respons
         let received = receive(request, door.max_input).await?;
         let body = body(&received)?;
         let (model, text) = text_model(&door, &received.grant, &body)?;
+        check_known(&model.name, text.texts.bridge.takes_texts(), &body)?;
         let limits = changed(text.thresholds.limits(), &body)?;
         text.thresholds.set(limits);
         Ok(described(&model.name, limits))
@@ -48,6 +49,21 @@ pub(super) async fn set(State(door): State<OpenAi>, request: Request) -> Respons
 fn described(model: &str, limits: Limits) -> Json {
     let Limits { blocks, prefill_tokens, waiting_requests } = limits;
     json!({ "model": model, BLOCKS: blocks, PREFILL: prefill_tokens, WAITING: waiting_requests })
+}
+
+/// Refuses thresholds of what is not known of a model whose engine takes texts.
+fn check_known(model: &str, takes_texts: bool, body: &Body) -> Result<()> {
+    let is_set = |field: &&str| body.get(*field).is_some_and(|value| !value.is_null());
+    match [BLOCKS, PREFILL].into_iter().find(is_set).filter(|_| takes_texts) {
+        None => Ok(()),
+        Some(field) => {
+            let text = format!(
+                "`{field}`: model `{model}` takes texts, so its tokens and KV blocks are not known \
+                 here: only `{WAITING}` can be set"
+            );
+            Err(Error::invalid(text).with_param(field))
+        }
+    }
 }
 
 fn changed(mut limits: Limits, body: &Body) -> Result<Limits> {
@@ -82,6 +98,20 @@ fn changed(mut limits: Limits, body: &Body) -> Result<Limits> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        let check = |takes_texts, body: Json| {
+            let Json::Object(body) = body else { panic!("not an object") };
+            check_known("m", takes_texts, &body).map_err(|error| error.param().map(str::to_owned))
+        };
+        for field in [BLOCKS, PREFILL] {
+            assert_eq!(check(true, json!({ field: 0.5 })), Err(Some(field.to_owned())));
+            assert_eq!(check(true, json!({ field: null })), Ok(()));
+            assert_eq!(check(false, json!({ field: 0.5 })), Ok(()));
+        }
+        assert_eq!(check(true, json!({ WAITING: 3 })), Ok(()));
+    }
 
     #[test]
     fn only_what_is_named_changes() {

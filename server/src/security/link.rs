@@ -10,20 +10,29 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use cluster::request::{self, Connector, Io};
 use engine::Error;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, ServerConfig, version};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::reason::{Ends, Named, Told, check_leaf, of_pair};
 use super::tls::{certificates, key, read, roots};
 
 /// The shortest time between two looks at the files.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The flags of this role's certificate, its key, and of the other role's authorities.
-const WORKER: [&str; 3] = ["--worker-tls-cert", "--worker-tls-key", "--worker-tls-client-ca"];
-const FRONTEND: [&str; 3] = ["--worker-tls-cert", "--worker-tls-key", "--worker-tls-ca"];
+/// The flags of a role's certificate and its key, and of the other role's authorities.
+const CERTIFICATE: &str = "--worker-tls-cert";
+const KEY: &str = "--worker-tls-key";
+const OF_WORKERS: &str = "--worker-tls-ca";
+const OF_FRONTENDS: &str = "--worker-tls-client-ca";
+
+/// What each role calls the other.
+static FRONTEND: Ends =
+    Ends { other: "worker", authorities: OF_WORKERS, their_authorities: OF_FRONTENDS };
+static WORKER: Ends =
+    Ends { other: "frontend", authorities: OF_FRONTENDS, their_authorities: OF_WORKERS };
 
 /// The files of one role: what it shows and whom it believes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +65,7 @@ impl Files {
 /// What is in force, and the files that it was made of.
 struct Fresh<T> {
     config: LinkConfig,
-    make: fn(&Files) -> Result<Arc<T>, String>,
+    make: fn(&Files, &LinkConfig) -> Result<Arc<T>, String>,
     state: Mutex<State<T>>,
 }
 
@@ -69,10 +78,10 @@ struct State<T> {
 impl<T: Send + Sync + 'static> Fresh<T> {
     fn load(
         config: LinkConfig,
-        make: fn(&Files) -> Result<Arc<T>, String>,
+        make: fn(&Files, &LinkConfig) -> Result<Arc<T>, String>,
     ) -> Result<Arc<Self>, String> {
         let seen = Files::read(&config);
-        let state = State { looked: Instant::now(), current: make(&seen)?, seen };
+        let state = State { looked: Instant::now(), current: make(&seen, &config)?, seen };
         Ok(Arc::new(Self { config, make, state: Mutex::new(state) }))
     }
 
@@ -97,7 +106,7 @@ impl<T: Send + Sync + 'static> Fresh<T> {
         if state.seen == files {
             return;
         }
-        match (self.make)(&files) {
+        match (self.make)(&files, &self.config) {
             Ok(made) => {
                 state.current = made;
                 tracing::info!("certificates between the roles read again");
@@ -122,7 +131,8 @@ impl LinkAcceptor {
 impl request::Acceptor for LinkAcceptor {
     async fn accept(&self, stream: TcpStream) -> std::io::Result<Box<dyn Io>> {
         let config = self.0.current().await;
-        Ok(Box::new(TlsAcceptor::from(config).accept(stream).await?))
+        let accepted = TlsAcceptor::from(config).accept(stream).await;
+        Ok(Box::new(accepted.map_err(|error| WORKER.told(error))?))
     }
 }
 
@@ -159,7 +169,9 @@ impl Connector for SecureConnector {
         let config = self.fresh.current().await;
         let stream = TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
-        Ok(Box::new(TlsConnector::from(config).connect(self.name.clone(), stream).await?))
+        let connected = TlsConnector::from(config).connect(self.name.clone(), stream).await;
+        let stream = connected.map_err(|error| FRONTEND.told(error))?;
+        Ok(Box::new(Told { stream, ends: &FRONTEND }))
     }
 
     fn address(&self) -> &str {
@@ -171,48 +183,79 @@ impl Connector for SecureConnector {
     }
 }
 
-fn serving(files: &Files) -> Result<Arc<ServerConfig>, String> {
-    let [certificate_flag, key_flag, authorities_flag] = WORKER;
+type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Reads what a role shows, if it shows anything.
+fn shown(files: &Files, config: &LinkConfig) -> Result<Option<Pair>, String> {
+    let Some(((chain, private), (certificate, of_key))) =
+        files.shown.as_ref().zip(config.shown.as_ref())
+    else {
+        return Ok(None);
+    };
+    let certificate = Named { flag: CERTIFICATE, path: certificate };
+    let chain = certificates(certificate, chain)?;
+    let private = key(Named { flag: KEY, path: of_key }, private)?;
+    check_leaf(&chain, certificate)?;
+    Ok(Some((chain, private)))
+}
+
+/// Says why what a role shows cannot be used.
+fn unusable(error: &rustls::Error, config: &LinkConfig) -> String {
+    match &config.shown {
+        None => error.to_string(),
+        Some((certificate, of_key)) => of_pair(
+            error,
+            Named { flag: CERTIFICATE, path: certificate },
+            Named { flag: KEY, path: of_key },
+        ),
+    }
+}
+
+/// Reads the authorities of the other role, if any are named.
+fn believed(
+    flag: &'static str,
+    files: &Files,
+    config: &LinkConfig,
+) -> Result<Option<Arc<RootCertStore>>, String> {
+    let found = files.authorities.as_ref().zip(config.authorities.as_deref());
+    found.map(|(file, path)| roots(Named { flag, path }, file)).transpose()
+}
+
+fn serving(files: &Files, config: &LinkConfig) -> Result<Arc<ServerConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])
-        .map_err(|error| format!("{certificate_flag}: {error}"))?;
-    let builder = match &files.authorities {
+        .map_err(|error| format!("{CERTIFICATE}: {error}"))?;
+    let builder = match believed(OF_FRONTENDS, files, config)? {
         None => builder.with_no_client_auth(),
-        Some(file) => {
-            let roots = roots(authorities_flag, file)?;
+        Some(roots) => {
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
             builder.with_client_cert_verifier(
-                verifier.map_err(|error| format!("{authorities_flag}: {error}"))?,
+                verifier.map_err(|error| format!("{OF_FRONTENDS}: {error}"))?,
             )
         }
     };
-    let none = || format!("{certificate_flag}: expected a certificate for TLS");
-    let (chain, private) = files.shown.as_ref().ok_or_else(none)?;
-    let mut config = builder
-        .with_single_cert(certificates(certificate_flag, chain)?, key(key_flag, private)?)
-        .map_err(|error| format!("{certificate_flag}, {key_flag}: {error}"))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
+    let none = || format!("{CERTIFICATE}: expected a certificate for TLS");
+    let (chain, private) = shown(files, config)?.ok_or_else(none)?;
+    let mut made =
+        builder.with_single_cert(chain, private).map_err(|error| unusable(&error, config))?;
+    made.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(made))
 }
 
-fn calling(files: &Files) -> Result<Arc<ClientConfig>, String> {
-    let [certificate_flag, key_flag, authorities_flag] = FRONTEND;
+fn calling(files: &Files, config: &LinkConfig) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let none = || format!("{authorities_flag}: expected the authorities of workers for TLS");
+    let none = || format!("{OF_WORKERS}: expected the authorities of workers for TLS");
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])
-        .map_err(|error| format!("{authorities_flag}: {error}"))?
-        .with_root_certificates(roots(
-            authorities_flag,
-            files.authorities.as_ref().ok_or_else(none)?,
-        )?);
-    let mut config = match &files.shown {
+        .map_err(|error| format!("{OF_WORKERS}: {error}"))?
+        .with_root_certificates(believed(OF_WORKERS, files, config)?.ok_or_else(none)?);
+    let mut made = match shown(files, config)? {
         None => builder.with_no_client_auth(),
         Some((chain, private)) => builder
-            .with_client_auth_cert(certificates(certificate_flag, chain)?, key(key_flag, private)?)
-            .map_err(|error| format!("{certificate_flag}, {key_flag}: {error}"))?,
+            .with_client_auth_cert(chain, private)
+            .map_err(|error| unusable(&error, config))?,
     };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
+    made.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(made))
 }

@@ -11,6 +11,7 @@ mod keyfile;
 mod keys;
 mod link;
 mod mint;
+mod reason;
 mod reload;
 mod scope;
 mod tls;

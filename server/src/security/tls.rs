@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::config::{TlsConfig, TlsListener};
+use super::reason::{Named, of_pair};
 
 /// Largest file of certificates or keys, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -51,7 +52,7 @@ impl Tls {
     /// Errors: a sentence that names the flag of the file that is wrong.
     pub(crate) fn load(config: TlsConfig) -> Result<Self, String> {
         let files = Files::read(&config);
-        let current = RwLock::new(Current::new(&files)?);
+        let current = RwLock::new(Current::new(&files, &config)?);
         Ok(Self { config, current, seen: Mutex::new(files) })
     }
 
@@ -64,7 +65,7 @@ impl Tls {
         if *seen == files {
             return Ok(false);
         }
-        let current = Current::new(&files);
+        let current = Current::new(&files, &self.config);
         *seen = files;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = current?;
         Ok(true)
@@ -96,13 +97,15 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 impl Current {
-    fn new(files: &Files) -> Result<Self, String> {
-        let certificates = certificates("--tls-cert", &files.certificate)?;
-        let key = key("--tls-key", &files.key)?;
+    fn new(files: &Files, config: &TlsConfig) -> Result<Self, String> {
+        let certificate_file = Named { flag: "--tls-cert", path: &config.certificate };
+        let key_file = Named { flag: "--tls-key", path: &config.key };
+        let certificates = certificates(certificate_file, &files.certificate)?;
+        let key = key(key_file, &files.key)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let roots = match &files.client_ca {
+        let roots = match config.client_ca.as_deref().zip(files.client_ca.as_ref()) {
             None => None,
-            Some(file) => Some(roots("--tls-client-ca", file)?),
+            Some((path, file)) => Some(roots(Named { flag: "--tls-client-ca", path }, file)?),
         };
         let make = |roots: Option<&Arc<RootCertStore>>, protocols: &[&[u8]]| {
             let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -122,7 +125,7 @@ impl Current {
             };
             let mut config = builder
                 .with_single_cert(certificates.clone(), key.clone_key())
-                .map_err(|error| mismatch(&error))?;
+                .map_err(|error| of_pair(&error, certificate_file, key_file))?;
             config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
             Ok::<_, String>(Arc::new(config))
         };
@@ -135,47 +138,44 @@ impl Current {
     }
 }
 
-fn mismatch(error: &rustls::Error) -> String {
-    match error {
-        rustls::Error::InconsistentKeys(_) => {
-            "--tls-key: the key does not belong to the certificate of --tls-cert".to_owned()
-        }
-        other => format!("--tls-cert, --tls-key: {other}"),
-    }
-}
-
 /// Reads the private key of a PEM file.
 pub(super) fn key(
-    flag: &str,
+    named: Named<'_>,
     file: &Result<Vec<u8>, String>,
 ) -> Result<PrivateKeyDer<'static>, String> {
+    let flag = named.flag;
     let pem = file.as_ref().map_err(|why| format!("{flag}: {why}"))?;
     PrivateKeyDer::from_pem_slice(pem)
-        .map_err(|error| format!("{flag}: expected a private key in PEM: {error}"))
+        .map_err(|error| format!("{flag}: expected a private key in PEM in {named}: {error}"))
 }
 
 /// Reads the certificates of a PEM file, at least one.
 pub(super) fn certificates(
-    flag: &str,
+    named: Named<'_>,
     file: &Result<Vec<u8>, String>,
 ) -> Result<Vec<CertificateDer<'static>>, String> {
+    let flag = named.flag;
     let pem = file.as_ref().map_err(|why| format!("{flag}: {why}"))?;
     let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-    let all = all.map_err(|error| format!("{flag}: expected certificates in PEM: {error}"))?;
+    let all =
+        all.map_err(|error| format!("{flag}: expected certificates in PEM in {named}: {error}"))?;
     match all.is_empty() {
-        true => Err(format!("{flag}: expected at least one certificate in PEM, got none")),
+        true => {
+            Err(format!("{flag}: expected at least one certificate in PEM in {named}, got none"))
+        }
         false => Ok(all),
     }
 }
 
 /// Reads the authorities of a PEM file, at least one.
 pub(super) fn roots(
-    flag: &str,
+    named: Named<'_>,
     file: &Result<Vec<u8>, String>,
 ) -> Result<Arc<RootCertStore>, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(flag, file)? {
-        roots.add(certificate).map_err(|error| format!("{flag}: {error}"))?;
+    for certificate in certificates(named, file)? {
+        let refused = |error| format!("{}: {named}: {error}", named.flag);
+        roots.add(certificate).map_err(refused)?;
     }
     Ok(Arc::new(roots))
 }

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use crate::config::LogFormat;
 
@@ -13,12 +14,17 @@ const MAX_LINE_BYTES: u64 = 64 << 10;
 /// The bytes after which a file is put aside, as `NAME.log.1`, and another one begun.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
+/// What the line begins with by which a process says why it cannot start.
+const REASONS: [&str; 2] = ["stator: ", "error: "];
+
 /// The log of a process, through all its starts.
 #[derive(Clone, Debug)]
 pub(super) struct Journal {
     name: String,
     path: PathBuf,
     format: LogFormat,
+    /// Why it could not start the last time, in its own words.
+    reason: Arc<Mutex<Option<String>>>,
 }
 
 impl Journal {
@@ -28,7 +34,7 @@ impl Journal {
     pub(super) fn open(folder: &Path, name: &str, format: LogFormat) -> std::io::Result<Self> {
         let path = folder.join(format!("{name}.log"));
         File::create(&path)?;
-        Ok(Self { name: name.to_owned(), path, format })
+        Ok(Self { name: name.to_owned(), path, format, reason: Arc::default() })
     }
 
     /// Returns the file.
@@ -36,10 +42,15 @@ impl Journal {
         &self.path
     }
 
-    /// Writes down what comes from a process until its end, in a thread of its own.
+    /// Returns why the process could not start, as far as it was read.
+    pub(super) fn reason(&self) -> Option<String> {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Writes down what comes from a process until its end, in the thread that is returned.
     ///
     /// Errors: a file or a thread that cannot be opened.
-    pub(super) fn follow(&self, reader: PipeReader) -> std::io::Result<()> {
+    pub(super) fn follow(&self, reader: PipeReader) -> std::io::Result<JoinHandle<()>> {
         let journal = self.clone();
         let mut file = File::options().append(true).open(&self.path)?;
         let written = file.metadata()?.len();
@@ -49,6 +60,7 @@ impl Journal {
                 // What cannot be written is no reason for the process to stop.
                 let _ = file.write_all(&line);
                 let _ = std::io::stderr().lock().write_all(&journal.shown(&line));
+                journal.note(&line);
                 written += line.len() as u64;
                 if written > MAX_FILE_BYTES
                     && let Ok(next) = journal.turn()
@@ -57,7 +69,15 @@ impl Journal {
                 }
             }
         };
-        thread::Builder::new().name(format!("log {}", self.name)).spawn(write).map(drop)
+        thread::Builder::new().name(format!("log {}", self.name)).spawn(write)
+    }
+
+    fn note(&self, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        if let Some(reason) = REASONS.iter().find_map(|begin| text.strip_prefix(begin)) {
+            let reason = Some(reason.trim_end().to_owned());
+            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        }
     }
 
     /// Reads a line with its end; returns whether there was one.

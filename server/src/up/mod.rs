@@ -1,6 +1,7 @@
 //! The role that starts others: workers and a frontend as processes of this machine.
 //!
-//! A process that ends is started again, later each time. The end is in order: the frontend first,
+//! A process that ends is started again, later each time; one that refuses its first start ends the
+//! fleet. The end is in order: the frontend first,
 //! which lets its requests finish, then the workers. Processes end by themselves when this one is
 //! killed, since each reads its standard input.
 
@@ -25,6 +26,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a process gets beyond its own time to finish requests, before it is killed.
 const END_MARGIN: Duration = Duration::from_secs(10);
+
+/// How long the last words of a process may take to be read.
+const WORDS_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs a fleet until a signal comes, or none of its workers or no frontend can be kept running.
 pub async fn run(config: UpConfig) -> Result<(), ServeError> {
@@ -63,6 +67,9 @@ async fn keep(fleet: &mut [Replica]) -> String {
         looks.tick().await;
         let now = Instant::now();
         fleet.iter_mut().for_each(|replica| replica.look(now));
+        if let Some(refused) = fleet.iter().find(|replica| replica.is_refused()) {
+            return refusal(refused).await;
+        }
         let (workers, frontends): (Vec<_>, Vec<_>) =
             fleet.iter().partition(|replica| replica.is_worker());
         for part in [workers, frontends] {
@@ -72,6 +79,15 @@ async fn keep(fleet: &mut [Replica]) -> String {
             }
         }
     }
+}
+
+/// Returns why a process refused to start, once it is read.
+async fn refusal(refused: &Replica) -> String {
+    let until = Instant::now() + WORDS_WAIT;
+    while !refused.is_read() && Instant::now() < until {
+        sleep(LOOK_INTERVAL).await;
+    }
+    refused.refusal()
 }
 
 /// Ends the frontend and then the workers; each kind within a time.

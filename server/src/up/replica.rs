@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::io::pipe;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,6 +21,10 @@ const WELL_AFTER: Duration = Duration::from_secs(30);
 
 /// Ends one after the other without having run well after which a process is given up.
 const MAX_ENDS: u32 = 10;
+
+/// The statuses by which a process says that it cannot do what it is told, and so will never start:
+/// those of `main` and of the command line.
+const REFUSALS: [i32; 2] = [1, 2];
 
 /// What a process is started with.
 #[derive(Clone, Debug)]
@@ -41,6 +46,9 @@ pub(super) struct Replica {
     state: State,
     /// Ends without having run well.
     ends: u32,
+    starts: u32,
+    /// The thread that reads what the process says.
+    reader: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -49,12 +57,15 @@ enum State {
     /// Started when the time has come.
     Waiting(Instant),
     GivenUp,
+    /// It refused its first start.
+    Refused,
 }
 
 impl Replica {
     /// Makes a process that is started at the next look.
     pub(super) fn new(role: Role, journal: Journal) -> Self {
-        Self { role, journal, state: State::Waiting(Instant::now()), ends: 0 }
+        let state = State::Waiting(Instant::now());
+        Self { role, journal, state, ends: 0, starts: 0, reader: None }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -73,11 +84,28 @@ impl Replica {
         matches!(self.state, State::GivenUp)
     }
 
+    /// Returns whether it refused its first start, so that another one would be as vain.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self.state, State::Refused)
+    }
+
+    /// Returns whether all is read that the process said.
+    pub(super) fn is_read(&self) -> bool {
+        self.reader.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Returns why it refused to start, in its own words if it had any.
+    pub(super) fn refusal(&self) -> String {
+        let said = self.journal.reason();
+        let said = said.unwrap_or_else(|| format!("see {}", self.journal.path().display()));
+        format!("{}: {said}", self.role.name)
+    }
+
     /// Returns whether it runs.
     pub(super) fn is_running(&mut self) -> bool {
         match &mut self.state {
             State::Running(child, _) => matches!(child.try_wait(), Ok(None)),
-            State::Waiting(_) | State::GivenUp => false,
+            State::Waiting(_) | State::GivenUp | State::Refused => false,
         }
     }
 
@@ -86,6 +114,10 @@ impl Replica {
         match &mut self.state {
             State::Running(child, since) => {
                 let Ok(Some(status)) = child.try_wait() else { return };
+                if self.starts == 1 && is_refusal(status) {
+                    self.state = State::Refused;
+                    return;
+                }
                 let lived = now - *since;
                 self.ended(now, lived, &status.to_string());
             }
@@ -96,7 +128,7 @@ impl Replica {
                 }
                 Err(error) => self.ended(now, Duration::ZERO, &error.to_string()),
             },
-            State::Waiting(_) | State::GivenUp => {}
+            State::Waiting(_) | State::GivenUp | State::Refused => {}
         }
     }
 
@@ -114,7 +146,8 @@ impl Replica {
         self.state = State::Waiting(now + wait);
     }
 
-    fn start(&self) -> std::io::Result<Child> {
+    fn start(&mut self) -> std::io::Result<Child> {
+        self.starts += 1;
         let (reader, writer) = pipe()?;
         let mut command = Command::new(&self.role.program);
         command
@@ -133,7 +166,7 @@ impl Replica {
         let child = command.spawn()?;
         // The last ends of the pipe that can be written to are the child's.
         drop(command);
-        self.journal.follow(reader)?;
+        self.reader = Some(self.journal.follow(reader)?);
         Ok(child)
     }
 
@@ -160,6 +193,10 @@ impl Drop for Replica {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn is_refusal(status: ExitStatus) -> bool {
+    status.code().is_some_and(|code| REFUSALS.contains(&code))
 }
 
 /// Returns the wait after so many ends.
@@ -193,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_process_that_ends_is_started_again_and_given_up_in_the_end() {
-        for program in ["/bin/false", "/nowhere/stator"] {
+        for program in ["/bin/true", "/nowhere/stator"] {
             let folder = tempfile::tempdir().unwrap();
             let mut replica = replica(folder.path(), program);
             let (mut now, mut looks) = (Instant::now(), 0);
@@ -206,6 +243,34 @@ mod tests {
             }
             assert_eq!(replica.ends, MAX_ENDS);
         }
+    }
+
+    #[test]
+    fn a_refused_first_start_is_the_last_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut replica = replica(folder.path(), "/bin/sh");
+        let words = "echo 'stator: model `a`: no file'; echo more; exit 1";
+        replica.role.arguments = vec!["-c".into(), words.into()];
+        let now = Instant::now();
+        replica.look(now);
+        while replica.is_running() || !replica.is_read() {}
+        replica.look(now);
+        assert!(replica.is_refused());
+        assert_eq!(replica.refusal(), "worker-0: model `a`: no file");
+        replica.look(now + LONGEST_WAIT);
+        assert!(replica.is_refused() && replica.starts == 1);
+    }
+
+    #[test]
+    fn what_ends_after_it_was_started_again_may_be_started_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut replica = replica(folder.path(), "/bin/false");
+        replica.starts = 1;
+        let now = Instant::now();
+        replica.look(now);
+        while replica.is_running() {}
+        replica.look(now);
+        assert!(matches!(replica.state, State::Waiting(_)));
     }
 
     #[test]

@@ -25,6 +25,8 @@ class Model:
     """A function with a card. `method` is the call of the protocol that asks it."""
 
     method = None
+    # What the function gets, as its author would call it.
+    argument = None
 
     def __init__(self, card, function, concurrency=None, max_waiting=1024, aliases=()):
         self.card = card
@@ -32,6 +34,8 @@ class Model:
         if aliases:
             card.json["aliases"] = list(aliases)
         self.runner = Runner(function, concurrency, max_waiting)
+        if self.argument is not None:
+            self.runner.check_call(self.name, self.argument)
 
     def load(self):
         """Returns how busy it is."""
@@ -60,8 +64,14 @@ class TensorModel(Model):
             config = text_format.Parse(config, wire.triton.ModelConfig())
             config.name = name
             config.model_transaction_policy.decoupled = is_stream
+        self._check_inputs(config.input)
         self.outputs = cards.datatypes(config.output)
         self.card.set_tensors(config)
+
+    def _check_inputs(self, inputs):
+        """Checks that the function takes all inputs, and goes without those that may be left out."""
+        for wanted in (inputs, [tensor for tensor in inputs if not tensor.optional]):
+            self.runner.check_call(self.name, **{tensor.name: None for tensor in wanted})
 
     async def answer(self, message, request, queue_ns, send):
         from . import tensors
@@ -143,7 +153,7 @@ class Token:
 class TokenModel(Model):
     """The prompt's tokens in; tokens out, one at a time or several."""
 
-    method = "Generate"
+    method, argument = "Generate", "tokens"
 
     def __init__(self, name, function, tokenizer, context_length, has_logprobs, is_guided, parsers,
                  **options):
@@ -240,7 +250,7 @@ async def each(count, answer):
 class EmbeddingModel(Model):
     """The tokens of a text in, one vector out."""
 
-    method = "Embed"
+    method, argument = "Embed", "tokens"
 
     def __init__(self, name, function, tokenizer, context_length, **options):
         card = cards.Card(name, "embedding", "token")

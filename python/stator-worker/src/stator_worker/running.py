@@ -35,6 +35,20 @@ class Runner:
         if is_plain:
             self._threads = concurrent.futures.ThreadPoolExecutor(self.concurrency, "stator-model")
 
+    def check_call(self, model, *arguments, **named):
+        """Checks that the function can be called so; else its first request would find out."""
+        try:
+            signature = inspect.signature(self.function)
+        except (TypeError, ValueError):
+            # Some of those that are written in C do not tell.
+            return
+        try:
+            signature.bind(*arguments, **named)
+        except TypeError as error:
+            given = ", ".join([*arguments, *(f"{name}=..." for name in named)])
+            raise TypeError(f"model `{model}`: its function is called with ({given}) and takes "
+                            f"{signature}: {error}") from None
+
     @property
     def is_stream(self):
         """Whether the function yields any number of values."""

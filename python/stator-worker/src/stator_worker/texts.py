@@ -46,7 +46,7 @@ class Delta:
 class TextModel(Model):
     """A prompt or a conversation in; pieces of text out."""
 
-    method = "GenerateText"
+    method, argument = "GenerateText", "text"
 
     def __init__(self, name, function, is_chat, accepts, context_length, **options):
         card = cards.Card(name, "chat" if is_chat else "text", "text")
@@ -90,7 +90,8 @@ class TextModel(Model):
         messages, prompt = body.get("messages"), body.get("prompt")
         if isinstance(messages, list):
             if not self.is_chat:
-                raise Unimplemented(f"model `{self.name}` continues prompts, it takes no messages")
+                raise InvalidRequest(f"model `{self.name}` continues prompts and takes no messages",
+                                     param="messages")
             return messages
         if not isinstance(prompt, str):
             raise InvalidRequest(f"model `{self.name}` takes texts: expected `prompt` to be one",
@@ -189,7 +190,7 @@ class Text:
 class TextEmbeddingModel(Model):
     """A text in, one vector out."""
 
-    method = "EmbedText"
+    method, argument = "EmbedText", "text"
 
     def __init__(self, name, function, context_length, **options):
         card = cards.Card(name, "embedding", "text")

@@ -31,8 +31,8 @@ class Tokenizer:
 def read(folder):
     """Reads the tokenizer of a model that makes texts."""
     folder = pathlib.Path(folder)
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    file = json.loads(text)
+    text = _required(folder)
+    file = _parsed(folder / "tokenizer.json", text)
     settings = _optional(folder / "tokenizer_config.json")
     generation = _optional(folder / "generation_config.json")
     config = _optional(folder / "config.json")
@@ -62,7 +62,7 @@ def read(folder):
 def read_encoder(folder):
     """Reads the tokenizer of a model that makes vectors: `tokenizer.json` is all of it."""
     folder = pathlib.Path(folder)
-    content = _content(json=(folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content = _content(json=_required(folder))
     settings = _optional(folder / "tokenizer_config.json")
     length = _context_length(_optional(folder / "config.json"), settings)
     return Tokenizer(content, (), length, False)
@@ -78,11 +78,28 @@ def _context_length(config, settings):
     return int(longest) if longest < 1 << 31 else 0
 
 
+def _required(folder):
+    """Returns the text of `tokenizer.json`."""
+    try:
+        return (folder / "tokenizer.json").read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        why = "there is no such folder" if not folder.is_dir() else "it has none"
+        raise ValueError(f"tokenizer: expected a folder with a `tokenizer.json`, got `{folder}`: "
+                         f"{why}; one of the Hugging Face hub has to be fetched first") from None
+
+
 def _optional(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+
+
+def _parsed(path, text):
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"tokenizer: `{path}` is no JSON: {error}") from None
 
 
 def _table(file, rows, is_pieces):

@@ -4,19 +4,25 @@ import asyncio
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import time
 
 import grpc
 
-from . import models, texts
+from . import addresses, models, texts
 from .discovery import Registration, open_store
 from .service import OPTIONS, Service
 
 log = logging.getLogger("stator_worker")
 
 INSTANCE_VERSION = 1
+NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# Variables of `stator worker` for what this package does not do.
+IGNORED = ("STATOR_DISCOVERY_USER", "STATOR_DISCOVERY_PASSWORD_FILE", "STATOR_DISCOVERY_TLS_CA",
+           "STATOR_DISCOVERY_TLS_CERT", "STATOR_DISCOVERY_TLS_KEY", "STATOR_DISCOVERY_TOKEN_FILE",
+           "STATOR_KUBERNETES_POD", "STATOR_NATS", "STATOR_REQUEST_PLANE", "STATOR_EVENT_PLANE")
 # How long a start waits for the store before it leaves it to the background.
 REGISTER_SECONDS = 5.0
 # How long frontends get to hear of the end before calls are refused.
@@ -27,18 +33,32 @@ class Worker:
     """Models that this process offers to the frontends of a fleet.
 
     What is not given is read from the variables that `stator worker` has: STATOR_DISCOVERY,
-    STATOR_WORKER_ADDRESS, STATOR_ADVERTISE, STATOR_NAMESPACE and STATOR_SHUTDOWN_GRACE_MS.
+    STATOR_WORKER_ADDRESS, STATOR_ADVERTISE, STATOR_NAMESPACE, STATOR_SHUTDOWN_GRACE_MS and, for
+    `tls_cert`, `tls_key` and `tls_ca`, STATOR_WORKER_TLS_CERT, STATOR_WORKER_TLS_KEY and
+    STATOR_WORKER_TLS_CLIENT_CA.
+
+    With a certificate and its key, files of PEM, the worker speaks TLS; with `tls_ca` it lets in
+    only frontends that show a certificate of these authorities.
     """
 
     def __init__(self, *, discovery=None, address=None, advertise=None, namespace=None,
-                 shutdown_grace=None):
+                 shutdown_grace=None, tls_cert=None, tls_key=None, tls_ca=None):
         variables = os.environ
         self._discovery = discovery or variables.get("STATOR_DISCOVERY")
         self._address = address or variables.get("STATOR_WORKER_ADDRESS", "127.0.0.1:0")
         self._advertise = advertise or variables.get("STATOR_ADVERTISE")
         self._namespace = namespace or variables.get("STATOR_NAMESPACE", "default")
-        grace_ms = variables.get("STATOR_SHUTDOWN_GRACE_MS", "30000")
-        self._grace = int(grace_ms) / 1000 if shutdown_grace is None else shutdown_grace
+        if not NAMESPACE.fullmatch(self._namespace):
+            raise ValueError("namespace: expected 1 to 128 letters, digits, `.`, `_` or `-`, got "
+                             f"`{self._namespace}`")
+        self._grace = _grace(variables) if shutdown_grace is None else shutdown_grace
+        self._tls = addresses.Tls(
+            tls_cert or variables.get("STATOR_WORKER_TLS_CERT"),
+            tls_key or variables.get("STATOR_WORKER_TLS_KEY"),
+            tls_ca or variables.get("STATOR_WORKER_TLS_CLIENT_CA"))
+        addresses.check("address", self._address)
+        if self._advertise:
+            addresses.check("advertise", self._advertise, is_called=True)
         self._models = {}
         self._id, self._started = secrets.token_hex(8), time.time()
         self._service = None
@@ -122,13 +142,14 @@ class Worker:
         """Serves until the event `stop` is set, and then ends in order."""
         if not self._models:
             raise ValueError("a worker needs at least one model")
+        _warn_of_ignored(os.environ)
         store = open_store(self._discovery)
         self._service = Service(self._models.values())
         server = grpc.aio.server(options=OPTIONS)
         server.add_generic_rpc_handlers((self._service.handler(),))
         registration = None
         try:
-            address = self._advertised(server.add_insecure_port(self._address))
+            address = self._advertised(addresses.listen(server, self._address, self._tls))
             await server.start()
             registration = Registration(store, lambda: self._record(address))
             try:
@@ -162,12 +183,13 @@ class Worker:
 
     def _advertised(self, port):
         host, _, _ = self._address.rpartition(":")
+        scheme = "grpcs" if self._tls.is_on else "grpc"
         if self._advertise:
-            return f"grpc://{self._advertise}"
+            return f"{scheme}://{self._advertise}"
         if host in ("0.0.0.0", "[::]", ""):
             raise ValueError(f"address: `{self._address}` is every address of this machine; say by "
                              "`advertise` which one frontends call")
-        return f"grpc://{host}:{port}"
+        return f"{scheme}://{host}:{port}"
 
     def _record(self, address):
         """Returns the instance's number and its record for a store."""
@@ -178,3 +200,17 @@ class Worker:
             "is_draining": self._service.is_draining,
         }
         return self._id, json.dumps(record).encode()
+
+
+def _grace(variables):
+    text = variables.get("STATOR_SHUTDOWN_GRACE_MS", "30000")
+    if not text.isdecimal():
+        raise ValueError(f"STATOR_SHUTDOWN_GRACE_MS: expected milliseconds, got `{text}`")
+    return int(text) / 1000
+
+
+def _warn_of_ignored(variables):
+    """Names the variables of `stator worker` that mean nothing here."""
+    if ignored := [name for name in IGNORED if variables.get(name)]:
+        log.warning("ignored, as this package meets only in a folder or an etcd without TLS and "
+                    "users, and speaks only gRPC: %s", ", ".join(ignored))
