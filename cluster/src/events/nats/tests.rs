@@ -78,8 +78,9 @@ impl Fleet {
             self.loads.fetch_add(u64::from(matches!(told, Told::Load(_))), Relaxed);
             true
         };
+        let claim = self.index.claim(WORKER);
         tokio::select! {
-            ended = follow(&self.model, WORKER, (&self.index, &self.counters), hear) => {
+            ended = follow(&self.model, claim, (&self.index, &self.counters), hear) => {
                 panic!("the plane ended: {ended:?}");
             }
             () = happens => {}
