@@ -119,6 +119,28 @@ async fn cut_off(nats: &Server) -> (u64, u64) {
 }
 
 #[tokio::test]
+async fn a_message_of_events_is_no_larger_than_nats_takes() {
+    let nats = Server::start_with(None, None);
+    let fleet = Fleet::start(&nats).await;
+    fleet.store(0..1);
+    let happens = async {
+        fleet.until("the first block", |fleet| fleet.index.blocks() == 1).await;
+        // Ten of them have several megabytes, and come at once.
+        for number in 0..10 {
+            let first = 1_000_000 + number * 20_000;
+            let stored =
+                |number| StoredBlock { sequence: SequenceHash(number), block: BlockHash(number) };
+            let blocks = (first..first + 20_000).map(stored).collect();
+            fleet.events.publish(|| KvEvent::Stored { parent: None, blocks, block_tokens: 16 });
+        }
+        fleet.until("all blocks", |fleet| fleet.index.blocks() == 200_001).await;
+    };
+    fleet.during(happens).await;
+    assert_eq!(fleet.gaps_and_resyncs(), (1, 1), "nothing was lost on the way");
+    fleet.tasks.cancel();
+}
+
+#[tokio::test]
 async fn what_was_missed_is_replayed() {
     let nats = Server::start_with(None, Some(tempdir().unwrap()));
     assert_eq!(cut_off(&nats).await, (1, 1));
