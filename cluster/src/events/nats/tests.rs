@@ -8,7 +8,7 @@ use tempfile::tempdir;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-use super::super::{Counters, Index, Told, Watch, follow};
+use super::super::{Counters, Index, Listen, Told, Watch, follow};
 use super::*;
 use crate::nats::tests::Server;
 use crate::request::{ClientConfig, RemoteWorker, Served, ServerConfig, Tcp, WorkerServer};
@@ -137,6 +137,26 @@ async fn a_message_of_events_is_no_larger_than_nats_takes() {
     };
     fleet.during(happens).await;
     assert_eq!(fleet.gaps_and_resyncs(), (1, 1), "nothing was lost on the way");
+    fleet.tasks.cancel();
+}
+
+#[tokio::test]
+async fn a_namespace_is_heard_as_long_as_somebody_listens() {
+    let nats = Server::start_with(None, None);
+    let fleet = Fleet::start(&nats).await;
+    let before = fleet.tasks.count();
+    for _ in 0..2 {
+        let one = fleet.model.listen().await.unwrap();
+        let other = fleet.model.listen().await.unwrap();
+        assert_eq!(fleet.tasks.count(), before + 1);
+        drop(one);
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(fleet.tasks.count(), before + 1);
+        drop(other);
+        fleet.until("nobody listens", |fleet| fleet.tasks.count() == before).await;
+    }
+    fleet.store(0..1);
+    fleet.during(fleet.until("it is heard again", |fleet| fleet.index.blocks() == 1)).await;
     fleet.tasks.cancel();
 }
 
