@@ -69,9 +69,16 @@ impl Canary {
         if self.interval.is_zero() {
             return None;
         }
-        let (pool, candidate) = (Arc::downgrade(pool), Arc::downgrade(candidate));
+        let (pool, weak) = (Arc::downgrade(pool), Arc::downgrade(candidate));
         let (worker, question) = (place.worker.clone(), place.question);
-        Some(self.clone().run(pool, candidate, worker, question))
+        let asking = self.clone().run(pool, weak, worker, question);
+        let gone = candidate.gone();
+        Some(async move {
+            tokio::select! {
+                () = gone => {}
+                () = asking => {}
+            }
+        })
     }
 
     async fn run(
