@@ -7,4 +7,5 @@ pub mod instance;
 pub mod membership;
 pub mod nats;
 pub mod request;
+mod tcp;
 pub mod vllm;

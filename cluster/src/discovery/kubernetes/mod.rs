@@ -63,6 +63,10 @@ pub struct Config {
     /// How long after an outage those who have not registered again are kept; at least the longest
     /// wait of the workers, default 15 s.
     pub grace: Duration,
+    /// How long the Lease of another process must not have been renewed under our eyes before it
+    /// is removed with what it owns, and at least ten times its own time-to-live: 1 s to 1 day,
+    /// default 10 min. Kubernetes itself removes those that pods own.
+    pub leftover_age: Duration,
 }
 
 impl Config {
@@ -78,6 +82,7 @@ impl Config {
             request_timeout: Duration::from_secs(5),
             backoff: Backoff::default(),
             grace: Duration::from_secs(15),
+            leftover_age: Duration::from_secs(600),
         }
     }
 
@@ -91,6 +96,12 @@ impl Config {
                 Duration::from_secs(60),
             ),
             ("grace", self.grace, self.backoff.longest, Duration::from_secs(3600)),
+            (
+                "leftover age",
+                self.leftover_age,
+                Duration::from_secs(1),
+                Duration::from_secs(86_400),
+            ),
         ];
         for (name, value, least, most) in bounds {
             if value < least || value > most || (name == "ttl" && value.subsec_nanos() > 0) {
