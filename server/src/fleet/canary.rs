@@ -185,18 +185,18 @@ mod tests {
     use super::*;
     use crate::pipeline::Engines;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn nobody_asks_a_worker_that_is_gone() {
         let tasks = Tasks::new();
         let tcp = Tcp::new("127.0.0.1:1");
         let worker = RemoteWorker::new(tcp, ClientConfig::default(), &tasks).unwrap();
         let engines = Engines::of(Arc::new(worker.model("model")));
         let candidate = Arc::new(Candidate::new(InstanceId(1), engines));
-        let (interval, timeout) = (Duration::from_secs(3600), Duration::from_secs(1));
+        let (interval, timeout) = (Duration::from_secs(3600), Duration::from_secs(5));
         let canary = Canary { interval, timeout, failed: Counter::default() };
         let asking = canary.ask_until_gone(Weak::new(), &candidate, worker, Question::Text);
         let mut asking = std::pin::pin!(asking);
-        assert!(tokio::time::timeout(timeout, asking.as_mut()).await.is_err(), "it waits");
+        assert!(futures_util::poll!(asking.as_mut()).is_pending());
         drop(candidate);
         tokio::time::timeout(timeout, asking).await.unwrap();
     }
