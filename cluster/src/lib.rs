@@ -8,6 +8,7 @@ pub mod instance;
 pub mod membership;
 pub mod nats;
 pub mod request;
+mod tcp;
 pub mod vllm;
 
 pub use complaints::Complaints;

@@ -204,6 +204,9 @@ fn spelled(mut message: Json) -> Json {
     message
 }
 
+/// Most log-probabilities of tokens in one choice that wait for their text; more are told without.
+const MAX_SCORES: usize = 4096;
+
 /// The answers of text requests: `[prompts, choices]`.
 #[derive(Debug)]
 pub struct TextAnswers {
@@ -221,6 +224,8 @@ struct Choosing {
     echo: String,
     /// The calls that have begun, by the engine's numbers.
     calls: Vec<u32>,
+    /// Of tokens whose text has not come yet.
+    scores: Vec<Score>,
     is_over: bool,
 }
 
@@ -289,7 +294,11 @@ impl TextAnswers {
             }
         }
         let is_news = !news.events.is_empty() || news.finish.is_some();
-        Ok(is_news.then(|| self.output(news, false)))
+        if !is_news && news.logprobs.len() <= MAX_SCORES {
+            self.all[index].scores = news.logprobs;
+            return Ok(None);
+        }
+        Ok(Some(self.output(news, false)))
     }
 
     /// Takes the end of a prompt's answers; returns the news that it makes.
@@ -305,6 +314,7 @@ impl TextAnswers {
             index,
             tokens: counted.completion_tokens,
             reasoning_tokens: counted.reasoning_tokens,
+            logprobs: std::mem::take(&mut self.all[index as usize].scores),
             finish: Some(Finish { cached_tokens: counted.cached_tokens, ..finish }),
             ..Delta::default()
         };
@@ -351,15 +361,13 @@ impl Choosing {
         }
         let scored =
             |(bytes, logprob): (&[u8], f32)| Scored { id: 0, bytes: bytes.into(), logprob };
-        news.logprobs = delta
-            .logprobs
-            .iter()
-            .map(|one| Score {
-                token: scored((&one.token, one.logprob)),
-                rank: 1 + one.top.iter().filter(|(_, other)| *other > one.logprob).count() as u32,
-                top: one.top.iter().map(|(token, logprob)| scored((token, *logprob))).collect(),
-            })
-            .collect();
+        let scores = delta.logprobs.iter().map(|one| Score {
+            token: scored((&one.token, one.logprob)),
+            rank: 1 + one.top.iter().filter(|(_, other)| *other > one.logprob).count() as u32,
+            top: one.top.iter().map(|(token, logprob)| scored((token, *logprob))).collect(),
+        });
+        news.logprobs = std::mem::take(&mut self.scores);
+        news.logprobs.extend(scores);
         Ok(())
     }
 }

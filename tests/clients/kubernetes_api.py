@@ -74,6 +74,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, store, kind, name, query, body):
         known = store.objects.get((kind, name))
+        if self.command == "GET" and name:
+            return (200, known) if known else (404, {"message": "not found"})
         if self.command == "GET":
             items = [item for (of, _), item in store.objects.items()
                      if of == kind and selects(query["labelSelector"], item)]

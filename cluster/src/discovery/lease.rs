@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use engine::{Error, ErrorKind, Result, Tasks};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{Backoff, REGISTER_WAIT};
 use crate::instance::{Instance, InstanceId};
@@ -193,7 +193,7 @@ impl<R: Record> Keeper<R> {
             match next {
                 Next::Retry => {}
                 Next::Lost(reason) => {
-                    info!(instance = %self.instance.id, reason, "registration lost, taken again");
+                    warn!(instance = %self.instance.id, reason, "registration lost, taken again");
                     self.state.send_replace(LeaseState::Lost);
                 }
                 Next::Command(Some(Command::Update(instance, done))) => {

@@ -27,7 +27,7 @@ use engine::{KvEvent, KvEvents, KvSnapshot, Result, WorkerLoad};
 use futures_util::stream::BoxStream;
 
 pub use follow::{Counters, follow};
-pub use index::{Index, Limits};
+pub use index::{Claim, Index, Limits};
 pub use listen::{Local, Watch};
 pub use nats::{NatsEvents, NatsModel, NatsPublisher, event_subject};
 pub use tracker::{Caught, Step, Tracker};

@@ -32,7 +32,8 @@ pub use hub::{NatsEvents, NatsModel};
 /// The time between two loads.
 const LOAD_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The most KV events of one message.
+/// The most KV events of one message. They also have at most half as many bytes as NATS takes; one
+/// event that is larger than that is a message of its own.
 const MAX_BATCH: usize = 128;
 
 /// The bounds of a namespace's stream: what is older, or in front of so much, is gone.
@@ -207,7 +208,8 @@ impl Telling {
 
     /// Tells an event and those that are there already.
     async fn tell_events(&mut self, first: KvNews) {
-        let mut events = Vec::new();
+        let most = self.connection.client.max_payload() / 2;
+        let (mut events, mut bytes, mut told) = (Vec::new(), 0, 0);
         let mut next = Some(first);
         while let Some(news) = next
             && let Some(reader) = &mut self.reader
@@ -215,9 +217,17 @@ impl Telling {
             let at = position(reader);
             // What was missed here is missing there, and the numbers tell.
             if let KvNews::Event(event) = news {
-                events.push(numbered(Event::Kv(event_to(event)), at.sequence, at.epoch));
+                let event = numbered(Event::Kv(event_to(event)), at.sequence, at.epoch);
+                bytes += event.encoded_len();
+                if bytes > most && !events.is_empty() {
+                    self.publish(true, std::mem::take(&mut events)).await;
+                    bytes = event.encoded_len();
+                }
+                events.push(event);
+                told += 1;
             }
-            next = (events.len() < MAX_BATCH).then(|| reader.try_next()).flatten();
+            let reader = self.reader.as_mut().filter(|_| told < MAX_BATCH);
+            next = reader.and_then(KvEventReader::try_next);
         }
         if !events.is_empty() {
             self.publish(true, events).await;

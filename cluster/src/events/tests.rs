@@ -88,7 +88,7 @@ fn check(seed: u64) {
     let mut rng = Rng::with_seed(seed);
     let (loss, reorder) = (rng.u8(..40), rng.u8(..40));
     let (index, counters) = (Index::default(), Counters::default());
-    let mut follower = Follower::new(WORKER, &index, &counters);
+    let mut follower = Follower::new(index.claim(WORKER), &index, &counters);
     let mut worker = Worker::new();
     let mut flying = VecDeque::new();
     let mut is_asked = follower.take(Told::Gap);
@@ -158,7 +158,7 @@ async fn within_a_process_the_index_follows() {
     let mut worker = Worker::new();
     worker.events = events.clone();
     worker.reader = events.subscribe();
-    let following = follow(&local, WORKER, (&index, &counters), |_| true);
+    let following = follow(&local, index.claim(WORKER), (&index, &counters), |_| true);
     let acting = async {
         let mut rng = Rng::with_seed(1);
         for round in 0..200 {

@@ -39,6 +39,8 @@ pub struct Tracker {
     position: Position,
     /// Some: a snapshot is wanted, and these came meanwhile.
     waiting: Option<BTreeMap<Position, KvEvent>>,
+    /// Whether more was lost while it was: the snapshot may be older than that.
+    is_lost_again: bool,
     /// What was said to be the last event and was not here then.
     ahead: Option<Position>,
 }
@@ -63,7 +65,7 @@ impl Tracker {
             self.position = position;
             return Step::Apply(event);
         }
-        let step = self.lost();
+        let step = self.ask();
         if let Some(waiting) = &mut self.waiting {
             waiting.insert(position, event);
             if waiting.len() > MAX_WAITING {
@@ -74,17 +76,27 @@ impl Tracker {
     }
 
     /// Hears what the last event is. One that is not here yet may be on its way, so it counts as
-    /// lost when it is not here by the next time.
+    /// lost when it is not here by the next time, or by the next one behind a snapshot.
     pub fn head(&mut self, head: Position) -> Step {
+        if self.waiting.is_some() {
+            self.ahead = self.ahead.max(Some(head));
+            return Step::Nothing;
+        }
         if self.ahead.take().is_some_and(|ahead| ahead > self.position) {
-            return self.lost();
+            return self.ask();
         }
         self.ahead = (head > self.position).then_some(head);
         Step::Nothing
     }
 
-    /// Hears that events were lost.
+    /// Hears that events were lost. What is lost while a snapshot is wanted may be missing in that,
+    /// so that another one is asked for behind it.
     pub fn lost(&mut self) -> Step {
+        self.is_lost_again = self.waiting.is_some();
+        self.ask()
+    }
+
+    fn ask(&mut self) -> Step {
         match self.waiting {
             Some(_) => Step::Nothing,
             None => {
@@ -101,14 +113,14 @@ impl Tracker {
             return None;
         }
         self.position = held;
-        self.ahead = None;
         let mut waiting = self.waiting.take().unwrap_or_default().split_off(&held.next());
         let mut events = Vec::new();
         while let Some(event) = waiting.remove(&self.position.next()) {
             self.position = self.position.next();
             events.push(event);
         }
-        let is_behind = !waiting.is_empty();
+        self.ahead = self.ahead.filter(|ahead| *ahead > self.position);
+        let is_behind = std::mem::take(&mut self.is_lost_again) || !waiting.is_empty();
         if is_behind {
             self.waiting = Some(waiting);
         }
@@ -171,6 +183,25 @@ mod tests {
         assert_eq!(tracker.head(at(5)), Step::Nothing);
         assert_eq!(tracker.head(at(5)), Step::Ask);
         assert_eq!(tracker.head(at(5)), Step::Nothing);
+    }
+
+    #[test]
+    fn what_is_lost_while_a_snapshot_is_on_its_way_is_asked_for_behind_it() {
+        let mut tracker = Tracker::default();
+        assert_eq!(tracker.lost(), Step::Ask);
+        assert_eq!(tracker.lost(), Step::Nothing);
+        let caught = tracker.catch_up(&snapshot(1, 3)).unwrap();
+        assert!(caught.is_behind && tracker.is_waiting());
+        let caught = tracker.catch_up(&snapshot(1, 5)).unwrap();
+        assert!(!caught.is_behind && !tracker.is_waiting());
+        // A head that was told meanwhile is minded at the next one.
+        assert_eq!(tracker.lost(), Step::Ask);
+        assert_eq!(tracker.head(at(7)), Step::Nothing);
+        assert!(!tracker.catch_up(&snapshot(1, 6)).unwrap().is_behind);
+        assert_eq!(tracker.head(at(7)), Step::Ask);
+        assert!(!tracker.catch_up(&snapshot(1, 7)).unwrap().is_behind);
+        assert_eq!(tracker.head(at(7)), Step::Nothing);
+        assert_eq!(tracker.head(at(7)), Step::Nothing);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::connector::Io;
-use super::keepalive::{Keepalive, until_silent};
+use super::keepalive::{Heard, Keepalive, Listened, until_silent};
 use super::link::{Live, Slot};
 use super::peer::Peer;
 
@@ -37,8 +37,8 @@ pub(super) struct Dial {
     pub(super) outcome: watch::Sender<Outcome>,
 }
 
-type OpenConnection = Connection<Box<dyn Io>, Bytes>;
-type Opening = (SendRequest<Bytes>, OpenConnection, PingPong);
+type OpenConnection = Connection<Listened<Box<dyn Io>>, Bytes>;
+type Opening = (SendRequest<Bytes>, OpenConnection, (PingPong, Heard));
 
 impl Dial {
     /// Opens the connection, tells everybody who waits, and keeps it to its end.
@@ -59,6 +59,7 @@ impl Dial {
         let limit = self.peer.config.connect_timeout;
         let opened = timeout(limit, async {
             let io = self.peer.connector.connect().await.map_err(|error| error.to_string())?;
+            let (io, heard) = Listened::new(io);
             let opened = builder(&self.peer, self.window_bytes).handshake(io).await;
             let (sender, mut connection) = opened.map_err(|error| error.to_string())?;
             let no_pings = || "the connection has no pings".to_owned();
@@ -72,12 +73,12 @@ impl Dial {
                 },
                 pong = pings.ping(Ping::opaque()) => pong.map_err(|error| error.to_string())?,
             };
-            Ok((sender, connection, pings))
+            Ok((sender, connection, (pings, heard)))
         });
         opened.await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
     }
 
-    async fn keep(self, (sender, connection, pings): Opening) {
+    async fn keep(self, (sender, connection, (pings, heard)): Opening) {
         let Self { peer, slot, number, outcome, .. } = self;
         let opened = peer.opened();
         let live = Live::new(sender, number);
@@ -97,7 +98,7 @@ impl Dial {
                 Ok(()) => tracing::debug!(address, "the connection to a worker ended"),
                 Err(error) => tracing::warn!(address, %error, "lost a worker"),
             },
-            () = until_silent(Some(pings), keepalive) => {
+            () = until_silent(Some(pings), keepalive, heard) => {
                 tracing::warn!(address, "lost a worker: it is silent");
             }
         }

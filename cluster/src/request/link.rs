@@ -144,32 +144,35 @@ impl Link {
         self.slots.len()
     }
 
-    /// Returns a place on an open connection, the next one in turn; opens it if it is not.
+    /// Returns a place on an open connection, the next one in turn. One that is not open is opened,
+    /// which is waited for only if no other one is open and has room.
     ///
     /// Errors: UNAVAILABLE when that fails, or failed a moment ago, and OVERLOADED when the
-    /// worker takes no more, if no other connection is open and has room.
+    /// worker takes no more.
     pub(super) async fn connection(&self, what_for: Use) -> Result<Route> {
-        let turn = self.next.fetch_add(1, Relaxed);
-        let slots = self.slots.iter().cycle().skip(turn % self.slots.len());
-        let mut refusal = None;
-        for (index, slot) in slots.take(self.slots.len()).enumerate() {
-            let live = match (slot.live(), index) {
-                (Some(live), _) => live,
-                (None, 0) => match self.open(slot).await {
-                    Ok(live) => live,
-                    Err(why) => {
-                        refusal = Some(self.peer.unreachable(why));
-                        continue;
-                    }
-                },
-                (None, _) => continue,
-            };
+        let turn = self.next.fetch_add(1, Relaxed) % self.slots.len();
+        let first = &self.slots[turn];
+        let opening = match first.live() {
+            Some(_) => None,
+            None => Some(self.open(first)),
+        };
+        let mut is_full = false;
+        for slot in self.slots.iter().cycle().skip(turn).take(self.slots.len()) {
+            let Some(live) = slot.live() else { continue };
             match live.stream(what_for) {
                 Some(stream) => return Ok(Route { slot: slot.clone(), live, stream }),
-                None => refusal = Some(self.full()),
+                None => is_full = true,
             }
         }
-        Err(refusal.unwrap_or_else(|| self.peer.unreachable("it has no connection")))
+        let Some(opening) = opening else { return Err(self.full()) };
+        match opened(opening).await {
+            Ok(live) => match live.stream(what_for) {
+                Some(stream) => Ok(Route { slot: first.clone(), live, stream }),
+                None => Err(self.full()),
+            },
+            Err(_) if is_full => Err(self.full()),
+            Err(why) => Err(self.peer.unreachable(why)),
+        }
     }
 
     fn full(&self) -> Error {
@@ -178,22 +181,17 @@ impl Link {
         Error::new(ErrorKind::Overloaded, text)
     }
 
-    /// Waits for a connection, which whoever comes first has a task open.
-    async fn open(&self, slot: &Arc<Slot>) -> std::result::Result<Live, String> {
-        let mut opening = {
-            let mut inner = slot.inner();
-            match &inner.state {
-                State::Open(live) => return Ok(live.clone()),
-                State::Failed { not_before: Some(at), why } if Instant::now() < *at => {
-                    return Err(why.clone());
-                }
-                State::Opening(opening) => opening.clone(),
-                State::Empty | State::Failed { .. } => self.dial(slot, &mut inner),
+    /// Returns a connection that is to be waited for, which whoever comes first has a task open.
+    fn open(&self, slot: &Arc<Slot>) -> Opening {
+        let mut inner = slot.inner();
+        match &inner.state {
+            State::Open(live) => Opening::Over(Ok(live.clone())),
+            State::Failed { not_before: Some(at), why } if Instant::now() < *at => {
+                Opening::Over(Err(why.clone()))
             }
-        };
-        let over = || "nothing is opened any more".to_owned();
-        let outcome = opening.wait_for(Option::is_some).await.map_err(|_| over())?.clone();
-        outcome.unwrap_or_else(|| Err(over()))
+            State::Opening(opening) => Opening::Begun(opening.clone()),
+            State::Empty | State::Failed { .. } => Opening::Begun(self.dial(slot, &mut inner)),
+        }
     }
 
     fn dial(&self, slot: &Arc<Slot>, inner: &mut Inner) -> watch::Receiver<Outcome> {
@@ -211,6 +209,22 @@ impl Link {
         self.peer.tasks.spawn("worker connection", dial.run());
         opening
     }
+}
+
+/// A connection that is being opened, or how that went.
+enum Opening {
+    Begun(watch::Receiver<Outcome>),
+    Over(std::result::Result<Live, String>),
+}
+
+async fn opened(opening: Opening) -> std::result::Result<Live, String> {
+    let mut outcome = match opening {
+        Opening::Begun(outcome) => outcome,
+        Opening::Over(outcome) => return outcome,
+    };
+    let over = || "nothing is opened any more".to_owned();
+    let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| over())?.clone();
+    outcome.unwrap_or_else(|| Err(over()))
 }
 
 /// A place on an open connection.

@@ -14,7 +14,7 @@ use tokio::time::{interval, timeout};
 
 use super::call::answer;
 use super::connector::{Acceptor, Io};
-use super::keepalive::{Keepalive, until_silent};
+use super::keepalive::{Heard, Keepalive, Listened, until_silent};
 use super::served::{Artifacts, Served};
 use super::shared::Shared;
 
@@ -228,6 +228,7 @@ impl WorkerServer {
     /// Serves one connection to its end. Errors: why it could not begin.
     async fn converse(&self, io: impl Io, tasks: &Tasks) -> io::Result<()> {
         let config = &self.shared.config;
+        let (io, heard) = Listened::new(io);
         let handshake = timeout(config.handshake_timeout, builder(config).handshake(io));
         let handshake = tokio::select! {
             handshake = handshake => handshake,
@@ -240,7 +241,7 @@ impl WorkerServer {
         };
         let _open = self.shared.connect();
         // What ends here drops the connection, which ends all its calls.
-        self.drive(connection, tasks).await;
+        self.drive(connection, heard, tasks).await;
         Ok(())
     }
 
@@ -256,11 +257,11 @@ impl WorkerServer {
         tracing::warn!(%peer, %error, "a connection is not taken in");
     }
 
-    async fn drive(&self, mut connection: Connection<impl Io, Bytes>, tasks: &Tasks) {
+    async fn drive(&self, mut connection: Connection<impl Io, Bytes>, heard: Heard, tasks: &Tasks) {
         let config = &self.shared.config;
         let keepalive =
             Keepalive { interval: config.keepalive_interval, timeout: config.keepalive_timeout };
-        let mut pings = std::pin::pin!(until_silent(connection.ping_pong(), keepalive));
+        let mut pings = std::pin::pin!(until_silent(connection.ping_pong(), keepalive, heard));
         let mut closing = std::pin::pin!(self.shared.closing.cancelled());
         let mut closing_since = None;
         let mut looks = interval(FAREWELL_LOOK);

@@ -22,6 +22,8 @@ pub(super) struct Shared {
     pub(super) reads: Arc<Semaphore>,
     /// None: it was served and is so no more.
     models: RwLock<BTreeMap<String, Option<Arc<Served>>>>,
+    /// Changes when other models are served.
+    changes: watch::Sender<()>,
     is_draining: watch::Sender<bool>,
     /// Calls that use an engine.
     open: AtomicUsize,
@@ -44,6 +46,7 @@ impl Shared {
             artifacts,
             reads: Arc::new(Semaphore::new(MAX_READS)),
             models: RwLock::default(),
+            changes: watch::Sender::new(()),
             is_draining: watch::Sender::new(false),
             open: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
@@ -58,6 +61,8 @@ impl Shared {
     pub(super) fn insert(&self, name: String, served: Served) {
         let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
         models.insert(name, Some(Arc::new(served)));
+        drop(models);
+        self.changes.send_replace(());
     }
 
     /// Serves a model no more.
@@ -66,6 +71,13 @@ impl Shared {
         if let Some(served) = models.get_mut(name) {
             *served = None;
         }
+        drop(models);
+        self.changes.send_replace(());
+    }
+
+    /// Returns a receiver that changes when other models are served from now on.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Returns what is served under a name. Errors: NOT_FOUND; UNAVAILABLE if it was served before.

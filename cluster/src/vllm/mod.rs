@@ -10,6 +10,8 @@ mod batch;
 mod msgpack;
 mod names;
 mod source;
+#[cfg(test)]
+mod tests;
 mod zmtp;
 
 pub use source::{Config, follow};

@@ -1,5 +1,9 @@
 //! Follows the events of one engine.
+//!
+//! An engine that starts again counts from 0, so what its numbers alone say may be that of another one.
+//! After a connection was lost the last message is asked for again: the same engine has the same.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::time::Duration;
 
@@ -46,8 +50,26 @@ struct Follower {
     config: Config,
     events: KvEvents,
     names: Names,
-    /// The number of the message that was told last.
-    last: Option<u64>,
+    /// The message that was told last.
+    last: Option<Last>,
+}
+
+/// A message that was told.
+#[derive(Clone, Copy)]
+struct Last {
+    number: u64,
+    digest: u64,
+}
+
+/// What came of asking for messages again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Replayed {
+    /// All of them.
+    Whole,
+    /// Not all, or the engine is not asked.
+    Partly,
+    /// It has another message in the place of our last one.
+    Stranger,
 }
 
 impl Follower {
@@ -58,13 +80,17 @@ impl Follower {
         connection.subscribe(&self.config.topic).await?;
         tracing::info!(address, "KV events are there");
         *wait = WAITS.0;
+        // It may be another engine than before.
+        let mut is_new = true;
         loop {
             let message = connection.receive().await?;
             let [_, number, batch] = &message[..] else {
                 return Err(wrong("a message has not three parts"));
             };
             let number = number_of(number)?;
-            if self.last.map_or(0, |last| last.wrapping_add(1)) != number {
+            let expected = self.last.map_or(0, |last| last.number.wrapping_add(1));
+            let is_unsure = std::mem::take(&mut is_new) && self.last.is_some();
+            if expected != number || is_unsure {
                 self.recover(number).await;
             }
             self.tell(number, batch);
@@ -73,26 +99,34 @@ impl Follower {
 
     /// Makes up for what is missing before a message.
     async fn recover(&mut self, number: u64) {
-        let first = match self.last {
-            Some(last) if last < number => last + 1,
-            // It counts anew: this is another engine.
-            Some(_) => {
-                self.forget();
-                0
-            }
-            None => 0,
-        };
-        let is_whole = match self.replay(first, number).await {
-            Ok(is_whole) => is_whole,
-            Err(error) => {
-                tracing::debug!(%error, "KV events cannot be repeated");
-                false
-            }
-        };
-        if !is_whole && self.last.is_some() {
-            tracing::warn!(missed = number - first, "KV events were missed: all is forgotten");
+        if self.last.is_some_and(|last| number <= last.number) {
+            self.begin_anew();
+        }
+        let mut replayed = self.ask(number).await;
+        if replayed == Replayed::Stranger {
+            self.begin_anew();
+            replayed = self.ask(number).await;
+        }
+        if let Some(last) = self.last.filter(|_| replayed != Replayed::Whole) {
+            let (last, next) = (last.number, number);
+            tracing::warn!(last, next, "KV events may have been missed: all is forgotten");
             self.forget();
         }
+    }
+
+    /// Takes the engine for another one than before.
+    fn begin_anew(&mut self) {
+        let address = &self.config.address;
+        tracing::info!(address, "KV events are those of an engine that was started again");
+        self.forget();
+        self.last = None;
+    }
+
+    async fn ask(&mut self, end: u64) -> Replayed {
+        self.replay(end).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "KV events cannot be repeated");
+            Replayed::Partly
+        })
     }
 
     fn forget(&mut self) {
@@ -100,9 +134,14 @@ impl Follower {
         self.events.publish(|| cleared);
     }
 
-    /// Asks for messages again; returns whether all of them came.
-    async fn replay(&mut self, first: u64, end: u64) -> io::Result<bool> {
-        let Some(address) = self.config.replay.clone() else { return Ok(false) };
+    /// Asks for the messages from the last one on again, and tells those behind it.
+    async fn replay(&mut self, end: u64) -> io::Result<Replayed> {
+        let known = self.last;
+        let first = known.map_or(0, |last| last.number);
+        if first == end {
+            return Ok(Replayed::Whole);
+        }
+        let Some(address) = self.config.replay.clone() else { return Ok(Replayed::Partly) };
         let mut connection = patient(Connection::open(&address, Socket::Dealer)).await?;
         connection.send(&[b"", &first.to_be_bytes()]).await?;
         let mut next = first;
@@ -113,21 +152,28 @@ impl Follower {
             };
             let number = number_of(number)?;
             if number == END || number >= end {
-                return Ok(next == end);
+                return Ok(if next == end { Replayed::Whole } else { Replayed::Partly });
             }
-            if number >= next {
-                // It does not remember what is before that.
-                if number > next {
-                    self.forget();
+            if number < next {
+                continue;
+            }
+            match known.filter(|known| known.number == number) {
+                Some(known) if known.digest != digest(batch) => return Ok(Replayed::Stranger),
+                Some(_) => {}
+                None => {
+                    // It does not remember what is before that.
+                    if number > next {
+                        self.forget();
+                    }
+                    self.tell(number, batch);
                 }
-                self.tell(number, batch);
-                next = number + 1;
             }
+            next = number + 1;
         }
     }
 
     fn tell(&mut self, number: u64, batch: &[u8]) {
-        self.last = Some(number);
+        self.last = Some(Last { number, digest: digest(batch) });
         let Some(told) = read(batch) else {
             tracing::warn!(number, "a batch of KV events cannot be read: all is forgotten");
             return self.forget();
@@ -138,6 +184,12 @@ impl Follower {
             self.events.publish(|| event);
         }
     }
+}
+
+fn digest(batch: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    batch.hash(&mut hasher);
+    hasher.finish()
 }
 
 async fn patient<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {

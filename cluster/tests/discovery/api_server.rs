@@ -249,7 +249,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     {
         let mut store = shared.store();
         let is_watch = query.contains_key("watch");
-        let what = if is_watch { "WATCH" } else { parts.method.as_str() };
+        let what = match parts.method.as_str() {
+            "GET" if is_watch => "WATCH",
+            "GET" if name.is_some() => "READ",
+            other => other,
+        };
         *store.calls.entry(format!("{what} {kind}")).or_default() += 1;
         if store.weather == Weather::Down {
             return failure(503, "the weather is bad");
@@ -286,6 +290,7 @@ fn write(
             };
         };
         match method {
+            "GET" => reply(200, &old),
             "POST" => failure(409, "already exists"),
             "PUT" => reply(200, &store.write(kind, body)),
             "PATCH" => {

@@ -203,10 +203,12 @@ async fn keys_of_others_are_left_out_and_a_spoilt_record_is_gone() {
     let spoilt = fleet.instances[1].id;
     put(&format!("/stator/v1/instances/fleet/{spoilt}"), r#"{"version":2}"#);
     fleet.follower.until("four", |follower| follower.known.len() == 4).await;
+    assert!(!fleet.follower.known.contains_key(&spoilt));
+    // Its worker sees that the key hangs on its lease no more.
+    fleet.follower.until("five", |follower| follower.known.len() == 5).await;
     let mut late = follow(&fleet.discovery);
     late.until("synced", |late| late.is_synced).await;
-    assert_eq!(late.known.len(), 4);
-    assert!(!late.known.contains_key(&spoilt));
+    assert_eq!(late.known.len(), 5);
 }
 
 /// Carries connections to etcd until it is cut.

@@ -161,14 +161,15 @@ async fn objects_of_others_are_left_out_and_a_spoilt_one_is_gone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_ended_long_ago_is_not_seen_and_is_swept_away() {
     let server = ApiServer::start();
-    let old = |name: &str, renewed: &str| {
+    // Clocks say nothing: both seem to be old, and one of them is renewed.
+    let lease = |name: &str, renewed: &str| {
         json!({
             "metadata": {"name": name, "labels": {"stator/record": "process"}},
-            "spec": {"leaseDurationSeconds": 2, "renewTime": renewed},
+            "spec": {"renewTime": renewed},
         })
     };
-    server.put("leases", old("stator-old", "2020-01-01T00:00:00.000000Z"));
-    server.put("leases", old("stator-young", "2999-01-01T00:00:00.000000Z"));
+    server.put("leases", lease("stator-old", "2020-01-01T00:00:00.000000Z"));
+    server.put("leases", lease("stator-late", "2020-01-01T00:00:00.000000Z"));
     let ghost = instance("fleet", 9);
     server.put("configmaps", {
         let uid = server.object("leases", "stator-old")["metadata"]["uid"].clone();
@@ -182,15 +183,25 @@ async fn who_ended_long_ago_is_not_seen_and_is_swept_away() {
         })
     });
     let tasks = Tasks::new();
-    let discovery = open(&server, &tasks);
+    let leftover_age = Duration::from_secs(1);
+    let config = kubernetes::Config { leftover_age, ..kubernetes_config(&server) };
+    let discovery: Arc<dyn Discovery> = Arc::new(Kubernetes::new(config, &tasks).unwrap());
     let mut follower = follow(&discovery);
     follower.until("synced", |follower| follower.is_synced).await;
     assert!(follower.known.is_empty(), "a ghost");
     let _lease = discovery.register(instance("fleet", 1)).await.unwrap();
     follower.until("one", |follower| follower.known.len() == 1).await;
+    assert!(server.names("leases").contains(&"stator-old".to_owned()), "not at first sight");
+    let start = Instant::now();
+    while server.names("leases").contains(&"stator-old".to_owned()) {
+        assert!(start.elapsed() < Duration::from_secs(30), "it is not swept away");
+        server.put("leases", lease("stator-late", "2020-01-01T00:00:01.000000Z"));
+        follower.for_a_while(Duration::from_millis(100)).await;
+    }
+    assert!(start.elapsed() > Duration::from_millis(500));
     assert_eq!(server.names("configmaps").len(), 1);
-    assert!(!server.names("leases").contains(&"stator-old".to_owned()));
-    assert!(server.names("leases").contains(&"stator-young".to_owned()));
+    assert_eq!(server.names("leases").len(), 2, "ours and the one that is renewed");
+    assert!(server.names("leases").contains(&"stator-late".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -85,6 +85,32 @@ impl Store {
         }
     }
 
+    /// Removes a registration as somebody does who has the store before them.
+    fn delete(&self, instance: &Instance) {
+        let id = instance.id;
+        match self {
+            Self::Mem(mem) => mem.forget(),
+            Self::File(folder) => {
+                let homes = std::fs::read_dir(folder.path().join("fleet")).unwrap();
+                let files = homes.flat_map(|home| std::fs::read_dir(home.unwrap().path()).unwrap());
+                let files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+                let is_its = |path: &&std::path::PathBuf| {
+                    path.file_name().unwrap().to_string_lossy().starts_with(&id.to_string())
+                };
+                std::fs::remove_file(files.iter().find(is_its).unwrap()).unwrap();
+            }
+            Self::Etcd(server) => {
+                use base64::Engine;
+                let key = format!("/stator/v1/instances/{}/{id}", instance.namespace);
+                let key = base64::engine::general_purpose::STANDARD.encode(key);
+                let answer = server.post("/v3/kv/deleterange", &format!(r#"{{"key":"{key}"}}"#));
+                assert_eq!(answer["deleted"], "1", "{answer}");
+            }
+            Self::Kubernetes(server) => server.delete("configmaps", &format!("stator-{id}")),
+            Self::Static(_) => unreachable!("there is no store"),
+        }
+    }
+
     /// Makes the store work again.
     fn restore(&mut self) {
         match self {
@@ -305,6 +331,38 @@ async fn changes_are_heard_in_their_order(store: Store) {
     assert_eq!(told.last(), Some(&CHANGES));
 }
 
+async fn what_somebody_removes_is_put_back(store: Store) {
+    let tasks = Tasks::new();
+    let (worker, frontend) = (store.open(&tasks), store.open(&tasks));
+    let (removed, kept) = (instance("fleet", 1), instance("fleet", 2));
+    let lease = worker.register(removed.clone()).await.unwrap();
+    let _kept = worker.register(kept.clone()).await.unwrap();
+    for _ in 0..2 {
+        let mut before = follow(&frontend);
+        before.until("both", |before| before.has(&removed) && before.has(&kept)).await;
+        store.delete(&removed);
+        let start = Instant::now();
+        loop {
+            let mut late = follow(&store.open(&tasks));
+            late.until("synced", |late| late.is_synced).await;
+            if late.has(&removed) {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "it is not put back");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        eprintln!("what was removed was put back after {:?}", start.elapsed());
+    }
+    let mut states = lease.states();
+    states.wait_for(|state| *state == LeaseState::Held).await.unwrap();
+    // It is ours as before: what we give back stays away.
+    lease.revoke().await.unwrap();
+    let mut after = follow(&frontend);
+    after.until("synced", |after| after.is_synced).await;
+    after.for_a_while(Duration::from_secs(4)).await;
+    assert!(after.has(&kept) && after.known.len() == 1);
+}
+
 async fn a_lost_store_freezes_the_view_and_is_found_again(mut store: Store) {
     let tasks = Tasks::new();
     let (worker, frontend) = (store.open(&tasks), store.open(&tasks));
@@ -350,6 +408,7 @@ macro_rules! suite {
     (outages $($suite:ident: $store:ident)*) => {
         $(suite! { $suite $store:
             a_lost_store_freezes_the_view_and_is_found_again
+            what_somebody_removes_is_put_back
         })*
     };
     ($($suite:ident: $store:ident)*) => {

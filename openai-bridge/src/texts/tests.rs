@@ -1,6 +1,6 @@
 //! What is asked of engines that take texts, and how their answers are told.
 
-use engine::{CallDelta, FinishReason, InferRequest, TextUsage};
+use engine::{CallDelta, FinishReason, InferRequest, TextLogprob, TextUsage};
 use serde_json::json;
 use tensor::{Parameter, Tensor};
 
@@ -190,6 +190,34 @@ fn texts_are_told_as_they_come_and_the_last_end_has_the_cost() {
     assert_eq!(*last.prompt_tokens, [3]);
     assert_eq!((last.deltas[0].tokens, last.deltas[0].reasoning_tokens), (5, 2));
     assert_eq!(last.deltas[0].finish.as_ref().unwrap().cached_tokens, 1);
+}
+
+#[test]
+fn a_token_without_text_is_scored_with_the_text_behind_it_or_at_the_end() {
+    let scored = |content: &str, logprob: f32| {
+        let token = content.to_owned().into();
+        let logprobs = vec![TextLogprob { token, logprob, top: Vec::new() }];
+        TextDelta { logprobs, ..text(0, content) }
+    };
+    let told = |output: &TextOutput| -> Vec<f32> {
+        output.deltas[0].logprobs.iter().map(|score| score.token.logprob).collect()
+    };
+    let mut answers = TextAnswers::new(vec![String::new()], 1);
+    assert!(answers.push(0, scored("", -1.0)).unwrap().is_none(), "nobody can show it yet");
+    assert!(answers.push(0, scored("", -2.0)).unwrap().is_none());
+    let news = answers.push(0, scored("x", -3.0)).unwrap().unwrap();
+    assert_eq!(told(&news), [-1.0, -2.0, -3.0]);
+    assert!(answers.push(0, scored("", -4.0)).unwrap().is_none());
+    let end = TextDelta { finish: Some(FinishReason::Stop), ..scored("", -5.0) };
+    assert!(answers.push(0, end).unwrap().is_none(), "the cost comes");
+    assert_eq!(told(&answers.end(0).unwrap()), [-4.0, -5.0]);
+    // What waits is bounded.
+    let mut answers = TextAnswers::new(vec![String::new()], 1);
+    for _ in 0..MAX_SCORES {
+        assert!(answers.push(0, scored("", -1.0)).unwrap().is_none());
+    }
+    let news = answers.push(0, scored("", -1.0)).unwrap().unwrap();
+    assert_eq!(told(&news).len(), MAX_SCORES + 1);
 }
 
 #[test]

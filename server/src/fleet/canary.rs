@@ -69,9 +69,24 @@ impl Canary {
         if self.interval.is_zero() {
             return None;
         }
-        let (pool, candidate) = (Arc::downgrade(pool), Arc::downgrade(candidate));
         let (worker, question) = (place.worker.clone(), place.question);
-        Some(self.clone().run(pool, candidate, worker, question))
+        Some(self.clone().ask_until_gone(Arc::downgrade(pool), candidate, worker, question))
+    }
+
+    fn ask_until_gone(
+        self,
+        pool: Weak<Pool>,
+        candidate: &Arc<Candidate>,
+        worker: RemoteWorker,
+        question: Question,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (gone, told) = (candidate.gone(), Arc::downgrade(candidate));
+        async move {
+            tokio::select! {
+                () = gone => {}
+                () = self.run(pool, told, worker, question) => {}
+            }
+        }
     }
 
     async fn run(
@@ -158,5 +173,32 @@ fn is_alive(error: Error) -> bool {
         // One that drains says so.
         ErrorKind::Unavailable => error.code().is_some(),
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::instance::InstanceId;
+    use cluster::request::{ClientConfig, Tcp};
+    use engine::Tasks;
+
+    use super::*;
+    use crate::pipeline::Engines;
+
+    #[tokio::test]
+    async fn nobody_asks_a_worker_that_is_gone() {
+        let tasks = Tasks::new();
+        let tcp = Tcp::new("127.0.0.1:1");
+        let worker = RemoteWorker::new(tcp, ClientConfig::default(), &tasks).unwrap();
+        let engines = Engines::of(Arc::new(worker.model("model")));
+        let candidate = Arc::new(Candidate::new(InstanceId(1), engines));
+        let (interval, timeout) = (Duration::from_secs(3600), Duration::from_secs(5));
+        let canary = Canary { interval, timeout, failed: Counter::default() };
+        let asking = canary.ask_until_gone(Weak::new(), &candidate, worker, Question::Text);
+        let mut asking = std::pin::pin!(asking);
+        let moment = Duration::from_millis(50);
+        assert!(tokio::time::timeout(moment, asking.as_mut()).await.is_err(), "it waits");
+        drop(candidate);
+        tokio::time::timeout(timeout, asking).await.unwrap();
     }
 }

@@ -48,6 +48,7 @@ impl Ear {
     /// Hears a worker as long as it is a candidate.
     pub(super) async fn hear(self: Arc<Self>, speaker: Speaker, told: Weak<Candidate>) {
         let (instance, counters) = (&speaker.instance, Counters::default());
+        let claim = self.index.claim(instance.id);
         let mut counted = self.counted(&speaker.model);
         while told.strong_count() > 0 {
             let watch = Watch {
@@ -63,7 +64,7 @@ impl Ear {
                 false => Box::new(watch),
             };
             let heard = |news: &Told| note(&told, news);
-            let following = follow(&*listen, instance.id, (&self.index, &counters), heard);
+            let following = follow(&*listen, claim, (&self.index, &counters), heard);
             let ended = async {
                 loop {
                     sleep(AGAIN).await;
@@ -85,7 +86,7 @@ impl Ear {
                 sleep(AGAIN).await;
             }
         }
-        self.index.forget(instance.id);
+        self.index.forget(claim);
     }
 
     fn counted(&self, model: &Arc<str>) -> Counted {

@@ -51,10 +51,6 @@ impl Peers {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, address: &str, more: &[String], tasks: &Tasks) -> Result<RemoteWorker> {
-        self.planes.client(address, more, tasks)
-    }
-
     /// Returns the worker of an instance, and whether it is new.
     ///
     /// Errors: an address that cannot be called.
@@ -62,7 +58,7 @@ impl Peers {
         if let Some(worker) = self.workers().get(&instance.id) {
             return Ok((worker.clone(), false));
         }
-        let worker = self.open(&instance.address, &instance.more_addresses, &self.tasks)?;
+        let worker = self.planes.client(&instance.address, Some(instance), &self.tasks)?;
         self.workers().insert(instance.id, worker.clone());
         Ok((worker, true))
     }
@@ -100,7 +96,7 @@ impl Probe for Peers {
         let tasks = self.tasks.child();
         let worker = match self.known(instance.id) {
             Some(worker) => Ok(worker),
-            None => self.open(&instance.address, &instance.more_addresses, &tasks),
+            None => self.planes.client(&instance.address, Some(instance), &tasks),
         };
         let answer = match worker {
             Ok(worker) => worker.describe(DESCRIBE_WAIT).await,
@@ -149,7 +145,7 @@ impl Peers {
         let worker = match known {
             Some(worker) => worker,
             None => {
-                let worker = self.open(address, &[], &self.tasks)?;
+                let worker = self.planes.client(address, None, &self.tasks)?;
                 self.asked().insert(address.to_owned(), worker.clone());
                 worker
             }

@@ -24,9 +24,6 @@ const REQUESTS: &str = "nats://";
 /// The scheme of what the subjects of a worker's events begin with.
 const EVENTS: &str = "nats+events://";
 
-/// What every subject of a fleet begins with.
-const SUBJECTS: &str = "stator.";
-
 /// How long the last messages may take to leave.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 
@@ -144,21 +141,21 @@ impl Planes {
         publisher
     }
 
-    /// Makes the client of the worker at `grpc://HOST:PORT` or `grpcs://HOST:PORT`, which `more`
-    /// ways lead to.
+    /// Makes the client of the worker at `grpc://HOST:PORT` or `grpcs://HOST:PORT`; other ways to it
+    /// are those of its registration.
     ///
     /// Errors: INVALID_REQUEST for an address that cannot be called as this frontend is set up.
     pub(super) fn client(
         &self,
         address: &str,
-        more: &[String],
+        instance: Option<&Instance>,
         tasks: &Tasks,
     ) -> Result<RemoteWorker> {
         let wrong = |what: &str| Err(Error::invalid(format!("worker `{address}`: {what}")));
         let (plain, secure) = (address.strip_prefix(PLAIN), address.strip_prefix(SECURE));
         match (plain, secure, &self.tls) {
-            (Some(plain), _, None) => self.reach(Tcp::new(plain), plain, more, tasks),
-            (_, Some(secure), Some(tls)) => self.reach(tls.to(secure)?, secure, more, tasks),
+            (Some(plain), _, None) => self.reach(Tcp::new(plain), plain, instance, tasks),
+            (_, Some(secure), Some(tls)) => self.reach(tls.to(secure)?, secure, instance, tasks),
             // Whoever can register workers would get all that is asked, in the clear.
             (Some(_), _, Some(_)) => {
                 wrong("it speaks in the clear, expected TLS (--worker-tls-ca)")
@@ -173,11 +170,13 @@ impl Planes {
         &self,
         direct: impl Connector,
         address: &str,
-        more: &[String],
+        instance: Option<&Instance>,
         tasks: &Tasks,
     ) -> Result<RemoteWorker> {
         let config = ClientConfig::default();
-        match (&self.requests, subject(more, REQUESTS)) {
+        let subject =
+            instance.and_then(|one| own(one, REQUESTS, worker_subject(&one.namespace, one.id)));
+        match (&self.requests, subject) {
             (Some(connection), Some(subject)) => {
                 let first = Nats::new(connection, subject, address);
                 RemoteWorker::new(WithFallback { first, second: direct }, config, tasks)
@@ -190,7 +189,7 @@ impl Planes {
     pub(super) fn listen(&self, instance: &Instance, watch: Watch) -> Box<dyn Listen> {
         match self.nats_events(instance) {
             Some((heard, prefix)) if heard.is_connected() => {
-                Box::new(heard.model(instance.id, prefix, watch))
+                Box::new(heard.model(instance.id, &prefix, watch))
             }
             _ => Box::new(watch),
         }
@@ -201,9 +200,9 @@ impl Planes {
         self.nats_events(instance).is_some_and(|(heard, _)| heard.is_connected())
     }
 
-    fn nats_events<'a>(&self, instance: &'a Instance) -> Option<(&NatsEvents, &'a str)> {
+    fn nats_events(&self, instance: &Instance) -> Option<(&NatsEvents, String)> {
         let (_, heard) = self.events.as_ref()?;
-        Some((heard, subject(&instance.more_addresses, EVENTS)?))
+        Some((heard, own(instance, EVENTS, event_subject(&instance.namespace))?))
     }
 
     /// Waits until what was said over NATS has left, a moment at most.
@@ -215,10 +214,11 @@ impl Planes {
     }
 }
 
-/// Returns what stands behind a scheme; nothing that is not the fleet's.
-fn subject<'a>(addresses: &'a [String], scheme: &str) -> Option<&'a str> {
-    let mut found = addresses.iter().filter_map(|address| address.strip_prefix(scheme));
-    found.find(|subject| subject.starts_with(SUBJECTS))
+/// Returns the subject that is an instance's own, if it tells it behind a scheme. Others are not
+/// believed: what is said there could be meant for anybody.
+fn own(instance: &Instance, scheme: &str, subject: String) -> Option<String> {
+    let is_it = |address: &String| address.strip_prefix(scheme) == Some(&*subject);
+    instance.more_addresses.iter().any(is_it).then_some(subject)
 }
 
 /// Tells a plane what a worker has now.
@@ -272,10 +272,23 @@ mod tests {
     }
 
     #[test]
-    fn only_subjects_of_fleets_are_believed() {
-        let addresses = ["nats://$JS.API", "grpc://a:1", "nats://stator.a.worker.1", "nats://"];
-        let addresses = addresses.map(String::from);
-        assert_eq!(subject(&addresses, REQUESTS), Some("stator.a.worker.1"));
-        assert_eq!(subject(&addresses, EVENTS), None);
+    fn only_a_workers_own_subjects_are_believed() {
+        let mut instance = Instance::new("a.b".parse().unwrap(), "grpc://a:1");
+        let subjects = |instance: &Instance| {
+            let (namespace, id) = (&instance.namespace, instance.id);
+            let requests = own(instance, REQUESTS, worker_subject(namespace, id));
+            (requests, own(instance, EVENTS, event_subject(namespace)))
+        };
+        assert_eq!(subjects(&instance), (None, None));
+        let (worker, events) =
+            (format!("stator.a_db.worker.{}", instance.id), "stator.a_db.events".to_owned());
+        instance.more_addresses = ["$JS.API", "", &events, &format!("{worker}x"), "stator.a_db.>"]
+            .map(|subject| format!("{REQUESTS}{subject}"))
+            .into();
+        instance.more_addresses.push("nats+events://stator.b.events".into());
+        assert_eq!(subjects(&instance), (None, None));
+        instance.more_addresses.push(format!("nats://{worker}"));
+        instance.more_addresses.push(format!("nats+events://{events}"));
+        assert_eq!(subjects(&instance), (Some(worker), Some(events)));
     }
 }

@@ -132,4 +132,27 @@ mod tests {
             assert!(change(body.clone()).unwrap_err().contains("expected"), "{body}");
         }
     }
+
+    #[test]
+    fn what_is_described_is_what_is_taken() {
+        let base: Json = serde_json::from_str(include_str!("../pages/openapi/base.json")).unwrap();
+        let described = &base["components"]["schemas"]["BusyThreshold"]["properties"];
+        let none = Limits { blocks: None, prefill_tokens: None, waiting_requests: None };
+        for field in [BLOCKS, PREFILL, WAITING] {
+            let described = &described[field];
+            let is_taken = |value: f64| {
+                let value = match described["type"][0] == "integer" {
+                    true => json!(value as u64),
+                    false => json!(value),
+                };
+                let Json::Object(body) = json!({ field: value }) else { panic!("no object") };
+                changed(none, &body).is_ok()
+            };
+            match (described["minimum"].as_f64(), described["exclusiveMinimum"].as_f64()) {
+                (Some(least), None) => assert!(is_taken(least) && !is_taken(least - 1.0)),
+                (None, Some(bound)) => assert!(!is_taken(bound) && is_taken(bound + 0.01)),
+                bounds => panic!("{field}: {bounds:?}"),
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context as Poller, Poll, ready};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,6 +21,11 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::client::{self, Client, SILENCE, UNREACHABLE, broken, silent};
+
+/// What may come behind the end of an answer, in time and in bytes, so that its connection is kept;
+/// with more it is closed.
+const LINGER: Duration = Duration::from_millis(50);
+const MAX_LINGER_BYTES: usize = 64 << 10;
 
 /// A model of the server. Clones are the same model.
 #[derive(Clone)]
@@ -78,7 +84,8 @@ impl Engine<TextRequest> for Remote {
             answer.whole(&client::whole(body).await?)?;
         }
         let silence = Box::pin(sleep(SILENCE));
-        Ok(Box::pin(Answering { body, answer, silence, is_failed: false, _place: place }))
+        let left = None;
+        Ok(Box::pin(Answering { body, answer, silence, left, is_failed: false, _place: place }))
     }
 }
 
@@ -105,6 +112,8 @@ struct Answering {
     body: Option<Incoming>,
     answer: UpstreamAnswer,
     silence: Pin<Box<Sleep>>,
+    /// Some: the answer is over, and so many bytes may come behind it.
+    left: Option<usize>,
     is_failed: bool,
     /// Only held.
     _place: InFlight,
@@ -119,19 +128,22 @@ impl Answering {
             let Some(body) = &mut self.body else {
                 return Poll::Ready(None);
             };
+            if self.answer.is_over() {
+                ready!(self.poll_rest(cx));
+                self.body = None;
+                return Poll::Ready(None);
+            }
             let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
                 ready!(self.silence.as_mut().poll(cx));
                 return Poll::Ready(Some(Err(silent())));
             };
             self.silence.as_mut().reset(Instant::now() + SILENCE);
             match frame {
-                // What comes behind the end is read as well, so that the connection can be kept.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.answer.push(&data)?;
                     }
                 }
-                Some(Err(_)) if self.answer.is_over() => self.body = None,
                 Some(Err(error)) => return Poll::Ready(Some(Err(broken(error)))),
                 None => {
                     self.body = None;
@@ -139,6 +151,31 @@ impl Answering {
                 }
             }
         }
+    }
+}
+
+impl Answering {
+    /// Waits a moment for what comes behind the end of the answer: a body that was read to its end
+    /// leaves a connection that can be used again.
+    fn poll_rest(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
+        let mut left = self.left.unwrap_or_else(|| {
+            self.silence.as_mut().reset(Instant::now() + LINGER);
+            MAX_LINGER_BYTES
+        });
+        while let Some(body) = &mut self.body {
+            let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+                self.left = Some(left);
+                return self.silence.as_mut().poll(cx);
+            };
+            let Some(Ok(frame)) = frame else { break };
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            // A frame without data counts too.
+            match left.checked_sub(bytes.max(1)) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+        Poll::Ready(())
     }
 }
 
@@ -184,18 +221,29 @@ impl Engine<EmbedTextRequest> for Remote {
 }
 
 /// Reads what a server lists: each model's name and, if it tells it, its context.
-pub(super) fn listed(list: &Json) -> Vec<(String, u32)> {
+///
+/// Errors: it is no list of models.
+pub(super) fn listed(list: &Json) -> Result<Vec<(String, u32)>> {
+    let data = list["data"].as_array().ok_or_else(|| {
+        let text = "the model's server lists no models: expected a list under `data`";
+        Error::internal(text)
+    })?;
     let read = |model: &Json| {
         let name = model["id"].as_str().filter(|name| !name.is_empty())?;
         let lengths = [&model["max_model_len"], &model["meta"]["n_ctx_train"]];
         let length = lengths.iter().find_map(|length| u32::try_from(length.as_u64()?).ok());
         Some((name.to_owned(), length.unwrap_or(0)))
     };
-    list["data"].as_array().into_iter().flatten().filter_map(read).collect()
+    Ok(data.iter().filter_map(read).collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::super::config::UpstreamConfig;
     use super::*;
 
     #[test]
@@ -223,6 +271,72 @@ mod tests {
         ]});
         let expected = [("vllm", 10), ("llama.cpp", 20), ("other", 0)];
         let expected = expected.map(|(name, length)| (name.to_owned(), length));
-        assert_eq!(listed(&list), expected);
+        assert_eq!(listed(&list).unwrap(), expected);
+        assert_eq!(listed(&json!({"data": []})).unwrap(), []);
+        for other in [json!({}), json!({"object": "list", "data": {}}), json!([]), json!("busy")] {
+            assert!(listed(&other).unwrap_err().message().contains("`data`"), "{other}");
+        }
+    }
+
+    /// Answers requests with what an OpenAI server does, up to the `[DONE]` of a stream, and then with
+    /// `end`; tells how many connections there were.
+    async fn serve(listener: TcpListener, connections: Arc<AtomicU32>, end: Vec<u8>) {
+        let chunk = json!({"choices": [{"index": 0, "text": "x", "finish_reason": "stop"}]});
+        let events = format!("data: {chunk}\n\ndata: [DONE]\n\n");
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+                    transfer-encoding: chunked\r\n\r\n";
+        let answer = format!("{head}{:x}\r\n{events}\r\n", events.len());
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            connections.fetch_add(1, Relaxed);
+            let mut asked = vec![0; 65_536];
+            while stream.read(&mut asked).await.is_ok_and(|length| length > 0) {
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                sleep(Duration::from_millis(5)).await;
+                if stream.write_all(&end).await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Asks a server twice, whose answers end with `end`; returns how many connections that took.
+    async fn connections(end: &[u8]) -> u32 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = UpstreamConfig {
+            base: format!("http://{}", listener.local_addr().unwrap()),
+            authorization: None,
+            authorities: None,
+            context_length: None,
+            kv_events: None,
+        };
+        let (tasks, connections) = (engine::Tasks::new(), Arc::new(AtomicU32::new(0)));
+        tasks.spawn("upstream", serve(listener, connections.clone(), end.to_vec()));
+        let remote = Remote {
+            client: Arc::new(Client::new(&config).unwrap()),
+            model: "m".into(),
+            in_flight: Arc::default(),
+            lost: Arc::default(),
+        };
+        for _ in 0..2 {
+            let request = TextRequest { form: TextForm::Completion, body: "{}".into() };
+            let started = Instant::now();
+            let answer = remote.call(request, Context::new("a")).await.unwrap();
+            let deltas: Vec<_> = answer.collect().await;
+            assert!(deltas.len() == 2 && deltas.iter().all(Result::is_ok), "{deltas:?}");
+            assert!(started.elapsed() < Duration::from_secs(10), "it waited for more");
+            // The pool takes the connection back in a task of its own.
+            sleep(Duration::from_millis(50)).await;
+        }
+        tasks.cancel();
+        connections.load(Relaxed)
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_what_comes_behind_the_end_of_an_answer() {
+        assert_eq!(connections(b"0\r\n\r\n").await, 1, "the connection is kept");
+        assert_eq!(connections(b"").await, 2, "a body without an end is left");
+        let much = [b"20000\r\n", &[b' '; 0x20000][..], b"\r\n0\r\n\r\n"].concat();
+        assert_eq!(connections(&much).await, 2, "too much is left");
     }
 }

@@ -93,10 +93,10 @@ impl Upstream {
     /// Looks which models the server has.
     pub(crate) async fn look(&mut self) {
         let asked = timeout(LOOK_TIMEOUT, self.client.get("/models")).await;
-        match asked.unwrap_or_else(|_| Err(silent())) {
+        match asked.unwrap_or_else(|_| Err(silent())).and_then(|list| listed(&list)) {
             Ok(list) => {
                 self.failures = 0;
-                self.take(&listed(&list));
+                self.take(&list);
                 self.turn(Ok(()));
             }
             Err(error) => {

@@ -1,5 +1,6 @@
 //! Hostile files: every cut and many flipped bytes of a small valid file.
 
+use super::header::MAGIC;
 use super::*;
 
 /// A small valid file: three metadata values and one tensor of two F32.

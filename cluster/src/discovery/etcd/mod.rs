@@ -15,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use engine::{Error, Result, Tasks};
 use tokio::sync::{OnceCell, watch::Receiver, watch::channel};
+use tokio::time::Instant;
 
 use super::lease::{self, Kept, Record};
 use super::{Backoff, Discovery, Lease, Query, Watch, watch};
@@ -183,7 +184,7 @@ impl Discovery for Etcd {
             config: self.config.clone(),
             key: Keys::new(&self.config.prefix, &Query::All).key(&instance),
             session: self.session().await,
-            lease: None,
+            held: None,
         };
         lease::keep(instance, place, self.config.backoff, &self.kept, &self.tasks).await
     }
@@ -205,8 +206,8 @@ struct Place {
     config: Arc<Config>,
     key: Vec<u8>,
     session: Receiver<Session>,
-    /// The lease that the key hangs on.
-    lease: Option<i64>,
+    /// The lease that the key hangs on, and when it was put.
+    held: Option<(i64, Instant)>,
 }
 
 #[async_trait]
@@ -216,16 +217,23 @@ impl Record for Place {
         let (connection, lease) = session::ready(&mut self.session, limit).await?;
         let put = PutRequest { key: self.key.clone(), value: instance.to_json()?, lease };
         let _: Done = connection.call(PUT, put).await?;
-        self.lease = Some(lease);
+        self.held = Some((lease, Instant::now()));
         Ok(())
     }
 
     async fn lost(&mut self) -> String {
-        let mine = self.lease;
-        if self.session.wait_for(|session| session.lease != mine).await.is_err() {
-            std::future::pending::<()>().await;
+        let (held, key) = (self.held, &self.key);
+        let has_ended = |session: &Session| session.lease != held.map(|(lease, _)| lease);
+        let is_removed =
+            |session: &Session| held.is_some_and(|(_, put)| session.has_lost(key, put));
+        let lost = self.session.wait_for(|session| has_ended(session) || is_removed(session));
+        if let Ok(session) = lost.await {
+            return match has_ended(&session) {
+                true => "its lease has ended".into(),
+                false => "somebody removed it, or wrote over it".into(),
+            };
         }
-        "its lease has ended".into()
+        std::future::pending().await
     }
 
     async fn remove(&mut self) -> Result<()> {

@@ -3,6 +3,7 @@
 //! One lease for the process and not one for each instance: hundreds of instances then cost one
 //! small message every third of the time-to-live.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,10 +17,14 @@ use tracing::{debug, info, warn};
 
 use super::Config;
 use super::connection::{Connection, Connector, failed};
-use super::wire::{LeaseAnswer, LeaseGrantRequest, LeaseKeepAliveRequest};
+use super::wire::{
+    LeaseAnswer, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
+};
 
 const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+const TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
 
 /// What the process has of etcd now.
 #[derive(Clone, Default)]
@@ -31,6 +36,26 @@ pub(super) struct Session {
     /// When the lease ends unless it is confirmed again. By etcd's clock it may live longer than
     /// this, never shorter. It moves without a notice to those who watch the session.
     end: Option<Instant>,
+    /// What hangs on the lease, as it was seen last.
+    attached: Option<Arc<Attached>>,
+}
+
+/// The keys that hang on a lease.
+struct Attached {
+    lease: i64,
+    keys: BTreeSet<Vec<u8>>,
+    /// Before etcd was asked.
+    asked: Instant,
+}
+
+impl Session {
+    /// Returns whether a key that was put at a time was gone later, or hung on our lease no more:
+    /// somebody else removed it or wrote over it.
+    pub(super) fn has_lost(&self, key: &[u8], put: Instant) -> bool {
+        let attached = self.attached.as_ref();
+        let attached = attached.filter(|one| Some(one.lease) == self.lease && one.asked > put);
+        attached.is_some_and(|one| !one.keys.contains(key))
+    }
 }
 
 /// Keeps the session until its task is dropped.
@@ -42,10 +67,11 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) async fn run(self) {
-        let session = self.session.clone();
+        let (session, pause) = (self.session.clone(), self.config.ttl / 3);
         tokio::select! {
             never = self.keep() => match never {},
-            never = expire(session) => match never {},
+            never = expire(session.clone()) => match never {},
+            never = look(session, pause) => match never {},
         }
     }
 
@@ -154,6 +180,27 @@ async fn expire(session: watch::Sender<Session>) -> Infallible {
                     is_over
                 });
             }
+        }
+    }
+}
+
+/// Looks again and again what hangs on the lease: one call for all instances of the process.
+async fn look(session: watch::Sender<Session>, pause: Duration) -> Infallible {
+    loop {
+        sleep(pause).await;
+        let now = session.borrow().clone();
+        let (Some(connection), Some(lease)) = (now.connection, now.lease) else { continue };
+        let asked = Instant::now();
+        let question = LeaseTimeToLiveRequest { id: lease, has_keys: true };
+        let answer: Result<LeaseTimeToLiveResponse> = connection.call(TIME_TO_LIVE, question).await;
+        match answer {
+            Ok(answer) if answer.ttl > 0 => session.send_modify(|session| {
+                let keys = answer.keys.into_iter().collect();
+                session.attached = Some(Arc::new(Attached { lease, keys, asked }));
+            }),
+            // Who keeps the lease finds out.
+            Ok(_) => {}
+            Err(error) => debug!(%error, "cannot see what is registered"),
         }
     }
 }

@@ -82,6 +82,24 @@ pub(super) struct LeaseKeepAliveRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct LeaseTimeToLiveRequest {
+    #[prost(int64, tag = "1")]
+    pub(super) id: i64,
+    /// Whether the keys that hang on the lease are wanted.
+    #[prost(bool, tag = "2")]
+    pub(super) has_keys: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LeaseTimeToLiveResponse {
+    /// -1: there is no such lease.
+    #[prost(int64, tag = "3")]
+    pub(super) ttl: i64,
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub(super) keys: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct WatchRequest {
     /// One case of the `oneof` that etcd has here.
     #[prost(message, optional, tag = "1")]

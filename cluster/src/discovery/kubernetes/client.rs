@@ -28,6 +28,7 @@ use tracing::debug;
 
 use super::Config;
 use super::objects::Status;
+use crate::tcp::keep_alive;
 
 /// Calls that run at the same time, and so connections that are kept.
 const CONNECTIONS: usize = 8;
@@ -280,6 +281,7 @@ impl Client {
         let stream = TcpStream::connect((inner.host.as_str(), inner.port)).await;
         let stream = stream.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
+        keep_alive(&stream).map_err(failed)?;
         let Some((connector, name)) = &inner.tls else {
             return self.speak(stream).await;
         };

@@ -8,7 +8,7 @@ use engine::{Error, ErrorKind, Result};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::client::{Call, Client, encode, unavailable};
@@ -20,6 +20,9 @@ const PAGE: u32 = 250;
 const MAX_LINE_BYTES: usize = 8 << 20;
 /// After what time the API server ends a watch, in seconds; the next one goes on behind it.
 const WATCH_SECONDS: u32 = 290;
+/// After what silence a watch counts as ended, though nobody said so: the API server should have
+/// ended it by then.
+const LONGEST_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 20);
 /// A watch that ends sooner than this is a failure.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
@@ -32,6 +35,10 @@ pub(super) struct Feed {
     version: String,
     lines: Option<Lines>,
     opened: Instant,
+    /// When the watch last told something.
+    heard: Instant,
+    /// How long it may tell nothing.
+    silence: Duration,
     /// When the API server last had forgotten our version.
     forgotten: Option<Instant>,
 }
@@ -54,8 +61,18 @@ pub(super) enum News {
 impl Feed {
     pub(super) fn new(client: Client, path: String, selector: &str) -> Self {
         let (selector, version) = (encode(selector), String::new());
-        let (lines, opened, forgotten) = (None, Instant::now(), None);
-        Self { client, path, selector, version, lines, opened, forgotten }
+        let now = Instant::now();
+        Self {
+            client,
+            path,
+            selector,
+            version,
+            lines: None,
+            opened: now,
+            heard: now,
+            silence: LONGEST_SILENCE,
+            forgotten: None,
+        }
     }
 
     /// Lists all objects; the next watch begins behind them.
@@ -105,6 +122,7 @@ impl Feed {
             encode(&self.version)
         );
         self.opened = Instant::now();
+        self.heard = self.opened;
         self.lines = match self.client.open(&path).await {
             Ok(body) => Some(Lines::new(body)),
             // The next news will be that.
@@ -119,7 +137,13 @@ impl Feed {
         let Some(lines) = &mut self.lines else {
             return self.forgotten();
         };
-        let Some(line) = lines.next().await? else {
+        let Ok(line) = timeout_at(self.heard + self.silence, lines.next()).await else {
+            debug!(path = self.path, "the watch is silent, opening another");
+            self.lines = None;
+            return Ok(News::Ended);
+        };
+        self.heard = Instant::now();
+        let Some(line) = line? else {
             self.lines = None;
             if self.opened.elapsed() < SHORTEST_WATCH {
                 return Err(unavailable(&format!("{}: the watch ended at once", self.path)));
@@ -209,5 +233,44 @@ impl Lines {
                 "the watch tells more than {MAX_LINE_BYTES} bytes at once"
             ))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::Tasks;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::super::Config;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_that_falls_silent_is_opened_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let tasks = Tasks::new();
+        tasks.spawn("api server", async move {
+            let mut open = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut asked = [0; 4096];
+                assert!(stream.read(&mut asked).await.unwrap() > 0);
+                let line = r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7"}}}"#;
+                let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+                let answer = format!("{head}{:x}\r\n{line}\n\r\n", line.len() + 1);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                open.push(stream);
+            }
+        });
+        let client = Client::new(&Config::new(url, "fleet"), &tasks).unwrap();
+        let mut feed = Feed::new(client, "/watched".into(), "a=b");
+        feed.silence = Duration::from_millis(100);
+        for _ in 0..3 {
+            feed.open().await.unwrap();
+            assert!(matches!(feed.next().await, Ok(News::Bookmark)));
+            assert!(matches!(feed.next().await, Ok(News::Ended)));
+        }
+        tasks.cancel();
     }
 }

@@ -19,6 +19,8 @@ use bytes::Bytes;
 use engine::{Error, Result, Tasks};
 use http::{Method, StatusCode};
 use tokio::sync::{OnceCell, watch::Receiver, watch::channel};
+use tokio::time::sleep;
+use tracing::debug;
 
 use super::lease::{self, Kept, Record};
 use super::{Backoff, Discovery, Lease, Query, Watch, watch};
@@ -33,7 +35,7 @@ mod session;
 
 pub use objects::Pod;
 
-use client::{Call, Client};
+use client::{Call, Client, Refused};
 use objects::{Kind, Owner, config_map, map_name};
 use reader::Reader;
 use session::Session;
@@ -63,6 +65,10 @@ pub struct Config {
     /// How long after an outage those who have not registered again are kept; at least the longest
     /// wait of the workers, default 15 s.
     pub grace: Duration,
+    /// How long the Lease of another process must not have been renewed under our eyes before it
+    /// is removed with what it owns, and at least ten times its own time-to-live: 1 s to 1 day,
+    /// default 10 min. Kubernetes itself removes those that pods own.
+    pub leftover_age: Duration,
 }
 
 impl Config {
@@ -78,6 +84,7 @@ impl Config {
             request_timeout: Duration::from_secs(5),
             backoff: Backoff::default(),
             grace: Duration::from_secs(15),
+            leftover_age: Duration::from_secs(600),
         }
     }
 
@@ -91,6 +98,12 @@ impl Config {
                 Duration::from_secs(60),
             ),
             ("grace", self.grace, self.backoff.longest, Duration::from_secs(3600)),
+            (
+                "leftover age",
+                self.leftover_age,
+                Duration::from_secs(1),
+                Duration::from_secs(86_400),
+            ),
         ];
         for (name, value, least, most) in bounds {
             if value < least || value > most || (name == "ttl" && value.subsec_nanos() > 0) {
@@ -189,6 +202,22 @@ impl Place {
         let maps = Kind::ConfigMap.path(&self.config.namespace);
         format!("{maps}/{}", map_name(self.id))
     }
+
+    /// Looks about once in a time-to-live, and returns when the ConfigMap is not there. Whether the
+    /// API server is there is the session's affair.
+    async fn removed(&self) {
+        let path = self.path();
+        loop {
+            sleep(self.config.ttl.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+            match self.client.done(Call::get(&path)).await {
+                Err(refused) if refused.status == StatusCode::NOT_FOUND => return,
+                Err(Refused { error, .. }) => {
+                    debug!(%error, "cannot see whether a registration is there");
+                }
+                Ok(()) => {}
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -215,11 +244,16 @@ impl Record for Place {
     }
 
     async fn lost(&mut self) -> String {
-        let mine = self.owner.clone();
-        if self.session.wait_for(|session| session.owner != mine).await.is_err() {
-            std::future::pending::<()>().await;
+        let (mine, mut session) = (self.owner.clone(), self.session.clone());
+        let ended = async {
+            if session.wait_for(|session| session.owner != mine).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = ended => "its lease has ended".into(),
+            () = self.removed() => "somebody removed it".into(),
         }
-        "its lease has ended".into()
     }
 
     async fn remove(&mut self) -> Result<()> {

@@ -186,12 +186,13 @@ impl Reader {
     /// Asks whether the Leases that seem to have ended were renewed unheard. Then the watch is
     /// deaf, and everything begins anew; otherwise their processes are gone.
     async fn verify(&mut self) -> Result<bool> {
+        // Whatever ends while the API server answers was not looked for in its answer.
+        let time = Instant::now();
         let listed = self.leases.peek().await?;
         let listed: BTreeMap<&str, &str> = listed
             .iter()
             .map(|lease| (lease.metadata.name.as_str(), lease.metadata.resource_version.as_str()))
             .collect();
-        let time = Instant::now();
         let mut is_deaf = false;
         for (name, beat) in &mut self.beats {
             if beat.is_alive && beat.end() <= time {

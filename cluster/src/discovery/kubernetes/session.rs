@@ -1,5 +1,6 @@
 //! The Lease of this process, which all its registrations hang on.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,16 +12,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::client::{Call, Client, unavailable};
+use super::client::{Call, Client, Refused, unavailable};
 use super::objects::{Kind, List, Object, Owner, lease, renewal};
 use super::{Config, JSON};
 use crate::instance::InstanceId;
 
-/// How old a Lease is at least whose process has ended and that is removed, with everything that
-/// it owns, when another process begins. Kubernetes itself removes those that pods own.
-const LEFTOVER_AGE: Duration = Duration::from_secs(600);
-/// Leftovers that one process removes at its start.
+/// Leftovers that one process removes at a time.
 const MAX_LEFTOVERS: usize = 100;
+
+/// Leases by name: the version of each, and since when it is that.
+type Seen = BTreeMap<String, (String, Instant)>;
 
 /// What the process has of Kubernetes now.
 #[derive(Clone, Default)]
@@ -44,6 +45,7 @@ impl Keeper {
         tokio::select! {
             never = self.keep() => match never {},
             never = self.expire() => match never {},
+            never = self.sweep() => match never {},
         }
     }
 
@@ -96,9 +98,6 @@ impl Keeper {
     }
 
     async fn make(&self) -> Result<Owner> {
-        if let Err(error) = self.sweep().await {
-            debug!(%error, "cannot remove what ended processes left");
-        }
         let name = format!("stator-{}", InstanceId::random());
         let lease = lease(&name, self.config.ttl, self.config.pod.as_ref(), now());
         let path = Kind::Lease.path(&self.config.namespace);
@@ -108,15 +107,35 @@ impl Keeper {
         Ok(Owner { name, uid: made.metadata.uid })
     }
 
-    /// Removes Leases of processes that ended long ago; Kubernetes removes what they own.
-    async fn sweep(&self) -> Result<()> {
+    /// Removes Leases of processes that ended long ago; Kubernetes removes what they own. How old
+    /// one is tell not the clocks of machines, which may differ, but the time in which it was not
+    /// seen to change.
+    async fn sweep(&self) -> Infallible {
+        let mut seen = Seen::new();
+        loop {
+            if let Err(error) = self.remove_leftovers(&mut seen).await {
+                debug!(%error, "cannot remove what ended processes left");
+            }
+            // Not all processes look at once.
+            sleep(self.config.leftover_age.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
+        }
+    }
+
+    async fn remove_leftovers(&self, seen: &mut Seen) -> Result<()> {
         let path = Kind::Lease.path(&self.config.namespace);
         let selector = Kind::Lease.selector(&super::Query::All);
         let list = format!("{path}?labelSelector={}", super::client::encode(&selector));
         let list: List = self.client.call(Call::get(&list)).await?;
+        let (now, mut before) = (Instant::now(), std::mem::take(seen));
+        for lease in &list.items {
+            let version = &lease.metadata.resource_version;
+            let known = before.remove(&lease.metadata.name).filter(|(known, _)| known == version);
+            let known = known.unwrap_or_else(|| (version.clone(), now));
+            seen.insert(lease.metadata.name.clone(), known);
+        }
         let is_leftover = |lease: &&Object| {
-            let age = LEFTOVER_AGE.max(lease.ttl().unwrap_or_default() * 10);
-            lease.age(now()).is_some_and(|old| old > age)
+            let age = self.config.leftover_age.max(lease.ttl().unwrap_or_default() * 10);
+            seen.get(&lease.metadata.name).is_some_and(|(_, since)| now - *since >= age)
         };
         for lease in list.items.iter().filter(is_leftover).take(MAX_LEFTOVERS) {
             // Only as it was seen: who renews it meanwhile keeps it.
@@ -124,7 +143,12 @@ impl Keeper {
             let body = serde_json::json!({"preconditions": {"resourceVersion": version}});
             let body = Some((Bytes::from(body.to_string()), JSON));
             let path = format!("{path}/{}", lease.metadata.name);
-            self.client.done(Call { method: Method::DELETE, path: &path, body }).await?;
+            match self.client.done(Call { method: Method::DELETE, path: &path, body }).await {
+                Ok(()) => info!(lease = lease.metadata.name, "removed what an ended process left"),
+                // Others look as well.
+                Err(Refused { status: StatusCode::CONFLICT | StatusCode::NOT_FOUND, .. }) => {}
+                Err(refused) => return Err(refused.into()),
+            }
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What a frontend hears over NATS: one subscription for each namespace, and who wants what of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,17 +43,30 @@ type Key = (InstanceId, String);
 struct Shared {
     connection: Connection,
     tasks: Tasks,
-    /// What subjects of the namespaces that are heard begin with.
-    prefixes: Mutex<BTreeSet<String>>,
+    /// The namespaces that are heard, by what their subjects begin with.
+    hearings: Mutex<BTreeMap<String, Hearing>>,
     listeners: Mutex<BTreeMap<Key, mpsc::Sender<Told>>>,
+}
+
+/// A namespace that is heard.
+struct Hearing {
+    /// How many listeners want it.
+    wanted: usize,
+    task: Tasks,
+}
+
+/// What a listener wants of a namespace, which is heard no more when the last one is dropped.
+struct Interest {
+    shared: Arc<Shared>,
+    prefix: String,
 }
 
 impl NatsEvents {
     /// Makes the plane; its tasks belong to `tasks`.
     pub fn new(connection: &Connection, tasks: &Tasks) -> Self {
         let (connection, tasks) = (connection.clone(), tasks.clone());
-        let (prefixes, listeners) = Default::default();
-        Self { shared: Arc::new(Shared { connection, tasks, prefixes, listeners }) }
+        let (hearings, listeners) = Default::default();
+        Self { shared: Arc::new(Shared { connection, tasks, hearings, listeners }) }
     }
 
     /// Returns whether NATS can be reached, as far as is known.
@@ -84,11 +97,11 @@ impl Listen for NatsModel {
             return Err(Error::new(ErrorKind::Unavailable, "nats cannot be reached"));
         }
         let receiver = self.plane.shared.listen((self.worker, self.watch.model.clone()));
-        self.plane.shared.hear(&self.prefix);
+        let interest = self.plane.shared.hear(&self.prefix);
         // The first head tells that all is missing.
-        let told = stream::unfold(receiver, |mut receiver| async move {
+        let told = stream::unfold((receiver, interest), |(mut receiver, interest)| async move {
             let told = receiver.recv().await?;
-            Some((told, receiver))
+            Some((told, (receiver, interest)))
         });
         let has_kv = self.watch.kv_events;
         let is_wanted = move |told: &Told| has_kv || matches!(told, Told::Load(_) | Told::Draining);
@@ -114,13 +127,20 @@ impl Shared {
         receiver
     }
 
-    /// Hears a namespace from now on.
-    fn hear(self: &Arc<Self>, prefix: &str) {
-        let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
-        if prefixes.insert(prefix.to_owned()) {
+    fn hearings(&self) -> MutexGuard<'_, BTreeMap<String, Hearing>> {
+        self.hearings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hears a namespace as long as anybody wants that.
+    fn hear(self: &Arc<Self>, prefix: &str) -> Interest {
+        let begin = || {
+            let task = self.tasks.child();
             let (shared, prefix) = (self.clone(), prefix.to_owned());
-            self.tasks.spawn("nats event plane", async move { shared.run(&prefix).await });
-        }
+            task.spawn("nats event plane", async move { shared.run(&prefix).await });
+            Hearing { wanted: 0, task }
+        };
+        self.hearings().entry(prefix.to_owned()).or_insert_with(begin).wanted += 1;
+        Interest { shared: self.clone(), prefix: prefix.to_owned() }
     }
 
     async fn run(&self, prefix: &str) {
@@ -241,6 +261,18 @@ impl Shared {
         }
         if !has_kv && head != Position::default() {
             let _ = listener.try_send(Told::Head(head));
+        }
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        let mut hearings = self.shared.hearings();
+        let Some(hearing) = hearings.get_mut(&self.prefix) else { return };
+        hearing.wanted -= 1;
+        if hearing.wanted == 0 {
+            hearing.task.cancel();
+            hearings.remove(&self.prefix);
         }
     }
 }

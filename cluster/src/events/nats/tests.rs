@@ -8,7 +8,7 @@ use tempfile::tempdir;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-use super::super::{Counters, Index, Told, Watch, follow};
+use super::super::{Counters, Index, Listen, Told, Watch, follow};
 use super::*;
 use crate::nats::tests::Server;
 use crate::request::{ClientConfig, RemoteWorker, Served, ServerConfig, Tcp, WorkerServer};
@@ -78,8 +78,9 @@ impl Fleet {
             self.loads.fetch_add(u64::from(matches!(told, Told::Load(_))), Relaxed);
             true
         };
+        let claim = self.index.claim(WORKER);
         tokio::select! {
-            ended = follow(&self.model, WORKER, (&self.index, &self.counters), hear) => {
+            ended = follow(&self.model, claim, (&self.index, &self.counters), hear) => {
                 panic!("the plane ended: {ended:?}");
             }
             () = happens => {}
@@ -115,6 +116,48 @@ async fn cut_off(nats: &Server) -> (u64, u64) {
     fleet.publisher.set(Vec::new());
     fleet.tasks.cancel();
     seen
+}
+
+#[tokio::test]
+async fn a_message_of_events_is_no_larger_than_nats_takes() {
+    let nats = Server::start_with(None, None);
+    let fleet = Fleet::start(&nats).await;
+    fleet.store(0..1);
+    let happens = async {
+        fleet.until("the first block", |fleet| fleet.index.blocks() == 1).await;
+        // Ten of them have several megabytes, and come at once.
+        for number in 0..10 {
+            let first = 1_000_000 + number * 20_000;
+            let stored =
+                |number| StoredBlock { sequence: SequenceHash(number), block: BlockHash(number) };
+            let blocks = (first..first + 20_000).map(stored).collect();
+            fleet.events.publish(|| KvEvent::Stored { parent: None, blocks, block_tokens: 16 });
+        }
+        fleet.until("all blocks", |fleet| fleet.index.blocks() == 200_001).await;
+    };
+    fleet.during(happens).await;
+    assert_eq!(fleet.gaps_and_resyncs(), (1, 1), "nothing was lost on the way");
+    fleet.tasks.cancel();
+}
+
+#[tokio::test]
+async fn a_namespace_is_heard_as_long_as_somebody_listens() {
+    let nats = Server::start_with(None, None);
+    let fleet = Fleet::start(&nats).await;
+    let before = fleet.tasks.count();
+    for _ in 0..2 {
+        let one = fleet.model.listen().await.unwrap();
+        let other = fleet.model.listen().await.unwrap();
+        assert_eq!(fleet.tasks.count(), before + 1);
+        drop(one);
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(fleet.tasks.count(), before + 1);
+        drop(other);
+        fleet.until("nobody listens", |fleet| fleet.tasks.count() == before).await;
+    }
+    fleet.store(0..1);
+    fleet.during(fleet.until("it is heard again", |fleet| fleet.index.blocks() == 1)).await;
+    fleet.tasks.cancel();
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The worker's side of the calls beside inference.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use engine::{Error, KvEventReader, KvEvents, KvNews, KvSnapshot, Result, WorkerLoad};
@@ -15,6 +15,7 @@ use super::super::call::{Call, Tried};
 use super::super::codec::{Lane, event_to, load_to};
 use super::super::outbox::Outbox;
 use super::super::served::Served;
+use super::super::shared::Shared;
 
 /// The bytes of one piece of a file.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -73,7 +74,9 @@ pub(in crate::request) async fn fetch(call: &mut Call) -> Tried<()> {
 /// Answers `Watch`.
 pub(in crate::request) async fn watch(call: &mut Call) -> Tried<()> {
     let request: wire::WatchRequest = call.asked().await?;
+    let changes = call.shared.changes();
     let served = call.shared.served(&request.model)?;
+    let model = Model::new(call.shared.clone(), request.model, &served, changes);
     let every = Duration::from_millis(request.load_interval_ms.into());
     let load = served.load.clone().filter(|_| !every.is_zero()).map(|load| {
         let mut ticks = interval(every);
@@ -91,7 +94,9 @@ pub(in crate::request) async fn watch(call: &mut Call) -> Tried<()> {
     // Without a snapshot numbers are the stream's own.
     let first = events.as_ref().filter(|_| held.is_none()).map(KvEventReader::sequence);
     let draining = call.shared.draining();
-    let watched = Watched { load, held, events, first, draining, is_over: false };
+    // Who watches keeps no model that is replaced.
+    drop(served);
+    let watched = Watched { model, load, held, events, first, draining, is_over: false };
     let news = stream::unfold(watched, |mut watched| async move {
         let event = watched.next().await?;
         Some((Ok(event), watched))
@@ -111,8 +116,49 @@ where
 
 type Load = Arc<dyn Fn() -> WorkerLoad + Send + Sync>;
 
+/// The model that is watched.
+struct Model {
+    shared: Arc<Shared>,
+    name: String,
+    load: Option<Weak<dyn Fn() -> WorkerLoad + Send + Sync>>,
+    epoch: Option<u64>,
+    changes: Receiver<()>,
+}
+
+impl Model {
+    fn new(shared: Arc<Shared>, name: String, served: &Served, changes: Receiver<()>) -> Self {
+        let (load, epoch) = (served.load.as_ref().map(Arc::downgrade), epoch(served));
+        Self { shared, name, load, epoch, changes }
+    }
+
+    /// Waits until it is served no more, or another one is under its name.
+    async fn replaced(&mut self) {
+        while self.is_served() {
+            // It cannot fail, since the server is held here.
+            if self.changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn is_served(&self) -> bool {
+        let Ok(now) = self.shared.served(&self.name) else { return false };
+        let is_same_load = match (&self.load, &now.load) {
+            (Some(one), Some(other)) => one.ptr_eq(&Arc::downgrade(other)),
+            (None, None) => true,
+            _ => false,
+        };
+        is_same_load && self.epoch == epoch(&now)
+    }
+}
+
+fn epoch(served: &Served) -> Option<u64> {
+    served.events.as_ref().map(KvEvents::epoch)
+}
+
 /// What is watched of a model.
 struct Watched {
+    model: Model,
     load: Option<(Interval, Load)>,
     /// What can be found and was not told yet.
     held: Option<KvSnapshot>,
@@ -138,6 +184,7 @@ impl Watched {
                 KvNews::Event(event) => Event::Kv(event_to(event)),
                 KvNews::Missed(count) => Event::Gap(count),
             },
+            () = self.model.replaced() => return None,
             _ = self.draining.wait_for(|is_draining| *is_draining) => {
                 self.is_over = true;
                 Event::Draining(wire::Draining {})

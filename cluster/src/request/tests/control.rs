@@ -165,6 +165,40 @@ async fn loads_come_at_the_interval() {
 }
 
 #[tokio::test]
+async fn who_watches_keeps_no_model_that_was_replaced() {
+    let loaded = |engine: &Arc<()>| {
+        let engine = engine.clone();
+        let load = move || {
+            let _engine = &engine;
+            LOAD
+        };
+        Served { load: Some(Arc::new(load)), ..Served::default() }
+    };
+    let (old, new) = (Arc::new(()), Arc::new(()));
+    let pair = Pair::new(loaded(&old)).await;
+    let interval = Some(Duration::from_millis(10));
+    let options = WatchOptions { load_interval: interval, ..WatchOptions::default() };
+    let mut news = pair.worker.watch("model", options).await.unwrap();
+    assert_eq!(news.next().await.unwrap().unwrap(), News::Load(LOAD));
+    pair.server.insert("model", loaded(&new));
+    until(|| Arc::strong_count(&old) == 1).await;
+    let rest: Vec<_> = news.collect().await;
+    assert!(rest.len() < 100 && rest.iter().all(Result::is_ok), "it ended: {rest:?}");
+    // The same again is no other one.
+    let mut news = pair.worker.watch("model", options).await.unwrap();
+    let same = pair.server.shared.served("model").unwrap();
+    pair.server.insert("model", Served { card: "{}".into(), ..(*same).clone() });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let heard: Vec<_> = news.by_ref().take(20).collect().await;
+    assert!(heard.len() == 20 && heard.iter().all(Result::is_ok), "{heard:?}");
+    pair.server.remove("model");
+    assert!(news.collect::<Vec<_>>().await.len() < 100, "it ended");
+    pair.server.insert("model", loaded(&new));
+    let mut news = pair.worker.watch("model", options).await.unwrap();
+    assert_eq!(news.next().await.unwrap().unwrap(), News::Load(LOAD));
+}
+
+#[tokio::test]
 async fn a_draining_worker_refuses_and_finishes() {
     let pair = Pair::new(told(&KvEvents::new(4))).await;
     let mut state = pair.worker.state();

@@ -279,3 +279,39 @@ async fn a_reader_that_goes_away_with_its_connection_frees_the_worker() {
     until(|| engine.live_streams() == 0 && pair.server.open_calls() == 0).await;
     drop(stream);
 }
+
+/// Opens one connection and no other.
+struct Once {
+    tcp: Tcp,
+    connections: AtomicUsize,
+}
+
+#[async_trait]
+impl Connector for Once {
+    async fn connect(&self) -> io::Result<Box<dyn Io>> {
+        if self.connections.fetch_add(1, Ordering::SeqCst) > 0 {
+            std::future::pending::<()>().await;
+        }
+        self.tcp.connect().await
+    }
+
+    fn address(&self) -> &str {
+        self.tcp.address()
+    }
+}
+
+#[tokio::test]
+async fn a_call_waits_for_no_connection_while_another_one_is_open() {
+    let pair = Pair::new(endless()).await;
+    let tcp = Tcp::new(pair.address.to_string());
+    let connector = Once { tcp, connections: AtomicUsize::new(0) };
+    let config = ClientConfig { connections: 3, connect_timeout: LONG, ..ClientConfig::default() };
+    let worker = RemoteWorker::new(connector, config, &pair.here).unwrap();
+    for _ in 0..10 {
+        let called = async {
+            let mut stream = worker.model("model").call(prompt(), context()).await.unwrap();
+            stream.next().await.unwrap().unwrap();
+        };
+        tokio::time::timeout(Duration::from_secs(5), called).await.unwrap();
+    }
+}
