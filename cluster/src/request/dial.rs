@@ -89,6 +89,7 @@ impl Dial {
         let config = &peer.config;
         let keepalive =
             Keepalive { interval: config.keepalive_interval, timeout: config.keepalive_timeout };
+        let has_calls = || peer.calls.taken() > 0;
         let address = peer.connector.address();
         tracing::debug!(address, "connected to a worker");
         // What ends the task drops the connection, which ends all its calls.
@@ -97,7 +98,7 @@ impl Dial {
                 Ok(()) => tracing::debug!(address, "the connection to a worker ended"),
                 Err(error) => tracing::warn!(address, %error, "lost a worker"),
             },
-            () = until_silent(Some(pings), keepalive) => {
+            () = until_silent(Some(pings), keepalive, || false, has_calls) => {
                 tracing::warn!(address, "lost a worker: it is silent");
             }
         }

@@ -13,7 +13,8 @@ use tokio::time::{interval, timeout};
 
 use super::call::answer;
 use super::connector::{Acceptor, Io};
-use super::keepalive::{Keepalive, until_silent};
+use super::keepalive::{Heard, Keepalive, Listened, until_silent};
+use super::loads::{Loads, ReadLoad};
 use super::served::{Artifacts, Served};
 use super::shared::Shared;
 
@@ -54,7 +55,7 @@ pub struct ServerConfig {
     pub max_frame_bytes: u32,
     /// How long a new connection may take to speak HTTP/2.
     pub handshake_timeout: Duration,
-    /// The time between two pings of a connection.
+    /// The silence after which a connection is pinged, three times that while no call is open.
     pub keepalive_interval: Duration,
     /// How long a ping may go unanswered before the connection counts as dead.
     pub keepalive_timeout: Duration,
@@ -114,6 +115,11 @@ impl WorkerServer {
     /// Accepts no new calls from now on; those that are open go on.
     pub fn drain(&self) {
         self.shared.drain();
+    }
+
+    /// Returns the loads of a model as another plane tells them.
+    pub(crate) fn loads(&self, load: ReadLoad, every: Duration) -> Loads {
+        Loads::new(load, every, &self.shared)
     }
 
     /// Returns whether nothing new is accepted, which a frontend may ask for; now and later.
@@ -212,6 +218,7 @@ impl WorkerServer {
     /// Serves one connection to its end, such as one under TLS. Its calls are tasks of `tasks`.
     pub async fn serve_connection(&self, io: impl Io, tasks: &Tasks) {
         let config = &self.shared.config;
+        let (io, heard) = Listened::new(io);
         let handshake = timeout(config.handshake_timeout, builder(config).handshake(io));
         let handshake = tokio::select! {
             handshake = handshake => handshake,
@@ -224,14 +231,16 @@ impl WorkerServer {
         };
         let _open = self.shared.connect();
         // What ends here drops the connection, which ends all its calls.
-        self.drive(connection, tasks).await;
+        self.drive(connection, heard, tasks).await;
     }
 
-    async fn drive(&self, mut connection: Connection<impl Io, Bytes>, tasks: &Tasks) {
+    async fn drive(&self, mut connection: Connection<impl Io, Bytes>, heard: Heard, tasks: &Tasks) {
         let config = &self.shared.config;
         let keepalive =
             Keepalive { interval: config.keepalive_interval, timeout: config.keepalive_timeout };
-        let mut pings = std::pin::pin!(until_silent(connection.ping_pong(), keepalive));
+        let has_calls = || self.shared.open_calls() > 0;
+        let pings = until_silent(connection.ping_pong(), keepalive, || heard.take(), has_calls);
+        let mut pings = std::pin::pin!(pings);
         let mut closing = std::pin::pin!(self.shared.closing.cancelled());
         let mut closing_since = None;
         let mut looks = interval(FAREWELL_LOOK);

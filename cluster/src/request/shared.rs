@@ -28,6 +28,8 @@ pub(super) struct Shared {
     connections: AtomicUsize,
     /// Changes when the last call or connection ends.
     idle: watch::Sender<()>,
+    /// Changes when a call comes and no other is open.
+    busy: watch::Sender<()>,
     /// Bytes of requests that no engine has taken yet.
     reading_bytes: AtomicUsize,
     /// Cancelled when connections are to end.
@@ -45,6 +47,7 @@ impl Shared {
             open: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             idle: watch::Sender::new(()),
+            busy: watch::Sender::new(()),
             reading_bytes: AtomicUsize::new(0),
             closing: Tasks::new(),
         }
@@ -106,6 +109,11 @@ impl Shared {
         self.open.load(Ordering::SeqCst)
     }
 
+    /// Returns what changes when a call comes and no other is open.
+    pub(super) fn busy(&self) -> watch::Receiver<()> {
+        self.busy.subscribe()
+    }
+
     /// Returns how many connections speak HTTP/2.
     pub(super) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
@@ -129,7 +137,9 @@ impl Shared {
 
     /// Counts a call that will use an engine. Errors: UNAVAILABLE while the server drains.
     pub(super) fn enter(self: &Arc<Self>) -> Result<OpenCall> {
-        self.open.fetch_add(1, Ordering::SeqCst);
+        if self.open.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.busy.send_replace(());
+        }
         let call = OpenCall(self.clone());
         // It is looked at after counting, so that whoever drains sees the call or refuses it.
         if self.is_draining() {

@@ -9,7 +9,7 @@ use engine::{
     EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, InferRequest, TextRequest, WorkerLoad,
 };
 use prometheus_client::metrics::gauge::Gauge;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 /// The engines of a worker, one for each kind of request; one that it has not refuses.
 #[derive(Clone)]
@@ -59,6 +59,8 @@ pub(crate) struct Candidate {
     load: Mutex<WorkerLoad>,
     /// The number of the choice that fell on it last.
     chosen: AtomicU64,
+    /// Cancelled with its end.
+    end: DropGuard,
 }
 
 impl Candidate {
@@ -75,6 +77,7 @@ impl Candidate {
             others: AtomicU64::new(0),
             load: Mutex::default(),
             chosen: AtomicU64::new(0),
+            end: CancellationToken::new().drop_guard(),
         }
     }
 
@@ -141,6 +144,11 @@ impl Candidate {
     /// Notes whether it takes no new work.
     pub(crate) fn set_draining(&self, is_draining: bool) {
         self.is_draining.store(is_draining, Relaxed);
+    }
+
+    /// Returns what is done when it is known no more.
+    pub(crate) fn gone(&self) -> WaitForCancellationFutureOwned {
+        self.end.token().clone().cancelled_owned()
     }
 
     /// Returns how many places requests of this frontend take.
