@@ -1,6 +1,7 @@
 //! Makes models callable: from a definition to a stack of engines. Blocks; not for the async
 //! runtime.
 
+mod shared;
 mod stack;
 
 use std::collections::HashMap;
@@ -17,14 +18,13 @@ use worker::cpu::Isa;
 use worker::cpu::linear::Compute;
 use worker::cpu::pool::Pool;
 use worker::encode;
-use worker::generate::{DiskTierConfig, GenerateEngine, SchedulerConfig};
+use worker::generate::{Constraints, DiskTierConfig, GenerateEngine, SchedulerConfig};
 use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
 use worker::runner::Runner;
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded, start_pool};
 use worker::runner::mock::{self, Cost, MockConfig, MockRunner};
 
 use crate::config::EngineConfig;
-use crate::fleet::Tables;
 use crate::hub;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Core, Model, Models};
@@ -32,6 +32,8 @@ use crate::pipeline::{Deadline, Limits, SequenceOptions, Sequences};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{CONFIG_FILE, Place, sequences};
 
+pub(crate) use shared::SharedTexts;
+use shared::Texts;
 pub(crate) use stack::{Adapting, BASE_MODEL, Base, Engines, TextEngines, on_texts, on_tokens};
 
 /// How long a sequence may be idle when its model does not say, as in Triton.
@@ -50,8 +52,8 @@ pub(crate) struct Backends {
     pub model_dir: PathBuf,
     pub hub_url: Option<String>,
     pub metrics: Arc<Metrics>,
-    /// Whether models keep the tables of their tokenizers, for frontends to fetch.
-    pub keeps_tables: bool,
+    /// What reads and writes the texts of the models.
+    pub texts: SharedTexts,
     /// What is served, where adapters find their base.
     pub models: Arc<Models>,
     /// The compute threads of all models, once there is a first.
@@ -113,8 +115,10 @@ impl Backends {
         let Loaded { mut runner, mut card, vocabulary } = loaded;
         card.name.clone_from(&definition.name);
         let adapters = Adapting::Files(runner.take_adapters(self.engine.adapters));
-        let about = (&card, &vocabulary);
-        let model = self.generating(Box::new(runner), adapters, about, &definition.declared)?;
+        let texts = self.read(&card, &vocabulary)?;
+        let runner = Box::new(runner);
+        let model =
+            self.generating(runner, adapters, (card.clone(), texts), &definition.declared)?;
         tracing::info!(
             model = definition.name,
             version,
@@ -174,8 +178,9 @@ impl Backends {
         mock.reply = definition.parameter("reply").map(str::to_owned);
         let card = mock::card(&definition.name, &mock);
         let runner = Box::new(MockRunner::new(mock));
-        let about = (&card, &mock::vocabulary());
-        self.generating(runner, Adapting::Names, about, &definition.declared)
+        // A mock's vocabulary is always the same, so its card says which texts are its own.
+        let texts = self.texts.get(&card, || self.read(&card, &mock::vocabulary()))?;
+        self.generating(runner, Adapting::Names, (card, texts), &definition.declared)
     }
 
     fn scheduler(&self) -> SchedulerConfig {
@@ -201,38 +206,34 @@ impl Backends {
         &self,
         runner: Box<dyn Runner>,
         adapters: Adapting,
-        (card, vocabulary): (&ModelCard, &Vocabulary),
+        (card, texts): (ModelCard, Texts),
         declared: &wire::ModelConfig,
     ) -> Result<Model, String> {
+        let Texts { bridge, tables, constraints } = texts;
+        let config = self.scheduler();
+        let generate =
+            GenerateEngine::start_with(runner, constraints, card.eos_tokens.clone(), config)
+                .map_err(|error| error.to_string())?;
+        let generate = Arc::new(generate);
+        let (labels, engine) = (ModelLabels { model: card.name.as_str().into() }, generate.clone());
+        let totals = Arc::new(self.metrics.totals(&labels, move || engine.totals()));
+        let base = Base { name: card.name, bridge, generate, adapters, tables, totals };
+        Ok(self.based(&Arc::new(base), None, declared))
+    }
+
+    /// Makes what reads and writes the texts of a model that generates.
+    fn read(&self, card: &ModelCard, vocabulary: &Vocabulary) -> Result<Texts, String> {
         let (tools, reasoning) = (&self.engine.tool_call_parser, &self.engine.reasoning_parser);
         let bridge = TextBridge::new(card, vocabulary)
             .and_then(|bridge| {
                 bridge.with_formats(tools.as_deref(), reasoning.as_deref(), vocabulary)
             })
             .map_err(|error| error.to_string())?;
-        let tables = self.tables(card, vocabulary);
-        let eos_tokens = card.eos_tokens.clone();
-        let generate = GenerateEngine::start(runner, vocabulary, eos_tokens, self.scheduler())
-            .map_err(|error| error.to_string())?;
-        let generate = Arc::new(generate);
-        let (labels, engine) = (ModelLabels { model: card.name.as_str().into() }, generate.clone());
-        let totals = Arc::new(self.metrics.totals(&labels, move || engine.totals()));
-        let base = Base {
-            name: card.name.clone(),
+        Ok(Texts {
             bridge: Arc::new(bridge),
-            generate,
-            adapters,
-            tables,
-            totals,
-        };
-        Ok(self.based(&Arc::new(base), None, declared))
-    }
-}
-
-impl Backends {
-    /// Returns what frontends need to know of a text model, if there are any.
-    fn tables(&self, card: &ModelCard, vocabulary: &Vocabulary) -> Option<Arc<Tables>> {
-        self.keeps_tables.then(|| Arc::new(Tables::new(card.clone(), vocabulary)))
+            tables: self.texts.tables(card, vocabulary),
+            constraints: Constraints::new(vocabulary, &card.eos_tokens),
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tonic::service::Routes;
 
 use crate::admin::{self, Exporter};
-use crate::backend::Backends;
+use crate::backend::{Backends, SharedTexts};
 use crate::config::{Config, ModelsConfig, Origin};
 use crate::fleet::Fleet;
 use crate::kserve::{Door, Grpc, Health, KserveService};
@@ -248,7 +248,8 @@ async fn origin(
         Origin::Own(config) => {
             let models = Arc::new(Models::default());
             let about = (&models, metrics);
-            let repository = own_repository(config, about, false, accepting.clone())?;
+            let repository =
+                own_repository(config, about, SharedTexts::default(), accepting.clone())?;
             Ok((models, repository))
         }
         Origin::Fleet(config) => {
@@ -271,11 +272,11 @@ async fn origin(
 }
 
 /// Makes the repository of the models that a configuration names, and announces those that are
-/// loaded at the start. `keeps_tables`: models keep what frontends need to know of them.
+/// loaded at the start; `texts` are what models share.
 pub(crate) fn own_repository(
     config: &ModelsConfig,
     (models, metrics): (&Arc<Models>, &Arc<Metrics>),
-    keeps_tables: bool,
+    texts: SharedTexts,
     tasks: Tasks,
 ) -> Result<Arc<Repository>, ServeError> {
     let given = config.builtins.iter().map(Definition::of_builtin);
@@ -287,7 +288,7 @@ pub(crate) fn own_repository(
         model_dir: config.model_dir.clone(),
         hub_url: config.hub_url.clone(),
         metrics: metrics.clone(),
-        keeps_tables,
+        texts,
         models: models.clone(),
         pool: Mutex::default(),
         limits: config.limits,

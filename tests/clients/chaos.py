@@ -90,32 +90,30 @@ def total(server, name, label=""):
     return sum(float(line.rsplit(" ", 1)[1]) for line in of)
 
 
-class Streams:
-    """Greedy texts without a pause, from several threads, until it is left. Each one is compared
-    with the undisturbed text of its prompt."""
+class Load:
+    """Asks without a pause, from several threads, until it is left, and counts what came of it."""
 
-    def __init__(self, server, threads=6, tokens=40, model="paced"):
-        self.server, self.tokens, self.model = server, tokens, model
-        with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
-            texts = pool.map(lambda prompt: completion(server.http, prompt, tokens, model), PROMPTS)
-            self.expected = dict(zip(PROMPTS, texts))
-        assert len(set(self.expected.values())) == len(PROMPTS), "prompts have texts of their own"
-        self.done, self.wrong, self.failed, self.slowest = 0, [], [], 0.0
-        self.is_over = threading.Event()
+    def __init__(self, threads):
+        self.done, self.failed, self.slowest = 0, [], 0.0
+        self.is_over, self.counting = threading.Event(), threading.Lock()
         self.threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
 
-    def _run(self, seed):
-        chance = random.Random(seed)
-        while not self.is_over.is_set():
-            prompt, started = chance.choice(PROMPTS), time.monotonic()
-            try:
-                text = completion(self.server.http, prompt, self.tokens, self.model)
-                if text != self.expected[prompt]:
-                    self.wrong.append((text, self.expected[prompt]))
-                self.done += 1
-            except Exception as error:  # whatever a client would see
-                self.failed.append(repr(error))
-            self.slowest = max(self.slowest, time.monotonic() - started)
+    def asker(self, number):
+        """Gives, for a thread and as long as it runs, what it does again and again."""
+        raise NotImplementedError
+
+    def _run(self, number):
+        with self.asker(number) as ask:
+            while not self.is_over.is_set():
+                started = time.monotonic()
+                try:
+                    ask()
+                    with self.counting:
+                        self.done += 1
+                except Exception as error:  # whatever a client would see
+                    self.failed.append(repr(error))
+                with self.counting:
+                    self.slowest = max(self.slowest, time.monotonic() - started)
 
     def __enter__(self):
         for thread in self.threads:
@@ -130,6 +128,33 @@ class Streams:
     def check(self):
         """Asserts that no client saw anything."""
         assert not self.failed, (len(self.failed), self.failed[:3])
+
+
+class Streams(Load):
+    """Greedy texts, each compared with the undisturbed text of its prompt."""
+
+    def __init__(self, server, threads=6, tokens=40, model="paced"):
+        super().__init__(threads)
+        self.server, self.tokens, self.model, self.wrong = server, tokens, model, []
+        with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
+            texts = pool.map(lambda prompt: completion(server.http, prompt, tokens, model), PROMPTS)
+            self.expected = dict(zip(PROMPTS, texts))
+        assert len(set(self.expected.values())) == len(PROMPTS), "prompts have texts of their own"
+
+    @contextlib.contextmanager
+    def asker(self, number):
+        chance = random.Random(number)
+
+        def ask():
+            prompt = chance.choice(PROMPTS)
+            text = completion(self.server.http, prompt, self.tokens, self.model)
+            if text != self.expected[prompt]:
+                self.wrong.append((text, self.expected[prompt]))
+
+        yield ask
+
+    def check(self):
+        super().check()
         assert not self.wrong, (len(self.wrong), self.wrong[:1])
 
     def __str__(self):
@@ -137,29 +162,21 @@ class Streams:
                 f"slowest {self.slowest:.1f} s")
 
 
-class Sums:
-    """Tensor requests without a pause, from several threads, until it is left."""
+class Sums(Load):
+    """Tensor requests."""
 
     def __init__(self, server, threads=2):
-        self.server, self.done, self.failed = server, 0, []
-        self.is_over = threading.Event()
-        self.threads = [threading.Thread(target=self._run) for _ in range(threads)]
+        super().__init__(threads)
+        self.server = server
 
-    def _run(self):
+    @contextlib.contextmanager
+    def asker(self, number):
         with triton.InferenceServerClient(self.server.address) as client:
-            while not self.is_over.is_set():
-                try:
-                    add(client, self.done % 1000)
-                    self.done += 1
-                except Exception as error:  # whatever a client would see
-                    self.failed.append(repr(error))
+            def ask():
+                add(client, self.done % 1000)
                 time.sleep(0.005)
 
-    __enter__, __exit__ = Streams.__enter__, Streams.__exit__
-
-    def check(self):
-        """Asserts that no client saw anything."""
-        assert not self.failed, (len(self.failed), self.failed[:3])
+            yield ask
 
     def __str__(self):
-        return f"{self.done} sums, {len(self.failed)} failed"
+        return f"{self.done} sums, {len(self.failed)} failed, slowest {self.slowest:.1f} s"

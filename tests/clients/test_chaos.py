@@ -8,12 +8,12 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
+import urllib.request
 
 import grpc
 import pytest
@@ -25,6 +25,7 @@ from chaos import (PACED, PACE_MS, PROMPTS, Streams, Sums, add, completion, eith
                    total)
 from conftest import Server, halt, running
 from test_cluster import client_of, eventually, frontend, is_ready, joined
+from test_planes import etcd_server, free_port, nats_server, planes, program
 from wire import Stream, tensor, text_request
 
 
@@ -117,64 +118,60 @@ def test_a_real_model_says_the_same_though_workers_are_killed(tmp_path, tell):
                 one.stop()
 
 
-class Etcd:
-    """A real etcd that is stopped and started again on the same folder."""
-
-    def __init__(self, folder):
-        assert shutil.which("etcd"), "etcd is not installed: Debian's package is etcd-server"
-        ports = []
-        for _ in range(2):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                ports.append(probe.getsockname()[1])
-        client, peer = (f"http://127.0.0.1:{port}" for port in ports)
-        self.url = f"etcd://127.0.0.1:{ports[0]}"
-        self.command = [
-            "etcd", "--data-dir", str(folder), "--listen-client-urls", client,
-            "--advertise-client-urls", client, "--listen-peer-urls", peer,
-            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL)
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
+def nats_counts(door, what="in_msgs"):
+    """Returns a number of NATS's own: how many messages it has got, how many connections it has."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{door}/varz", timeout=30) as answer:
+        return json.load(answer)[what]
 
 
-@pytest.fixture
-def etcd(tmp_path):
-    etcd = Etcd(tmp_path / "etcd")
-    yield etcd
-    etcd.stop()
-
-
-@pytest.mark.parametrize("how, seconds", [("hangs", either(15, 60)), ("dies", either(10, 600))])
-def test_nobody_sees_that_etcd_is_away(etcd, tell, how, seconds):
-    with frontend(etcd.url) as front, several(etcd.url, 2) as workers:
+def outage(folder, how, seconds):
+    """Takes etcd and NATS from a fleet under load, and gives them back; returns what was counted."""
+    door = free_port()
+    command = lambda folder, port: [*nats_server(folder, port), "-m", str(door)]
+    for name in ("etcd", "nats"):
+        (folder / name).mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        etcd = stack.enter_context(program(folder / "etcd", etcd_server))
+        nats = stack.enter_context(program(folder / "nats", command))
+        discovery, on = f"etcd://127.0.0.1:{etcd.port}", planes(nats, "nats", "nats")
+        front = stack.enter_context(frontend(discovery, *on))
+        workers = stack.enter_context(several(discovery, 2, *on))
         wait_for(front, 2)
         with Streams(front, threads=3) as streams, Sums(front) as sums:
             time.sleep(1)
-            match how:
-                case "hangs": halt(etcd.process)
-                case "dies": etcd.stop()
+            assert nats_counts(door) > 100, "requests go over NATS"
+            for one in (etcd, nats):
+                halt(one.process) if how == "hang" else one.stop()
             time.sleep(seconds)
             away = (streams.done, sums.done)
-            match how:
-                case "hangs": etcd.process.send_signal(signal.SIGCONT)
-                case "dies": etcd.start()
-            with worker(etcd.url) as late:
+            for one in (etcd, nats):
+                one.process.send_signal(signal.SIGCONT) if how == "hang" else one.start()
+            # Who is called over gRPC stays so; one that comes when NATS is there again is not.
+            eventually("all are at NATS again", lambda: nats_counts(door, "connections") >= 3)
+            with worker(discovery, *on) as late:
                 workers.append(late)
                 eventually("a worker of later joined", lambda: joined(front) >= 3)
+                heard, sent = total(front, "stator_kv_events_total"), nats_counts(door)
+                completion(front.http, "a prompt that nobody has asked before " * 9)
                 time.sleep(5)
-                tell(f"etcd {how} for {seconds} s: {streams}; {sums}; while it was away {away}")
+                eventually("events are heard again",
+                           lambda: total(front, "stator_kv_events_total") > heard)
+                assert nats_counts(door) > sent + 200, "the late worker is called over NATS"
                 workers.remove(late)
         streams.check()
         sums.check()
-        assert min(away) > 10
+        assert min(away) > seconds, away
         assert all(process.is_running() for process in (front, *workers))
+        eventually("nothing is left over", lambda: is_at_rest(front, workers))
+        return f"etcd and NATS {how} for {seconds} s: {streams}; {sums}; while they were away {away}"
+
+
+def test_nobody_sees_that_etcd_and_nats_are_away(tmp_path, tell):
+    seconds = either(60, 600)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        outages = [pool.submit(outage, tmp_path / how, how, seconds) for how in ("hang", "die")]
+        for one in outages:
+            tell(one.result())
 
 
 class Balancer:

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
 import time
 
 import grpc
@@ -19,6 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from chaos import Streams, Sums, add
 from conftest import running, sdk_of
 from test_lora import write_adapter
 from wire import Stream, request
@@ -62,17 +62,6 @@ def is_ready(client, model):
 def client_of(server):
     with triton.InferenceServerClient(server.address) as client:
         yield client
-
-
-def add(client, value=1, timeout=30):
-    """Asks `simple` for a sum and a difference."""
-    left = triton.InferInput("INPUT0", [1, 16], "INT32")
-    right = triton.InferInput("INPUT1", [1, 16], "INT32")
-    left.set_data_from_numpy(np.full((1, 16), value, np.int32))
-    right.set_data_from_numpy(np.full((1, 16), 2, np.int32))
-    answer = client.infer("simple", [left, right], client_timeout=timeout)
-    assert (answer.as_numpy("OUTPUT0") == value + 2).all()
-    assert (answer.as_numpy("OUTPUT1") == value - 2).all()
 
 
 def streamed(server, model="words", tokens=12, **options):
@@ -203,54 +192,22 @@ def test_nothing_is_ready_without_workers(tmp_path):
             add(client)
 
 
-class Load:
-    """Requests without a pause, from several threads, until it is left."""
-
-    def __init__(self, server, threads=4):
-        self.server, self.done, self.failed = server, 0, []
-        self.is_over = threading.Event()
-        self.threads = [threading.Thread(target=self._run, args=(index,))
-                        for index in range(threads)]
-
-    def _run(self, index):
-        with client_of(self.server) as client:
-            while not self.is_over.is_set():
-                try:
-                    if index % 2:
-                        add(client)
-                    else:
-                        text, usage = streamed(self.server, "slow", tokens=20)
-                        assert usage.completion_tokens == 20, usage
-                    self.done += 1
-                except Exception as error:  # whatever a client would see
-                    self.failed.append(repr(error))
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.is_over.set()
-        for thread in self.threads:
-            thread.join()
-
-
 def test_a_worker_that_is_asked_to_end_fails_nobody(tmp_path):
     discovery = f"file://{tmp_path}"
     with frontend(discovery) as front, worker(discovery), worker(discovery) as second:
         with client_of(front) as client:
             eventually("both workers joined", lambda: joined(front) == 2)
             eventually("a model is ready", lambda: is_ready(client, "slow"))
-        with Load(front) as load:
+        with Streams(front, 2, tokens=20, model="slow") as streams, Sums(front) as sums:
             time.sleep(1)
             second.terminate()
             assert second.process.wait(30) == 0, "".join(second.log[-20:])
-            before = load.done
+            before = streams.done, sums.done
             time.sleep(1)
-        print(f"{load.done} requests, {before} of them before the worker's end")
-        assert not load.failed, load.failed[:5]
-        assert load.done > before > 0
+        print(f"{streams}; {sums}; before the worker's end {before}")
+        for load, done in zip((streams, sums), before):
+            load.check()
+            assert load.done > done > 0
         assert any("shut down" in line for line in second.log)
 
 

@@ -48,7 +48,8 @@ def test_tokens_take_their_time():
         assert seconds(server, "slow", 40) > 0.39
         assert seconds(server, "quick", 40) < 0.2
         assert seconds(server, "slow", 1, "b" * 200) > 0.4
-        assert seconds(server, "slow", 1, "b" * 200) < 0.2, "the prompt is in the prefix cache"
+        again = min(seconds(server, "slow", 1, "b" * 200) for _ in range(3))
+        assert again < 0.2, "the prompt is in the prefix cache"
 
 
 @pytest.mark.parametrize("arguments, told", [

@@ -202,11 +202,18 @@ impl Source for Reader {
         let Some(mut scan) = self.scan.take() else {
             return Err(Error::internal("file discovery: the reader was interrupted"));
         };
-        let read = move || Ok((scan.read(), scan));
-        let (listing, scan) = off_runtime(read).await?;
+        let has_listed = self.has_listed;
+        let read = move || {
+            let change = scan.read().map(|is_new| match is_new || !has_listed {
+                true => Change::Listing(scan.listing()),
+                false => Change::Changes(Vec::new()),
+            });
+            Ok((change, scan))
+        };
+        let (change, scan) = off_runtime(read).await?;
         self.scan = Some(scan);
-        self.has_listed = listing.is_ok();
-        listing.map(Change::Listing)
+        self.has_listed = change.is_ok();
+        change
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
-use engine::{KvEventReader, KvNews, Tasks};
+use engine::{KvEventReader, KvNews, Tasks, WorkerLoad};
 use prost::Message;
 use proto::worker as wire;
 use tokio::sync::watch;
@@ -25,12 +25,16 @@ use super::listen::{news, position};
 use super::{Publish, Source};
 use crate::instance::{InstanceId, Namespace};
 use crate::nats::{Connection, token};
-use crate::request::{event_to, load_to};
+use crate::request::{Loads, WorkerServer, event_to, load_to, next_load};
 
 pub use hub::{NatsEvents, NatsModel};
 
-/// The time between two loads.
+/// The time between two loads of a worker that has work.
 const LOAD_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The time between two loads of one that has none: by these a frontend that comes later, or that
+/// lost an event, hears how far events are.
+const REST_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The most KV events of one message. They also have at most half as many bytes as NATS takes; one
 /// event that is larger than that is a message of its own.
@@ -68,7 +72,7 @@ fn load_subject(prefix: &str, last: &str) -> String {
 pub struct NatsPublisher {
     connection: Connection,
     subjects: Subjects,
-    draining: watch::Receiver<bool>,
+    server: WorkerServer,
     models: Mutex<BTreeMap<String, Teller>>,
     tasks: Tasks,
 }
@@ -86,12 +90,12 @@ struct Teller {
 }
 
 impl NatsPublisher {
-    /// Makes the publisher of a worker of a namespace; nothing is told yet. A change of `draining`
-    /// is told at once. Its tasks belong to `tasks`.
+    /// Makes the publisher of a worker of a namespace; nothing is told yet. That `server` drains is
+    /// told at once. Its tasks belong to `tasks`.
     pub fn new(
         connection: &Connection,
         (namespace, instance): (&Namespace, InstanceId),
-        draining: watch::Receiver<bool>,
+        server: &WorkerServer,
         tasks: &Tasks,
     ) -> Self {
         let prefix = event_subject(namespace);
@@ -100,20 +104,22 @@ impl NatsPublisher {
             Subjects { kv: kv_subject(&prefix, &last), load: load_subject(&prefix, &last) };
         let keeping = connection.clone();
         tasks.spawn("nats event stream", async move { keep_stream(&keeping, &prefix).await });
-        let (connection, tasks) = (connection.clone(), tasks.clone());
-        Self { connection, subjects, draining, models: Mutex::default(), tasks }
+        let (connection, server, tasks) = (connection.clone(), server.clone(), tasks.clone());
+        Self { connection, subjects, server, models: Mutex::default(), tasks }
     }
 
     fn begin(&self, model: &str, source: Source) -> Teller {
         let task = self.tasks.child();
+        let loads = source.load.clone().map(|load| self.server.loads(load, LOAD_INTERVAL));
         let telling = Telling {
             connection: self.connection.clone(),
             subjects: self.subjects.clone(),
             model: model.to_owned(),
             reader: source.events.as_ref().map(|events| events.subscribe()),
             source: source.clone(),
+            loads,
         };
-        task.spawn("nats events", telling.tell(self.draining.clone()));
+        task.spawn("nats events", telling.tell(self.server.draining()));
         Teller { source, task }
     }
 }
@@ -182,13 +188,14 @@ struct Telling {
     subjects: Subjects,
     model: String,
     source: Source,
+    loads: Option<Loads>,
     reader: Option<KvEventReader>,
 }
 
 impl Telling {
     async fn tell(mut self, mut draining: watch::Receiver<bool>) {
-        let mut ticks = interval(LOAD_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rests = interval(REST_INTERVAL);
+        rests.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_draining = false;
         loop {
             tokio::select! {
@@ -196,7 +203,11 @@ impl Telling {
                     Some(news) => self.tell_events(news).await,
                     None => self.reader = None,
                 },
-                _ = ticks.tick() => self.tell_load().await,
+                load = next_load(&mut self.loads) => {
+                    rests.reset();
+                    self.tell_load(Some(load)).await;
+                }
+                _ = rests.tick() => self.tell_load(self.source.load.as_ref().map(|load| load())).await,
                 () = drains(&mut draining), if !is_draining => {
                     is_draining = true;
                     let event = Event::Draining(wire::Draining {});
@@ -234,8 +245,7 @@ impl Telling {
         }
     }
 
-    async fn tell_load(&mut self) {
-        let load = self.source.load.as_ref().map(|load| load());
+    async fn tell_load(&mut self, load: Option<WorkerLoad>) {
         let event = load.map(|load| numbered(Event::Load(load_to(load)), 0, 0));
         self.publish(false, event.into_iter().collect()).await;
     }

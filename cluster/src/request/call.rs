@@ -46,8 +46,10 @@ pub(super) async fn answer(
         }
         Err(error) => Err(error.into()),
     };
-    if let Err(Stop::Refused(error)) = result {
-        call.refuse(&error);
+    match result {
+        Ok(()) => {}
+        Err(Stop::Refused(error)) => call.refuse(&error),
+        Err(Stop::Gone) => note_cancelled(),
     }
 }
 
@@ -99,6 +101,10 @@ impl Call {
         drop(reading);
         let encode = |output, outbox: &mut Outbox| R::encode_output(output, outbox);
         let ending = self.pump(outputs, R::LANE, encode).await?;
+        // The engine's stream is dropped by now.
+        if ending.is_gone() {
+            note_cancelled();
+        }
         let end = |outbox: &mut Outbox| R::encode_end(&kept, outbox);
         ending.finish(end);
         drop(open);
@@ -218,6 +224,11 @@ impl Call {
         // It fails when the caller is gone.
         let _ = self.respond.send_response(response(failure::trailers(error)), true);
     }
+}
+
+/// Says that a caller is gone, and that the engine has been told.
+fn note_cancelled() {
+    tracing::debug!("a call was cancelled");
 }
 
 fn response(mut headers: HeaderMap) -> Response<()> {

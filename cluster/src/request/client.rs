@@ -51,7 +51,7 @@ pub struct ClientConfig {
     pub backoff_first: Duration,
     /// The longest such wait; it doubles from failure to failure.
     pub backoff_max: Duration,
-    /// The time between two pings of a connection.
+    /// The time between two pings of a connection, three times that while no request is open.
     pub keepalive_interval: Duration,
     /// How long a ping may go unanswered before the connection counts as dead.
     pub keepalive_timeout: Duration,
@@ -87,7 +87,6 @@ struct Inner {
     authority: Authority,
     tokens: Link,
     bulk: Link,
-    calls: Places,
     control: Places,
 }
 
@@ -112,8 +111,8 @@ impl RemoteWorker {
         let peer = Arc::new(Peer::new(Arc::new(connector), config, tasks.clone()));
         let (tokens, bulk) =
             (Link::new(peer.clone(), windows.0), Link::new(peer.clone(), windows.1));
-        let (calls, control) = Default::default();
-        Ok(Self { inner: Arc::new(Inner { peer, authority, tokens, bulk, calls, control }) })
+        let control = Places::default();
+        Ok(Self { inner: Arc::new(Inner { peer, authority, tokens, bulk, control }) })
     }
 
     /// Returns the worker's address.
@@ -128,7 +127,7 @@ impl RemoteWorker {
 
     /// Returns how many requests to engines are open.
     pub fn in_flight(&self) -> usize {
-        self.inner.calls.taken()
+        self.inner.peer.calls.taken()
     }
 
     /// Opens a connection if none is there, so that the worker's end will be noticed.
@@ -147,7 +146,7 @@ impl RemoteWorker {
     /// Takes a place among the calls of a kind.
     fn place(&self, what_for: Use) -> Result<Place> {
         let (places, limit) = match what_for {
-            Use::Call => (&self.inner.calls, self.inner.peer.config.max_in_flight),
+            Use::Call => (&self.inner.peer.calls, self.inner.peer.config.max_in_flight),
             Use::Control => (&self.inner.control, MAX_CONTROL_CALLS),
         };
         places.take(limit).ok_or_else(|| {

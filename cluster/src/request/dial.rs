@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::connector::Io;
-use super::keepalive::{Heard, Keepalive, Listened, until_silent};
+use super::keepalive::{Asks, Heard, Keepalive, Listened, until_silent};
 use super::link::{Live, Slot};
 use super::peer::Peer;
 
@@ -90,6 +90,7 @@ impl Dial {
         let config = &peer.config;
         let keepalive =
             Keepalive { interval: config.keepalive_interval, timeout: config.keepalive_timeout };
+        let has_calls = || peer.calls.taken() > 0;
         let address = peer.connector.address();
         tracing::debug!(address, "connected to a worker");
         // What ends the task drops the connection, which ends all its calls.
@@ -98,7 +99,7 @@ impl Dial {
                 Ok(()) => tracing::debug!(address, "the connection to a worker ended"),
                 Err(error) => tracing::warn!(address, %error, "lost a worker"),
             },
-            () = until_silent(Some(pings), keepalive, heard) => {
+            () = until_silent(Some(pings), keepalive, (heard, Asks::Always), has_calls) => {
                 tracing::warn!(address, "lost a worker: it is silent");
             }
         }

@@ -14,6 +14,10 @@ use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{sleep, timeout};
 
+/// The intervals after which an end without calls is asked whether it is there. Nobody waits for
+/// such a one, and a frontend may have a thousand of them.
+const IDLE_INTERVALS: u32 = 3;
+
 /// When to ask whether the other end is still there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Keepalive {
@@ -21,15 +25,40 @@ pub(super) struct Keepalive {
     pub(super) timeout: Duration,
 }
 
+/// When an end pings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Asks {
+    /// Whether or not something came since the last time.
+    Always,
+    /// Only where nothing came.
+    IfSilent,
+}
+
 /// Pings until neither an answer nor anything else comes in time; ends then, and never otherwise.
-pub(super) async fn until_silent(pings: Option<PingPong>, keepalive: Keepalive, heard: Heard) {
+///
+/// Each interval it pings if there are calls that wait for the other end, else each third one.
+pub(super) async fn until_silent(
+    pings: Option<PingPong>,
+    keepalive: Keepalive,
+    (heard, asks): (Heard, Asks),
+    has_calls: impl Fn() -> bool,
+) {
     let Some(mut pings) = pings else {
         return std::future::pending().await;
     };
+    let mut intervals = 0;
     loop {
         sleep(keepalive.interval).await;
+        intervals += 1;
+        if heard.take() && asks == Asks::IfSilent {
+            intervals = 0;
+            continue;
+        }
+        if intervals < IDLE_INTERVALS && !has_calls() {
+            continue;
+        }
+        intervals = 0;
         let mut pong = pin!(pings.ping(Ping::opaque()));
-        heard.take();
         loop {
             match timeout(keepalive.timeout, pong.as_mut()).await {
                 Ok(Ok(_)) => break,
@@ -149,7 +178,7 @@ mod tests {
             let keepalive = Keepalive { interval: ms(10), timeout: ms(100) };
             let started = Instant::now();
             tokio::select! {
-                () = until_silent(pings, keepalive, heard) => started.elapsed(),
+                () = until_silent(pings, keepalive, (heard, Asks::Always), || true) => started.elapsed(),
                 ended = connection => panic!("the connection ended: {ended:?}"),
             }
         };

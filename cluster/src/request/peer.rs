@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::ClientConfig;
 use super::connector::Connector;
+use super::places::Places;
 
 /// What is known of a worker by its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(super) struct Peer {
     pub(super) connector: Arc<dyn Connector>,
     pub(super) config: ClientConfig,
     pub(super) tasks: Tasks,
+    /// Requests to its engines that are open.
+    pub(super) calls: Places,
     /// Open connections. It stays locked while a change is told, so that states are told in the
     /// order in which they came.
     open: Mutex<usize>,
@@ -33,7 +36,7 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(connector: Arc<dyn Connector>, config: ClientConfig, tasks: Tasks) -> Self {
         let (open, state) = (Mutex::new(0), watch::Sender::new(LinkState::Idle));
-        Self { connector, config, tasks, open, state }
+        Self { connector, config, tasks, calls: Places::default(), open, state }
     }
 
     pub(super) fn state(&self) -> watch::Receiver<LinkState> {

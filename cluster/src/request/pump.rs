@@ -44,6 +44,11 @@ enum Outcome {
 }
 
 impl Ending {
+    /// Returns whether nobody waits for the answer any more.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.outcome, Outcome::Gone)
+    }
+
     /// Sends what `end` adds to a good ending, and the ending itself.
     pub(super) fn finish(mut self, end: impl FnOnce(&mut Outbox) -> Result<()>) {
         let outcome = match self.outcome {

@@ -14,7 +14,8 @@ use tokio::time::{interval, timeout};
 
 use super::call::answer;
 use super::connector::{Acceptor, Io};
-use super::keepalive::{Heard, Keepalive, Listened, until_silent};
+use super::keepalive::{Asks, Heard, Keepalive, Listened, until_silent};
+use super::loads::{Loads, ReadLoad};
 use super::served::{Artifacts, Served};
 use super::shared::Shared;
 
@@ -55,7 +56,7 @@ pub struct ServerConfig {
     pub max_frame_bytes: u32,
     /// How long a new connection may take to speak HTTP/2.
     pub handshake_timeout: Duration,
-    /// The time between two pings of a connection.
+    /// The silence after which a connection is pinged, three times that while no call is open.
     pub keepalive_interval: Duration,
     /// How long a ping may go unanswered before the connection counts as dead.
     pub keepalive_timeout: Duration,
@@ -115,6 +116,11 @@ impl WorkerServer {
     /// Accepts no new calls from now on; those that are open go on.
     pub fn drain(&self) {
         self.shared.drain();
+    }
+
+    /// Returns the loads of a model as another plane tells them.
+    pub(crate) fn loads(&self, load: ReadLoad, every: Duration) -> Loads {
+        Loads::new(load, every, &self.shared)
     }
 
     /// Returns whether nothing new is accepted, which a frontend may ask for; now and later.
@@ -261,7 +267,10 @@ impl WorkerServer {
         let config = &self.shared.config;
         let keepalive =
             Keepalive { interval: config.keepalive_interval, timeout: config.keepalive_timeout };
-        let mut pings = std::pin::pin!(until_silent(connection.ping_pong(), keepalive, heard));
+        let has_calls = || self.shared.open_calls() > 0;
+        let pings =
+            until_silent(connection.ping_pong(), keepalive, (heard, Asks::IfSilent), has_calls);
+        let mut pings = std::pin::pin!(pings);
         let mut closing = std::pin::pin!(self.shared.closing.cancelled());
         let mut closing_since = None;
         let mut looks = interval(FAREWELL_LOOK);

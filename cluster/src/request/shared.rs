@@ -31,6 +31,8 @@ pub(super) struct Shared {
     connections: AtomicUsize,
     /// Changes when the last call or connection ends.
     idle: watch::Sender<()>,
+    /// Changes when a call comes and no other is open.
+    busy: watch::Sender<()>,
     /// Bytes of requests that no engine has taken yet.
     reading_bytes: AtomicUsize,
     /// Who could not be taken in and why, as far as it was told.
@@ -51,6 +53,7 @@ impl Shared {
             open: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             idle: watch::Sender::new(()),
+            busy: watch::Sender::new(()),
             reading_bytes: AtomicUsize::new(0),
             complaints: Complaints::default(),
             closing: Tasks::new(),
@@ -122,6 +125,11 @@ impl Shared {
         self.open.load(Ordering::SeqCst)
     }
 
+    /// Returns what changes when a call comes and no other is open.
+    pub(super) fn busy(&self) -> watch::Receiver<()> {
+        self.busy.subscribe()
+    }
+
     /// Returns how many connections speak HTTP/2.
     pub(super) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
@@ -145,7 +153,9 @@ impl Shared {
 
     /// Counts a call that will use an engine. Errors: UNAVAILABLE while the server drains.
     pub(super) fn enter(self: &Arc<Self>) -> Result<OpenCall> {
-        self.open.fetch_add(1, Ordering::SeqCst);
+        if self.open.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.busy.send_replace(());
+        }
         let call = OpenCall(self.clone());
         // It is looked at after counting, so that whoever drains sees the call or refuses it.
         if self.is_draining() {

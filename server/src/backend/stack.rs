@@ -189,7 +189,7 @@ impl Backends {
             limits: self.limits,
             health: Arc::new(move || health.is_healthy()),
         };
-        let tables = self.tables(&card, &vocabulary);
+        let tables = self.texts.tables(&card, &vocabulary);
         let (name, declared) = (&definition.name, &definition.declared);
         let mut model = on_tokens(engines, &self.metrics, name, declared);
         if let Some(core) = &mut model.core {

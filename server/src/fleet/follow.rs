@@ -3,13 +3,13 @@
 //! One task owns what is served. A model is made once for each card, off the task, and keeps its
 //! counters and thresholds while workers come and go under it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::card::{Card, Checksum, Input, Kind, Role};
-use cluster::instance::Instance;
+use cluster::instance::{Instance, InstanceId};
 use cluster::membership::{Config as MembershipConfig, Membership, Model as Registered, Snapshot};
 use cluster::request::{LinkState, RemoteWorker};
 use engine::{ModelCard, Tasks};
@@ -156,7 +156,9 @@ impl Fleet {
             .iter()
             .filter_map(|(name, model)| self.place(name, model, snapshot))
             .collect();
-        self.peers.retain(|id| snapshot.has(id));
+        let members = snapshot.models.values().flat_map(|model| &model.members);
+        let known: BTreeSet<InstanceId> = members.map(|member| member.instance.id).collect();
+        self.peers.retain(|id| known.contains(&id));
         self.models.touch();
         orders
     }
@@ -195,7 +197,7 @@ impl Fleet {
             return None;
         }
         let canary = self.maker.canary(name);
-        let ear = Ear::new(self.planes.clone(), self.maker.metrics.clone());
+        let ear = Ear::new(name, self.planes.clone(), &self.maker.metrics, &self.tasks);
         let pool = Pool::new(name, self.membership.clone(), &self.models, (canary, ear));
         pool.set(workers, &self.tasks);
         let aliases = model.card.aliases.iter();

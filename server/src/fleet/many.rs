@@ -1,7 +1,8 @@
 //! Many workers in one process: for tests and benchmarks of what is above them.
 //!
-//! Each is a whole worker, with its own port, models and scheduler. They share the connection to
-//! the store, and with it the lease: a process lives or dies as a whole.
+//! Each is a whole worker, with its own port, models and scheduler. They share what reads and writes
+//! texts, and the connection to the store, and with it the lease: a process lives or dies as a
+//! whole.
 
 use std::num::NonZeroUsize;
 use std::pin::pin;
@@ -16,6 +17,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::config::WorkerConfig;
 use super::worker::{Worker, open_store};
+use crate::backend::SharedTexts;
 use crate::serve::ServeError;
 use crate::shutdown;
 
@@ -35,13 +37,15 @@ pub(super) async fn many(config: WorkerConfig) -> Result<(), ServeError> {
     let (began, tasks, following) = (Instant::now(), Tasks::new(), Tasks::new());
     let discovery = open_store(&config, &tasks)?;
     let mut signalled = pin!(shutdown::signalled());
+    let texts = SharedTexts::of_workers(config.instances);
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let one = |number: u32| {
         // One process has one door for metrics: they tell of its first worker.
         let metrics = config.metrics.filter(|_| number == 0);
         let own = WorkerConfig { metrics, ..config.clone() };
+        let texts = texts.clone();
         Box::pin(async {
-            let worker = Worker::open(own).await?;
+            let worker = Worker::open(own, texts).await?;
             let (instance, lease) = worker.start(&*discovery).await?;
             Ok::<_, ServeError>(Started {
                 worker: Arc::new(worker),

@@ -1,12 +1,13 @@
 //! What a worker tells of one model: how busy it is, and what its KV cache holds.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use cluster::events::{Counters, Index, Listen, Told, Watch, follow};
+use cluster::events::{Claim, Counters, Index, Listen, Told, Watch, follow};
 use cluster::instance::Instance;
 use cluster::request::RemoteWorker;
+use engine::Tasks;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::time::sleep;
@@ -18,15 +19,19 @@ use crate::pipeline::Candidate;
 /// How often workers tell their load.
 const LOAD_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The wait before a worker that tells nothing is asked again, and between two looks at what was
-/// heard.
+/// How often what was heard is added to the metrics.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The wait before a worker that tells nothing is asked again, and between two looks at NATS.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Where the news of a model's workers go.
 pub(super) struct Ear {
     planes: Arc<Planes>,
     index: Arc<Index>,
-    metrics: Arc<Metrics>,
+    /// What was heard of all of them.
+    counters: Counters,
+    counted: Mutex<Counted>,
 }
 
 /// A worker to be heard.
@@ -40,16 +45,35 @@ pub(super) struct Speaker {
 }
 
 impl Ear {
-    /// Makes the ear of a model.
-    pub(super) fn new(planes: Arc<Planes>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { planes, index: Arc::default(), metrics })
+    /// Makes the ear of a model; what it hears is counted by a task of `tasks`.
+    pub(super) fn new(
+        model: &str,
+        planes: Arc<Planes>,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
+        let labels = ModelLabels { model: model.into() };
+        let of = |family: &Family<ModelLabels, Counter>| (family.get_or_create(&labels).clone(), 0);
+        let counted = [of(&metrics.kv_events), of(&metrics.kv_event_gaps), of(&metrics.kv_resyncs)];
+        let (index, counters, counted) = (Arc::default(), Counters::default(), Counted(counted));
+        let ear = Arc::new(Self { planes, index, counters, counted: Mutex::new(counted) });
+        tasks.spawn("worker news counted", count(Arc::downgrade(&ear)));
+        ear
     }
 
     /// Hears a worker as long as it is a candidate.
     pub(super) async fn hear(self: Arc<Self>, speaker: Speaker, told: Weak<Candidate>) {
-        let (instance, counters) = (&speaker.instance, Counters::default());
-        let claim = self.index.claim(instance.id);
-        let mut counted = self.counted(&speaker.model);
+        let claim = self.index.claim(speaker.instance.id);
+        let Some(gone) = told.upgrade().map(|candidate| candidate.gone()) else { return };
+        tokio::select! {
+            () = self.listen(&speaker, claim, &told) => {}
+            () = gone => {}
+        }
+        self.index.forget(claim);
+    }
+
+    async fn listen(&self, speaker: &Speaker, claim: Claim, told: &Weak<Candidate>) {
+        let instance = &speaker.instance;
         while told.strong_count() > 0 {
             let watch = Watch {
                 worker: speaker.worker.clone(),
@@ -63,37 +87,31 @@ impl Ear {
                 true => self.planes.listen(instance, watch),
                 false => Box::new(watch),
             };
-            let heard = |news: &Told| note(&told, news);
-            let following = follow(&*listen, claim, (&self.index, &counters), heard);
-            let ended = async {
-                loop {
-                    sleep(AGAIN).await;
-                    counted.count(&counters);
-                    // Back to NATS when it is back.
-                    let is_better = !is_nats && speaker.has_load;
-                    if told.strong_count() == 0
-                        || is_better && self.planes.has_nats_events(instance)
-                    {
-                        return;
-                    }
-                }
-            };
-            let was_ended = tokio::select! {
-                _ = following => false,
-                () = ended => true,
-            };
-            if !was_ended {
-                sleep(AGAIN).await;
+            let heard = |news: &Told| note(told, news);
+            let known = (&*self.index, &self.counters);
+            let following = follow(&*listen, claim, known, heard);
+            let may_be_better = !is_nats && speaker.has_load && self.planes.may_have_nats(instance);
+            tokio::select! {
+                _ = following => sleep(AGAIN).await,
+                () = self.nats_is_back(instance), if may_be_better => {}
             }
         }
-        self.index.forget(claim);
     }
 
-    fn counted(&self, model: &Arc<str>) -> Counted {
-        let labels = ModelLabels { model: model.clone() };
-        let of = |family: &Family<ModelLabels, Counter>| (family.get_or_create(&labels).clone(), 0);
-        let metrics = &self.metrics;
-        Counted([of(&metrics.kv_events), of(&metrics.kv_event_gaps), of(&metrics.kv_resyncs)])
+    /// Waits until a worker's events could come over NATS.
+    async fn nats_is_back(&self, instance: &Instance) {
+        while !self.planes.has_nats_events(instance) {
+            sleep(AGAIN).await;
+        }
+    }
+}
+
+/// Counts what an ear hears, as long as there is one.
+async fn count(ear: Weak<Ear>) {
+    while let Some(ear) = ear.upgrade() {
+        ear.counted.lock().unwrap_or_else(PoisonError::into_inner).count(&ear.counters);
+        drop(ear);
+        sleep(COUNT_INTERVAL).await;
     }
 }
 

@@ -135,7 +135,7 @@ impl Planes {
         }
         let publisher = self.events.as_ref().map(|(connection, _)| {
             addresses.push(format!("{EVENTS}{}", event_subject(namespace)));
-            NatsPublisher::new(connection, (namespace, id), server.draining(), tasks)
+            NatsPublisher::new(connection, (namespace, id), server, tasks)
         });
         instance.more_addresses = addresses;
         publisher
@@ -193,6 +193,11 @@ impl Planes {
             }
             _ => Box::new(watch),
         }
+    }
+
+    /// Returns whether the worker's events could come over NATS when that can be reached.
+    pub(super) fn may_have_nats(&self, instance: &Instance) -> bool {
+        self.nats_events(instance).is_some()
     }
 
     /// Returns whether the worker's events could come over NATS now.

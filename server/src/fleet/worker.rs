@@ -24,6 +24,7 @@ use super::many::many;
 use super::peers::Peers;
 use super::planes::{self, Planes};
 use crate::admin::Exporter;
+use crate::backend::SharedTexts;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::repository::Repository;
@@ -66,7 +67,7 @@ pub async fn work(config: WorkerConfig) -> Result<(), ServeError> {
     if config.instances > 1 {
         return many(config).await;
     }
-    let worker = Worker::open(config).await?;
+    let worker = Worker::open(config, SharedTexts::of_workers(1)).await?;
     let discovery = open_store(&worker.config, &worker.tasks)?;
     let mut signalled = pin!(shutdown::signalled());
     let started = tokio::select! {
@@ -112,14 +113,14 @@ fn unregistered(error: engine::Error) -> ServeError {
 }
 
 impl Worker {
-    pub(super) async fn open(config: WorkerConfig) -> Result<Self, ServeError> {
+    pub(super) async fn open(config: WorkerConfig, texts: SharedTexts) -> Result<Self, ServeError> {
         let started = Instant::now();
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let models = Arc::new(Models::default());
         let (following, tasks) = (Tasks::new(), Tasks::new());
         let repository =
-            own_repository(&config.models, (&models, &metrics), true, following.clone())?;
+            own_repository(&config.models, (&models, &metrics), texts, following.clone())?;
         let flag = "--worker-address";
         let failed = |source| ServeError::Listen { flag, address: config.address, source };
         let listener = TcpListener::bind(config.address).await.map_err(failed)?;

@@ -6,7 +6,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::backend::Base;
+use crate::backend::{Base, SharedTexts};
 use crate::config::EngineConfig;
 use crate::metrics::Metrics;
 
@@ -48,7 +48,7 @@ fn repository_in(mode: ControlMode) -> (Arc<Repository>, TempDir) {
         model_dir: PathBuf::new(),
         hub_url: None,
         metrics: Arc::new(Metrics::new(&mut prometheus_client::registry::Registry::default())),
-        keeps_tables: false,
+        texts: SharedTexts::default(),
         models: models.clone(),
         pool: Mutex::default(),
         limits: Default::default(),

@@ -14,13 +14,12 @@ use engine::{
 
 use super::SchedulerConfig;
 use super::counters::Counters;
-use super::guides::{Guides, STACK_BYTES};
+use super::guides::{Constraints, Guides, STACK_BYTES};
 use super::intake::Intake;
 use super::output::{News, Reader, Writer};
 use super::scheduler::{Scheduler, Shared};
 use super::spill::tiers;
 use super::waiting::{Generation, Job, Waiting, Work};
-use crate::guided::Compiler;
 use crate::runner::Runner;
 
 /// Generation and embeddings on one runner.
@@ -55,10 +54,22 @@ impl GenerateEngine {
         eos_tokens: Vec<TokenId>,
         config: SchedulerConfig,
     ) -> std::result::Result<Self, crate::Error> {
+        let constraints = Constraints::new(vocabulary, &eos_tokens);
+        Self::start_with(runner, constraints, eos_tokens, config)
+    }
+
+    /// Does the same with constraints that others may share.
+    ///
+    /// Errors: the same.
+    pub fn start_with(
+        runner: Box<dyn Runner>,
+        constraints: Constraints,
+        eos_tokens: Vec<TokenId>,
+        config: SchedulerConfig,
+    ) -> std::result::Result<Self, crate::Error> {
         let limits = runner.limits();
         let intake = Intake { limits, max_running_sequences: config.max_running_sequences };
-        let compiler = Compiler::new(vocabulary, &eos_tokens);
-        let guides = Guides::new(compiler, config.max_waiting_requests);
+        let guides = Guides::new(constraints, config.max_waiting_requests);
         let waiting = Waiting::new(config.max_waiting_requests);
         let counters = Arc::new(Counters::new(&limits));
         let events = KvEvents::new(config.kv_events);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Error, ErrorKind, Guided, Result, TokenId};
+use engine::{Error, ErrorKind, Guided, Result, TokenId, Vocabulary};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::guided::{Compiler, Guide};
@@ -18,19 +18,32 @@ const COMPILE_TIMEOUT: Duration = Duration::from_secs(10);
 /// as deep as terminals of a grammar refer to each other, which is bounded by its lines.
 pub(super) const STACK_BYTES: usize = 64 << 20;
 
+/// What constraints on a model's texts are compiled with, for as many engines as have its
+/// vocabulary; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Constraints(Option<Arc<Compiler>>);
+
+impl Constraints {
+    /// Makes what a vocabulary needs, which takes milliseconds; an empty one serves no constraints.
+    /// `eos_tokens` are the model's.
+    pub fn new(vocabulary: &Vocabulary, eos_tokens: &[TokenId]) -> Self {
+        Self(Compiler::new(vocabulary, eos_tokens).map(Arc::new))
+    }
+}
+
 /// Makes guides for the requests of one model.
 #[derive(Debug)]
 pub(super) struct Guides {
-    compiler: Option<Arc<Compiler>>,
+    constraints: Constraints,
     queue: Semaphore,
     places: Arc<Semaphore>,
 }
 
 impl Guides {
     /// Makes the gate; `max_waiting` requests may be before it.
-    pub(super) fn new(compiler: Option<Compiler>, max_waiting: usize) -> Self {
+    pub(super) fn new(constraints: Constraints, max_waiting: usize) -> Self {
         Self {
-            compiler: compiler.map(Arc::new),
+            constraints,
             queue: Semaphore::new(max_waiting.min(Semaphore::MAX_PERMITS)),
             places: Arc::new(Semaphore::new(COMPILING)),
         }
@@ -40,7 +53,7 @@ impl Guides {
     ///
     /// Errors: invalid, if it cannot be kept or takes too long; overloaded, if too many wait.
     pub(super) async fn guide(&self, guided: Guided, drawn: Vec<TokenId>) -> Result<Guide> {
-        let compiler = self.compiler.clone().ok_or_else(|| {
+        let compiler = self.constraints.0.clone().ok_or_else(|| {
             let text = "constraints on the text are not served for this model's vocabulary";
             Error::new(ErrorKind::Unimplemented, text)
         })?;

@@ -23,3 +23,4 @@ mod waiting;
 
 pub use config::{DiskTierConfig, SchedulerConfig};
 pub use engine::GenerateEngine;
+pub use guides::Constraints;

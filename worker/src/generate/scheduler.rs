@@ -156,7 +156,11 @@ impl Scheduler {
                 sequence.output.fail(Error::new(ErrorKind::DeadlineExceeded, text));
                 return true;
             }
-            sequence.is_over || sequence.output.is_dropped()
+            if !sequence.is_over && sequence.output.is_dropped() {
+                tracing::debug!("a sequence left the batch: nobody reads it");
+                return true;
+            }
+            sequence.is_over
         };
         for mut sequence in self.running.extract_if(.., is_over) {
             sequence.table.release(&mut self.pool);

@@ -243,6 +243,8 @@ impl Ticket {
     /// Leaves the queue, if the job is still there.
     pub(super) fn withdraw(&self) {
         let job = self.queue.lock().remove(self.key);
-        drop(job);
+        if job.is_some() {
+            tracing::debug!("a request left the queue: nobody waits for it");
+        }
     }
 }

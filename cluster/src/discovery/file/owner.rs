@@ -5,7 +5,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use engine::Result;
 
@@ -14,6 +14,13 @@ use crate::instance::InstanceId;
 
 /// How old an owner's folder is that was never finished and may be swept away.
 const UNFINISHED_AGE: Duration = Duration::from_secs(60);
+
+/// How long ago a folder must have changed for a later change to show in its time: file systems
+/// count that in steps of up to 2 s.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// How often in a row the time of a folder is enough to know what is in it.
+pub(super) const SHORT_LOOKS: u32 = 25;
 
 /// This process in the folder. All of it blocks.
 #[derive(Debug)]
@@ -34,6 +41,10 @@ struct Home {
     /// is not removed before they are: what is left would be a ghost.
     leftovers: BTreeSet<(InstanceId, u64)>,
     generation: u64,
+    /// When the folder had changed last at the last look that found all files, and how often that
+    /// was enough to know since.
+    whole_since: Option<SystemTime>,
+    short_looks: u32,
 }
 
 impl Owner {
@@ -96,15 +107,16 @@ impl Owner {
 
     /// Returns whether all files are where they were put.
     pub(super) fn is_whole(&self) -> bool {
-        let state = self.state();
-        let Some(home) = &*state else { return true };
-        let Ok(entries) = fs::read_dir(&home.path) else { return false };
-        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
-        let found = names.iter().filter(|name| {
-            let parsed = name.to_str().and_then(parse_file_name);
-            parsed.is_some_and(|(id, generation)| home.files.get(&id) == Some(&generation))
-        });
-        found.count() == home.files.len() && names.iter().any(|name| name == LOCK)
+        let mut state = self.state();
+        let Some(home) = &mut *state else { return true };
+        let since = settled(&home.path);
+        if since.is_some() && since == home.whole_since && home.short_looks < SHORT_LOOKS {
+            home.short_looks += 1;
+            return true;
+        }
+        let is_whole = home.is_whole();
+        (home.whole_since, home.short_looks) = (since.filter(|_| is_whole), 0);
+        is_whole
     }
 }
 
@@ -117,6 +129,17 @@ impl Drop for Owner {
 }
 
 impl Home {
+    /// Returns whether all files are where they were put.
+    fn is_whole(&self) -> bool {
+        let Ok(entries) = fs::read_dir(&self.path) else { return false };
+        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        let found = names.iter().filter(|name| {
+            let parsed = name.to_str().and_then(parse_file_name);
+            parsed.is_some_and(|(id, generation)| self.files.get(&id) == Some(&generation))
+        });
+        found.count() == self.files.len() && names.iter().any(|name| name == LOCK)
+    }
+
     /// Makes the folder of an owner with a new name. It appears with its lock held, so that
     /// nobody finds it free.
     fn make(root: &Path) -> Result<Self> {
@@ -130,7 +153,8 @@ impl Home {
         lock.try_lock().map_err(|error| failed("lock", &lock_path, error.into()))?;
         fs::rename(&draft, &path).map_err(|error| failed("make", &path, error))?;
         let (files, leftovers) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Self { path, _lock: lock, files, leftovers, generation: 0 })
+        let (whole_since, short_looks) = (None, 0);
+        Ok(Self { path, _lock: lock, files, leftovers, generation: 0, whole_since, short_looks })
     }
 
     /// Takes the place of a folder that is gone. The files of the others are missed until who keeps
@@ -151,6 +175,13 @@ impl Home {
         }
         Ok(())
     }
+}
+
+/// Returns when a folder changed last, if every later change would show in that time.
+pub(super) fn settled(folder: &Path) -> Option<SystemTime> {
+    let changed = fs::metadata(folder).ok()?.modified().ok()?;
+    let age = SystemTime::now().duration_since(changed).ok()?;
+    (age >= SETTLED).then_some(changed)
 }
 
 /// Removes folders of owners that died before they were finished.

@@ -1,16 +1,20 @@
 //! One reader's knowledge of the folder. All of it blocks.
+//!
+//! An owner's folder is listed when its time says that something changed in it, and now and then all
+//! the same: a process may have a thousand files there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use engine::{Error, Result};
 use tracing::warn;
 
 use super::failed;
-use super::owner::{file_name, is_alive, open, parse_file_name};
+use super::owner::{SHORT_LOOKS, file_name, is_alive, open, parse_file_name, settled};
 use crate::instance::{Instance, InstanceId, MAX_RECORD_BYTES};
 
 /// The files of one owner: the newest generation of each instance.
@@ -27,7 +31,21 @@ pub(super) struct Scan {
 }
 
 /// What was read of one owner.
-type Home = BTreeMap<InstanceId, Seen>;
+#[derive(Debug, Default)]
+struct Home {
+    seen: BTreeMap<InstanceId, Seen>,
+    /// When the folder had changed last, if all of it was read and every later change would show;
+    /// and how often that was enough to know since.
+    since: Option<SystemTime>,
+    short_looks: u32,
+}
+
+/// What a look at an owner found.
+enum Found {
+    Dead,
+    Unchanged,
+    Read(Home),
+}
 
 #[derive(Clone, Debug)]
 struct Seen {
@@ -41,9 +59,10 @@ impl Scan {
         Self { root, is_made: false, owners: BTreeMap::new(), unreadable: BTreeSet::new() }
     }
 
-    /// Returns all instances whose owners live, and removes what dead owners left. What cannot be
-    /// read is left out, or stays as it was read before, and hides nothing else.
-    pub(super) fn read(&mut self) -> Result<Vec<Arc<Instance>>> {
+    /// Looks which instances there are whose owners live, and removes what dead owners left; returns
+    /// whether anything may be new. What cannot be read is left out, or stays as it was read before,
+    /// and hides nothing else.
+    pub(super) fn read(&mut self) -> Result<bool> {
         if !self.is_made {
             // Later, a folder that is not there is an outage and not an empty one.
             fs::create_dir_all(&self.root).map_err(|error| failed("make", &self.root, error))?;
@@ -52,15 +71,21 @@ impl Scan {
         let entries =
             fs::read_dir(&self.root).map_err(|error| failed("read", &self.root, error))?;
         let (mut owners, mut unreadable) = (BTreeMap::new(), BTreeSet::new());
+        let mut is_new = false;
         for entry in entries {
             let entry = entry.map_err(|error| failed("read", &self.root, error))?;
             let name = entry.file_name();
             let Some(owner) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
             match self.look(owner, &entry.path(), &mut unreadable) {
-                Ok(Some(home)) => {
+                Ok(Found::Read(home)) => {
+                    is_new = true;
                     owners.insert(owner, home);
                 }
-                Ok(None) => {
+                Ok(Found::Unchanged) => {
+                    let home = self.owners.remove(&owner).unwrap_or_default();
+                    owners.insert(owner, Home { short_looks: home.short_looks + 1, ..home });
+                }
+                Ok(Found::Dead) => {
                     fs::remove_dir_all(entry.path()).ok();
                 }
                 Err(error) => {
@@ -69,22 +94,33 @@ impl Scan {
                 }
             }
         }
+        is_new |= self.owners.keys().any(|owner| !owners.contains_key(owner));
         (self.owners, self.unreadable) = (owners, unreadable);
-        let seen = self.owners.values().flat_map(BTreeMap::values);
-        Ok(seen.filter_map(|seen| seen.instance.clone()).collect())
+        Ok(is_new)
     }
 
-    /// Reads the folder of an owner, or nothing if the owner is dead.
+    /// Returns what the last look found.
+    pub(super) fn listing(&self) -> Vec<Arc<Instance>> {
+        let seen = self.owners.values().flat_map(|home| home.seen.values());
+        seen.filter_map(|seen| seen.instance.clone()).collect()
+    }
+
+    /// Reads the folder of an owner, if there may be anything new in it.
     fn look(
         &self,
         owner: InstanceId,
         home: &Path,
         unreadable: &mut BTreeSet<PathBuf>,
-    ) -> Result<Option<Home>> {
-        match is_alive(home)? {
-            true => self.read_owner(owner, home, unreadable).map(Some),
-            false => Ok(None),
+    ) -> Result<Found> {
+        if !is_alive(home)? {
+            return Ok(Found::Dead);
         }
+        let since = settled(home);
+        let is_same = |before: &Home| before.since == since && before.short_looks < SHORT_LOOKS;
+        if since.is_some() && self.owners.get(&owner).is_some_and(is_same) {
+            return Ok(Found::Unchanged);
+        }
+        self.read_owner(owner, (home, since), unreadable).map(Found::Read)
     }
 
     /// Reports what cannot be read, once.
@@ -98,10 +134,11 @@ impl Scan {
     fn read_owner(
         &self,
         owner: InstanceId,
-        home: &Path,
+        (home, since): (&Path, Option<SystemTime>),
         unreadable: &mut BTreeSet<PathBuf>,
     ) -> Result<Home> {
-        let before = self.owners.get(&owner);
+        let before = self.owners.get(&owner).map(|home| &home.seen);
+        let mut is_whole = true;
         let mut files = list(home)?;
         let is_missing = |id: &InstanceId| !files.contains_key(id);
         if before.is_some_and(|before| before.keys().any(is_missing)) {
@@ -121,15 +158,19 @@ impl Scan {
                     seen.insert(id, Seen { generation, instance: understand(id, &record) });
                 }
                 // It is being replaced: the next look will find the new one.
-                Ok(None) => seen.extend(old.map(|old| (id, old.clone()))),
+                Ok(None) => {
+                    is_whole = false;
+                    seen.extend(old.map(|old| (id, old.clone())));
+                }
                 // The next look tries it again.
                 Err(error) => {
+                    is_whole = false;
                     self.report(path, &error, unreadable);
                     seen.extend(old.map(|old| (id, old.clone())));
                 }
             }
         }
-        Ok(seen)
+        Ok(Home { seen, since: since.filter(|_| is_whole), short_looks: 0 })
     }
 }
 
@@ -172,5 +213,48 @@ fn understand(id: InstanceId, record: &[u8]) -> Option<Arc<Instance>> {
             warn!(instance = %id, %error, "registration left out");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::owner::Owner;
+    use super::*;
+
+    /// Makes folders of owners as old as they would be without us.
+    fn age(root: &Path, time: SystemTime) {
+        for home in fs::read_dir(root).unwrap().flatten() {
+            fs::File::open(home.path()).unwrap().set_modified(time).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_folder_is_listed_when_its_time_tells_of_a_change_and_now_and_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let (owner, mut scan) = (Owner::new(folder.path().into()), Scan::new(folder.path().into()));
+        let write = |id: u64| {
+            let mut instance = Instance::new("a".parse().unwrap(), format!("grpc://h:{id}"));
+            instance.id = InstanceId(id);
+            owner.write(instance.id, &instance.to_json().unwrap()).unwrap();
+        };
+        write(1);
+        assert!(scan.read().unwrap() && scan.listing().len() == 1);
+        assert!(scan.read().unwrap(), "another change would not show in a time so young");
+        let time = SystemTime::now() - Duration::from_secs(60);
+        age(folder.path(), time);
+        assert!(scan.read().unwrap() && !scan.read().unwrap() && scan.listing().len() == 1);
+        write(2);
+        assert!(scan.read().unwrap() && scan.listing().len() == 2);
+        age(folder.path(), time);
+        assert!(scan.read().unwrap() && !scan.read().unwrap());
+        // A change that leaves no trace, as on file systems that keep no times.
+        write(3);
+        age(folder.path(), time);
+        let short = (1..).take_while(|_| !scan.read().unwrap()).count();
+        assert!(short < SHORT_LOOKS as usize && scan.listing().len() == 3);
+        drop(owner);
+        assert!(scan.read().unwrap() && scan.listing().is_empty());
     }
 }

@@ -40,7 +40,7 @@ impl Fleet {
         let (serving, owner) = (server.clone(), tasks.clone());
         tasks.spawn("worker", async move { serving.serve(listener, &owner).await });
         let namespace: Namespace = "a.b_c".parse().unwrap();
-        let publisher = NatsPublisher::new(&here, (&namespace, WORKER), server.draining(), &tasks);
+        let publisher = NatsPublisher::new(&here, (&namespace, WORKER), &server, &tasks);
         let load: Arc<dyn Fn() -> WorkerLoad + Send + Sync> = Arc::new(WorkerLoad::default);
         let source = Source { events: Some(events.clone()), load: Some(load) };
         publisher.set(vec![("model".into(), source.clone())]);

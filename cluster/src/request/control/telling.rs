@@ -8,11 +8,11 @@ use futures_util::{Stream, stream};
 use prost::Message;
 use proto::worker as wire;
 use tokio::sync::watch::Receiver;
-use tokio::time::{Interval, MissedTickBehavior, interval};
 use wire::worker_event::Event;
 
 use super::super::call::{Call, Tried};
 use super::super::codec::{Lane, event_to, load_to};
+use super::super::loads::{Loads, next_load};
 use super::super::outbox::Outbox;
 use super::super::served::Served;
 use super::super::shared::Shared;
@@ -78,11 +78,8 @@ pub(in crate::request) async fn watch(call: &mut Call) -> Tried<()> {
     let served = call.shared.served(&request.model)?;
     let model = Model::new(call.shared.clone(), request.model, &served, changes);
     let every = Duration::from_millis(request.load_interval_ms.into());
-    let load = served.load.clone().filter(|_| !every.is_zero()).map(|load| {
-        let mut ticks = interval(every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        (ticks, load)
-    });
+    let load = served.load.clone().filter(|_| !every.is_zero());
+    let load = load.map(|load| Loads::new(load, every, &call.shared));
     let events = served.events.as_ref().filter(|_| request.kv_events);
     let (held, events) = match events {
         Some(events) if request.snapshot => {
@@ -113,8 +110,6 @@ where
     call.pump(messages, Lane::Control, encode).await?.finish(|_| Ok(()));
     Ok(())
 }
-
-type Load = Arc<dyn Fn() -> WorkerLoad + Send + Sync>;
 
 /// The model that is watched.
 struct Model {
@@ -159,7 +154,7 @@ fn epoch(served: &Served) -> Option<u64> {
 /// What is watched of a model.
 struct Watched {
     model: Model,
-    load: Option<(Interval, Load)>,
+    load: Option<Loads>,
     /// What can be found and was not told yet.
     held: Option<KvSnapshot>,
     events: Option<KvEventReader>,
@@ -212,16 +207,6 @@ impl Watched {
         let sequences = part.into_iter().map(|block| block.0).collect();
         let event = Event::Snapshot(wire::KvSnapshot { sequences, is_last });
         Some(wire::WorkerEvent { event: Some(event), sequence, epoch })
-    }
-}
-
-async fn next_load(load: &mut Option<(Interval, Load)>) -> WorkerLoad {
-    match load {
-        Some((ticks, load)) => {
-            ticks.tick().await;
-            load()
-        }
-        None => std::future::pending().await,
     }
 }
 

@@ -199,6 +199,37 @@ async fn who_watches_keeps_no_model_that_was_replaced() {
 }
 
 #[tokio::test]
+async fn a_worker_without_work_tells_its_load_when_something_comes() {
+    let rest = WorkerLoad { waiting_requests: 0, running_sequences: 0, ..LOAD };
+    let now = Arc::new(std::sync::Mutex::new(rest));
+    let (read, events) = (now.clone(), KvEvents::new(4));
+    let load =
+        Some(Arc::new(move || *read.lock().unwrap()) as Arc<dyn Fn() -> WorkerLoad + Send + Sync>);
+    let pair = Pair::new(Served { load, ..told(&events) }).await;
+    let (interval, silence) = (Duration::from_millis(10), Duration::from_millis(150));
+    let options = WatchOptions { load_interval: Some(interval), ..WatchOptions::default() };
+    let mut news = pair.worker.watch("model", options).await.unwrap();
+    assert_eq!(news.next().await.unwrap().unwrap(), News::Load(rest));
+    assert!(tokio::time::timeout(silence, news.next()).await.is_err(), "nothing has changed");
+    // While a call is open it is told each time: frontends compare it with their own calls.
+    let mut stream = pair.model().call(prompt(), context()).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    for _ in 0..3 {
+        assert_eq!(news.next().await.unwrap().unwrap(), News::Load(rest));
+    }
+    // An engine may need a while to let go of what nobody reads.
+    *now.lock().unwrap() = LOAD;
+    drop(stream);
+    let told = |wanted: WorkerLoad| move |heard: &News| *heard == News::Load(wanted);
+    while !told(LOAD)(&news.next().await.unwrap().unwrap()) {}
+    assert_eq!(pair.server.open_calls(), 0);
+    let after = WorkerLoad { cached_blocks: 9, ..rest };
+    *now.lock().unwrap() = after;
+    while !told(after)(&news.next().await.unwrap().unwrap()) {}
+    assert!(tokio::time::timeout(silence, news.next()).await.is_err(), "it is told once");
+}
+
+#[tokio::test]
 async fn a_draining_worker_refuses_and_finishes() {
     let pair = Pair::new(told(&KvEvents::new(4))).await;
     let mut state = pair.worker.state();
