@@ -26,6 +26,7 @@ mod routed;
 #[cfg(test)]
 mod tests;
 
+use super::disaggregate::Side;
 use candidate::InFlight;
 pub(crate) use candidate::{Candidate, Engines};
 use patience::Patience;
@@ -124,6 +125,12 @@ impl Route {
         let patience = Patience::new(config.worker_wait, config.max_waiting, metrics.waiting);
         let (model, choices, calls) = (model.into(), AtomicU64::new(1), metrics.calls);
         Self(Arc::new(Inner { model, workers, config, choices, calls, patience }))
+    }
+}
+
+impl Side for Route {
+    fn is_ready(&self) -> bool {
+        self.0.workers.candidates().iter().any(|candidate| candidate.takes_work())
     }
 }
 
