@@ -25,6 +25,9 @@ use split::Split;
 pub(crate) trait Side: Engine<GenerateRequest> + Clone {
     /// Returns whether a request would find a worker now.
     fn is_ready(&self) -> bool;
+
+    /// Returns the same workers as an engine that waits for none to come.
+    fn at_once(&self) -> Self;
 }
 
 /// Which prompts are computed by prefill workers.
@@ -92,12 +95,17 @@ impl<E: Side> Disaggregate<E> {
         request: GenerateRequest,
         context: Context,
     ) -> Result<OutputStream<GenerateRequest>> {
-        let spare = request.clone();
-        match self.rest.call(request, context.clone()).await {
-            Err(error) if error.kind() == ErrorKind::Unavailable && self.prompts.is_ready() => {
-                self.counts.count("no_decode");
-                self.prompts.call(spare, context).await
+        // Nobody is waited for as long as somebody else can be asked.
+        let is_away = |error: &Error| error.kind() == ErrorKind::Unavailable;
+        if self.rest.is_ready() {
+            match self.rest.at_once().call(request.clone(), context.clone()).await {
+                Err(error) if is_away(&error) => {}
+                outcome => return outcome,
             }
+        }
+        self.counts.count("no_decode");
+        match self.prompts.call(request.clone(), context.clone()).await {
+            Err(error) if is_away(&error) => self.rest.call(request, context).await,
             outcome => outcome,
         }
     }
@@ -115,10 +123,7 @@ impl<E: Side> Engine<GenerateRequest> for Disaggregate<E> {
         }
         match self.way(&request) {
             Way::Split => {}
-            Way::NoDecode => {
-                self.counts.count("no_decode");
-                return self.prompts.call(request, context).await;
-            }
+            Way::NoDecode => return self.whole(request, context).await,
             Way::Short => {
                 self.counts.count("short");
                 return self.whole(request, context).await;

@@ -78,15 +78,11 @@ impl UpConfig {
 
     /// Returns the processes, which find one another in a folder.
     pub(super) fn roles(&self, discovery: &Path) -> Vec<Role> {
-        let role = |name: String, role: &str, passed: (&str, &Passed)| {
+        let role = |name: String, role: &str, passed: &Passed| {
             let mut arguments: Vec<OsString> = vec![role.into(), "--end-with-stdin".into()];
             let mut url = OsString::from("--discovery=file://");
             url.push(discovery);
             arguments.push(url);
-            let (part, passed) = passed;
-            if role == "worker" {
-                arguments.push(format!("--role={part}").into());
-            }
             arguments.extend(passed.flags.iter().map(OsString::from));
             let (program, variables) = (self.program.clone(), passed.variables.clone());
             let (withheld, is_worker) = (withheld(role, &OWN), role == "worker");
@@ -97,8 +93,12 @@ impl UpConfig {
             (0..count).map(move |number| (part, format!("{named}-{number}")))
         };
         let workers = self.workers.iter().flat_map(of_role);
-        let workers = workers.map(|(part, name)| role(name, "worker", (part, &self.worker)));
-        let frontend = role("frontend".to_owned(), "frontend", ("", &self.frontend));
+        let workers = workers.map(|(part, name)| {
+            let mut worker = role(name, "worker", &self.worker);
+            worker.arguments.insert(1, format!("--role={part}").into());
+            worker
+        });
+        let frontend = role("frontend".to_owned(), "frontend", &self.frontend);
         workers.chain([frontend]).collect()
     }
 }

@@ -66,6 +66,13 @@ impl Worker {
         whole
     }
 
+    /// Waits until the scheduler has told all that it did.
+    async fn is_at_rest(&self) {
+        while self.scheduler.load().running_sequences > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     fn fallbacks(&self, reason: &'static str) -> u64 {
         let labels = ReasonLabels { model: "m".into(), reason };
         self.handoffs.metrics.transfer_fallbacks.get_or_create(&labels).get()
@@ -97,6 +104,7 @@ async fn what_a_prefill_worker_computed_is_not_computed_again() {
     let second = here.answer(&from(&request, &source)).await;
     assert_eq!((&second.tokens, second.finish), (&first.tokens, first.finish));
     assert!(second.kv_source.is_none(), "a decode worker hands nothing on");
+    here.is_at_rest().await;
     let (gave, got) = (there.scheduler.totals(), here.scheduler.totals());
     assert_eq!((gave.exported_blocks, got.imported_blocks, here.blocks()), (31, 31, 31));
     assert_eq!(got.prefill_tokens, 4);
@@ -107,6 +115,7 @@ async fn what_a_prefill_worker_computed_is_not_computed_again() {
     there.answer(&longer).await;
     here.answer(&from(&longer, &source)).await;
     here.answer(&from(&longer, &source)).await;
+    here.is_at_rest().await;
     assert_eq!((here.blocks(), here.scheduler.totals().imported_blocks), (37, 37));
     for reason in ["mismatch", "busy", "unreachable", "late", "evicted", "refused"] {
         assert_eq!(here.fallbacks(reason), 0, "{reason}");

@@ -39,10 +39,15 @@ enum State {
     Over,
 }
 
+/// Who gets the rest, one after the other.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
+    /// Another worker, if there is one now.
     Others,
+    /// A prefill worker: one has the blocks, and the reader has the first token.
     Back,
+    /// Another worker, as soon as there is one.
+    Last,
 }
 
 impl<E: Side> Split<E> {
@@ -84,8 +89,9 @@ impl<E: Side> Split<E> {
         let mut rest = self.continuation.rest(&self.request);
         rest.handoff = source.map(KvHandoff::At);
         let engine = match place {
-            Place::Others => self.engine.rest.clone(),
+            Place::Others => self.engine.rest.at_once(),
             Place::Back => self.engine.prompts.clone(),
+            Place::Last => self.engine.rest.clone(),
         };
         let context = self.context.clone();
         let calling = Box::pin(async move { engine.call(rest, context).await });
@@ -150,14 +156,16 @@ impl<E: Side> Stream for Split<E> {
                 },
                 State::Placing(calling, place) => {
                     let place = *place;
-                    match ready!(calling.as_mut().poll(cx)) {
-                        Ok(stream) => self.state = State::Rest(stream),
-                        Err(error) if place == Place::Others && is_elsewhere(&error) => {
-                            // It has the blocks, and the reader has the first token.
+                    match (ready!(calling.as_mut().poll(cx)), place) {
+                        (Ok(stream), _) => self.state = State::Rest(stream),
+                        (Err(error), Place::Others) if is_elsewhere(&error) => {
                             self.engine.counts.count("no_decode");
                             self.place(None, Place::Back);
                         }
-                        Err(error) => return self.fail(error),
+                        (Err(error), Place::Back) if is_elsewhere(&error) => {
+                            self.place(None, Place::Last);
+                        }
+                        (Err(error), _) => return self.fail(error),
                     }
                 }
                 State::Rest(stream) => {

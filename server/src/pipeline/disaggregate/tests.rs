@@ -66,6 +66,10 @@ impl Side for Workers {
     fn is_ready(&self) -> bool {
         self.0.is_ready.load(Ordering::Relaxed)
     }
+
+    fn at_once(&self) -> Self {
+        self.clone()
+    }
 }
 
 fn lost() -> Error {
@@ -255,7 +259,7 @@ async fn whatever_fails_the_text_is_the_same() {
     let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
     let busy = Refused(ErrorKind::Overloaded);
     let gone = Refused(ErrorKind::Unavailable);
-    let cases: [(&str, Vec<Fate>, Vec<Fate>, &str); 9] = [
+    let cases: [(&str, Vec<Fate>, Vec<Fate>, &str); 10] = [
         ("prefill is busy", vec![busy], vec![], "no_prefill"),
         ("prefill is gone", vec![gone], vec![], "no_prefill"),
         ("prefill is lost before its token", vec![Cut(0, true)], vec![], "no_prefill"),
@@ -264,6 +268,7 @@ async fn whatever_fails_the_text_is_the_same() {
         ("the same without a word", vec![Cut(1, false)], vec![], "no_prefill"),
         ("decode is busy", vec![Fine], vec![busy], "no_decode"),
         ("decode is gone", vec![Fine], vec![gone], "no_decode"),
+        ("nobody takes the rest at first", vec![Fine, gone], vec![gone], "no_decode"),
         ("both are busy at first", vec![Cut(1, true), Fine], vec![busy], "no_decode"),
     ];
     for (name, first, second, way) in cases {
