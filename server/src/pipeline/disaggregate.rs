@@ -5,6 +5,8 @@
 //! where the prompt's KV blocks can be asked for. A worker that gets none of them computes them, so
 //! whatever fails costs time and changes no answer.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use engine::{
     Context, EmbedRequest, Engine, Error, ErrorKind, GenerateRequest, OutputStream, Result,
@@ -12,7 +14,6 @@ use engine::{
 };
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use std::sync::Arc;
 
 mod split;
 #[cfg(test)]
