@@ -20,7 +20,7 @@ REAL = [f"smollm={MODEL}", "--kv-cache-mib", "64", "--threads", "1"]
 needs_model = pytest.mark.skipif(MODEL is None, reason="needs the real model")
 STORY = ("Once upon a time there was a small town by the sea, where every house had a blue door and "
          "every door had a story. The fishermen went out before the sun and came back with the tide. ")
-PROMPTS = [STORY * (1 + number % 3) + f"Chapter {number}: " for number in range(6)]
+PROMPTS = [f"{number}. Chapter: " + STORY * (1 + number % 3) for number in range(6)]
 MOCK = ["--no-default-model", "--builtin", "paced=mock,pace_ms=4,prefill_us=20"]
 
 
@@ -90,7 +90,7 @@ def test_texts_are_those_of_one_process_and_prompts_are_computed_once(tmp_path, 
         blocks, size, fallbacks = transferred(decode)
         counts = ways(front)
         # What one process holds of a prompt is not asked for again.
-        assert blocks > 30 and size == blocks * (360 << 10) and fallbacks == 0, (blocks, size, fallbacks)
+        assert blocks > 25 and size == blocks * (360 << 10) and fallbacks == 0, (blocks, size, fallbacks)
         assert counts == {"split": len(cases) - 1, "ended": 1}
         assert total(prefill, "stator_kv_exported_blocks_total") == blocks
         assert total(decode, "stator_kv_imported_blocks_total") == blocks
