@@ -127,6 +127,7 @@ impl Worker for Other {
     type GenerateTextStream = Outputs<wire::TextDelta>;
     type FetchStream = Outputs<wire::Chunk>;
     type WatchStream = Outputs<wire::WorkerEvent>;
+    type PullBlocksStream = Outputs<wire::KvBlock>;
 
     async fn generate(
         &self,
@@ -209,6 +210,13 @@ impl Worker for Other {
         _: Asked<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         Ok(Response::new(stream::pending().boxed()))
+    }
+
+    async fn pull_blocks(
+        &self,
+        _: Asked<wire::PullBlocksRequest>,
+    ) -> Result<Response<Self::PullBlocksStream>, Status> {
+        Err(Status::unimplemented("no blocks"))
     }
 }
 

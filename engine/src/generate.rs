@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Adapter, Guided, Request, Sampling, StopConditions, Usage};
+use crate::{Adapter, Guided, KvHandoff, KvSource, Request, Sampling, StopConditions, Usage};
 
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;
@@ -44,6 +44,8 @@ pub struct GenerateRequest {
     pub guided: Option<Guided>,
     /// The adapter that the model is asked with; none: as it is.
     pub adapter: Option<Adapter>,
+    /// KV blocks of the tokens that another engine computed. An engine may leave them alone.
+    pub handoff: Option<KvHandoff>,
 }
 
 impl GenerateRequest {
@@ -60,6 +62,7 @@ impl GenerateRequest {
             prompt_logprobs: None,
             guided: None,
             adapter: None,
+            handoff: None,
         }
     }
 
@@ -92,6 +95,9 @@ pub struct GenerateOutput {
     pub usage: Option<Usage>,
     /// From the request's acceptance to its first place in a batch.
     pub queue_time: Duration,
+    /// In the last output of a worker that computes prompts for others: where the blocks of this
+    /// one can be asked for.
+    pub kv_source: Option<Arc<KvSource>>,
 }
 
 /// The natural-log probabilities at one step, after temperature-free softmax of the logits.

@@ -65,4 +65,8 @@ pub struct WorkerTotals {
     pub host_hit_blocks: u64,
     /// Blocks that came back from the disk.
     pub disk_hit_blocks: u64,
+    /// Blocks that came from another engine.
+    pub imported_blocks: u64,
+    /// Blocks that were copied for other engines.
+    pub exported_blocks: u64,
 }

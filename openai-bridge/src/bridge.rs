@@ -267,6 +267,7 @@ impl TextBridge {
                 prompt_logprobs: completion.prompt_logprobs,
                 guided: prompt.guided,
                 adapter: None,
+                handoff: None,
             });
         }
         let is_parsed = beginnings.iter().any(|beginning| beginning.parser.is_some());

@@ -36,6 +36,20 @@ pub(crate) struct ModelLabels {
     pub model: Arc<str>,
 }
 
+/// Labels of something that has several ways to go.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct WayLabels {
+    pub model: Arc<str>,
+    pub way: &'static str,
+}
+
+/// Labels of something that was not done, with the reason.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ReasonLabels {
+    pub model: Arc<str>,
+    pub reason: &'static str,
+}
+
 /// Upper bounds of a latency histogram, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency(&'static [f64]);
@@ -61,7 +75,7 @@ const TOKEN: Latency = Latency(&[
 type Total = (&'static str, &'static str, fn(&WorkerTotals) -> u64);
 
 /// What a scheduler has done, as its counters are called.
-const TOTALS: [Total; 11] = [
+const TOTALS: [Total; 13] = [
     ("engine_steps", "Forward passes", |t| t.steps),
     ("engine_batched_sequences", "Sequences of all forward passes", |t| t.batched_sequences),
     ("engine_prefill_tokens", "Tokens of prompts computed", |t| t.prefill_tokens),
@@ -73,6 +87,8 @@ const TOTALS: [Total; 11] = [
     ("draft_accepted_tokens", "Guessed tokens that were right", |t| t.accepted_tokens),
     ("kv_host_hit_blocks", "Blocks back from host memory", |t| t.host_hit_blocks),
     ("kv_disk_hit_blocks", "Blocks back from disk", |t| t.disk_hit_blocks),
+    ("kv_imported_blocks", "Blocks of other workers in use here", |t| t.imported_blocks),
+    ("kv_exported_blocks", "Blocks copied for other workers", |t| t.exported_blocks),
 ];
 
 /// Reads what a scheduler has done, and knows how much of it was counted. What was done since then
@@ -126,6 +142,13 @@ pub(crate) struct Metrics {
     totals: [Family<ModelLabels, Counter>; TOTALS.len()],
     /// Texts that went on at another worker.
     pub migrations: Family<ModelLabels, Counter>,
+    /// Texts of a model that has prefill workers, by who computes them.
+    pub disaggregated: Family<WayLabels, Counter>,
+    /// KV blocks that came from other workers, and prompts of which some did not come.
+    pub transfer_blocks: Family<ModelLabels, Counter>,
+    pub transfer_bytes: Family<ModelLabels, Counter>,
+    pub transfer_seconds: Family<ModelLabels, Histogram, Latency>,
+    pub transfer_fallbacks: Family<ReasonLabels, Counter>,
     /// A frontend's own requests that a worker failed.
     pub failed_canaries: Family<ModelLabels, Counter>,
     /// Requests of a frontend that a worker has, and those that wait for one.
@@ -160,6 +183,11 @@ impl Metrics {
             kv_blocks_cached: Family::default(),
             totals: Default::default(),
             migrations: Family::default(),
+            disaggregated: Family::default(),
+            transfer_blocks: Family::default(),
+            transfer_bytes: Family::default(),
+            transfer_seconds: Family::new_with_constructor(TOKEN),
+            transfer_fallbacks: Family::default(),
             failed_canaries: Family::default(),
             worker_calls: Gauge::default(),
             worker_waits: Gauge::default(),
@@ -171,7 +199,9 @@ impl Metrics {
             connections: Gauge::default(),
             uptime: Gauge::default(),
         };
-        metrics.register(registry.sub_registry_with_prefix("stator"));
+        let registry = registry.sub_registry_with_prefix("stator");
+        metrics.register(registry);
+        metrics.register_handoffs(registry);
         metrics
     }
 
@@ -210,6 +240,19 @@ impl Metrics {
         for (gauge, value) in gauges.iter().zip(values) {
             gauge.get_or_create(labels).set(i64::from(value));
         }
+    }
+
+    fn register_handoffs(&self, r: &mut Registry) {
+        let ways = "Texts of a model that has prefill workers, by who computes them";
+        r.register("disaggregated_requests", ways, self.disaggregated.clone());
+        let blocks = "KV blocks that came from other workers";
+        r.register("kv_transfer_blocks", blocks, self.transfer_blocks.clone());
+        let bytes = "Bytes of KV blocks that came from other workers";
+        r.register("kv_transfer_bytes", bytes, self.transfer_bytes.clone());
+        let seconds = "Seconds in which the KV blocks of a prompt came";
+        r.register("kv_transfer_seconds", seconds, self.transfer_seconds.clone());
+        let fallbacks = "Prompts of which KV blocks did not come, so that they are computed here";
+        r.register("kv_transfer_fallbacks", fallbacks, self.transfer_fallbacks.clone());
     }
 
     fn register(&self, r: &mut Registry) {

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Wea
 
 use engine::{
     AdapterId, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateRequest,
-    InferRequest, KvEvents, Result, TextRequest, WorkerLoad,
+    InferRequest, KvEvents, KvStore, Result, TextRequest, WorkerLoad,
 };
 use openai_bridge::Completion;
 use proto::inference as wire;
@@ -85,6 +85,8 @@ pub(crate) struct Core {
     pub embed_text: Option<Arc<dyn Engine<EmbedTextRequest>>>,
     /// What becomes of its KV blocks.
     pub events: Option<KvEvents>,
+    /// Gives copies of them.
+    pub blocks: Option<Arc<dyn KvStore>>,
     /// What a frontend needs to know of a text model.
     pub tables: Option<Arc<Tables>>,
 }

@@ -6,10 +6,11 @@
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine::{
     Constraint, Context, EmbedRequest, Engine, FinishReason, GenerateOutput, GenerateRequest,
-    Guided, Sampling, StopConditions, Vocabulary,
+    Guided, KvBlocks, KvHandoff, Sampling, StopConditions, Vocabulary,
 };
 use futures_util::StreamExt;
 use worker::generate::{DiskTierConfig, GenerateEngine, SchedulerConfig};
@@ -213,4 +214,35 @@ async fn shared_lost_and_guessed_blocks_change_no_bit() {
     let engine = start_with(20 * (360 << 10), small);
     assert!(all(&engine, &requests).await == expected, "lost blocks changed an answer");
     assert!(engine.totals().preemptions > 5, "{:?}", engine.totals());
+}
+
+#[tokio::test]
+async fn blocks_of_another_engine_change_no_bit() {
+    let requests = mixed();
+    let plain = SchedulerConfig { has_prefix_cache: false, ..SchedulerConfig::default() };
+    let expected = all(&start_with(CACHE_BYTES, plain), &requests).await;
+    let there = Arc::new(start_with(CACHE_BYTES, SchedulerConfig::default()));
+    let here = Arc::new(start_with(CACHE_BYTES, SchedulerConfig::default()));
+    let (store, own) = (there.store(None).unwrap(), here.store(None).unwrap());
+    assert_eq!(store.layout(), own.layout(), "one file is one model");
+    assert_eq!(store.layout().block_bytes, 360 << 10);
+    let mut handed = Vec::new();
+    for request in &requests {
+        one(&there, GenerateRequest::new(request.tokens.clone(), StopConditions::after(1))).await;
+        let mut blocks = Vec::new();
+        while blocks.len() < request.tokens.len() / 16 {
+            let more = store.read(&request.tokens, blocks.len()).await.unwrap();
+            assert!(!more.is_empty(), "a block that was just computed is gone");
+            blocks.extend(more);
+        }
+        let blocks = KvBlocks::new(0, blocks, Arc::new(()));
+        handed.push(GenerateRequest { handoff: Some(KvHandoff::Here(blocks)), ..request.clone() });
+    }
+    // One after the other, so that each finds what it brings along and not what others left.
+    for (request, expected) in handed.iter().zip(&expected) {
+        let answer = all(&here, std::slice::from_ref(request)).await;
+        assert!(answer[0] == *expected, "blocks of another engine changed an answer");
+    }
+    let totals = here.totals();
+    assert!(totals.imported_blocks >= 4 && totals.prefill_tokens < 16 * 32, "{totals:?}");
 }

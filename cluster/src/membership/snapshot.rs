@@ -81,11 +81,14 @@ impl Model {
             .filter(move |member| member.card.role == role && !member.instance.is_draining)
     }
 
-    /// Returns whether a request would find all workers it needs: an aggregated one, or a pair
-    /// of prefill and decode.
+    /// Returns the members that take new work, whatever their role.
+    pub fn accepting_any(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| !member.instance.is_draining)
+    }
+
+    /// Returns whether a request would find a worker: of each role one can do all of it.
     pub fn is_ready(&self) -> bool {
-        let has = |role| self.accepting(role).next().is_some();
-        has(Role::Aggregated) || (has(Role::Prefill) && has(Role::Decode))
+        self.accepting_any().next().is_some()
     }
 }
 

@@ -91,6 +91,7 @@ impl Call {
             control::DESCRIBE => control::describe(self).await,
             control::FETCH => control::fetch(self).await,
             control::DRAIN => control::drain(self).await,
+            control::PULL => control::pull(self).await,
             _ => Err(Error::new(ErrorKind::Unimplemented, format!("no method `{path}`")).into()),
         }
     }
@@ -147,7 +148,16 @@ impl Call {
 
     /// Reads the one message of a call beside inference.
     pub(super) async fn asked<M: Message + Default>(&mut self) -> Tried<M> {
-        let (payload, _reading) = self.message(MAX_ASKED_BYTES).await?;
+        self.asked_up_to(MAX_ASKED_BYTES).await
+    }
+
+    /// Reads one of a prompt's size.
+    pub(super) async fn asked_of_tokens<M: Message + Default>(&mut self) -> Tried<M> {
+        self.asked_up_to(self.max_bytes(Lane::Tokens)).await
+    }
+
+    async fn asked_up_to<M: Message + Default>(&mut self, max_bytes: usize) -> Tried<M> {
+        let (payload, _reading) = self.message(max_bytes).await?;
         Ok(message(&payload)?)
     }
 

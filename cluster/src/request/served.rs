@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use engine::{
     Adapter, AdapterId, EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, InferRequest,
-    KvEvents, Result, TextRequest, WorkerLoad,
+    KvEvents, KvStore, Result, TextRequest, WorkerLoad,
 };
 
 use super::codec::Wire;
@@ -31,6 +31,8 @@ pub struct Served {
     pub load: Option<Arc<dyn Fn() -> WorkerLoad + Send + Sync>>,
     /// Tells what becomes of KV blocks.
     pub events: Option<KvEvents>,
+    /// Gives copies of KV blocks.
+    pub blocks: Option<Arc<dyn KvStore>>,
 }
 
 /// The adapters of a model. A request names one by the number that the model's card gives it, so

@@ -151,6 +151,12 @@ impl Shared {
         OpenConnection(self.clone())
     }
 
+    /// Counts a call that is served even while the server drains.
+    pub(super) fn enter_late(self: &Arc<Self>) -> OpenCall {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        OpenCall(self.clone())
+    }
+
     /// Counts a call that will use an engine. Errors: UNAVAILABLE while the server drains.
     pub(super) fn enter(self: &Arc<Self>) -> Result<OpenCall> {
         if self.open.fetch_add(1, Ordering::SeqCst) == 0 {

@@ -8,7 +8,7 @@ use super::{
     AFTER_HELP, BusyArgs, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, MockArgs, ModelArgs,
     OpenAiArgs, PlaneArgs, ProcessArgs, SecurityArgs, SharedMemoryArgs, TraceArgs, UpstreamArgs,
 };
-use crate::fleet::{Repeated, Routing};
+use crate::fleet::{Part, Repeated, Routing};
 use crate::pipeline::DEFAULT_MIGRATIONS;
 
 /// How workers and frontends find one another.
@@ -68,6 +68,19 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "NAME", default_value = "default", env = "STATOR_NAMESPACE")]
     #[arg(help_heading = "Worker")]
     pub namespace: String,
+    /// The worker's part of the texts: with workers of both other parts, prompts are computed by the
+    /// one and continued by the other
+    #[arg(long, value_name = "ROLE", value_enum, default_value_t = Part::Aggregated)]
+    #[arg(env = "STATOR_ROLE", help_heading = "Worker")]
+    pub role: Part,
+    /// Milliseconds in which the KV blocks of a prompt have to come from a prefill worker; later
+    /// the prompt is computed here
+    #[arg(long, value_name = "MS", default_value_t = 5000, env = "STATOR_KV_TRANSFER_TIMEOUT_MS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=3_600_000), help_heading = "Worker")]
+    pub kv_transfer_timeout_ms: u32,
+    /// Authorities of other workers' certificates, PEM: KV blocks are asked for by TLS
+    #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_CA", help_heading = "Worker")]
+    pub worker_tls_ca: Option<PathBuf>,
     /// Certificate of the worker and its chain, PEM: frontends call it by TLS
     #[arg(long, value_name = "FILE", env = "STATOR_WORKER_TLS_CERT", help_heading = "Worker")]
     #[arg(requires = "worker_tls_key")]
@@ -114,6 +127,10 @@ pub struct RouteArgs {
     #[arg(env = "STATOR_MIGRATION_LIMIT")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=100))]
     pub migration_limit: u32,
+    /// Fewest tokens of a prompt that is computed by a prefill worker, where there is one
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, env = "STATOR_PREFILL_MIN_TOKENS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub prefill_min_tokens: u32,
     /// Milliseconds that a request waits for a worker when its model has none; 0: not at all
     #[arg(long, value_name = "MS", default_value_t = 10_000, env = "STATOR_WORKER_WAIT_MS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=3_600_000))]

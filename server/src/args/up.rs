@@ -17,10 +17,19 @@ use super::{
 pub struct UpArgs {
     #[command(flatten)]
     pub models: ModelArgs,
-    /// Worker processes; they share the compute threads if --threads does not say
-    #[arg(long, value_name = "N", default_value_t = 2, env = "STATOR_WORKERS")]
+    /// Worker processes; they share the compute threads if --threads does not say [default: 2, or
+    /// none beside those of the two flags below]
+    #[arg(long, value_name = "N", env = "STATOR_WORKERS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Fleet")]
-    pub workers: u32,
+    pub workers: Option<u32>,
+    /// Worker processes that compute prompts
+    #[arg(long, value_name = "N", env = "STATOR_PREFILL_WORKERS", requires = "decode_workers")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Fleet")]
+    pub prefill_workers: Option<u32>,
+    /// Worker processes that continue prompts which those have computed
+    #[arg(long, value_name = "N", env = "STATOR_DECODE_WORKERS", requires = "prefill_workers")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Fleet")]
+    pub decode_workers: Option<u32>,
     /// Folder of the logs, a file for each process; what is there of an earlier fleet is
     /// overwritten [default: a folder of the user's state, stator/logs]
     #[arg(long, value_name = "DIR", env = "STATOR_LOG_DIR", help_heading = "Fleet")]

@@ -90,6 +90,7 @@ impl Backends {
             core.tables.clone_from(&base.tables);
             // The blocks of all adapters are the base's, which tells of them.
             core.events = number.is_none().then(|| base.generate.events().clone());
+            core.blocks = base.generate.store(number);
         }
         model.adapter = number;
         model.totals = Some(base.totals.clone());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use cluster::card::{Artifact, Card, Input, Kind, Sha256};
+use cluster::card::{Artifact, Card, Input, Kind, Role, Sha256};
 use cluster::request::{Artifacts, Served};
 use engine::{Error, Result};
 use prost_reflect::prost::Message;
@@ -17,9 +17,10 @@ pub(super) const LABELS: &str = "labels";
 /// The artifact that has the number of an adapter.
 const ADAPTER: &str = "adapter";
 
-/// The formats of a worker's texts, as its command line names them.
+/// The formats of a worker's texts and its part in them, as its command line names them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Formats {
+    pub role: Role,
     pub tool_calls: Option<String>,
     pub reasoning: Option<String>,
 }
@@ -100,6 +101,10 @@ fn card(model: &Model, core: &Core, formats: &Formats) -> Card {
         Some(_) => (Kind::Text, Input::Token),
     };
     let mut card = Card::new(&*model.name, kind, input);
+    if core.blocks.is_some() {
+        // Others do all of their work.
+        card.role = formats.role;
+    }
     card.tensor_config = Some(model.declared.encode_to_vec());
     if let Some(text) = model.text.as_ref().filter(|_| input == Input::Text) {
         card.context_length = text.texts.bridge.context_length();
@@ -143,6 +148,7 @@ fn served(model: &Arc<Model>, core: &Core, card: &Card) -> Served {
         adapters: None,
         load: model.load.clone(),
         events: core.events.clone(),
+        blocks: core.blocks.clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use cluster::card::Role;
 use cluster::discovery::Query;
 use cluster::instance::Namespace;
 
@@ -26,6 +27,27 @@ pub enum Routing {
     RoundRobin,
     /// The one with the fewest requests
     LeastLoaded,
+}
+
+/// Which part of the texts a worker has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// All of a text
+    Aggregated,
+    /// Computes prompts and hands their KV blocks on
+    Prefill,
+    /// Continues prompts that others computed
+    Decode,
+}
+
+impl Part {
+    fn role(self) -> Role {
+        match self {
+            Self::Aggregated => Role::Aggregated,
+            Self::Prefill => Role::Prefill,
+            Self::Decode => Role::Decode,
+        }
+    }
 }
 
 /// Which tensor requests may be given to a second worker when the first may have begun them.
@@ -56,6 +78,8 @@ pub struct FleetConfig {
     pub retry_accepted: Repeated,
     /// How often one text may go on elsewhere.
     pub migration_limit: u32,
+    /// The fewest tokens of a prompt that a prefill worker computes.
+    pub prefill_min_tokens: u32,
     /// TLS towards workers; none calls those that speak in the clear.
     pub tls: Option<LinkConfig>,
     /// When a text model counts as busy, until that is changed.
@@ -82,8 +106,14 @@ pub struct WorkerConfig {
     pub address: SocketAddr,
     /// Where frontends reach it; none: where it listens.
     pub advertise: Option<String>,
+    /// Its part of the texts.
+    pub role: Role,
+    /// How long the KV blocks of a prompt may take to come from a prefill worker.
+    pub transfer_timeout: Duration,
     /// TLS towards frontends; none serves in the clear.
     pub tls: Option<LinkConfig>,
+    /// TLS towards prefill workers; none calls those that speak in the clear.
+    pub peers_tls: Option<LinkConfig>,
     /// The fleet it belongs to.
     pub namespace: Namespace,
     /// Where it is registered.
@@ -123,6 +153,7 @@ impl FleetConfig {
             max_attempts: route.max_attempts,
             retry_accepted: route.retry_accepted,
             migration_limit: route.migration_limit,
+            prefill_min_tokens: route.prefill_min_tokens,
             limits: limits(&args.busy),
             worker_wait: Duration::from_millis(route.worker_wait_ms.into()),
             max_waiting: route.max_worker_waits,
@@ -197,9 +228,19 @@ impl WorkerConfig {
         if has_others && args.models.models.is_empty() {
             models.models.clear();
         }
+        if args.role != Part::Aggregated && args.engine.no_prefix_cache {
+            let text =
+                "--role: what is handed over is the prefix cache; leave --no-prefix-cache out";
+            return Err(Invalid(text.into()));
+        }
         let shown = args.worker_tls_cert.clone().zip(args.worker_tls_key.clone());
         let authorities = args.worker_tls_client_ca.clone();
+        let peers = args.worker_tls_ca.clone();
+        let peers_tls = peers.map(|ca| LinkConfig { shown: shown.clone(), authorities: Some(ca) });
         Ok(Self {
+            role: args.role.role(),
+            transfer_timeout: Duration::from_millis(args.kv_transfer_timeout_ms.into()),
+            peers_tls,
             tls: shown.map(|shown| LinkConfig { shown: Some(shown), authorities }),
             models,
             instances: args.mock.mock_workers,

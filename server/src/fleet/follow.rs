@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::card::{Card, Checksum, Input, Kind, Role};
+use cluster::card::{Card, Checksum, Input, Kind};
 use cluster::instance::{Instance, InstanceId};
 use cluster::membership::{Config as MembershipConfig, Membership, Model as Registered, Snapshot};
 use cluster::request::{LinkState, RemoteWorker};
@@ -27,12 +27,14 @@ use super::config::FleetConfig;
 use super::news::Ear;
 use super::peers::Peers;
 use super::planes::Planes;
-use super::pool::{Place, Pool};
+use super::pool::{Place, Pool, Prompts};
 use super::tables;
 use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens};
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, Models};
-use crate::pipeline::{Limits, Migrate, Route, RouteMetrics};
+use crate::pipeline::{
+    Counts, Disaggregate, Limits, Migrate, Route, RouteConfig, RouteMetrics, SplitConfig,
+};
 use crate::security::LinkConnectors;
 
 /// The wait before a model that could not be made is tried again.
@@ -244,7 +246,7 @@ impl Fleet {
     /// Returns the workers of a model that take work, with connections that are watched.
     fn workers(&self, model: &Registered) -> Vec<Place> {
         let mut places = Vec::new();
-        for member in model.accepting(Role::Aggregated) {
+        for member in model.accepting_any() {
             let id = member.instance.id;
             match self.peers.worker(&member.instance) {
                 Ok((worker, is_new)) => {
@@ -255,7 +257,8 @@ impl Fleet {
                     let has_load = model.card.kind != Kind::Tensor;
                     let has_kv = has_load && model.card.kind != Kind::Embedding;
                     let question = Question::of(&model.card);
-                    places.push(Place { id, instance, worker, has_load, has_kv, question });
+                    let role = member.card.role;
+                    places.push(Place { id, instance, worker, role, has_load, has_kv, question });
                 }
                 refused => self.peers.note(&member.instance.address, &refused),
             }
@@ -370,12 +373,8 @@ impl Maker {
             }
             None => wire::ModelConfig { name: card.name.clone(), ..Default::default() },
         };
-        let metrics = RouteMetrics {
-            calls: self.metrics.worker_calls.clone(),
-            waiting: self.metrics.worker_waits.clone(),
-        };
         let settings = self.config.route();
-        let route = Route::new(card.name.clone(), order.pool.clone(), settings, metrics);
+        let route = Route::new(&*card.name, order.pool.clone(), settings, self.route_metrics());
         let bridge = tables.map(|tables| bridge(card, &tables)).transpose()?;
         let labels: HashMap<String, Vec<String>> = match labels {
             Some(labels) => serde_json::from_slice(&labels).map_err(|error| error.to_string())?,
@@ -394,6 +393,29 @@ impl Maker {
             models.push(model);
         }
         Ok(models)
+    }
+
+    fn route_metrics(&self) -> RouteMetrics {
+        let (calls, waiting) = (&self.metrics.worker_calls, &self.metrics.worker_waits);
+        RouteMetrics { calls: calls.clone(), waiting: waiting.clone() }
+    }
+
+    /// Puts the prefill workers of a model, as soon as there are some, beside the others.
+    fn disaggregate(
+        &self,
+        order: &Order,
+        route: &Route,
+        labels: &ModelLabels,
+    ) -> Disaggregate<Route> {
+        // The others do it all where there is no prefill worker, so none is waited for.
+        let settings = RouteConfig { worker_wait: Duration::ZERO, ..self.config.route() };
+        let workers = Arc::new(Prompts(order.pool.clone()));
+        let prompts = Route::new(&*order.card.name, workers, settings, self.route_metrics());
+        let min_tokens = self.config.prefill_min_tokens;
+        let config = SplitConfig { min_tokens, context_length: order.card.context_length };
+        let family = self.metrics.disaggregated.clone();
+        let counts = Counts { model: labels.model.clone(), family };
+        Disaggregate { prompts, rest: route.clone(), config, counts }
     }
 
     fn on_tensors(
@@ -439,13 +461,14 @@ impl Maker {
         let limit = self.config.migration_limit;
         let labels = ModelLabels { model: declared.name.as_str().into() };
         let count = self.metrics.migrations.get_or_create(&labels).clone();
+        let parts = self.disaggregate(order, route, &labels);
         let engines = Engines {
             bridge: bridge.clone(),
             generate: match generates {
-                true => Some(Arc::new(Migrate { engine: route.clone(), limit, count })),
+                true => Some(Arc::new(Migrate { engine: parts.clone(), limit, count })),
                 false => None,
             },
-            embed: Arc::new(route.clone()),
+            embed: Arc::new(parts),
             each_load: Arc::new(move |visit| load.each_load(visit)),
             limits: self.config.limits,
             health: Arc::new(move || health.is_ready()),

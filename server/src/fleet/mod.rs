@@ -8,6 +8,7 @@ mod canary;
 mod cards;
 mod config;
 mod follow;
+mod handoff;
 mod many;
 mod news;
 mod peers;
@@ -17,7 +18,7 @@ mod store;
 mod tables;
 mod worker;
 
-pub use config::{FleetConfig, Repeated, Routing, WorkerConfig};
+pub use config::{FleetConfig, Part, Repeated, Routing, WorkerConfig};
 pub(crate) use follow::Fleet;
 pub use planes::{Plane, PlanesConfig};
 pub use store::Store;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::events::{Listen, NatsEvents, NatsPublisher, Publish, Source, Watch, event_subject};
-use cluster::instance::Instance;
+use cluster::instance::{Instance, InstanceId};
 use cluster::nats::{self, Connection, Nats, WithFallback, worker_subject};
 use cluster::request::{ClientConfig, Connector, RemoteWorker, Tcp, WorkerServer};
 use engine::{Error, Result, Tasks};
@@ -141,21 +141,21 @@ impl Planes {
         publisher
     }
 
-    /// Makes the client of the worker at `grpc://HOST:PORT` or `grpcs://HOST:PORT`; other ways to it
-    /// are those of its registration.
+    /// Makes the client of the worker at `grpc://HOST:PORT` or `grpcs://HOST:PORT`, which may answer
+    /// on a NATS subject, too: [`subject`] or [`told_subject`].
     ///
     /// Errors: INVALID_REQUEST for an address that cannot be called as this frontend is set up.
     pub(super) fn client(
         &self,
         address: &str,
-        instance: Option<&Instance>,
+        subject: Option<String>,
         tasks: &Tasks,
     ) -> Result<RemoteWorker> {
         let wrong = |what: &str| Err(Error::invalid(format!("worker `{address}`: {what}")));
         let (plain, secure) = (address.strip_prefix(PLAIN), address.strip_prefix(SECURE));
         match (plain, secure, &self.tls) {
-            (Some(plain), _, None) => self.reach(Tcp::new(plain), plain, instance, tasks),
-            (_, Some(secure), Some(tls)) => self.reach(tls.to(secure)?, secure, instance, tasks),
+            (Some(plain), _, None) => self.reach(Tcp::new(plain), plain, subject, tasks),
+            (_, Some(secure), Some(tls)) => self.reach(tls.to(secure)?, secure, subject, tasks),
             // Whoever can register workers would get all that is asked, in the clear.
             (Some(_), _, Some(_)) => {
                 wrong("it speaks in the clear, expected TLS (--worker-tls-ca)")
@@ -170,12 +170,10 @@ impl Planes {
         &self,
         direct: impl Connector,
         address: &str,
-        instance: Option<&Instance>,
+        subject: Option<String>,
         tasks: &Tasks,
     ) -> Result<RemoteWorker> {
         let config = ClientConfig::default();
-        let subject =
-            instance.and_then(|one| own(one, REQUESTS, worker_subject(&one.namespace, one.id)));
         match (&self.requests, subject) {
             (Some(connection), Some(subject)) => {
                 let first = Nats::new(connection, subject, address);
@@ -217,6 +215,27 @@ impl Planes {
             let _ = timeout(FLUSH_WAIT, connection.flush()).await;
         }
     }
+}
+
+/// Returns the subject at which an instance can be asked.
+pub(super) fn subject(instance: &Instance) -> Option<String> {
+    own(instance, REQUESTS, worker_subject(&instance.namespace, instance.id))
+}
+
+/// Returns the subject at which a worker says that it can be asked, if it is one of a worker.
+pub(super) fn told_subject(addresses: &[String]) -> Option<String> {
+    let is_token = |token: &str| {
+        !token.is_empty()
+            && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+    };
+    let is_worker = |subject: &&str| match subject.split('.').collect::<Vec<_>>()[..] {
+        ["stator", namespace, "worker", id] => {
+            is_token(namespace) && id.parse::<InstanceId>().is_ok()
+        }
+        _ => false,
+    };
+    let mut subjects = addresses.iter().filter_map(|address| address.strip_prefix(REQUESTS));
+    subjects.find(is_worker).map(str::to_owned)
 }
 
 /// Returns the subject that is an instance's own, if it tells it behind a scheme. Others are not
@@ -281,8 +300,11 @@ mod tests {
         let mut instance = Instance::new("a.b".parse().unwrap(), "grpc://a:1");
         let subjects = |instance: &Instance| {
             let (namespace, id) = (&instance.namespace, instance.id);
-            let requests = own(instance, REQUESTS, worker_subject(namespace, id));
-            (requests, own(instance, EVENTS, event_subject(namespace)))
+            assert_eq!(subject(instance), own(instance, REQUESTS, worker_subject(namespace, id)));
+            (
+                told_subject(&instance.more_addresses),
+                own(instance, EVENTS, event_subject(namespace)),
+            )
         };
         assert_eq!(subjects(&instance), (None, None));
         let (worker, events) =

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
+use cluster::card::Role;
 use cluster::instance::{Instance, InstanceId};
 use cluster::membership::Membership;
 use cluster::request::{LinkState, RemoteWorker};
@@ -14,10 +15,13 @@ use super::news::{Ear, Speaker};
 use crate::models::Models;
 use crate::pipeline::{Candidate, Engines, Workers};
 
+type Candidates = Arc<[Arc<Candidate>]>;
+
 /// The workers of one model.
 pub(super) struct Pool {
     name: Arc<str>,
-    candidates: RwLock<Arc<[Arc<Candidate>]>>,
+    /// Those that do all of a text or continue it, and those that compute prompts.
+    candidates: RwLock<[Candidates; 2]>,
     membership: Membership,
     changes: watch::Sender<()>,
     /// Whether any of the workers has been reached.
@@ -33,6 +37,8 @@ pub(super) struct Place {
     pub id: InstanceId,
     pub instance: Arc<Instance>,
     pub worker: RemoteWorker,
+    /// Its part of the work.
+    pub role: Role,
     /// Whether it has a load to tell, and KV events.
     pub has_load: bool,
     pub has_kv: bool,
@@ -48,7 +54,7 @@ impl Pool {
         models: &Arc<Models>,
         (canary, ear): (Canary, Arc<Ear>),
     ) -> Arc<Self> {
-        let (candidates, changes) = (RwLock::new(Arc::from([])), watch::Sender::new(()));
+        let (candidates, changes) = (RwLock::default(), watch::Sender::new(()));
         let (name, models, reached) =
             (name.into(), Arc::downgrade(models), watch::Sender::new(false));
         Arc::new(Self { name, candidates, membership, changes, reached, models, canary, ear })
@@ -56,15 +62,18 @@ impl Pool {
 
     /// Takes these workers and no others from now on; one that stays keeps what is known of it.
     pub(super) fn set(self: &Arc<Self>, places: Vec<Place>, tasks: &Tasks) {
-        let now = self.candidates();
+        let now = self.parts();
+        let now = now.iter().flat_map(|part| part.iter());
         let before: BTreeMap<InstanceId, &Arc<Candidate>> =
-            now.iter().map(|candidate| (candidate.id, candidate)).collect();
+            now.map(|candidate| (candidate.id, candidate)).collect();
         let take = |place: Place| match before.get(&place.id) {
             Some(candidate) => Arc::clone(candidate),
             None => self.begin(place, tasks),
         };
-        let after: Arc<[Arc<Candidate>]> = places.into_iter().map(take).collect();
-        *self.candidates.write().unwrap_or_else(PoisonError::into_inner) = after;
+        let is_prefill = |place: &Place| place.role == Role::Prefill;
+        let (prompts, others): (Vec<Place>, Vec<Place>) = places.into_iter().partition(is_prefill);
+        let parts = [others, prompts].map(|part| part.into_iter().map(take).collect());
+        *self.candidates.write().unwrap_or_else(PoisonError::into_inner) = parts;
         self.changes.send_replace(());
     }
 
@@ -117,20 +126,30 @@ impl Pool {
 
     /// Returns whether a request would find a worker.
     pub(super) fn is_ready(&self) -> bool {
-        *self.reached.borrow() && self.candidates().iter().any(|candidate| candidate.takes_work())
+        let takes_work = |part: &Candidates| part.iter().any(|one| one.takes_work());
+        *self.reached.borrow() && self.parts().iter().any(takes_work)
     }
 
-    /// Shows the load of each worker that takes work.
+    /// Shows the load of each worker that takes work: of the prefill workers only if there are no
+    /// others, since a text that has begun waits for those.
     pub(super) fn each_load(&self, visit: &mut dyn FnMut(WorkerLoad)) {
-        let candidates = self.candidates();
-        let working = candidates.iter().filter(|candidate| candidate.takes_work());
-        working.for_each(|candidate| visit(candidate.load()));
+        for part in self.parts() {
+            let mut working = part.iter().filter(|one| one.takes_work()).peekable();
+            if working.peek().is_some() {
+                return working.for_each(|candidate| visit(candidate.load()));
+            }
+        }
+    }
+
+    fn parts(&self) -> [Candidates; 2] {
+        self.candidates.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl Workers for Pool {
-    fn candidates(&self) -> Arc<[Arc<Candidate>]> {
-        self.candidates.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn candidates(&self) -> Candidates {
+        let [others, _] = self.parts();
+        others
     }
 
     fn suspect(&self, id: InstanceId) {
@@ -139,5 +158,23 @@ impl Workers for Pool {
 
     fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
+    }
+}
+
+/// The prefill workers of a model.
+pub(super) struct Prompts(pub Arc<Pool>);
+
+impl Workers for Prompts {
+    fn candidates(&self) -> Candidates {
+        let [_, prompts] = self.0.parts();
+        prompts
+    }
+
+    fn suspect(&self, id: InstanceId) {
+        self.0.suspect(id);
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        self.0.changes()
     }
 }

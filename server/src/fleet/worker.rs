@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use super::cards::{Files, Formats, Offer, offers};
 use super::config::{PLAIN, SECURE, WorkerConfig};
+use super::handoff::Handoffs;
 use super::many::many;
 use super::peers::Peers;
 use super::planes::{self, Planes};
@@ -28,7 +29,7 @@ use crate::backend::SharedTexts;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::repository::Repository;
-use crate::security::{LinkAcceptor, Security};
+use crate::security::{LinkAcceptor, LinkConnectors, Security};
 use crate::serve::{ServeError, load_initial, open_metrics, own_repository};
 use crate::shutdown;
 use crate::upstream::Upstream;
@@ -54,7 +55,8 @@ pub(super) struct Worker {
     formats: Formats,
     pub(super) address: SocketAddr,
     pub(super) metrics_address: Option<SocketAddr>,
-    planes: Planes,
+    planes: Arc<Planes>,
+    handoffs: Arc<Handoffs>,
     /// What is told of the models, when the worker is registered.
     publisher: OnceLock<NatsPublisher>,
     /// What follows the models, and what serves.
@@ -150,9 +152,14 @@ impl Worker {
                 Some(tls) => serving.serve_by(listener, Arc::new(tls), &group).await,
             }
         });
-        let planes = Planes::open(&config.planes, None, &tasks).await;
-        let planes = planes.map_err(ServeError::Start)?;
+        let calling = config.peers_tls.clone().map(LinkConnectors::load).transpose();
+        let calling = calling.map_err(ServeError::Start)?;
+        let planes = Planes::open(&config.planes, calling, &tasks).await;
+        let planes = Arc::new(planes.map_err(ServeError::Start)?);
+        let settings = (config.role, config.transfer_timeout);
+        let handoffs = Handoffs::new(settings, planes.clone(), metrics.clone(), &tasks);
         let formats = Formats {
+            role: config.role,
             tool_calls: config.models.engine.tool_call_parser.clone(),
             reasoning: config.models.engine.reasoning_parser.clone(),
         };
@@ -167,6 +174,7 @@ impl Worker {
             address,
             metrics_address,
             planes,
+            handoffs,
             publisher: OnceLock::new(),
             following,
             tasks,
@@ -197,6 +205,7 @@ impl Worker {
         if let Some(publisher) = self.planes.serve(&mut instance, &self.server, &self.tasks) {
             let _ = self.publisher.set(publisher);
         }
+        self.handoffs.announce(&instance);
         instance.cards = self.serve(&[]);
         let lease = discovery.register(instance.clone()).await.map_err(unregistered)?;
         if lease.state() == LeaseState::Pending {
@@ -214,7 +223,7 @@ impl Worker {
         }
         before.iter().filter(is_gone).for_each(|card| self.server.remove(&card.name));
         let serve = |Offer { card, served }: Offer| {
-            self.server.insert(card.name.clone(), served);
+            self.server.insert(card.name.clone(), self.handoffs.around(&card, served));
             card
         };
         offers.into_iter().map(serve).collect()

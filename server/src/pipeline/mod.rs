@@ -3,6 +3,7 @@
 mod adapt;
 mod admit;
 mod deadline;
+mod disaggregate;
 mod migrate;
 mod observe;
 mod route;
@@ -11,6 +12,7 @@ mod sequence;
 pub(crate) use adapt::Adapt;
 pub(crate) use admit::{Admit, BUSY, EachLoad, Limits, Thresholds};
 pub(crate) use deadline::Deadline;
+pub(crate) use disaggregate::{Counts, Disaggregate, SplitConfig};
 pub(crate) use migrate::{DEFAULT_MIGRATIONS, Migrate};
 pub(crate) use observe::{Observe, TokenMetrics};
 pub(crate) use route::{

@@ -26,6 +26,7 @@ mod routed;
 #[cfg(test)]
 mod tests;
 
+use super::disaggregate::Side;
 use candidate::InFlight;
 pub(crate) use candidate::{Candidate, Engines};
 use patience::Patience;
@@ -101,7 +102,11 @@ pub(crate) struct RouteMetrics {
 
 /// The workers of one model as one engine. Clones are the same engine.
 #[derive(Clone)]
-pub(crate) struct Route(Arc<Inner>);
+pub(crate) struct Route {
+    inner: Arc<Inner>,
+    /// Whether requests wait for a worker when there is none.
+    is_patient: bool,
+}
 
 struct Inner {
     model: String,
@@ -123,7 +128,18 @@ impl Route {
     ) -> Self {
         let patience = Patience::new(config.worker_wait, config.max_waiting, metrics.waiting);
         let (model, choices, calls) = (model.into(), AtomicU64::new(1), metrics.calls);
-        Self(Arc::new(Inner { model, workers, config, choices, calls, patience }))
+        let inner = Arc::new(Inner { model, workers, config, choices, calls, patience });
+        Self { inner, is_patient: true }
+    }
+}
+
+impl Side for Route {
+    fn is_ready(&self) -> bool {
+        self.inner.workers.candidates().iter().any(|candidate| candidate.takes_work())
+    }
+
+    fn at_once(&self) -> Self {
+        Self { is_patient: false, ..self.clone() }
     }
 }
 
@@ -188,7 +204,7 @@ impl Routable for InferRequest {
 #[async_trait]
 impl<R: Routable> Engine<R> for Route {
     async fn call(&self, request: R, context: Context) -> Result<OutputStream<R>> {
-        let search = Search::new(self.0.clone(), context);
+        let search = Search::new(self.clone(), context);
         Ok(Box::pin(Routed::new(search.place(request).await?)))
     }
 }
@@ -206,6 +222,7 @@ struct Placed<R: Request> {
 /// The search for a worker that takes a request.
 struct Search {
     route: Arc<Inner>,
+    is_patient: bool,
     context: Context,
     /// Who was asked. One that was away and is back is another candidate, and may be asked again.
     tried: Vec<Arc<Candidate>>,
@@ -217,8 +234,10 @@ struct Search {
 }
 
 impl Search {
-    fn new(route: Arc<Inner>, context: Context) -> Self {
-        Self { route, context, tried: Vec::new(), until: None, failed: None, busy: None }
+    fn new(Route { inner: route, is_patient }: Route, context: Context) -> Self {
+        let is_patient = is_patient && !route.patience.is_none();
+        let (tried, until, failed, busy) = Default::default();
+        Self { route, is_patient, context, tried, until, failed, busy }
     }
 
     /// Gives the request to one worker after the other until one accepts it.
@@ -275,7 +294,7 @@ impl Search {
         let candidates = self.route.workers.candidates();
         let (worker, others) = self.route.choose(&candidates, &self.tried, places)?;
         self.tried.push(worker.candidate().clone());
-        let is_alone = others == 0 && self.route.patience.is_none();
+        let is_alone = others == 0 && !self.is_patient;
         Some((worker, is_alone || self.is_exhausted()))
     }
 
@@ -286,6 +305,9 @@ impl Search {
 
     /// Waits until there is a worker that was not asked yet; returns whether there is.
     async fn wait(&mut self) -> bool {
+        if !self.is_patient {
+            return false;
+        }
         let Some(_place) = self.route.patience.enter() else { return false };
         let until = *self.until.get_or_insert_with(|| self.route.patience.end());
         let mut changes = self.route.workers.changes();

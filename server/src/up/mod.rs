@@ -43,7 +43,7 @@ pub async fn run(config: UpConfig) -> Result<(), ServeError> {
             .map_err(|error| failed("a log file", error))?;
         fleet.push(Replica::new(role, journal));
     }
-    tracing::info!(workers = config.workers, logs = %folder.display(), "starting a fleet");
+    tracing::info!(workers = config.workers(), logs = %folder.display(), "starting a fleet");
     let outcome = tokio::select! {
         why = keep(&mut fleet) => Err(ServeError::Start(why)),
         () = shutdown::signalled() => Ok(()),

@@ -7,20 +7,21 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use engine::{
-    Context, EmbedRequest, Embedding, Engine, Error, ErrorKind, GenerateOutput, GenerateRequest,
-    KvEventReader, KvEvents, OutputStream, Result, Salt, TokenId, Vocabulary, WorkerLoad,
-    WorkerTotals, prefix_hashes,
+    Adapter, AdapterId, Context, EmbedRequest, Embedding, Engine, Error, ErrorKind, GenerateOutput,
+    GenerateRequest, KvEventReader, KvEvents, KvLayout, KvStore, OutputStream, Result, TokenId,
+    Vocabulary, WorkerLoad, WorkerTotals, prefix_hashes,
 };
 
 use super::SchedulerConfig;
 use super::counters::Counters;
+use super::exchange::{Exchange, salt};
 use super::guides::{Constraints, Guides, STACK_BYTES};
 use super::intake::Intake;
 use super::output::{News, Reader, Writer};
 use super::scheduler::{Scheduler, Shared};
 use super::spill::tiers;
 use super::waiting::{Generation, Job, Waiting, Work};
-use crate::runner::Runner;
+use crate::runner::{BlockKind, Runner};
 
 /// Generation and embeddings on one runner.
 ///
@@ -40,6 +41,7 @@ pub struct GenerateEngine {
     intake: Intake,
     guides: Guides,
     has_prefix_cache: bool,
+    block_kind: Option<BlockKind>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -79,7 +81,7 @@ impl GenerateEngine {
             events: events.clone(),
             tiers: tiers(&config)?,
         };
-        let has_prefix_cache = config.has_prefix_cache;
+        let (has_prefix_cache, block_kind) = (config.has_prefix_cache, runner.block_kind());
         let thread = std::thread::Builder::new()
             .name("scheduler".into())
             .stack_size(STACK_BYTES)
@@ -107,6 +109,7 @@ impl GenerateEngine {
             intake,
             guides,
             has_prefix_cache,
+            block_kind,
             thread: Some(thread),
         })
     }
@@ -136,13 +139,24 @@ impl GenerateEngine {
         !self.waiting.is_closed()
     }
 
+    /// Returns the KV cache of the model, or of an adapter, for those that exchange blocks with it;
+    /// none: it keeps none, or they mean nothing elsewhere.
+    pub fn store(self: &Arc<Self>, adapter: Option<AdapterId>) -> Option<Arc<dyn KvStore>> {
+        let kind = self.block_kind.filter(|_| self.has_prefix_cache)?;
+        let layout = KvLayout {
+            fingerprint: kind.fingerprint,
+            salt: salt(adapter),
+            block_tokens: self.intake.limits.block_size as u32,
+            block_bytes: kind.bytes as u64,
+        };
+        Some(Arc::new(Exchange::new(self.waiting.clone(), layout, self.clone())))
+    }
+
     /// Queues a request and returns the reader of its answer.
     fn queue<T: News>(&self, work: Work, context: Context) -> Result<Reader<T>> {
         let writer = Writer::new(work.sequences());
         let output = writer.output();
-        // What one adapter computed is never found by another, nor by the model without any.
-        let salt = work.adapter().map_or_else(Salt::default, |adapter| Salt(adapter.id().0));
-        let salt = self.has_prefix_cache.then_some(salt);
+        let salt = self.has_prefix_cache.then(|| salt(work.adapter().map(Adapter::id)));
         let size = self.intake.limits.block_size;
         let names = salt.map(|salt| prefix_hashes(work.tokens(), size, salt).collect());
         let job = Job {

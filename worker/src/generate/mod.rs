@@ -8,6 +8,7 @@ mod counters;
 mod draft;
 mod drawing;
 mod engine;
+mod exchange;
 mod guides;
 mod intake;
 mod logprobs;

@@ -52,7 +52,9 @@ pub(super) struct Scheduler {
     /// Some sequence found no place in the last forward pass.
     pub(super) is_crowded: bool,
     eos_tokens: Vec<TokenId>,
-    waiting: Arc<Waiting>,
+    pub(super) waiting: Arc<Waiting>,
+    /// Bytes of a block as it is copied.
+    pub(super) block_bytes: usize,
     counters: Arc<Counters>,
     /// Sequences that lost their blocks, the most urgent first. Nothing new is let in while
     /// there are as many as the batch has places.
@@ -76,6 +78,7 @@ impl Scheduler {
         if !shared.tiers.is_empty() {
             pool.keep_evicted();
         }
+        let block_bytes = runner.block_kind().map_or(0, |kind| kind.bytes);
         let pace = Pace::new(config.mixed_pass_stretch);
         Self {
             pool,
@@ -90,6 +93,7 @@ impl Scheduler {
             is_crowded: false,
             eos_tokens,
             waiting: shared.waiting,
+            block_bytes,
             counters: shared.counters,
             parked: BTreeMap::new(),
             forks: Vec::new(),
@@ -103,6 +107,7 @@ impl Scheduler {
     pub(super) fn run(&mut self) {
         while let Some(expired) = self.waiting.expired() {
             expired.iter().for_each(late);
+            self.hand_out();
             self.leave();
             self.admit();
             self.publish();

@@ -8,7 +8,8 @@ use std::slice::ChunksExact;
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Adapter, Error, SequenceHash, TokenId};
+use bytes::Bytes;
+use engine::{Adapter, Error, KvBlocks, KvHandoff, SequenceHash, TokenId};
 
 use super::draft::Drafter;
 use super::drawing::Drawing;
@@ -52,6 +53,8 @@ pub(super) struct Sequence {
     is_resumed: bool,
     /// What it is computed with; held as long as it is.
     adapter: Option<Adapter>,
+    /// Blocks that another engine computed, until its first pass.
+    handed: Option<KvBlocks>,
 }
 
 /// What a sequence is for.
@@ -94,13 +97,17 @@ impl Sequence {
     pub(super) fn new(job: Job, key: Key, limits: &Limits) -> Self {
         let mut followers = Vec::new();
         let adapter = job.work.adapter().cloned();
-        let mut generated = 0;
+        let (mut generated, mut handed) = (0, None);
         let (tokens, goal) = match &job.work {
             Work::Generate(generation) => {
                 let Generation { request, guide } = &**generation;
                 let room = limits.context_length - request.tokens.len();
                 let drawing = |index| Drawing::new(request, guide.clone(), index, room);
                 generated = request.generated as usize;
+                handed = match &request.handoff {
+                    Some(KvHandoff::Here(blocks)) => Some(blocks.clone()),
+                    _ => None,
+                };
                 followers.extend((1..request.choices.get()).map(drawing));
                 (request.tokens.to_vec(), Goal::Draw(Box::new(drawing(0))))
             }
@@ -124,6 +131,7 @@ impl Sequence {
             followers,
             is_resumed: false,
             adapter,
+            handed,
         }
     }
 
@@ -204,6 +212,11 @@ impl Sequence {
         name.map(|&name| (place, name))
     }
 
+    /// Returns the block at a place, if another engine has computed it for this sequence.
+    pub(super) fn handed(&self, place: usize) -> Option<Bytes> {
+        self.handed.as_ref()?.get(place).cloned()
+    }
+
     /// Returns whether it is going to compute a block that others could find.
     pub(super) fn promises(&self, (place, name): (usize, SequenceHash), size: usize) -> bool {
         self.table.salt().is_some()
@@ -267,6 +280,7 @@ impl Sequence {
         if !self.draft.is_empty() {
             return self.verify(rows, tools);
         }
+        self.handed = None;
         let (start, wants) = (self.computed, self.wants());
         self.computed += self.planned;
         self.table.commit(tools.pool, &self.tokens, self.computed);
@@ -345,6 +359,7 @@ impl Sequence {
                 draft: Vec::new(),
                 followers: Vec::new(),
                 adapter: self.adapter.clone(),
+                handed: None,
                 ..*self
             };
             fork.draw(row, tools);

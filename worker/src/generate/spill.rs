@@ -42,7 +42,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Gives a sequence the blocks of its tokens that are found, on the device or below it.
+    /// Gives a sequence the blocks of its tokens that are found, on the device or below it, or that
+    /// it brought along.
     /// Returns whether it has to wait for the next one, which is being fetched or is one too many
     /// for this step.
     ///
@@ -52,10 +53,24 @@ impl Scheduler {
         loop {
             let found = self.running[index].attach(&mut self.pool);
             self.totals.prefix_hit_tokens += found as u64;
-            let next = self.running[index].next_block(size).filter(|_| !self.tiers.is_empty());
+            let next = self.running[index].next_block(size);
             let Some((place, name)) = next.filter(|_| self.pool.available() > 0) else {
                 return Ok(false);
             };
+            if let Some(bytes) = self.running[index].handed(place) {
+                if !self.tiers.may_give(self.totals.steps, self.config.restored_blocks) {
+                    return Ok(true);
+                }
+                self.tiers.gave();
+                if bytes.len() != self.block_bytes || !self.put_back(index, &bytes)? {
+                    return Ok(false);
+                }
+                self.totals.imported_blocks += 1;
+                continue;
+            }
+            if self.tiers.is_empty() {
+                return Ok(false);
+            }
             if !self.tiers.may_give(self.totals.steps, self.config.restored_blocks) {
                 return Ok(self.tiers.has(name));
             }
@@ -82,17 +97,24 @@ impl Scheduler {
 
     /// Writes a block back to the device as the next one of a sequence, if it is the same.
     fn restore(&mut self, index: usize, block: &Kept) -> Result<bool, Error> {
-        let sequence = &mut self.running[index];
-        let (start, end) = (sequence.computed(), sequence.computed() + self.limits.block_size);
+        let sequence = &self.running[index];
+        let end = sequence.computed() + self.limits.block_size;
         let is_same = sequence.tokens()[..end] == block.tokens[..]
             && sequence.table.salt() == Some(block.salt);
-        if !is_same || sequence.table.grow(&mut self.pool, start, end).is_err() {
+        Ok(is_same && self.put_back(index, &block.bytes)?)
+    }
+
+    /// Writes the next block of a sequence; returns whether there was room for it.
+    fn put_back(&mut self, index: usize, bytes: &[u8]) -> Result<bool, Error> {
+        let sequence = &mut self.running[index];
+        let (start, end) = (sequence.computed(), sequence.computed() + self.limits.block_size);
+        if sequence.table.grow(&mut self.pool, start, end).is_err() {
             return Ok(false);
         }
         self.spill()?;
         let sequence = &mut self.running[index];
         let place = sequence.table.blocks()[start / self.limits.block_size];
-        self.runner.write_block(place, &block.bytes)?;
+        self.runner.write_block(place, bytes)?;
         self.totals.prefix_hit_tokens += sequence.restored(&mut self.pool) as u64;
         Ok(true)
     }

@@ -1,6 +1,6 @@
 //! The bounded queue of requests that are not in the batch yet: most urgent first, then oldest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -9,6 +9,7 @@ use engine::{
     Adapter, Context, EmbedRequest, Error, ErrorKind, GenerateRequest, Salt, SequenceHash,
 };
 
+use super::exchange::{MAX_ORDERS, Order};
 use super::output::Writer;
 use crate::guided::Guide;
 
@@ -99,6 +100,8 @@ struct State {
     /// The ranks of the same jobs by their numbers.
     ages: BTreeMap<u64, u64>,
     deadlines: BTreeSet<(Instant, Key)>,
+    /// Those who want copies of blocks, in the order in which they came.
+    orders: VecDeque<Order>,
     accepted: u64,
     /// Set when nothing is accepted any more, with the reason.
     closed: Option<Error>,
@@ -168,10 +171,32 @@ impl Waiting {
         state.remove(key).map(|job| (key, job))
     }
 
-    /// Waits until there is a job or the queue is closed; returns whether it is open.
+    /// Asks for copies of blocks.
+    ///
+    /// Errors: overloaded if too many do; the reason of [`close`](Waiting::close).
+    pub(super) fn order(&self, order: Order) -> Result<(), Error> {
+        let mut state = self.lock();
+        if let Some(reason) = &state.closed {
+            return Err(reason.clone());
+        }
+        if state.orders.len() >= MAX_ORDERS {
+            let text = format!("{MAX_ORDERS} others wait for KV blocks, the most at once");
+            return Err(Error::new(ErrorKind::Overloaded, text));
+        }
+        state.orders.push_back(order);
+        self.arrival.notify_one();
+        Ok(())
+    }
+
+    /// Takes the oldest order.
+    pub(super) fn next_order(&self) -> Option<Order> {
+        self.lock().orders.pop_front()
+    }
+
+    /// Waits until there is a job or an order or the queue is closed; returns whether it is open.
     pub(super) fn wait(&self) -> bool {
         let mut state = self.lock();
-        while state.jobs.is_empty() && state.closed.is_none() {
+        while state.jobs.is_empty() && state.orders.is_empty() && state.closed.is_none() {
             state = self.arrival.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.closed.is_none()
@@ -203,6 +228,7 @@ impl Waiting {
         self.arrival.notify_all();
         state.ages.clear();
         state.deadlines.clear();
+        state.orders.clear();
         std::mem::take(&mut state.jobs).into_values().collect()
     }
 

@@ -242,6 +242,18 @@ impl BlockPool {
         (found, idle)
     }
 
+    /// Returns the first blocks of a sequence that can be found, in order.
+    pub fn chain(&self, names: &[SequenceHash], tokens: &[TokenId], salt: Salt) -> Vec<BlockId> {
+        let mut chain = Vec::new();
+        for (&name, tokens) in names.iter().zip(tokens.chunks_exact(self.block_tokens)) {
+            match self.find(name, chain.last().copied(), tokens, salt) {
+                Some(block) => chain.push(block),
+                None => break,
+            }
+        }
+        chain
+    }
+
     fn is_same(
         &self,
         block: BlockId,

@@ -12,6 +12,7 @@ use crate::model::bert::tests::Made;
 use crate::model::{
     Buffers, Checkpoint, Family, Hyperparameters, Llama, Loading, Names, Position, Rope, Tokens,
 };
+use crate::weights::Summed;
 
 const VOCABULARY: usize = 64;
 const HEAD: usize = 32;
@@ -111,7 +112,7 @@ fn model(mut halved: Made) -> Llama {
         }
     }
     let checkpoint = Checkpoint {
-        weights: Box::new(halved),
+        weights: Summed::new(Box::new(halved)),
         names: Names::Gguf,
         sizes: sizes(),
         tokens: Tokens { vocabulary: Vocabulary::default(), eos: Vec::new() },

@@ -6,7 +6,7 @@ use super::vocabulary::Tokens;
 use super::{Hyperparameters, Names};
 use crate::Error;
 use crate::gguf::Gguf;
-use crate::weights::{Directory, Json, Weights};
+use crate::weights::{Directory, Json, Summed};
 
 /// The file of a directory that says what model it holds.
 const CONFIG: &str = "config.json";
@@ -15,7 +15,7 @@ const CONFIG: &str = "config.json";
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Where the tensors come from.
-    pub weights: Box<dyn Weights>,
+    pub weights: Summed,
     /// What the tensors are called.
     pub names: Names,
     /// The sizes.
@@ -32,7 +32,7 @@ impl Checkpoint {
     /// Errors: a file cannot be read or served; the text names file and field.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let checkpoint = if path.is_dir() { Self::directory(path) } else { Self::gguf(path) }?;
-        checkpoint.names.check(&*checkpoint.weights, &checkpoint.sizes)?;
+        checkpoint.names.check(&checkpoint.weights, &checkpoint.sizes)?;
         Ok(checkpoint)
     }
 
@@ -41,7 +41,7 @@ impl Checkpoint {
         let sizes = Hyperparameters::from_gguf(&file)?;
         let tokens = Tokens::from_gguf(&file)?;
         let name = file.optional_string("general.name")?.unwrap_or("model").to_owned();
-        Ok(Self { weights: Box::new(file), names: Names::Gguf, sizes, tokens, name })
+        Ok(Self { weights: Summed::new(Box::new(file)), names: Names::Gguf, sizes, tokens, name })
     }
 
     fn directory(path: &Path) -> Result<Self, Error> {
@@ -58,7 +58,7 @@ impl Checkpoint {
             return Err(config.refusal("vocab_size", &why));
         }
         let tokens = Tokens::from_directory(path, &config)?;
-        let weights = Box::new(weights);
+        let weights = Summed::new(Box::new(weights));
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { weights, names: Names::HuggingFace, sizes, tokens, name })
     }

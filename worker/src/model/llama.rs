@@ -86,7 +86,7 @@ impl Llama {
     /// Errors: a tensor is missing or has another shape; the text names it.
     pub fn read(checkpoint: &Checkpoint, loading: &Loading) -> Result<Self, Error> {
         let reader = Reader {
-            weights: &*checkpoint.weights,
+            weights: &checkpoint.weights,
             names: checkpoint.names,
             sizes: &checkpoint.sizes,
         };

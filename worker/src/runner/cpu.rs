@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::{ModelCard, Vocabulary};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{BlockId, Entry, Limits, Outputs, Runner, Wants};
+use super::{BlockId, BlockKind, Entry, Limits, Outputs, Runner, Wants};
 use crate::Error;
 use crate::cpu::Isa;
 use crate::cpu::attention::{BLOCK_TOKENS, Cache, Geometry};
@@ -45,6 +46,7 @@ pub struct CpuRunner {
     compute: Compute,
     cache: Cache,
     limits: Limits,
+    kind: BlockKind,
     adapters: Option<Arc<Adapters>>,
     buffers: Buffers,
     logits: Vec<f32>,
@@ -99,6 +101,11 @@ impl CpuRunner {
             eos_tokens: checkpoint.tokens.eos,
         };
         let bytes = cache.blocks * cache.block_bytes();
+        let own = format!("{:?} {:?}", checkpoint.sizes, compute.isa);
+        let kind = BlockKind {
+            fingerprint: xxh3_64_with_seed(own.as_bytes(), checkpoint.weights.sum()),
+            bytes: cache.block_bytes(),
+        };
         let cache = Cache::new(cache).map_err(|error| {
             Error::Device(format!("no memory for a KV cache of {bytes} bytes: {error}"))
         })?;
@@ -107,6 +114,7 @@ impl CpuRunner {
             compute,
             cache,
             limits,
+            kind,
             adapters: None,
             buffers: Buffers::default(),
             logits: Vec::new(),
@@ -229,5 +237,9 @@ impl Runner for CpuRunner {
 
     fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), Error> {
         self.cache.write_block(block, bytes)
+    }
+
+    fn block_kind(&self) -> Option<BlockKind> {
+        Some(self.kind)
     }
 }

@@ -89,6 +89,16 @@ impl<'a> Outputs<'a> {
     }
 }
 
+/// What a runner's blocks are made of, as far as another process has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockKind {
+    /// Stands for the weights and for how they are computed with: runners in which it is equal make
+    /// equal blocks of equal tokens, to the last bit.
+    pub fingerprint: u64,
+    /// Bytes of a block, as [`read_block`](Runner::read_block) gives it.
+    pub bytes: usize,
+}
+
 /// One model on one device.
 pub trait Runner: Send {
     /// Returns the sizes that the scheduler has to respect.
@@ -110,4 +120,9 @@ pub trait Runner: Send {
 
     /// Puts back what [`read_block`](Runner::read_block) gave, into the same or another block.
     fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Returns what its blocks are made of; none: they mean nothing outside of it.
+    fn block_kind(&self) -> Option<BlockKind> {
+        None
+    }
 }

@@ -7,12 +7,14 @@
 mod directory;
 mod json;
 mod safetensors;
+mod summed;
 
 pub use crate::gguf::{StoredTensor, WeightType};
 pub use directory::Directory;
 pub use json::Json;
 pub(crate) use json::text;
 pub use safetensors::SafeTensors;
+pub use summed::Summed;
 
 use half::{bf16, f16};
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::*;
+use crate::model::bert::tests::Made;
 
 /// Writes a file of tensors of one F32 each.
 fn write(directory: &Path, file: &str, tensors: &[&str]) {
@@ -59,4 +60,25 @@ fn contradictions_are_refused_by_name() {
     let empty = tempfile::tempdir().unwrap();
     let error = Directory::open(empty.path()).unwrap_err().to_string();
     assert!(error.contains("has neither `model.safetensors` nor"), "{error}");
+}
+
+#[test]
+fn a_sum_stands_for_all_that_was_read() {
+    let sum = |values: [f32; 3], names: &[&str]| {
+        let mut made = Made::default();
+        for (name, value) in ["a", "b", "c"].into_iter().zip(values) {
+            made.set(name, &[1], &[value]);
+        }
+        let weights = Summed::new(Box::new(made));
+        names.iter().for_each(|name| drop(weights.tensor(name).unwrap()));
+        weights.sum()
+    };
+    let whole = sum([1.0, 2.0, 3.0], &["a", "b", "c"]);
+    assert_eq!(sum([1.0, 2.0, 3.0], &["c", "a", "b"]), whole);
+    let others = [
+        sum([1.0, 2.0, 3.0], &["a", "b"]),
+        sum([2.0, 1.0, 3.0], &["a", "b", "c"]),
+        sum([1.0, 2.0, 3.000_000_2], &["a", "b", "c"]),
+    ];
+    assert!(others.iter().all(|other| *other != whole));
 }

@@ -121,11 +121,16 @@ fn roles_and_draining_decide_who_takes_new_work() {
     let mut core = synced();
     let of = |role| vec![Card { role, ..card("m", 1) }];
     put(&mut core, instance(1, of(Role::Prefill)));
-    assert!(!core.snapshot().models["m"].is_ready());
+    // One of either role can do all of the work.
+    assert!(core.snapshot().models["m"].is_ready());
     put(&mut core, instance(2, of(Role::Decode)));
     let model = &core.snapshot().models["m"];
     assert!(model.is_ready() && model.accepting(Role::Aggregated).next().is_none());
+    assert_eq!(model.accepting_any().count(), 2);
     put(&mut core, Instance { is_draining: true, ..instance(2, of(Role::Decode)) });
+    let model = &core.snapshot().models["m"];
+    assert!(model.is_ready() && model.accepting(Role::Decode).next().is_none());
+    put(&mut core, Instance { is_draining: true, ..instance(1, of(Role::Prefill)) });
     let model = &core.snapshot().models["m"];
     assert!(!model.is_ready() && model.members.len() == 2);
 }

@@ -1,14 +1,16 @@
 //! Generation as messages.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
     Adapter, AdapterId, Constraint, Context, FinishReason, GenerateOutput, GenerateRequest, Guided,
-    Result, Sampling, StopConditions, TokenId, TokenLogprobs, Usage,
+    KvHandoff, Result, Sampling, StopConditions, TokenId, TokenLogprobs, Usage,
 };
 use proto::{Nest, Payload, worker as wire};
 
+use super::blocks::{source_of, source_to};
 use super::{
     Arrival, Lane, MAX_FIELDS, MAX_OUTPUT_FIELDS, Outbox, Wire, context_of, context_to, message_of,
     nanoseconds, unknown,
@@ -41,6 +43,11 @@ impl Wire for GenerateRequest {
             adapter: self.adapter.map(|adapter| adapter.id().0),
             generated: self.generated,
             choice_offset: self.choice_offset,
+            kv_source: match self.handoff {
+                Some(KvHandoff::At(source)) => Some(source_to(&source)),
+                // What is here is not sent on.
+                Some(KvHandoff::Here(_)) | None => None,
+            },
         })
     }
 
@@ -57,6 +64,7 @@ impl Wire for GenerateRequest {
             prompt_logprobs: wire.prompt_logprobs,
             guided: wire.guided.map(guided_of).transpose()?,
             adapter: None,
+            handoff: wire.kv_source.map(|source| KvHandoff::At(Arc::new(source_of(source)))),
         };
         Ok(Arrival {
             model: wire.model,
@@ -86,6 +94,7 @@ impl Wire for GenerateRequest {
                 cached_tokens: usage.cached_tokens,
             }),
             queue_time_ns: nanoseconds(output.queue_time),
+            kv_source: output.kv_source.map(|source| source_to(&source)),
         })
     }
 
@@ -104,6 +113,7 @@ impl Wire for GenerateRequest {
                 cached_tokens: usage.cached_tokens,
             }),
             queue_time: Duration::from_nanos(wire.queue_time_ns),
+            kv_source: wire.kv_source.map(|source| Arc::new(source_of(source))),
         }))
     }
 }

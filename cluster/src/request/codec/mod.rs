@@ -1,5 +1,6 @@
 //! The engine's requests and outputs as the messages of `proto/worker.proto`, and back.
 
+mod blocks;
 mod embed;
 mod events;
 mod generate;
@@ -18,6 +19,7 @@ use proto::{Nest, Payload, Uncounted, worker as wire};
 use super::link::Use;
 use super::outbox::Outbox;
 
+pub(super) use blocks::{layout_of, layout_to};
 pub(crate) use events::{event_of, event_to, load_of, load_to};
 
 /// The number of the field whose payloads stand apart.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine::{
     AdapterId, BlockHash, Constraint, EmbedRequest, Embedding, FinishReason, GenerateOutput,
-    GenerateRequest, Guided, InferOutput, InferRequest, KvEvent, RequestedOutput, Sampling,
-    Sequence, SequenceHash, SequenceId, SequenceState, StopConditions, StoredBlock, TokenLogprobs,
-    Usage, WorkerLoad,
+    GenerateRequest, Guided, InferOutput, InferRequest, KvEvent, KvHandoff, KvLayout, KvSource,
+    RequestedOutput, Salt, Sampling, Sequence, SequenceHash, SequenceId, SequenceState,
+    StopConditions, StoredBlock, TokenLogprobs, Usage, WorkerLoad,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -121,6 +121,7 @@ prop_compose! {
         prompt_logprobs in any::<Option<u32>>(),
         guided in option::of(constraints()),
         adapter in any::<Option<u64>>(),
+        source in kv_sources(),
     ) -> GenerateRequest {
         GenerateRequest {
             tokens: tokens.into(),
@@ -133,8 +134,21 @@ prop_compose! {
             prompt_logprobs,
             guided,
             adapter: adapter.map(|id| Adapter::new(AdapterId(id), Arc::new(()))),
+            handoff: source.map(KvHandoff::At),
         }
     }
+}
+
+fn kv_sources() -> impl Strategy<Value = Option<Arc<KvSource>>> {
+    let numbers = (any::<u64>(), any::<u64>(), any::<u32>(), any::<u64>());
+    let source = (".{0,8}", vec(".{0,8}", 0..3), numbers).prop_map(
+        |(address, more_addresses, (fingerprint, salt, block_tokens, block_bytes))| {
+            let salt = Salt(salt);
+            let layout = KvLayout { fingerprint, salt, block_tokens, block_bytes };
+            Arc::new(KvSource { address, more_addresses, layout })
+        },
+    );
+    option::of(source)
 }
 
 prop_compose! {
@@ -152,6 +166,7 @@ prop_compose! {
         finish in option::of(prop_oneof![Just(FinishReason::Stop), Just(FinishReason::Length)]),
         usage in option::of(any::<(u32, u32, u32)>()),
         queue_time in any::<u64>(),
+        kv_source in kv_sources(),
     ) -> GenerateOutput {
         let usage = usage.map(|(prompt_tokens, completion_tokens, cached_tokens)| Usage {
             prompt_tokens,
@@ -159,7 +174,16 @@ prop_compose! {
             cached_tokens,
         });
         let queue_time = Duration::from_nanos(queue_time);
-        GenerateOutput { index, tokens, logprobs, prompt_logprobs, finish, usage, queue_time }
+        GenerateOutput {
+            index,
+            tokens,
+            logprobs,
+            prompt_logprobs,
+            finish,
+            usage,
+            queue_time,
+            kv_source,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The calls beside inference: what a worker serves, its files, its end, its news.
 
 mod asking;
+mod blocks;
 mod telling;
 
 use std::time::Duration;
@@ -8,11 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine::{KvEvent, KvSnapshot, WorkerLoad};
 
+pub use blocks::Wanted;
+pub(super) use blocks::pull;
 pub(super) use telling::{describe, drain, fetch, watch};
 
 pub(super) const DESCRIBE: &str = "/stator.worker.v1.Worker/Describe";
 pub(super) const DRAIN: &str = "/stator.worker.v1.Worker/Drain";
 pub(super) const FETCH: &str = "/stator.worker.v1.Worker/Fetch";
+pub(super) const PULL: &str = "/stator.worker.v1.Worker/PullBlocks";
 pub(super) const WATCH: &str = "/stator.worker.v1.Worker/Watch";
 
 /// What a worker serves and how it is.

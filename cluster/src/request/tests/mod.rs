@@ -4,6 +4,7 @@ mod bounds;
 mod calls;
 mod control;
 mod faults;
+mod pulls;
 mod strangers;
 
 use std::io;

@@ -6,7 +6,7 @@ use engine::{FinishReason, GenerateOutput, GenerateRequest, TokenId, Usage};
 
 /// One continuation.
 #[derive(Debug, Default)]
-pub(super) struct Continuation {
+pub(in crate::pipeline) struct Continuation {
     index: u32,
     /// What was given out.
     tokens: Vec<TokenId>,
@@ -19,12 +19,12 @@ pub(super) struct Continuation {
 }
 
 impl Continuation {
-    pub(super) fn new(index: u32) -> Self {
+    pub(in crate::pipeline) fn new(index: u32) -> Self {
         Self { index, ..Self::default() }
     }
 
     /// Notes an output of the current attempt and makes it one of the whole.
-    pub(super) fn take(
+    pub(in crate::pipeline) fn take(
         &mut self,
         request: &GenerateRequest,
         mut output: GenerateOutput,
@@ -50,7 +50,7 @@ impl Continuation {
     }
 
     /// Returns the last output if nothing may follow: its worker was lost before it could say so.
-    pub(super) fn end(&mut self, request: &GenerateRequest) -> Option<GenerateOutput> {
+    pub(in crate::pipeline) fn end(&mut self, request: &GenerateRequest) -> Option<GenerateOutput> {
         let is_full = !self.tokens.is_empty() && self.left(request) == 0;
         is_full.then(|| {
             self.is_over = true;
@@ -69,7 +69,7 @@ impl Continuation {
     }
 
     /// Makes the request for the rest.
-    pub(super) fn rest(&mut self, request: &GenerateRequest) -> GenerateRequest {
+    pub(in crate::pipeline) fn rest(&mut self, request: &GenerateRequest) -> GenerateRequest {
         let drawn = self.tokens.len() as u32;
         self.migrations += 1;
         self.resumed = drawn;

@@ -337,6 +337,11 @@ async fn a_request_waits_for_a_worker_when_there_is_none() {
     let (short, started) = (route(&fleet, patient(100, 1)), Instant::now());
     assert_eq!(ask(&short, prompt()).await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(started.elapsed() >= Duration::from_millis(100));
+    // What is to be asked at once waits for nobody.
+    let at_once = route(&fleet, patient(60_000, 10)).at_once();
+    assert!(!at_once.is_ready());
+    let asked = tokio::time::timeout(Duration::from_secs(5), ask(&at_once, prompt()));
+    assert_eq!(asked.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
     // More than one may not wait.
     let long = route(&fleet, patient(60_000, 1));
     let refused = async {

@@ -315,6 +315,7 @@ async fn a_panic_hangs_nobody_and_is_told() {
 }
 
 mod constraints;
+mod exchange;
 mod fairness;
 mod memory;
 mod numbers;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::model::bert::tests::Made;
+use crate::weights::Weights;
 
 fn tiny(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny").join(name)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::runner::Wants;
+use crate::runner::{BlockKind, Wants};
 
 /// Tokens of a block.
 pub(super) const SIZE: usize = 16;
@@ -132,6 +132,10 @@ impl Runner for Memory {
             *content = u64::from_le_bytes(*bytes);
         }
         Ok(())
+    }
+
+    fn block_kind(&self) -> Option<BlockKind> {
+        Some(BlockKind { fingerprint: 1, bytes: SIZE * 8 })
     }
 }
 

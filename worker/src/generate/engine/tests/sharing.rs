@@ -11,7 +11,7 @@ use super::*;
 use crate::generate::DiskTierConfig;
 
 /// Requests of all kinds, many of which begin alike.
-fn mixed(count: usize, seed: u64) -> Vec<GenerateRequest> {
+pub(super) fn mixed(count: usize, seed: u64) -> Vec<GenerateRequest> {
     let mut random = fastrand::Rng::with_seed(seed);
     let families: Vec<Vec<TokenId>> =
         (0..3).map(|_| (0..random.usize(40..90)).map(|_| random.u32(..256)).collect()).collect();
@@ -49,7 +49,7 @@ fn mixed(count: usize, seed: u64) -> Vec<GenerateRequest> {
 }
 
 /// What is the same however a request was computed.
-fn essence(outputs: Vec<GenerateOutput>) -> Vec<GenerateOutput> {
+pub(super) fn essence(outputs: Vec<GenerateOutput>) -> Vec<GenerateOutput> {
     let plain = |mut output: GenerateOutput| {
         output.queue_time = Duration::ZERO;
         if let Some(usage) = &mut output.usage {
@@ -61,7 +61,7 @@ fn essence(outputs: Vec<GenerateOutput>) -> Vec<GenerateOutput> {
 }
 
 /// Returns the answers of requests that come one at a time to an engine that shares nothing.
-async fn alone(requests: &[GenerateRequest]) -> Vec<Vec<GenerateOutput>> {
+pub(super) async fn alone(requests: &[GenerateRequest]) -> Vec<Vec<GenerateOutput>> {
     let config = SchedulerConfig { has_prefix_cache: false, ..SchedulerConfig::default() };
     let engine = remembering(Memory::new(1000), config);
     let mut answers = Vec::new();

@@ -1,0 +1,186 @@
+//! Blocks between two real schedulers over a real connection, and everything that can be wrong.
+
+use cluster::card::{Input, Kind};
+use cluster::request::{ServerConfig, WorkerServer};
+use engine::{GenerateOutput, Salt, StopConditions};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use worker::generate::{GenerateEngine, SchedulerConfig};
+use worker::runner::mock::{self, MockConfig, MockRunner};
+
+use super::super::planes;
+use super::*;
+
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
+
+fn scheduler() -> Arc<GenerateEngine> {
+    let mock = MockConfig::default();
+    let eos = mock::card("mock", &mock).eos_tokens;
+    let runner = Box::new(MockRunner::new(mock));
+    let engine =
+        GenerateEngine::start(runner, &mock::vocabulary(), eos, SchedulerConfig::default());
+    Arc::new(engine.unwrap())
+}
+
+/// A worker of a role.
+struct Worker {
+    scheduler: Arc<GenerateEngine>,
+    handoffs: Arc<Handoffs>,
+    served: Served,
+    server: WorkerServer,
+    tasks: Tasks,
+}
+
+impl Worker {
+    async fn start(role: Role, timeout: Duration) -> Self {
+        let (scheduler, tasks) = (scheduler(), Tasks::new());
+        let metrics = Arc::new(Metrics::new(&mut Registry::default()));
+        let handoffs = Handoffs::new((role, timeout), planes::none(), metrics, &tasks);
+        let server = WorkerServer::new(ServerConfig::default(), None);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("grpc://{}", listener.local_addr().unwrap());
+        handoffs.announce(&Instance::new("default".parse().unwrap(), address));
+        let served = Served {
+            generate: Some(scheduler.clone()),
+            blocks: scheduler.store(None),
+            ..Served::default()
+        };
+        let served = handoffs.around(&Card::new("m", Kind::Chat, Input::Token), served);
+        server.insert("m", served.clone());
+        let (serving, group) = (server.clone(), tasks.clone());
+        tasks.spawn("worker", async move { serving.serve(listener, &group).await });
+        Self { scheduler, handoffs, served, server, tasks }
+    }
+
+    async fn answer(&self, request: &GenerateRequest) -> GenerateOutput {
+        let engine = self.served.generate.as_ref().unwrap();
+        let mut stream = engine.call(request.clone(), Context::new("r")).await.unwrap();
+        let mut whole = GenerateOutput::default();
+        while let Some(output) = stream.next().await {
+            let output = output.unwrap();
+            whole.tokens.extend(output.tokens);
+            (whole.finish, whole.usage) = (output.finish, output.usage);
+            whole.kv_source = output.kv_source;
+        }
+        whole
+    }
+
+    /// Waits until the scheduler has told all that it did.
+    async fn is_at_rest(&self) {
+        while self.scheduler.load().running_sequences > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn fallbacks(&self, reason: &'static str) -> u64 {
+        let labels = ReasonLabels { model: "m".into(), reason };
+        self.handoffs.metrics.transfer_fallbacks.get_or_create(&labels).get()
+    }
+
+    fn blocks(&self) -> u64 {
+        let labels = ModelLabels { model: "m".into() };
+        self.handoffs.metrics.transfer_blocks.get_or_create(&labels).get()
+    }
+}
+
+fn prompt(first: u32, tokens: u32) -> GenerateRequest {
+    let tokens: Vec<TokenId> = (0..tokens).map(|place| (first + place * 7) % 200).collect();
+    GenerateRequest::new(tokens, StopConditions::after(9))
+}
+
+fn from(request: &GenerateRequest, source: &KvSource) -> GenerateRequest {
+    let handoff = Some(KvHandoff::At(Arc::new(source.clone())));
+    GenerateRequest { handoff, ..request.clone() }
+}
+
+#[tokio::test]
+async fn what_a_prefill_worker_computed_is_not_computed_again() {
+    let there = Worker::start(Role::Prefill, LONG).await;
+    let here = Worker::start(Role::Decode, LONG).await;
+    let request = prompt(0, 500);
+    let first = there.answer(&request).await;
+    let source = first.kv_source.expect("a prefill worker says where its blocks are");
+    let second = here.answer(&from(&request, &source)).await;
+    assert_eq!((&second.tokens, second.finish), (&first.tokens, first.finish));
+    assert!(second.kv_source.is_none(), "a decode worker hands nothing on");
+    here.is_at_rest().await;
+    let (gave, got) = (there.scheduler.totals(), here.scheduler.totals());
+    assert_eq!((gave.exported_blocks, got.imported_blocks, here.blocks()), (31, 31, 31));
+    assert_eq!(got.prefill_tokens, 4);
+    // What is here already is not asked for.
+    let mut longer = request.tokens.to_vec();
+    longer.extend(prompt(3, 100).tokens.iter());
+    let longer = GenerateRequest { tokens: longer.into(), ..request };
+    there.answer(&longer).await;
+    here.answer(&from(&longer, &source)).await;
+    here.answer(&from(&longer, &source)).await;
+    here.is_at_rest().await;
+    assert_eq!((here.blocks(), here.scheduler.totals().imported_blocks), (37, 37));
+    for reason in ["mismatch", "busy", "unreachable", "late", "evicted", "refused"] {
+        assert_eq!(here.fallbacks(reason), 0, "{reason}");
+    }
+    assert_eq!(here.handoffs.room.available_permits(), MAX_PULLED_KIB as usize);
+    assert_eq!(there.server.open_calls(), 0);
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_with_the_blocks_the_prompt_is_computed() {
+    let there = Worker::start(Role::Prefill, LONG).await;
+    let here = Worker::start(Role::Decode, Duration::from_millis(300)).await;
+    let known = there.answer(&prompt(0, 100)).await.kv_source.unwrap();
+    let layout = known.layout;
+    // One that listens and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = |address: String| KvSource { address, ..(*known).clone() };
+    let of = |layout| KvSource { layout, ..(*known).clone() };
+    let cases = [
+        ("mismatch", of(KvLayout { fingerprint: 1, ..layout })),
+        ("mismatch", of(KvLayout { block_tokens: 32, ..layout })),
+        ("mismatch", of(KvLayout { salt: Salt(1), ..layout })),
+        ("unreachable", at("grpc://127.0.0.1:1".into())),
+        ("refused", at("http://127.0.0.1:1".into())),
+        ("refused", at("grpcs://127.0.0.1:1".into())),
+        ("late", at(format!("grpc://{}", silent.local_addr().unwrap()))),
+        ("evicted", (*known).clone()),
+    ];
+    for (number, (reason, source)) in (1..).zip(cases) {
+        let before = here.fallbacks(reason);
+        let answer = here.answer(&from(&prompt(number, 100), &source)).await;
+        assert_eq!(answer.tokens.len(), 9, "{reason}");
+        assert_eq!(here.fallbacks(reason), before + 1, "{reason}: {source:?}");
+    }
+    assert_eq!(here.blocks(), 0);
+    // A worker that is gone, and one without room.
+    there.tasks.cancel();
+    there.tasks.wait(LONG).await;
+    let answer = here.answer(&from(&prompt(0, 100), &known)).await;
+    assert_eq!(answer.tokens.len(), 9);
+    assert_eq!(here.fallbacks("unreachable"), 2);
+    let handing = Handing {
+        engine: here.scheduler.clone(),
+        store: here.scheduler.store(None).unwrap(),
+        source: None,
+        model: "m".into(),
+        handoffs: here.handoffs.clone(),
+    };
+    let large = KvLayout { block_bytes: 1 << 30, ..layout };
+    assert_eq!(handing.room(2, &large).err(), Some(Reason::Busy));
+    assert!(handing.room(1, &large).is_ok());
+}
+
+#[tokio::test]
+async fn connections_to_workers_are_kept_and_bounded() {
+    let here = Worker::start(Role::Decode, LONG).await;
+    let source = |port: usize| KvSource {
+        address: format!("grpc://127.0.0.1:{port}"),
+        ..KvSource::default()
+    };
+    for port in (1..=MAX_SOURCES + 10).chain([MAX_SOURCES; 3]) {
+        here.handoffs.worker(&source(port)).unwrap();
+    }
+    let sources = here.handoffs.sources.lock().unwrap();
+    assert_eq!(sources.len(), MAX_SOURCES);
+    assert_eq!(sources.last().unwrap().1.address(), format!("127.0.0.1:{MAX_SOURCES}"));
+    assert!(sources.iter().all(|(key, _)| key != "grpc://127.0.0.1:1 "));
+}

@@ -1,0 +1,167 @@
+//! Lets a prefill worker compute a prompt and another worker go on with it.
+//!
+//! The prefill worker gets the whole request with one token to draw. What it drew stands behind the
+//! prompt of the rest, said to be output, as when a text [migrates](super::Migrate); and the rest says
+//! where the prompt's KV blocks can be asked for. A worker that gets none of them computes them, so
+//! whatever fails costs time and changes no answer.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use engine::{
+    Context, EmbedRequest, Engine, Error, ErrorKind, GenerateRequest, OutputStream, Result,
+    StopConditions,
+};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
+mod split;
+#[cfg(test)]
+mod tests;
+
+use crate::metrics::WayLabels;
+use split::Split;
+
+/// The workers of one part, as an engine.
+pub(crate) trait Side: Engine<GenerateRequest> + Clone {
+    /// Returns whether a request would find a worker now.
+    fn is_ready(&self) -> bool;
+
+    /// Returns the same workers as an engine that waits for none to come.
+    fn at_once(&self) -> Self;
+}
+
+/// Which prompts are computed by prefill workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SplitConfig {
+    /// The fewest tokens of such a prompt.
+    pub min_tokens: u32,
+    /// The model's context; 0: not known. Who fills it with the first token has no rest.
+    pub context_length: u32,
+}
+
+/// How a text of a model that has prefill workers is computed; each is a label of the counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Its prompt by a prefill worker, the rest by another one.
+    Split,
+    /// All by one: the prompt is short, or fills the context.
+    Short,
+    /// All by one: several continuations, or the prompt's probabilities are wanted.
+    Kind,
+    /// All by a prefill worker, since there is no other one.
+    NoDecode,
+}
+
+/// The workers of a model in two parts, as one engine; it is a [`Route`](super::Route) in front of
+/// which nothing happens as long as there is no prefill worker. Clones are the same engine.
+#[derive(Clone)]
+pub(crate) struct Disaggregate<E> {
+    /// The prefill workers.
+    pub prompts: E,
+    /// The others, which can do all of it.
+    pub rest: E,
+    pub config: SplitConfig,
+    pub counts: Counts,
+}
+
+/// Counts texts by what happened to them.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts {
+    pub model: Arc<str>,
+    pub family: Family<WayLabels, Counter>,
+}
+
+impl Counts {
+    fn count(&self, way: &'static str) {
+        self.family.get_or_create(&WayLabels { model: self.model.clone(), way }).inc();
+    }
+}
+
+impl<E: Side> Disaggregate<E> {
+    fn way(&self, request: &GenerateRequest) -> Way {
+        let (tokens, context) = (request.tokens.len(), self.config.context_length as usize);
+        match () {
+            () if !self.rest.is_ready() => Way::NoDecode,
+            () if request.choices.get() > 1 || request.prompt_logprobs.is_some() => Way::Kind,
+            () if tokens < self.config.min_tokens as usize => Way::Short,
+            () if context > 0 && tokens + 1 >= context => Way::Short,
+            () => Way::Split,
+        }
+    }
+
+    /// Gives a request to a worker that does all of it.
+    async fn whole(
+        &self,
+        request: GenerateRequest,
+        context: Context,
+    ) -> Result<OutputStream<GenerateRequest>> {
+        // Nobody is waited for as long as somebody else can be asked.
+        let is_away = |error: &Error| error.kind() == ErrorKind::Unavailable;
+        if self.rest.is_ready() {
+            match self.rest.at_once().call(request.clone(), context.clone()).await {
+                Err(error) if is_away(&error) => {}
+                outcome => return outcome,
+            }
+        }
+        self.counts.count("no_decode");
+        match self.prompts.call(request.clone(), context.clone()).await {
+            Err(error) if is_away(&error) => self.rest.call(request, context).await,
+            outcome => outcome,
+        }
+    }
+}
+
+#[async_trait]
+impl<E: Side> Engine<GenerateRequest> for Disaggregate<E> {
+    async fn call(
+        &self,
+        request: GenerateRequest,
+        context: Context,
+    ) -> Result<OutputStream<GenerateRequest>> {
+        if !self.prompts.is_ready() {
+            return self.rest.call(request, context).await;
+        }
+        match self.way(&request) {
+            Way::Split => {}
+            Way::NoDecode => return self.whole(request, context).await,
+            Way::Short => {
+                self.counts.count("short");
+                return self.whole(request, context).await;
+            }
+            Way::Kind => {
+                self.counts.count("kind");
+                return self.whole(request, context).await;
+            }
+        }
+        let stop = StopConditions { max_tokens: 1, ..request.stop.clone() };
+        let first = GenerateRequest { stop, ..request.clone() };
+        match self.prompts.call(first, context.clone()).await {
+            Ok(stream) => Ok(Box::pin(Split::new(self.clone(), (request, context), stream))),
+            Err(error) if is_elsewhere(&error) => {
+                self.counts.count("no_prefill");
+                self.whole(request, context).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Vectors are made by whoever can be asked.
+#[async_trait]
+impl<E: Side + Engine<EmbedRequest>> Engine<EmbedRequest> for Disaggregate<E> {
+    async fn call(
+        &self,
+        request: EmbedRequest,
+        context: Context,
+    ) -> Result<OutputStream<EmbedRequest>> {
+        let is_alone = !self.rest.is_ready() && self.prompts.is_ready();
+        let engine = if is_alone { &self.prompts } else { &self.rest };
+        engine.call(request, context).await
+    }
+}
+
+/// Returns whether others may take what failed so.
+fn is_elsewhere(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded)
+}

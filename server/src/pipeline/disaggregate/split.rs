@@ -1,0 +1,185 @@
+//! The answer of a text whose prompt one worker computes and whose rest another one draws.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Poller, Poll, ready};
+use std::time::Duration;
+
+use engine::{
+    Context, Error, FinishReason, GenerateOutput, GenerateRequest, KvHandoff, KvSource,
+    OutputStream, Result,
+};
+use futures_util::Stream;
+
+use super::super::migrate::Continuation;
+use super::{Disaggregate, Side, is_elsewhere};
+
+type Calling = Pin<Box<dyn Future<Output = Result<OutputStream<GenerateRequest>>> + Send>>;
+
+/// The answer.
+pub(super) struct Split<E> {
+    engine: Disaggregate<E>,
+    request: GenerateRequest,
+    context: Context,
+    continuation: Continuation,
+    state: State,
+    /// Of the prompt, as the prefill worker found it.
+    cached_tokens: Option<u32>,
+    /// How long the prompt waited.
+    queue_time: Option<Duration>,
+}
+
+enum State {
+    /// The prefill worker has it.
+    Prompt(OutputStream<GenerateRequest>),
+    /// The rest is given to others, or back to the prefill workers.
+    Placing(Calling, Place),
+    Rest(OutputStream<GenerateRequest>),
+    Over,
+}
+
+/// Who gets the rest, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Another worker, if there is one now.
+    Others,
+    /// A prefill worker: one has the blocks, and the reader has the first token.
+    Back,
+    /// Another worker, as soon as there is one.
+    Last,
+}
+
+impl<E: Side> Split<E> {
+    pub(super) fn new(
+        engine: Disaggregate<E>,
+        (request, context): (GenerateRequest, Context),
+        stream: OutputStream<GenerateRequest>,
+    ) -> Self {
+        let (continuation, state) = (Continuation::new(0), State::Prompt(stream));
+        let (cached_tokens, queue_time) = (None, None);
+        Self { engine, request, context, continuation, state, cached_tokens, queue_time }
+    }
+
+    /// Takes what the prefill worker says; none: there is nothing in it for the reader.
+    fn take_first(&mut self, mut output: GenerateOutput) -> Option<GenerateOutput> {
+        let source = output.kv_source.take();
+        self.queue_time.get_or_insert(output.queue_time);
+        let drawn = output.tokens.len() as u32;
+        let has_rest = self.request.stop.max_tokens > drawn;
+        // It was allowed one token, so this end is not the text's.
+        let goes_on = output.finish == Some(FinishReason::Length) && has_rest;
+        if goes_on {
+            output.finish = None;
+            self.cached_tokens = output.usage.take().map(|usage| usage.cached_tokens);
+        }
+        let is_over = output.finish.is_some();
+        let output = self.continuation.take(&self.request, output);
+        if goes_on {
+            self.engine.counts.count("split");
+            self.place(source, Place::Others);
+        } else if is_over {
+            self.engine.counts.count("ended");
+        }
+        (is_over || !output.tokens.is_empty()).then_some(output)
+    }
+
+    /// Gives the rest to somebody.
+    fn place(&mut self, source: Option<Arc<KvSource>>, place: Place) {
+        let mut rest = self.continuation.rest(&self.request);
+        rest.handoff = source.map(KvHandoff::At);
+        let engine = match place {
+            Place::Others => self.engine.rest.at_once(),
+            Place::Back => self.engine.prompts.clone(),
+            Place::Last => self.engine.rest.clone(),
+        };
+        let context = self.context.clone();
+        let calling = Box::pin(async move { engine.call(rest, context).await });
+        self.state = State::Placing(calling, place);
+    }
+
+    /// Makes an output of the rest one of the whole.
+    fn take_rest(&mut self, output: GenerateOutput) -> GenerateOutput {
+        let mut output = self.continuation.take(&self.request, output);
+        output.kv_source = None;
+        output.queue_time = self.queue_time.unwrap_or(output.queue_time);
+        if let Some((usage, cached_tokens)) = output.usage.as_mut().zip(self.cached_tokens) {
+            usage.cached_tokens = cached_tokens;
+        }
+        output
+    }
+
+    /// Ends the answer with an error.
+    fn fail(&mut self, error: Error) -> Poll<Option<Result<GenerateOutput>>> {
+        self.state = State::Over;
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// Goes on without the prefill worker, unless its end was no loss; returns the last output if
+    /// nothing may follow.
+    fn lose(&mut self, error: Option<Error>) -> Result<Option<GenerateOutput>> {
+        if let Some(error) = error.filter(|error| !is_elsewhere(error)) {
+            return Err(error);
+        }
+        self.engine.counts.count("no_prefill");
+        let last = self.continuation.end(&self.request);
+        match last {
+            Some(_) => self.state = State::Over,
+            None => self.place(None, Place::Others),
+        }
+        Ok(last)
+    }
+}
+
+/// Nothing in it is pinned in place.
+impl<E> Unpin for Split<E> {}
+
+impl<E: Side> Stream for Split<E> {
+    type Item = Result<GenerateOutput>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match &mut self.state {
+                State::Prompt(stream) => match ready!(stream.as_mut().poll_next(cx)) {
+                    Some(Ok(output)) => {
+                        if let Some(output) = self.take_first(output) {
+                            return Poll::Ready(Some(Ok(output)));
+                        }
+                    }
+                    // What has ended is not lost.
+                    _ if self.continuation.is_over => self.state = State::Over,
+                    end => match self.lose(end.and_then(Result::err)) {
+                        Ok(Some(last)) => return Poll::Ready(Some(Ok(last))),
+                        Ok(None) => {}
+                        Err(error) => return self.fail(error),
+                    },
+                },
+                State::Placing(calling, place) => {
+                    let place = *place;
+                    match (ready!(calling.as_mut().poll(cx)), place) {
+                        (Ok(stream), _) => self.state = State::Rest(stream),
+                        (Err(error), Place::Others) if is_elsewhere(&error) => {
+                            self.engine.counts.count("no_decode");
+                            self.place(None, Place::Back);
+                        }
+                        (Err(error), Place::Back) if is_elsewhere(&error) => {
+                            self.place(None, Place::Last);
+                        }
+                        (Err(error), _) => return self.fail(error),
+                    }
+                }
+                State::Rest(stream) => {
+                    let item = match ready!(stream.as_mut().poll_next(cx)) {
+                        Some(Ok(output)) => Some(Ok(self.take_rest(output))),
+                        end => {
+                            self.state = State::Over;
+                            end
+                        }
+                    };
+                    return Poll::Ready(item);
+                }
+                State::Over => return Poll::Ready(None),
+            }
+        }
+    }
+}

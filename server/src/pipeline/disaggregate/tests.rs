@@ -1,0 +1,352 @@
+//! Whoever computes the prompt and whatever fails, the text is that of one worker.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use engine::{
+    Constraint, FinishReason, GenerateOutput, Guided, KvHandoff, KvSource, Sampling, Usage,
+};
+use futures_util::StreamExt;
+use worker::generate::{GenerateEngine, SchedulerConfig};
+use worker::runner::mock::{self, MockConfig, MockRunner};
+
+use super::super::Migrate;
+use super::*;
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Fine,
+    Refused(ErrorKind),
+    /// Behind so many tokens it is lost, with a word or without.
+    Cut(usize, bool),
+}
+
+/// Workers of one part: the real scheduler, with calls that fail as they are told.
+#[derive(Clone)]
+struct Workers(Arc<Inner>);
+
+struct Inner {
+    engine: Arc<GenerateEngine>,
+    is_ready: AtomicBool,
+    fates: Mutex<VecDeque<Fate>>,
+    asked: Mutex<Vec<GenerateRequest>>,
+    source: Option<Arc<KvSource>>,
+}
+
+impl Workers {
+    fn new(engine: &Arc<GenerateEngine>, source: Option<&str>) -> Self {
+        let source = source.map(|address| {
+            Arc::new(KvSource { address: address.to_owned(), ..KvSource::default() })
+        });
+        let (engine, is_ready) = (engine.clone(), AtomicBool::new(true));
+        let (fates, asked) = Default::default();
+        Self(Arc::new(Inner { engine, is_ready, fates, asked, source }))
+    }
+
+    fn fated(self, fates: impl IntoIterator<Item = Fate>) -> Self {
+        self.0.fates.lock().unwrap().extend(fates);
+        self
+    }
+
+    fn away(self) -> Self {
+        self.0.is_ready.store(false, Ordering::Relaxed);
+        self
+    }
+
+    fn asked(&self) -> Vec<GenerateRequest> {
+        std::mem::take(&mut *self.0.asked.lock().unwrap())
+    }
+}
+
+impl Side for Workers {
+    fn is_ready(&self) -> bool {
+        self.0.is_ready.load(Ordering::Relaxed)
+    }
+
+    fn at_once(&self) -> Self {
+        self.clone()
+    }
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Unavailable, "the connection is lost")
+}
+
+#[async_trait]
+impl Engine<GenerateRequest> for Workers {
+    async fn call(
+        &self,
+        request: GenerateRequest,
+        context: Context,
+    ) -> Result<OutputStream<GenerateRequest>> {
+        self.0.asked.lock().unwrap().push(request.clone());
+        let fate = self.0.fates.lock().unwrap().pop_front().unwrap_or(Fate::Fine);
+        let (mut left, has_word) = match fate {
+            Fate::Fine => (usize::MAX, false),
+            Fate::Refused(kind) => return Err(Error::new(kind, "refused")),
+            Fate::Cut(left, has_word) => (left, has_word),
+        };
+        if !self.is_ready() {
+            return Err(lost());
+        }
+        let (source, mut is_over) = (self.0.source.clone(), false);
+        let stream = self.0.engine.call(request, context).await?;
+        let mut next = move |item: Result<GenerateOutput>| {
+            if left == 0 {
+                return (!std::mem::replace(&mut is_over, true) && has_word).then(|| Err(lost()));
+            }
+            let mut output = item.unwrap();
+            output.kv_source = source.clone().filter(|_| output.finish.is_some());
+            if output.tokens.len() >= left {
+                output.tokens.truncate(left);
+                output.logprobs.truncate(left);
+                (output.finish, output.usage, output.kv_source) = (None, None, None);
+            }
+            left -= output.tokens.len();
+            Some(Ok(output))
+        };
+        Ok(Box::pin(stream.scan((), move |(), item| std::future::ready(next(item)))))
+    }
+}
+
+fn scheduler() -> Arc<GenerateEngine> {
+    let mock = MockConfig::default();
+    let eos = mock::card("mock", &mock).eos_tokens;
+    let runner = Box::new(MockRunner::new(mock));
+    let engine =
+        GenerateEngine::start(runner, &mock::vocabulary(), eos, SchedulerConfig::default());
+    Arc::new(engine.unwrap())
+}
+
+fn pair(prompts: Workers, rest: Workers) -> Disaggregate<Workers> {
+    let config = SplitConfig { min_tokens: 8, context_length: 100 };
+    let counts = Counts { model: "m".into(), family: Family::default() };
+    Disaggregate { prompts, rest, config, counts }
+}
+
+fn count(pair: &Disaggregate<Workers>, way: &'static str) -> u64 {
+    let labels = WayLabels { model: "m".into(), way };
+    pair.counts.family.get_or_create(&labels).get()
+}
+
+fn request(max_tokens: u32) -> GenerateRequest {
+    let mut request = GenerateRequest::new(vec![97; 20], StopConditions::after(max_tokens));
+    request.sampling = Sampling { temperature: 20.0, seed: Some(11), ..Sampling::default() };
+    request.logprobs = Some(2);
+    request
+}
+
+/// Requests of all kinds.
+fn requests() -> Vec<(&'static str, GenerateRequest)> {
+    let mut penalties = request(25);
+    penalties.sampling.frequency_penalty = 1.5;
+    penalties.sampling.repetition_penalty = 1.3;
+    penalties.sampling.logit_bias = vec![(97, 60.0), (98, 60.0), (256, 40.0)];
+    penalties.stop.min_tokens = 7;
+    let mut guided = request(40);
+    guided.guided = Some(Guided::new(Constraint::Regex("[0-9]{4}-[A-F]{1,12}(x|yy|z)?".into())));
+    let mut short = request(40);
+    short.guided = Some(Guided::new(Constraint::Choice(vec!["a".into(), "b".into()])));
+    let mut stopped = request(40);
+    stopped.stop.stop_token_ids = (0..200).collect();
+    stopped.sampling = Sampling { logit_bias: vec![(97, 90.0)], ..Sampling::default() };
+    let mut begun = request(20);
+    begun.generated = 6;
+    let eos = GenerateRequest {
+        sampling: Sampling { logit_bias: vec![(256, 99.0)], ..Sampling::default() },
+        ..request(20)
+    };
+    vec![
+        ("seeded", request(25)),
+        ("greedy", GenerateRequest { sampling: Sampling::default(), ..request(25) }),
+        ("one token", request(1)),
+        ("two tokens", request(2)),
+        ("penalties and a minimum", penalties),
+        ("guided", guided),
+        ("guided, one token", short),
+        ("a stop token at once", stopped),
+        ("the end at once", eos),
+        ("begun elsewhere", begun),
+        ("several", GenerateRequest { choices: NonZeroU32::new(3).unwrap(), ..request(9) }),
+        ("the prompt's", GenerateRequest { prompt_logprobs: Some(1), ..request(9) }),
+        ("short", GenerateRequest { tokens: vec![97; 7].into(), ..request(9) }),
+        ("all of the context", GenerateRequest { tokens: vec![97; 99].into(), ..request(1) }),
+    ]
+}
+
+/// Puts the outputs of each continuation together.
+async fn collect(mut stream: OutputStream<GenerateRequest>) -> Result<Vec<GenerateOutput>> {
+    let mut outputs: Vec<GenerateOutput> = Vec::new();
+    while let Some(output) = stream.next().await {
+        let mut output = output?;
+        assert!(output.kv_source.is_none(), "clients are not told where blocks are");
+        output.queue_time = Duration::ZERO;
+        match outputs.iter_mut().find(|other| other.index == output.index) {
+            Some(other) => {
+                assert!(other.finish.is_none(), "an output after the last one");
+                other.tokens.extend(output.tokens);
+                other.logprobs.extend(output.logprobs);
+                (other.finish, other.usage) = (output.finish, output.usage);
+            }
+            None => outputs.push(output),
+        }
+    }
+    outputs.sort_by_key(|output| output.index);
+    for usage in outputs.iter_mut().filter_map(|output| output.usage.as_mut()) {
+        usage.cached_tokens = 0; // Who comes second finds more.
+    }
+    Ok(outputs)
+}
+
+async fn answer<E: Engine<GenerateRequest>>(
+    engine: &E,
+    request: &GenerateRequest,
+) -> Result<Vec<GenerateOutput>> {
+    collect(engine.call(request.clone(), Context::new("r")).await?).await
+}
+
+#[tokio::test]
+async fn every_text_is_that_of_one_worker() {
+    let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
+    for (name, request) in requests() {
+        let expected = answer(&one, &request).await.unwrap();
+        let pair = pair(Workers::new(&prompts, Some("there")), Workers::new(&rest, None));
+        assert_eq!(answer(&pair, &request).await.unwrap(), expected, "{name}");
+        let (first, second) = (pair.prompts.asked(), pair.rest.asked());
+        match name {
+            "several" | "the prompt's" | "short" | "all of the context" => {
+                assert_eq!((first.len(), second.len()), (0, 1), "{name}");
+            }
+            "one token" | "guided, one token" | "a stop token at once" | "the end at once" => {
+                assert_eq!((first.len(), second.len()), (1, 0), "{name}");
+                assert_eq!(count(&pair, "ended"), 1, "{name}");
+            }
+            _ => {
+                let ([first], [second]) = (&first[..], &second[..]) else { panic!("{name}") };
+                assert_eq!((first.stop.max_tokens, &first.tokens), (1, &request.tokens));
+                assert_eq!(second.generated, request.generated + 1, "{name}");
+                let Some(KvHandoff::At(source)) = &second.handoff else { panic!("{name}") };
+                assert_eq!(source.address, "there");
+                assert_eq!(count(&pair, "split"), 1, "{name}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn usage_tells_what_the_prefill_worker_found() {
+    let (prompts, rest) = (scheduler(), scheduler());
+    let pair = pair(Workers::new(&prompts, None), Workers::new(&rest, None));
+    let request = GenerateRequest { tokens: vec![97; 40].into(), ..request(5) };
+    for cached_tokens in [0, 32] {
+        let mut stream = pair.call(request.clone(), Context::new("r")).await.unwrap();
+        let mut usage = None;
+        while let Some(output) = stream.next().await {
+            usage = output.unwrap().usage.or(usage);
+        }
+        let expected = Usage { prompt_tokens: 40, completion_tokens: 5, cached_tokens };
+        assert_eq!(usage, Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn whatever_fails_the_text_is_the_same() {
+    use Fate::{Cut, Fine, Refused};
+    let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
+    let busy = Refused(ErrorKind::Overloaded);
+    let gone = Refused(ErrorKind::Unavailable);
+    let cases: [(&str, Vec<Fate>, Vec<Fate>, &str); 10] = [
+        ("prefill is busy", vec![busy], vec![], "no_prefill"),
+        ("prefill is gone", vec![gone], vec![], "no_prefill"),
+        ("prefill is lost before its token", vec![Cut(0, true)], vec![], "no_prefill"),
+        ("the same without a word", vec![Cut(0, false)], vec![], "no_prefill"),
+        ("prefill is lost behind its token", vec![Cut(1, true)], vec![], "no_prefill"),
+        ("the same without a word", vec![Cut(1, false)], vec![], "no_prefill"),
+        ("decode is busy", vec![Fine], vec![busy], "no_decode"),
+        ("decode is gone", vec![Fine], vec![gone], "no_decode"),
+        ("nobody takes the rest at first", vec![Fine, gone], vec![gone], "no_decode"),
+        ("both are busy at first", vec![Cut(1, true), Fine], vec![busy], "no_decode"),
+    ];
+    for (name, first, second, way) in cases {
+        for max_tokens in [1, 2, 12] {
+            let request = request(max_tokens);
+            let expected = answer(&one, &request).await.unwrap();
+            let first = Workers::new(&prompts, Some("there")).fated(first.clone());
+            let pair = pair(first, Workers::new(&rest, None).fated(second.clone()));
+            let outcome = answer(&pair, &request).await;
+            assert_eq!(outcome.unwrap(), expected, "{name}, {max_tokens} tokens");
+            let is_counted = count(&pair, way) == 1;
+            assert!(is_counted || max_tokens == 1, "{name}, {max_tokens} tokens");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_lost_later_goes_on_from_the_beginning() {
+    let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
+    let request = request(12);
+    let expected = answer(&one, &request).await.unwrap();
+    for cut in 0..11 {
+        let fates = [Fate::Cut(cut, cut % 2 == 0), Fate::Cut(cut % 3, true)];
+        let second = Workers::new(&rest, None).fated(fates);
+        let pair = pair(Workers::new(&prompts, Some("there")), second);
+        let count = Counter::default();
+        let migrate = Migrate { engine: pair.clone(), limit: 3, count: count.clone() };
+        assert_eq!(answer(&migrate, &request).await.unwrap(), expected, "behind {cut} tokens");
+        assert!((1..=2).contains(&count.get()), "behind {cut} tokens");
+        for asked in pair.prompts.asked() {
+            assert!(asked.tokens.len() as u32 - asked.generated == 20 && asked.handoff.is_none());
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_part_does_it_all_when_the_other_is_away() {
+    let (prompts, rest) = (scheduler(), scheduler());
+    let (first, second) = (Workers::new(&prompts, None), Workers::new(&rest, None));
+    let without = pair(first.clone().away(), second.clone());
+    assert_eq!(answer(&without, &request(5)).await.unwrap()[0].tokens.len(), 5);
+    assert_eq!((first.asked().len(), second.asked().len()), (0, 1));
+    let (first, second) = (Workers::new(&prompts, None), Workers::new(&rest, None).away());
+    let without = pair(first.clone(), second.clone());
+    for request in [request(5), GenerateRequest { tokens: vec![1; 3].into(), ..request(5) }] {
+        assert_eq!(answer(&without, &request).await.unwrap()[0].tokens.len(), 5);
+        assert_eq!((first.asked().len(), second.asked().len()), (1, 0));
+    }
+    let neither = pair(first.away(), second);
+    let error = answer(&neither, &request(5)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn what_others_would_say_too_is_for_the_client() {
+    let (prompts, rest) = (scheduler(), scheduler());
+    for kind in [ErrorKind::InvalidRequest, ErrorKind::DeadlineExceeded, ErrorKind::Internal] {
+        let first = Workers::new(&prompts, None).fated([Fate::Refused(kind)]);
+        let pair = pair(first, Workers::new(&rest, None));
+        assert_eq!(answer(&pair, &request(5)).await.unwrap_err().kind(), kind);
+        assert!(pair.rest.asked().is_empty());
+    }
+    // A busy model refuses a short prompt as it would without prefill workers.
+    let busy = Workers::new(&rest, None).fated([Fate::Refused(ErrorKind::Overloaded)]);
+    let pair = pair(Workers::new(&prompts, None), busy);
+    let short = GenerateRequest { tokens: vec![1; 3].into(), ..request(5) };
+    assert_eq!(answer(&pair, &short).await.unwrap_err().kind(), ErrorKind::Overloaded);
+    assert!(pair.prompts.asked().is_empty());
+}
+
+#[tokio::test]
+async fn the_first_token_does_not_wait_for_the_rest() {
+    let (prompts, rest) = (scheduler(), scheduler());
+    let pair = pair(Workers::new(&prompts, None), Workers::new(&rest, None));
+    let mut stream = pair.call(request(5), Context::new("r")).await.unwrap();
+    let first = stream.next().await.unwrap().unwrap();
+    assert_eq!((first.tokens.len(), first.finish, first.usage), (1, None, None));
+    assert!(pair.rest.asked().is_empty());
+    let last = collect(stream).await.unwrap().remove(0);
+    assert_eq!((last.tokens.len(), last.finish), (4, Some(FinishReason::Length)));
+}
