@@ -84,7 +84,9 @@ fn binary() -> PathBuf {
     // What cargo tells a test of its package would have libraries that ask for it built anew.
     for (name, _) in env::vars_os() {
         let is_of_package = |name: &str| {
-            ["CARGO_PKG_", "CARGO_MANIFEST_", "OUT_DIR"].iter().any(|prefix| name.starts_with(prefix))
+            ["CARGO_PKG_", "CARGO_MANIFEST_", "OUT_DIR"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
         };
         if name.to_str().is_some_and(is_of_package) {
             cargo.env_remove(name);
