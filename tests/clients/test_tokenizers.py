@@ -49,7 +49,8 @@ def texts():
 @pytest.fixture(scope="module")
 def tokenize():
     """Returns a function from a vocabulary and texts to our ids and texts."""
-    build = ["cargo", "build", "--quiet", "--locked", "--package", "stator-openai-bridge", "--example", "tokenize"]
+    # With all others, as they are built for the other tests: then its libraries have the same features.
+    build = ["cargo", "build", "--quiet", "--locked", "--workspace", "--bins", "--examples"]
     subprocess.run(build, cwd=ROOT, check=True)
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 

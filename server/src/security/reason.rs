@@ -123,6 +123,9 @@ impl Ends {
                      {other} advertises it: {why}"
                 )
             }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                format!("the {other}'s certificate has expired: {why}")
+            }
             why if why.to_string().contains(AUTHORITY) => format!(
                 "the {other}'s certificate is an authority's own (CA:TRUE): expected one that an \
                  authority in the file of {authorities} signed"
@@ -221,7 +224,8 @@ mod tests {
                 "no authority in the file of --worker-tls-ca",
             ),
             (invalid(CertificateError::NotValidForName), "other names than the host"),
-            (invalid(CertificateError::Expired), "certificate is refused: certificate expired"),
+            (invalid(CertificateError::Expired), "certificate has expired"),
+            (invalid(CertificateError::BadSignature), "certificate is refused: BadSignature"),
             (Error::NoCertificatesPresented, "shows no certificate, which --worker-tls-ca wants"),
             (
                 Error::AlertReceived(AlertDescription::UnknownCA),

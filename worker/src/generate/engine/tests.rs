@@ -58,14 +58,22 @@ async fn refusal(engine: &GenerateEngine, request: GenerateRequest) -> Error {
 
 /// Waits until the engine holds nothing.
 async fn settles(engine: &GenerateEngine) {
-    for _ in 0..1000 {
+    let is_empty = || {
         let load = engine.load();
-        if (load.used_blocks, load.running_sequences, load.waiting_requests) == (0, 0, 0) {
-            return;
+        (load.used_blocks, load.running_sequences, load.waiting_requests) == (0, 0, 0)
+    };
+    assert!(comes(is_empty).await, "the engine still holds {:?}", engine.load());
+}
+
+/// Waits for what an engine does soon, and returns whether it came.
+async fn comes(is_so: impl Fn() -> bool) -> bool {
+    for _ in 0..1000 {
+        if is_so() {
+            return true;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    panic!("the engine still holds {:?}", engine.load());
+    false
 }
 
 #[tokio::test]
