@@ -219,7 +219,7 @@ def test_texts_end_at_stops_and_limits_and_hide_no_beginning(tmp_path):
         for body, code in (({"prompt": "a", "guided_regex": "x"}, "UNIMPLEMENTED"),
                            ({"prompt": "a", "logprobs": 0}, "UNIMPLEMENTED"),
                            ({"prompt": [1, 2]}, "INVALID_ARGUMENT"),
-                           ({"messages": []}, "UNIMPLEMENTED"),
+                           ({"messages": []}, "INVALID_ARGUMENT"),
                            ({"prompt": "a", "n": 1000}, "INVALID_ARGUMENT")):
             with pytest.raises(grpc.RpcError) as refused:
                 spelled(caller, **body)
