@@ -3,38 +3,30 @@
 //! One task owns what is served. A model is made once for each card, off the task, and keeps its
 //! counters and thresholds while workers come and go under it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use cluster::card::{Card, Checksum, Input, Kind};
+use cluster::card::{Checksum, Kind};
 use cluster::instance::{Instance, InstanceId};
 use cluster::membership::{Config as MembershipConfig, Membership, Model as Registered, Snapshot};
 use cluster::request::{LinkState, RemoteWorker};
-use engine::{ModelCard, Tasks};
+use engine::Tasks;
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use openai_bridge::TextBridge;
-use prost_reflect::prost::Message;
-use proto::inference as wire;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::bridges::Fetched;
-use super::canary::{Canary, Question};
-use super::cards::LABELS;
+use super::canary::Question;
 use super::config::FleetConfig;
+use super::maker::{Maker, Order};
 use super::news::Ear;
 use super::peers::Peers;
 use super::planes::Planes;
-use super::pool::{Place, Pool, Prompts};
-use super::tables;
-use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens};
+use super::pool::{Place, Pool};
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, Models};
-use crate::pipeline::{
-    Counts, Disaggregate, Limits, Migrate, Route, RouteConfig, RouteMetrics, SplitConfig,
-};
+use crate::pipeline::Limits;
 use crate::security::LinkConnectors;
 
 /// The wait before a model that could not be made is tried again.
@@ -66,26 +58,6 @@ struct Known {
     names: Vec<String>,
     /// When it is forgotten, since its last worker is gone.
     until: Option<Instant>,
-}
-
-/// What models are made with.
-struct Maker {
-    config: FleetConfig,
-    metrics: Arc<Metrics>,
-    fetched: Fetched,
-}
-
-/// A model to be made.
-#[derive(Clone)]
-struct Order {
-    card: Arc<Card>,
-    checksum: Checksum,
-    pool: Arc<Pool>,
-    workers: Vec<RemoteWorker>,
-    /// The name and aliases that it is called by.
-    names: Vec<String>,
-    /// The base of an adapter.
-    parent: Option<Arc<str>>,
 }
 
 type Made = (Order, Result<Vec<Model>, String>);
@@ -330,168 +302,4 @@ async fn make(maker: Arc<Maker>, order: Order, wait: Duration) -> Made {
     sleep(wait).await;
     let made = maker.make(&order).await;
     (order, made)
-}
-
-impl Maker {
-    /// Returns how the workers of a model are asked whether they are well.
-    fn canary(&self, name: &str) -> Canary {
-        let (interval, timeout) = self.config.canary;
-        let labels = ModelLabels { model: name.into() };
-        let failed = self.metrics.failed_canaries.get_or_create(&labels).clone();
-        Canary { interval, timeout, failed }
-    }
-
-    /// Makes the models of a card, one for each of its names.
-    async fn make(self: &Arc<Self>, order: &Order) -> Result<Vec<Model>, String> {
-        let card = &order.card;
-        let workers = &order.workers;
-        let tables = match card.input {
-            Input::Tensor | Input::Text => None,
-            Input::Token => {
-                let found = self.fetched.get(card, tables::NAME, workers).await?;
-                Some(found.ok_or_else(|| format!("its card has no `{}`", tables::NAME))?)
-            }
-        };
-        let labels = self.fetched.get(card, LABELS, workers).await?;
-        let (maker, order) = (self.clone(), order.clone());
-        let make = move || maker.stack(&order, tables, labels);
-        let made = tokio::task::spawn_blocking(make).await;
-        made.unwrap_or_else(|error| Err(format!("the loader failed: {error}")))
-    }
-
-    /// Stacks the models of a card; blocks.
-    fn stack(
-        &self,
-        order: &Order,
-        tables: Option<Bytes>,
-        labels: Option<Bytes>,
-    ) -> Result<Vec<Model>, String> {
-        let card = &*order.card;
-        let declared = match &card.tensor_config {
-            Some(bytes) => {
-                wire::ModelConfig::decode(&**bytes).map_err(|error| error.to_string())?
-            }
-            None => wire::ModelConfig { name: card.name.clone(), ..Default::default() },
-        };
-        let settings = self.config.route();
-        let route = Route::new(&*card.name, order.pool.clone(), settings, self.route_metrics());
-        let bridge = tables.map(|tables| bridge(card, &tables)).transpose()?;
-        let labels: HashMap<String, Vec<String>> = match labels {
-            Some(labels) => serde_json::from_slice(&labels).map_err(|error| error.to_string())?,
-            None => HashMap::new(),
-        };
-        let mut models = Vec::new();
-        for name in &order.names {
-            let declared = wire::ModelConfig { name: name.clone(), ..declared.clone() };
-            let mut model = match &bridge {
-                None if card.input == Input::Text => self.on_texts(order, &route, &declared),
-                None => self.on_tensors(&order.pool, route.clone(), declared)?,
-                Some(bridge) => self.on_tokens(order, &route, bridge, &declared),
-            };
-            model.parent.clone_from(&order.parent);
-            model.labels.clone_from(&labels);
-            models.push(model);
-        }
-        Ok(models)
-    }
-
-    fn route_metrics(&self) -> RouteMetrics {
-        let (calls, waiting) = (&self.metrics.worker_calls, &self.metrics.worker_waits);
-        RouteMetrics { calls: calls.clone(), waiting: waiting.clone() }
-    }
-
-    /// Puts the prefill workers of a model, as soon as there are some, beside the others.
-    fn disaggregate(
-        &self,
-        order: &Order,
-        route: &Route,
-        labels: &ModelLabels,
-    ) -> Disaggregate<Route> {
-        // The others do it all where there is no prefill worker, so none is waited for.
-        let settings = RouteConfig { worker_wait: Duration::ZERO, ..self.config.route() };
-        let workers = Arc::new(Prompts(order.pool.clone()));
-        let prompts = Route::new(&*order.card.name, workers, settings, self.route_metrics());
-        let min_tokens = self.config.prefill_min_tokens;
-        let config = SplitConfig { min_tokens, context_length: order.card.context_length };
-        let family = self.metrics.disaggregated.clone();
-        let counts = Counts { model: labels.model.clone(), family };
-        Disaggregate { prompts, rest: route.clone(), config, counts }
-    }
-
-    fn on_tensors(
-        &self,
-        pool: &Arc<Pool>,
-        route: Route,
-        declared: wire::ModelConfig,
-    ) -> Result<Model, String> {
-        let config = tensor::metadata::read(&declared).map_err(|error| error.to_string())?;
-        let mut model = on_tensors(config, declared, Arc::new(route))?;
-        let pool = pool.clone();
-        model.health = Some(Arc::new(move || pool.is_ready()));
-        Ok(model)
-    }
-
-    /// Texts are not continued elsewhere once they have begun: nobody here knows their tokens.
-    fn on_texts(&self, order: &Order, route: &Route, declared: &wire::ModelConfig) -> Model {
-        let card = &order.card;
-        let is_encoder = card.kind == Kind::Embedding;
-        let bridge = TextBridge::of_texts(&card.name, card.context_length, is_encoder);
-        let bridge = if card.kind == Kind::Text { bridge.without_chats() } else { bridge };
-        let (load, health) = (order.pool.clone(), order.pool.clone());
-        let engines = TextEngines {
-            bridge: Arc::new(bridge),
-            generate: Arc::new(route.clone()),
-            embed: Arc::new(route.clone()),
-            each_load: Arc::new(move |visit| load.each_load(visit)),
-            limits: self.config.limits,
-            health: Arc::new(move || health.is_ready()),
-        };
-        on_texts(engines, &self.metrics, &declared.name, declared)
-    }
-
-    fn on_tokens(
-        &self,
-        order: &Order,
-        route: &Route,
-        bridge: &Arc<TextBridge>,
-        declared: &wire::ModelConfig,
-    ) -> Model {
-        let (load, health) = (order.pool.clone(), order.pool.clone());
-        let generates = order.card.kind != Kind::Embedding;
-        let limit = self.config.migration_limit;
-        let labels = ModelLabels { model: declared.name.as_str().into() };
-        let count = self.metrics.migrations.get_or_create(&labels).clone();
-        let parts = self.disaggregate(order, route, &labels);
-        let engines = Engines {
-            bridge: bridge.clone(),
-            generate: match generates {
-                true => Some(Arc::new(Migrate { engine: parts.clone(), limit, count })),
-                false => None,
-            },
-            embed: Arc::new(parts),
-            each_load: Arc::new(move |visit| load.each_load(visit)),
-            limits: self.config.limits,
-            health: Arc::new(move || health.is_ready()),
-        };
-        on_tokens(engines, &self.metrics, &declared.name, declared)
-    }
-}
-
-/// Makes the bridge of a model from its card and tables.
-fn bridge(card: &Card, content: &[u8]) -> Result<Arc<TextBridge>, String> {
-    let vocabulary = tables::read(content)?;
-    let about = ModelCard {
-        name: card.name.clone(),
-        architecture: String::new(),
-        context_length: card.context_length,
-        block_size: card.block_size,
-        eos_tokens: card.eos_tokens.clone(),
-    };
-    let (tools, reasoning) = (card.tool_call_parser.as_deref(), card.reasoning_parser.as_deref());
-    let bridge = match card.kind {
-        Kind::Embedding => TextBridge::encoder(&about, &vocabulary),
-        _ => TextBridge::new(&about, &vocabulary)
-            .and_then(|bridge| bridge.with_formats(tools, reasoning, &vocabulary)),
-    };
-    bridge.map(Arc::new).map_err(|error| error.to_string())
 }

@@ -9,6 +9,7 @@ mod cards;
 mod config;
 mod follow;
 mod handoff;
+mod maker;
 mod many;
 mod news;
 mod peers;

@@ -8,6 +8,8 @@ mod migrate;
 mod observe;
 mod route;
 mod sequence;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) use adapt::Adapt;
 pub(crate) use admit::{Admit, BUSY, EachLoad, Limits, Thresholds};

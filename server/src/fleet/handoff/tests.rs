@@ -5,23 +5,14 @@ use cluster::request::{ServerConfig, WorkerServer};
 use engine::{GenerateOutput, Salt, StopConditions};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use worker::generate::{GenerateEngine, SchedulerConfig};
-use worker::runner::mock::{self, MockConfig, MockRunner};
+use worker::generate::GenerateEngine;
 
 use super::super::planes;
 use super::*;
+use crate::pipeline::testing::scheduler;
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
-
-fn scheduler() -> Arc<GenerateEngine> {
-    let mock = MockConfig::default();
-    let eos = mock::card("mock", &mock).eos_tokens;
-    let runner = Box::new(MockRunner::new(mock));
-    let engine =
-        GenerateEngine::start(runner, &mock::vocabulary(), eos, SchedulerConfig::default());
-    Arc::new(engine.unwrap())
-}
 
 /// A worker of a role.
 struct Worker {

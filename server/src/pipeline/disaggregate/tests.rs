@@ -4,16 +4,15 @@ use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use engine::{
     Constraint, FinishReason, GenerateOutput, Guided, KvHandoff, KvSource, Sampling, Usage,
 };
 use futures_util::StreamExt;
-use worker::generate::{GenerateEngine, SchedulerConfig};
-use worker::runner::mock::{self, MockConfig, MockRunner};
+use worker::generate::GenerateEngine;
 
 use super::super::Migrate;
+use super::super::testing::{collect, scheduler};
 use super::*;
 
 /// What becomes of a call.
@@ -113,15 +112,6 @@ impl Engine<GenerateRequest> for Workers {
     }
 }
 
-fn scheduler() -> Arc<GenerateEngine> {
-    let mock = MockConfig::default();
-    let eos = mock::card("mock", &mock).eos_tokens;
-    let runner = Box::new(MockRunner::new(mock));
-    let engine =
-        GenerateEngine::start(runner, &mock::vocabulary(), eos, SchedulerConfig::default());
-    Arc::new(engine.unwrap())
-}
-
 fn pair(prompts: Workers, rest: Workers) -> Disaggregate<Workers> {
     let config = SplitConfig { min_tokens: 8, context_length: 100 };
     let counts = Counts { model: "m".into(), family: Family::default() };
@@ -176,30 +166,6 @@ fn requests() -> Vec<(&'static str, GenerateRequest)> {
         ("short", GenerateRequest { tokens: vec![97; 7].into(), ..request(9) }),
         ("all of the context", GenerateRequest { tokens: vec![97; 99].into(), ..request(1) }),
     ]
-}
-
-/// Puts the outputs of each continuation together.
-async fn collect(mut stream: OutputStream<GenerateRequest>) -> Result<Vec<GenerateOutput>> {
-    let mut outputs: Vec<GenerateOutput> = Vec::new();
-    while let Some(output) = stream.next().await {
-        let mut output = output?;
-        assert!(output.kv_source.is_none(), "clients are not told where blocks are");
-        output.queue_time = Duration::ZERO;
-        match outputs.iter_mut().find(|other| other.index == output.index) {
-            Some(other) => {
-                assert!(other.finish.is_none(), "an output after the last one");
-                other.tokens.extend(output.tokens);
-                other.logprobs.extend(output.logprobs);
-                (other.finish, other.usage) = (output.finish, output.usage);
-            }
-            None => outputs.push(output),
-        }
-    }
-    outputs.sort_by_key(|output| output.index);
-    for usage in outputs.iter_mut().filter_map(|output| output.usage.as_mut()) {
-        usage.cached_tokens = 0; // Who comes second finds more.
-    }
-    Ok(outputs)
 }
 
 async fn answer<E: Engine<GenerateRequest>>(

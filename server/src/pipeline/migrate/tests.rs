@@ -10,9 +10,8 @@ use engine::{
 };
 use futures_util::StreamExt;
 use prometheus_client::metrics::counter::Counter;
-use worker::generate::{GenerateEngine, SchedulerConfig};
-use worker::runner::mock::{self, MockConfig, MockRunner};
 
+use super::super::testing::{collect, scheduler};
 use super::*;
 
 mod simulation;
@@ -62,40 +61,11 @@ fn dead() -> Error {
     Error::new(ErrorKind::Unavailable, "the connection is lost")
 }
 
-fn scheduler() -> Arc<GenerateEngine> {
-    let mock = MockConfig::default();
-    let eos = mock::card("mock", &mock).eos_tokens;
-    let runner = Box::new(MockRunner::new(mock));
-    let engine =
-        GenerateEngine::start(runner, &mock::vocabulary(), eos, SchedulerConfig::default());
-    Arc::new(engine.unwrap())
-}
-
-/// Puts the outputs of each continuation together.
-async fn collect(mut stream: OutputStream<GenerateRequest>) -> Result<Vec<GenerateOutput>> {
-    let mut outputs: Vec<GenerateOutput> = Vec::new();
-    while let Some(output) = stream.next().await {
-        let mut output = output?;
-        output.queue_time = std::time::Duration::ZERO;
-        match outputs.iter_mut().find(|other| other.index == output.index) {
-            Some(other) => {
-                assert!(other.finish.is_none(), "an output after the last one");
-                other.tokens.extend(output.tokens);
-                other.logprobs.extend(output.logprobs);
-                other.prompt_logprobs.extend(output.prompt_logprobs);
-                (other.finish, other.usage) = (output.finish, output.usage);
-            }
-            None => outputs.push(output),
-        }
-    }
-    outputs.sort_by_key(|output| output.index);
-    for usage in outputs.iter_mut().filter_map(|output| output.usage.as_mut()) {
-        usage.cached_tokens = 0; // Who comes second finds more.
-    }
-    Ok(outputs)
-}
-
-async fn check(name: &str, engine: &Arc<GenerateEngine>, request: GenerateRequest) {
+async fn check(
+    name: &str,
+    engine: &Arc<worker::generate::GenerateEngine>,
+    request: GenerateRequest,
+) {
     let whole = engine.call(request.clone(), Context::new("whole")).await.unwrap();
     let whole = collect(whole).await.unwrap();
     let tokens: usize = whole.iter().map(|output| output.tokens.len()).sum();
