@@ -29,6 +29,7 @@ const UNSAFE_FILES: [&str; 15] = [
     "worker/src/cpu/attention/lanes.rs",
     "worker/src/cpu/avx2.rs",
     "worker/src/cpu/avx512.rs",
+    "worker/src/cpu/avx512/bf16.rs",
     "worker/src/cpu/avx512/quantize.rs",
     "worker/src/cpu/isa.rs",
     "worker/src/cpu/linear.rs",

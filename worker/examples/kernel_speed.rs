@@ -67,7 +67,7 @@ fn best(linear: &Linear, compute: &Compute, tokens: usize) -> f64 {
     while started.elapsed().as_secs_f64() < LEAST_SECONDS {
         let step = Instant::now();
         activations.floats(tokens, COLUMNS).copy_from_slice(&x);
-        activations.fill(compute, linear.precision(), |_, _| {});
+        activations.fill(compute, linear.form(compute.isa), |_, _| {});
         linear.apply(compute, activations.view(), Product::Set(&mut out));
         best = best.min(step.elapsed().as_secs_f64());
     }

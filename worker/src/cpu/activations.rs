@@ -1,4 +1,4 @@
-//! Activations as the kernels want them: floats, and whole numbers with one scale for each 32.
+//! Activations as the kernels want them: floats, bf16, and whole numbers with one scale for each 32.
 //!
 //! A block of 32 is one digit of 8 bits for each number. Where its step is coarse beside those of
 //! its row, a second digit holds what the first left over: the error of a product is the sum over
@@ -14,11 +14,17 @@
     expect(unsafe_code, reason = "calls a function that needs checked CPU features")
 )]
 
+use super::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::isa::Kind;
 use super::isa::dispatched;
 use super::linear::Compute;
 use super::vector::LANES;
+
+mod rounded;
+
+pub(super) use rounded::Rounded;
+use rounded::round;
 
 /// Columns that share one scale.
 pub const BLOCK: usize = 32;
@@ -39,7 +45,23 @@ const GRAIN: usize = 16;
 /// Fewer numbers than this are not worth waking other threads for.
 const SHARED_NUMBERS: usize = 4096;
 
-/// How exactly activations are held.
+/// What matrices want of activations besides the floats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Form {
+    /// Digits, as exact as this.
+    pub digits: Option<Precision>,
+    /// Roundings to bf16.
+    pub bf16: bool,
+}
+
+impl Form {
+    /// Returns what both want; of two precisions, this one's.
+    pub fn and(self, other: Self) -> Self {
+        Self { digits: self.digits.or(other.digits), bf16: self.bf16 || other.bf16 }
+    }
+}
+
+/// How exactly digits hold activations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Precision {
     /// A block has second digits if its squared step is larger than this many times the mean of
@@ -93,8 +115,9 @@ pub struct Activations {
     panels: Vec<Panel>,
     seconds: Vec<Second>,
     counts: Vec<u32>,
-    /// Panels and second digits are those of the rows.
-    is_quantised: bool,
+    rounded: Vec<Rounded>,
+    /// What there is of the rows.
+    form: Form,
 }
 
 /// Rows to be read.
@@ -110,6 +133,8 @@ pub struct View<'a> {
     seconds: &'a [Second],
     /// How many blocks have any: `[rows / 4]`.
     counts: &'a [u32],
+    /// The numbers in bf16, of all rows: `[all rows / 4, columns / 32]`.
+    rounded: &'a [Rounded],
 }
 
 /// Quantised rows to be written.
@@ -118,6 +143,12 @@ pub(super) struct RowsMut<'a> {
     pub panels: &'a mut [Panel],
     pub seconds: &'a mut [Second],
     pub counts: &'a mut [u32],
+}
+
+/// Cuts off the next elements, as many as there are.
+fn cut<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    let count = count.min(rest.len());
+    rest.split_off_mut(..count).unwrap_or_default()
 }
 
 /// Makes a vector at least so long; it keeps its length otherwise, since making it longer again
@@ -137,64 +168,74 @@ impl Activations {
     }
 
     /// Has `make` write each of the rows that [`floats`](Self::floats) made room for, or leave it
-    /// as it is, and quantises them where there is a precision.
-    pub fn fill(
-        &mut self,
-        compute: &Compute,
-        precision: Option<Precision>,
-        make: impl Fn(usize, &mut [f32]) + Sync,
-    ) {
+    /// as it is, and gives them this form.
+    pub fn fill(&mut self, compute: &Compute, form: Form, make: impl Fn(usize, &mut [f32]) + Sync) {
         let (rows, columns, blocks) = (self.rows, self.columns, self.columns / BLOCK);
-        let floats = &mut self.floats[..rows * columns];
-        self.is_quantised = precision.is_some();
-        let Some(precision) = precision else {
-            let rows = floats.chunks_exact_mut(columns).enumerate();
-            return compute.pool.each(rows, |_, (row, floats)| make(row, floats));
-        };
+        self.form = form;
         let quads = rows.div_ceil(PANEL_ROWS);
-        reserve(&mut self.panels, quads * blocks);
-        reserve(&mut self.seconds, quads * PANEL_ROWS * blocks);
+        let digits = if form.digits.is_some() { quads * blocks } else { 0 };
+        let rounded = if form.bf16 { quads * blocks } else { 0 };
+        reserve(&mut self.panels, digits);
+        reserve(&mut self.seconds, PANEL_ROWS * digits);
         reserve(&mut self.counts, quads);
+        reserve(&mut self.rounded, rounded);
         let grain = match rows * columns < SHARED_NUMBERS {
-            true => rows.next_multiple_of(PANEL_ROWS),
+            true => rows,
             false => rows.div_ceil(4 * compute.pool.threads()).min(GRAIN),
         };
-        let grain = grain.next_multiple_of(PANEL_ROWS);
-        let share = grain / PANEL_ROWS;
-        let parts = (floats.chunks_mut(grain * columns))
-            .zip(self.panels[..quads * blocks].chunks_mut(share * blocks))
-            .zip(self.seconds.chunks_mut(share * PANEL_ROWS * blocks))
-            .zip(self.counts[..quads].chunks_mut(share))
-            .enumerate();
-        compute.pool.each(parts, |_, (part, (((floats, panels), seconds), counts))| {
-            for (row, floats) in floats.chunks_exact_mut(columns).enumerate() {
-                make(part * grain + row, floats);
+        let share = grain.div_ceil(PANEL_ROWS);
+        let mut floats = &mut self.floats[..rows * columns];
+        let mut panels = &mut self.panels[..digits];
+        let mut seconds = &mut self.seconds[..PANEL_ROWS * digits];
+        let mut counts = &mut self.counts[..quads];
+        let mut rounded = &mut self.rounded[..rounded];
+        let parts = (0..quads.div_ceil(share.max(1))).map(|part| {
+            let rows = RowsMut {
+                floats: cut(&mut floats, share * PANEL_ROWS * columns),
+                panels: cut(&mut panels, share * blocks),
+                seconds: cut(&mut seconds, share * PANEL_ROWS * blocks),
+                counts: cut(&mut counts, share),
+            };
+            (part * share * PANEL_ROWS, rows, cut(&mut rounded, share * blocks))
+        });
+        compute.pool.each(parts, |_, (first, rows, rounded)| {
+            for (row, floats) in rows.floats.chunks_exact_mut(columns).enumerate() {
+                make(first + row, floats);
             }
-            let rows = RowsMut { floats, panels, seconds, counts };
-            #[cfg(target_arch = "x86_64")]
-            if compute.isa.kind() == Kind::Avx512 {
-                // SAFETY: this `Isa` exists only where the features were detected.
-                return unsafe { super::avx512::quantize(rows, columns, precision.excess) };
+            if form.bf16 {
+                round(compute.isa, rows.floats, rounded, columns);
             }
-            quantize(compute.isa, rows, columns, precision.excess);
+            if let Some(precision) = form.digits {
+                quantize_with_best(compute.isa, rows, columns, precision.excess);
+            }
         });
     }
 
     /// Returns the rows.
     pub fn view(&self) -> View<'_> {
-        let quads = if self.is_quantised { self.rows.div_ceil(PANEL_ROWS) } else { 0 };
+        let all = self.rows.div_ceil(PANEL_ROWS);
         let blocks = self.columns / BLOCK;
+        let quads = if self.form.digits.is_some() { all } else { 0 };
+        let rounded = if self.form.bf16 { all * blocks } else { 0 };
         View {
             columns: self.columns,
             floats: &self.floats[..self.rows * self.columns],
             panels: &self.panels[..quads * blocks],
             seconds: &self.seconds[..quads * PANEL_ROWS * blocks],
             counts: &self.counts[..quads],
+            rounded: &self.rounded[..rounded],
         }
     }
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// Returns the panels in bf16 of some of all rows, which are as for [`rows`](Self::rows).
+    #[inline(always)]
+    pub(super) fn rounded(self, first: usize, count: usize) -> &'a [Rounded] {
+        let blocks = self.columns / BLOCK;
+        &self.rounded[first / PANEL_ROWS * blocks..(first + count).div_ceil(PANEL_ROWS) * blocks]
+    }
+
     /// Cuts the panels of some rows; these may not begin inside a panel and end in another one.
     #[inline(always)]
     pub(super) fn rows(self, first: usize, count: usize) -> Self {
@@ -208,6 +249,7 @@ impl View<'_> {
             panels: &self.panels[quads.start * blocks..quads.end * blocks],
             seconds: &self.seconds[quads.start * each..quads.end * each],
             counts: &self.counts[quads],
+            rounded: self.rounded,
         }
     }
 
@@ -267,6 +309,16 @@ fn step(x: &[f32; BLOCK]) -> f32 {
     step + 0.0 * step
 }
 
+/// Quantises rows of `columns` numbers with the fastest code there is.
+fn quantize_with_best(isa: Isa, rows: RowsMut<'_>, columns: usize, excess: f32) {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(isa.kind(), Kind::Avx512 | Kind::Avx512Bf16) {
+        // SAFETY: this `Isa` exists only where the features were detected.
+        return unsafe { super::avx512::quantize(rows, columns, excess) };
+    }
+    quantize(isa, rows, columns, excess);
+}
+
 dispatched! {
     /// Quantises rows of `columns` numbers.
     fn quantize(rows: RowsMut<'_>, columns: usize, excess: f32) = quantize_body
@@ -313,7 +365,7 @@ pub(super) fn inverse(scale: f32) -> f32 {
 }
 
 /// Writes the second digits of the rows of a panel where a block's squared step is above its row's
-/// limit, block after block, so that kernels unpack a block of weights once for all of them;
+/// limit, block after block, so that a kernel can unpack a block of weights once for all of them;
 /// `digits` writes those of a block, given what a number is multiplied with to become a first
 /// digit, and returns their sum.
 #[inline(always)]
@@ -386,7 +438,8 @@ mod tests {
             let compute = Compute { pool: Pool::start(2).unwrap(), isa };
             let mut activations = Activations::default();
             activations.floats(40, COLUMNS);
-            activations.fill(&compute, Some(precision), |row, out| {
+            let form = Form { digits: Some(precision), bf16: true };
+            activations.fill(&compute, form, |row, out| {
                 out.copy_from_slice(&x[row * COLUMNS..][..COLUMNS]);
             });
             let view = activations.view();

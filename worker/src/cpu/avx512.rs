@@ -1,6 +1,7 @@
 //! The tile kernels with AVX-512: one register is 16 rows, one instruction up to 64 multiply-adds.
 #![expect(unsafe_code, reason = "loads of SIMD registers from checked slices")]
 
+mod bf16;
 mod quantize;
 
 use std::arch::x86_64::*;
@@ -11,6 +12,7 @@ use super::packed::{
     with_format,
 };
 
+pub(super) use bf16::bf16;
 pub(super) use quantize::quantize;
 
 /// How far ahead weights are fetched, in bytes; past the end of a group lies the next one.
@@ -29,6 +31,8 @@ macro_rules! each_row {
         })*
     };
 }
+
+use each_row;
 
 /// Multiplies a group of 16 rows of codes with some rows of quantised activations.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -238,7 +242,7 @@ fn tiles<F: Format, const M: usize>(group: &[u8], x: View<'_>, lane: usize) -> [
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f32; ROWS]]) {
     for (quad, seconds) in x.seconds().enumerate() {
-        let mut block = u32::MAX;
+        let mut block = None;
         let (mut planes, zero) = ([_mm512_setzero_si512(); PLANES], _mm512_setzero_ps());
         let mut worth = (zero, zero);
         for second in seconds {
@@ -246,9 +250,9 @@ fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f3
             if row >= out.len() {
                 continue;
             }
-            if block != second.block {
-                block = second.block;
-                let (header, inner, codes) = F::CODES.find(group, block as usize);
+            if block != Some(second.block) {
+                block = Some(second.block);
+                let (header, inner, codes) = F::CODES.find(group, second.block as usize);
                 (planes, worth) = (unpack::<F>(codes), scales::<F>(header, inner));
             }
             let product = match F::CODES.scales() {

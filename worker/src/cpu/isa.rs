@@ -15,6 +15,9 @@ pub(super) enum Kind {
     /// AVX-512 F, BW, DQ, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same with products of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     /// NEON.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -33,6 +36,9 @@ impl Isa {
             let avx2 = has!("avx2") && has!("fma") && has!("f16c");
             let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq");
             if avx2 && avx512 && has!("avx512vl") && has!("avx512vnni") {
+                if has!("avx512bf16") {
+                    found.push(Self(Kind::Avx512Bf16));
+                }
                 found.push(Self(Kind::Avx512));
             }
             if avx2 {
@@ -56,6 +62,14 @@ impl Isa {
     /// Returns the best set that this processor runs.
     pub fn best() -> Self {
         Self::available()[0]
+    }
+
+    /// Are bf16 weights multiplied with activations rounded to bf16, and not with floats?
+    pub(super) fn multiplies_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Kind::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     pub(super) fn kind(self) -> Kind {
@@ -90,7 +104,7 @@ macro_rules! dispatched {
                         // SAFETY: this `Isa` exists only where the features were detected.
                         return unsafe { avx2($($arg),*) };
                     }
-                    crate::cpu::isa::Kind::Avx512 => {
+                    crate::cpu::isa::Kind::Avx512 | crate::cpu::isa::Kind::Avx512Bf16 => {
                         // SAFETY: this `Isa` exists only where the features were detected.
                         return unsafe { avx512($($arg),*) };
                     }

@@ -3,9 +3,9 @@
 
 use std::marker::PhantomData;
 
-use super::activations::{Precision, View};
+use super::activations::{Form, Precision, View};
 use super::isa::Kind;
-use super::packed::{Layout, Packed, ROWS};
+use super::packed::{Dense, Layout, Packed, ROWS};
 use super::pool::Pool;
 use super::vector::swiglu;
 use super::{Isa, portable};
@@ -91,14 +91,18 @@ impl Linear {
         }
     }
 
-    /// Returns how exactly this layer wants its activations quantised; none: not at all.
-    pub fn precision(&self) -> Option<Precision> {
+    /// Returns what this layer wants of its activations.
+    pub fn form(&self, isa: Isa) -> Form {
         let is_coded = |part: &Packed| matches!(part.layout, Layout::Coded(_));
-        self.parts.iter().any(is_coded).then_some(self.precision)
+        let is_bf16 = |part: &Packed| part.layout == Layout::Dense(Dense::Bf16);
+        Form {
+            digits: self.parts.iter().any(is_coded).then_some(self.precision),
+            bf16: isa.multiplies_bf16() && self.parts.iter().any(is_bf16),
+        }
     }
 
     /// Computes `x * W^T` for the rows of `x`, which was filled in with this layer's
-    /// [`precision`](Self::precision); the result is `[tokens, rows]`.
+    /// [`form`](Self::form); the result is `[tokens, rows]`.
     pub fn apply(&self, compute: &Compute, x: View<'_>, product: Product<'_>) {
         let (out, is_sum) = match product {
             Product::Set(out) => (out, false),
@@ -213,12 +217,17 @@ fn multiply(
     let floats = &x.floats[first * part.columns..][..out.len() * part.columns];
     match (isa.kind(), part.layout) {
         #[cfg(target_arch = "x86_64")]
-        (Kind::Avx512, Layout::Coded(codes)) => {
+        (Kind::Avx512Bf16, Layout::Dense(Dense::Bf16)) => {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            unsafe { super::avx512::bf16(tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx512 | Kind::Avx512Bf16, Layout::Coded(codes)) => {
             // SAFETY: this `Isa` exists only where the features were detected.
             unsafe { super::avx512::coded(codes, tiles, x, first, out) }
         }
         #[cfg(target_arch = "x86_64")]
-        (Kind::Avx512, Layout::Dense(dense)) => {
+        (Kind::Avx512 | Kind::Avx512Bf16, Layout::Dense(dense)) => {
             // SAFETY: this `Isa` exists only where the features were detected.
             unsafe { super::avx512::dense(dense, tiles, floats, out) }
         }

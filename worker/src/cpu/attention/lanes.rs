@@ -192,7 +192,9 @@ pub(super) fn attend(
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this `Isa` exists only where the features were detected.
-        Kind::Avx512 => unsafe { x86::avx512(queries, segments, scratch, states) },
+        Kind::Avx512 | Kind::Avx512Bf16 => unsafe {
+            x86::avx512(queries, segments, scratch, states)
+        },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this `Isa` exists only where the features were detected.
         Kind::Avx2 => unsafe { x86::avx2(queries, segments, scratch, states) },

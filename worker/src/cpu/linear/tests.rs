@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use super::*;
 use std::ops::Range;
 
-use crate::cpu::activations::{Activations, BLOCK};
+use crate::cpu::activations::{Activations, BLOCK, Form};
 use crate::gguf::WeightType;
 
 /// Rows of every type as gguf's Python package reads them; see `make_quants.py` beside the file.
@@ -106,18 +106,19 @@ fn filled(linear: &Linear, compute: &Compute, x: &[f32]) -> Activations {
     let mut activations = Activations::default();
     let columns = linear.columns();
     activations.floats(x.len() / columns, columns).copy_from_slice(x);
-    activations.fill(compute, linear.precision(), |_, _| {});
+    activations.fill(compute, linear.form(compute.isa), |_, _| {});
     activations
 }
 
-/// The activations as the kernel sees them: floats, or what quantisation makes of them.
-fn seen(activations: &Activations, precision: Option<Precision>) -> Vec<f64> {
+/// The activations as the kernel sees them: floats, or what quantisation or rounding makes of them.
+fn seen(activations: &Activations, form: Form) -> Vec<f64> {
     let view = activations.view();
-    if precision.is_none() {
-        return view.floats.iter().map(|&value| f64::from(value)).collect();
-    }
-    let numbers = 0..view.floats.len();
-    numbers.map(|i| view.number(i / view.columns, i % view.columns)).collect()
+    let numbers = (0..view.floats.len()).map(|i| match form {
+        Form { digits: Some(_), .. } => view.number(i / view.columns, i % view.columns),
+        Form { bf16: true, .. } => view.rounded_number(i / view.columns, i % view.columns),
+        _ => f64::from(view.floats[i]),
+    });
+    numbers.collect()
 }
 
 /// Numbers with blocks of zeros, and others far larger and far smaller than the rest of their rows.
@@ -148,7 +149,7 @@ fn products_match_a_float64_reference() {
         for isa in Isa::available() {
             let compute = Compute { pool: Pool::start(2).unwrap(), isa };
             let activations = filled(&linear, &compute, &x);
-            let seen = seen(&activations, linear.precision());
+            let seen = seen(&activations, linear.form(isa));
             let mut out = vec![1.0; tokens * rows];
             linear.apply(&compute, activations.view(), Product::Set(&mut out));
             let mut twice = out.clone();
@@ -172,12 +173,13 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
     for (kind, precision) in WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p))) {
         let columns = columns(kind);
         let x = floats(40 * columns);
-        // One matrix, and two of different types that share their activations.
-        let two = [
+        // One matrix, and three of different types that share their activations.
+        let three = [
             ("a".to_owned(), matrix(kind, 33, columns)),
             ("b".to_owned(), matrix(WeightType::F16, 20, columns)),
+            ("c".to_owned(), matrix(WeightType::Bf16, 17, columns)),
         ];
-        for parts in [&two[..1], &two[..]] {
+        for parts in [&three[..1], &three[..]] {
             let mut linear = Linear::new(parts).unwrap();
             linear.set_precision(precision);
             for isa in Isa::available() {
@@ -230,7 +232,7 @@ fn what_is_no_number_makes_none_of_its_token_and_harms_no_other() {
                     let is_right = match number {
                         None => sound.to_bits() == got.to_bits(),
                         // What is stored as floats follows their rules, which know infinity.
-                        Some((_, number)) if linear.precision().is_none() => {
+                        Some((_, number)) if linear.form(isa).digits.is_none() => {
                             got.is_nan() || (number.is_infinite() && !sound.is_nan())
                         }
                         Some(_) => got.is_nan(),

@@ -117,8 +117,6 @@ impl Bert {
 
 /// Writes `x * W^T`, `[tokens, rows]`.
 fn multiply(matrix: &Linear, compute: &Compute, x: &mut Activations, out: &mut [f32]) {
-    if let Some(precision) = matrix.precision() {
-        x.fill(compute, Some(precision), |_, _| {});
-    }
+    x.fill(compute, matrix.form(compute.isa), |_, _| {});
     matrix.apply(compute, x.view(), Product::Set(out));
 }

@@ -7,7 +7,7 @@ use engine::TokenId;
 
 use super::{Hyperparameters, LayerWeights, Llama};
 use crate::cpu::Isa;
-use crate::cpu::activations::Activations;
+use crate::cpu::activations::{Activations, Form};
 use crate::cpu::attention::{self, BLOCK_TOKENS, Cache, Group, Pass, Places, Shape};
 use crate::cpu::linear::{Compute, Product};
 use crate::cpu::vector::{add, normalize_heads, rms_norm, rotate, swiglu};
@@ -117,7 +117,7 @@ impl Llama {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         let (hidden, residual) = (self.sizes.hidden, &buffers.residual);
         buffers.normed.floats(wanted.len(), hidden);
-        buffers.normed.fill(compute, head.precision(), |row, out| {
+        buffers.normed.fill(compute, head.form(compute.isa), |row, out| {
             let residual = &residual[wanted[row] * hidden..][..hidden];
             rms_norm(compute.isa, residual, &self.norm, self.sizes.norm_epsilon, out);
         });
@@ -161,7 +161,7 @@ impl Llama {
         let (queries, kv) = (self.sizes.query_width(), self.sizes.kv_width());
         let linear = &layer.query_key_value;
         let stride = linear.rows();
-        self.normalize(compute, &layer.attention_norm, linear.precision(), buffers);
+        self.normalize(compute, &layer.attention_norm, linear.form(compute.isa), buffers);
         buffers.qkv.resize(batch.tokens * stride, 0.0);
         linear.apply(compute, buffers.normed.view(), Product::Set(&mut buffers.qkv));
         let parts = [(Target::Query, 0), (Target::Key, queries), (Target::Value, queries + kv)];
@@ -187,7 +187,7 @@ impl Llama {
         let pass = Pass::new((cache, index), &batch.groups, (qkv, stride), shape);
         pass.attend(compute, &mut buffers.attention, out);
         let linear = &layer.attention_output;
-        buffers.inner.fill(compute, linear.precision(), |_, _| {});
+        buffers.inner.fill(compute, linear.form(compute.isa), |_, _| {});
         linear.apply(compute, buffers.inner.view(), Product::Add(&mut buffers.residual));
         let out = Part { rows: &mut buffers.residual, stride: self.sizes.hidden, first: 0 };
         batch.deltas.add(compute, (index, Target::Output), buffers.inner.view().floats, out);
@@ -200,14 +200,14 @@ impl Llama {
         batch: &Batch<'_>,
         buffers: &mut Buffers,
     ) {
-        let precision = layer.gate.precision().or(layer.up.precision());
-        self.normalize(compute, &layer.feed_forward_norm, precision, buffers);
+        let form = layer.gate.form(compute.isa).and(layer.up.form(compute.isa));
+        self.normalize(compute, &layer.feed_forward_norm, form, buffers);
         let out = buffers.inner.floats(batch.tokens, self.sizes.feed_forward);
         layer.gate.apply_gated(&layer.up, compute, buffers.normed.view(), out);
         if batch.deltas.touches(index, &GATED) {
             self.update_gates(compute, (index, layer), batch, buffers);
         }
-        buffers.inner.fill(compute, layer.down.precision(), |_, _| {});
+        buffers.inner.fill(compute, layer.down.form(compute.isa), |_, _| {});
         layer.down.apply(compute, buffers.inner.view(), Product::Add(&mut buffers.residual));
         let out = Part { rows: &mut buffers.residual, stride: self.sizes.hidden, first: 0 };
         batch.deltas.add(compute, (index, Target::Down), buffers.inner.view().floats, out);
@@ -240,17 +240,11 @@ impl Llama {
         }
     }
 
-    /// Normalises the residual stream, for matrices that want this precision.
-    fn normalize(
-        &self,
-        compute: &Compute,
-        weight: &[f32],
-        precision: Option<crate::cpu::activations::Precision>,
-        buffers: &mut Buffers,
-    ) {
+    /// Normalises the residual stream, for matrices that want this of it.
+    fn normalize(&self, compute: &Compute, weight: &[f32], form: Form, buffers: &mut Buffers) {
         let (hidden, residual) = (self.sizes.hidden, &buffers.residual);
         buffers.normed.floats(residual.len() / hidden, hidden);
-        buffers.normed.fill(compute, precision, |row, out| {
+        buffers.normed.fill(compute, form, |row, out| {
             let residual = &residual[row * hidden..][..hidden];
             rms_norm(compute.isa, residual, weight, self.sizes.norm_epsilon, out);
         });
