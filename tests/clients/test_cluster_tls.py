@@ -101,8 +101,11 @@ def test_a_worker_of_another_authority_is_not_called(discovery, authority, stran
             frontend(discovery, "--worker-tls-ca", authority.pem) as strict, \
             frontend(discovery, "--worker-tls-ca", stranger.pem) as right:
         serves(right)
-        never(lambda: is_served(strict))
+        # Longer than the wait before a model that lacks its worker is tried again.
+        never(lambda: is_served(strict), seconds=5)
         assert told(strict, "certificate is of no authority in the file of --worker-tls-ca") == 1
+        unserved = [line for line in strict.log if "a model of workers cannot be served" in line]
+        assert len(unserved) == 1, unserved
         assert told(hub, "the authority is not in the file of its --worker-tls-ca") == 1
         ready = '"message":"model ready"'
         assert says(right, ready) and not says(strict, ready)

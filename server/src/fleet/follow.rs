@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster::Complaints;
 use cluster::card::{Checksum, Kind};
 use cluster::instance::{Instance, InstanceId};
 use cluster::membership::{Config as MembershipConfig, Membership, Model as Registered, Snapshot};
@@ -58,6 +59,8 @@ struct Known {
     names: Vec<String>,
     /// When it is forgotten, since its last worker is gone.
     until: Option<Instant>,
+    /// Why it could not be served, which is tried again and again.
+    complaints: Complaints,
 }
 
 type Made = (Order, Result<Vec<Model>, String>);
@@ -187,7 +190,13 @@ impl Fleet {
         let parent = snapshot.models.iter().find(is_base).map(|(base, _)| base.as_str().into());
         names.iter().for_each(|name| self.models.announce(name, VERSION));
         let (checksum, names_now) = (model.checksum, names.clone());
-        let known = Known { checksum, pool: pool.clone(), names: names_now, until: None };
+        let known = Known {
+            checksum,
+            pool: pool.clone(),
+            names: names_now,
+            until: None,
+            complaints: Complaints::default(),
+        };
         if let Some(before) = self.known.insert(name.to_owned(), known) {
             let is_gone = |name: &&String| !names.contains(*name);
             before.names.iter().filter(is_gone).for_each(|name| self.forget(name));
@@ -268,6 +277,7 @@ impl Fleet {
         }
         match made {
             Ok(models) => {
+                known.complaints.forget(name);
                 for model in models {
                     let name = model.name.clone();
                     // What was changed while it ran stays changed.
@@ -281,7 +291,9 @@ impl Fleet {
                 None
             }
             Err(why) => {
-                tracing::warn!(model = name, why, "a model of workers cannot be served");
+                if known.complaints.is_due(name, &why) {
+                    tracing::warn!(model = name, why, "a model of workers cannot be served");
+                }
                 order.names.iter().for_each(|name| self.models.fail(name, &why));
                 Some(self.renewed(order))
             }
