@@ -91,18 +91,32 @@ def planes(nats, requests, events):
             "--event-plane", events]
 
 
+def serves_all(front):
+    """Waits until a server has every model."""
+    with client_of(front) as client:
+        for model in ("simple", "identity", "words", "slow"):
+            eventually(model, lambda: is_ready(client, model))
+
+
 @contextlib.contextmanager
-def fleet(discovery, *arguments, workers=2):
-    """A frontend and its workers."""
+def fleet(discovery, *arguments, workers=2, is_static=False):
+    """A frontend and its workers, which it finds in the store, or knows the addresses of."""
     with contextlib.ExitStack() as stack:
         there = [stack.enter_context(running("--discovery", discovery, *MODELS, *arguments,
                                              role="worker")) for _ in range(workers)]
+        if is_static:
+            discovery = "static://" + ",".join(worker.address for worker in there)
         front = stack.enter_context(running("--discovery", discovery, *arguments, role="frontend"))
         eventually("all workers joined", lambda: joined(front) >= workers)
-        with client_of(front) as client:
-            for model in ("simple", "identity", "words", "slow"):
-                eventually(model, lambda: is_ready(client, model))
+        has_all(front)
         yield front, there
+
+
+def has_all(server):
+    """Waits until a server has every model."""
+    with client_of(server) as client:
+        for model in ("simple", "identity", "words", "slow"):
+            eventually(model, lambda: is_ready(client, model))
 
 
 def counter(server, name, model):
@@ -130,21 +144,26 @@ def chat(server, number):
     return answer.choices[0].message.content
 
 
+def serves(server):
+    """Checks that texts and tensors come through both doors."""
+    with client_of(server) as client:
+        for value in range(10):
+            add(client, value)
+        identity(client, 1 << 20)
+    text, usage = streamed(server)
+    assert text and usage.completion_tokens == 12
+    assert all(chat(server, number) for number in range(8))
+
+
 @pytest.mark.parametrize(("store", "requests", "events"),
-                         list(itertools.product(("file", "etcd"), PLANES, PLANES)))
+                         list(itertools.product(("file", "static", "etcd"), PLANES, PLANES)))
 def test_every_way_serves_texts_and_tensors(request, tmp_path, nats, store, requests, events):
     discovery = f"file://{tmp_path}"
     if store == "etcd":
         discovery = f"etcd://127.0.0.1:{request.getfixturevalue('etcd').port}"
-    namespace = ["--namespace", f"m.{store}-{requests}_{events}"]
-    with fleet(discovery, *planes(nats, requests, events), *namespace) as (front, there):
-        with client_of(front) as client:
-            for value in range(10):
-                add(client, value)
-            identity(client, 1 << 20)
-        text, usage = streamed(front)
-        assert text and usage.completion_tokens == 12
-        assert len({chat(front, number) for number in range(8)}) >= 1
+    arguments = [*planes(nats, requests, events), "--namespace", f"m.{store}-{requests}_{events}"]
+    with fleet(discovery, *arguments, is_static=store == "static") as (front, there):
+        serves(front)
         eventually("events are heard", lambda: counter(front, "kv_events", "words") > 0)
         # One that is killed takes nobody along.
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -157,6 +176,12 @@ def test_every_way_serves_texts_and_tensors(request, tmp_path, nats, store, requ
         with client_of(front) as client:
             for value in range(10):
                 add(client, value)
+
+
+def test_one_process_serves_the_same():
+    with running(*MODELS) as server:
+        has_all(server)
+        serves(server)
 
 
 def test_without_nats_nothing_fails(tmp_path):
