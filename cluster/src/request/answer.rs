@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use proto::{BadPrefix, Payload, Received};
 use tokio::time::{Sleep, sleep_until};
 
 use super::codec::{Wire, message};
+use super::ended::Ended;
 use super::{deadline, failure};
 
 /// Reads the items of an answer.
@@ -67,6 +69,8 @@ fn theirs(error: Error) -> Error {
 pub(super) struct Answer<D, P> {
     pub(super) reader: D,
     body: Option<RecvStream>,
+    /// Where the stream goes at its end.
+    ended: Arc<Ended>,
     received: Received,
     max_message_bytes: usize,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -78,14 +82,14 @@ impl<D: Reader, P> Answer<D, P> {
     /// Makes the answer of an accepted call.
     pub(super) fn new(
         reader: D,
-        body: Option<RecvStream>,
+        (body, ended): (Option<RecvStream>, Arc<Ended>),
         max_message_bytes: usize,
         until: Option<Instant>,
         permit: P,
     ) -> Self {
         let sleep = until.map(|at| Box::pin(sleep_until(at.into())));
         let received = Received::default();
-        Self { reader, body, received, max_message_bytes, sleep, _permit: permit }
+        Self { reader, body, ended, received, max_message_bytes, sleep, _permit: permit }
     }
 
     fn poll_item(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Result<D::Item>>> {
@@ -124,13 +128,28 @@ impl<D: Reader, P> Answer<D, P> {
     }
 }
 
+impl<D, P> Answer<D, P> {
+    /// Lets the stream go, which cancels the call if it is not over.
+    fn leave(&mut self) {
+        if let Some(body) = self.body.take() {
+            self.ended.keep(body);
+        }
+    }
+}
+
+impl<D, P> Drop for Answer<D, P> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
 impl<D: Reader, P: Unpin> Stream for Answer<D, P> {
     type Item = Result<D::Item>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Self::Item>> {
         let item = ready!(self.poll_item(cx));
         if !matches!(item, Some(Ok(_))) {
-            self.body = None;
+            self.leave();
         }
         Poll::Ready(item)
     }

@@ -14,6 +14,7 @@ use tokio::time::timeout_at;
 use super::answer::{Answer, Outputs, broken, send};
 use super::codec::{Lane, Wire};
 use super::connector::Connector;
+use super::ended::Ended;
 use super::link::{Begun, Link, Use};
 use super::outbox::Outbox;
 use super::peer::{LinkState, Peer};
@@ -180,11 +181,11 @@ impl RemoteWorker {
     {
         let mut permit = Permit { _call: self.place(lane.what_for())?, _stream: None };
         let opened = self.accepted((path, lane), &mut outbox, until, &mut permit);
-        let body = match until {
+        let (body, ended) = match until {
             None => opened.await?,
             Some(at) => timeout_at(at.into(), opened).await.map_err(|_| deadline::exceeded())??,
         };
-        Ok(Answer::new(reader, body, self.max_bytes(lane), until, permit))
+        Ok(Answer::new(reader, (body, ended), self.max_bytes(lane), until, permit))
     }
 
     async fn accepted(
@@ -193,8 +194,9 @@ impl RemoteWorker {
         outbox: &mut Outbox,
         until: Option<Instant>,
         permit: &mut Permit,
-    ) -> Result<Option<RecvStream>> {
-        let (response, mut stream, place) = self.begin((path, lane), until).await?;
+    ) -> Result<(Option<RecvStream>, Arc<Ended>)> {
+        let Begun { response, body: mut stream, place, ended } =
+            self.begin((path, lane), until).await?;
         permit._stream = Some(place);
         send(outbox, &mut stream, true).map_err(|error| self.failed(&error))?;
         let (parts, body) = response.await.map_err(|error| self.failed(&error))?.into_parts();
@@ -207,8 +209,8 @@ impl RemoteWorker {
                 .unreachable(format!("it answers with HTTP status {status}")));
         }
         match failure::read(&parts.headers) {
-            None => Ok(Some(body)),
-            Some(ending) => ending.map(|()| None),
+            None => Ok((Some(body), ended)),
+            Some(ending) => ending.map(|()| (None, ended)),
         }
     }
 

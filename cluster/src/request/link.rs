@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::ClientConfig;
 use super::dial::{Dial, Outcome, stream_window};
+use super::ended::Ended;
 use super::peer::Peer;
 use super::places::{Place, Places};
 
@@ -30,6 +31,8 @@ pub(super) enum Use {
 /// The way to send on an open connection.
 #[derive(Clone)]
 pub(super) struct Live {
+    /// Dropped before the sender, whose end wakes the connection when nothing else is left.
+    ended: Arc<Ended>,
     sender: SendRequest<Bytes>,
     number: u64,
     streams: Places,
@@ -37,7 +40,7 @@ pub(super) struct Live {
 
 impl Live {
     pub(super) fn new(sender: SendRequest<Bytes>, number: u64) -> Self {
-        Self { sender, number, streams: Places::default() }
+        Self { ended: Arc::default(), sender, number, streams: Places::default() }
     }
 
     /// Takes one of the streams that the worker lets be open at once; none: they are taken.
@@ -234,8 +237,15 @@ pub(super) struct Route {
     stream: Place,
 }
 
-/// The two ends of a stream, and the place that it takes.
-pub(super) type Begun = (h2::client::ResponseFuture, h2::SendStream<Bytes>, Place);
+/// A stream that was opened.
+pub(super) struct Begun {
+    pub(super) response: h2::client::ResponseFuture,
+    pub(super) body: h2::SendStream<Bytes>,
+    /// The place that it takes.
+    pub(super) place: Place,
+    /// Where its answer goes at its end.
+    pub(super) ended: Arc<Ended>,
+}
 
 impl Route {
     /// Opens a stream for a request.
@@ -243,14 +253,17 @@ impl Route {
     /// Errors: the connection takes none any more, so that nothing was sent; nobody else will use
     /// it.
     pub(super) async fn begin(self, request: Request<()>) -> std::result::Result<Begun, h2::Error> {
-        let Self { slot, live, stream } = self;
-        let number = live.number;
-        let begun = match live.sender.ready().await {
+        let Self { slot, live, stream: place } = self;
+        let Live { ended, sender, number, .. } = live;
+        let begun = match sender.ready().await {
             Ok(mut sender) => sender.send_request(request, false),
             Err(error) => Err(error),
         };
         match begun {
-            Ok((response, body)) => Ok((response, body, stream)),
+            Ok((response, body)) => {
+                ended.forget();
+                Ok(Begun { response, body, place, ended })
+            }
             Err(error) => {
                 slot.forget(number);
                 Err(error)

@@ -27,6 +27,7 @@ mod connector;
 mod control;
 mod deadline;
 mod dial;
+mod ended;
 mod failure;
 mod keepalive;
 mod link;
