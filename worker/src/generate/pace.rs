@@ -14,6 +14,16 @@ const MIXED_AT_ONCE: u32 = 24;
 /// The weight of the latest time in a mean.
 const WEIGHT: f64 = 0.3;
 
+/// What a pass with prompts still counts after the next one.
+const KEPT: f64 = 0.9;
+
+/// How many times as many tokens as were seen of late a pass may take.
+const GROWTH: f64 = 2.0;
+
+/// A pass that is this many times as much slower as expected, or more, counts as so much slower:
+/// the system may have been busy with other things.
+const MOST_TIMES: f64 = 4.0;
+
 /// Sizes of batches that are told apart: each up to twice as large as the one before.
 const SIZES: usize = 16;
 
@@ -24,15 +34,18 @@ pub(super) struct Pace {
     stretch: f64,
     /// Seconds of a pass without prompts, for each size of the batch; none: not seen yet.
     plain: [Option<f64>; SIZES],
-    /// Seconds that a prompt's token adds; none: not seen yet.
-    per_token: Option<f64>,
+    /// Seconds that prompts have added to passes, the older the less.
+    added: f64,
+    /// How many tokens they had, counted alike: passes with many say more of what one costs.
+    tokens: f64,
     /// Passes with prompts since the last one without.
     mixed: u32,
 }
 
 impl Pace {
     pub(super) fn new(stretch: f32) -> Self {
-        Self { stretch: f64::from(stretch), plain: [None; SIZES], per_token: None, mixed: 0 }
+        let (stretch, plain) = (f64::from(stretch), [None; SIZES]);
+        Self { stretch, plain, added: 0.0, tokens: 0.0, mixed: 0 }
     }
 
     /// Returns how many tokens of prompts a pass may take beside `drawn` tokens of others, at least
@@ -40,12 +53,15 @@ impl Pace {
     pub(super) fn prompt_tokens(&self, drawn: usize, most: usize) -> usize {
         let plain = self.plain[size(drawn)].filter(|_| self.mixed < MIXED_AT_ONCE);
         let Some(plain) = plain else { return 0 };
-        let tokens = match self.per_token {
-            Some(per_token) if per_token > 0.0 => plain * (self.stretch - 1.0) / per_token,
-            Some(_) => f64::INFINITY,
-            None => LEAST_TOKENS as f64,
-        };
+        // Infinite where they seem to cost nothing.
+        let tokens = plain * (self.stretch - 1.0) / self.per_token();
+        let tokens = tokens.min(GROWTH * self.tokens);
         (tokens as usize).clamp(LEAST_TOKENS.min(most), most)
+    }
+
+    /// Returns the seconds that a prompt's token adds, NaN if that was not seen yet.
+    fn per_token(&self) -> f64 {
+        self.added / self.tokens
     }
 
     /// Learns from a pass in which sequences drew `drawn` tokens and prompts had `prompt`.
@@ -63,7 +79,11 @@ impl Pace {
             (_, None) => self.mixed = MIXED_AT_ONCE,
             (prompt, Some(plain)) => {
                 self.mixed += 1;
-                blend(&mut self.per_token, (seconds - plain).max(0.0) / prompt as f64);
+                let (tokens, added) = (prompt as f64, (seconds - plain).max(0.0));
+                let expected = self.per_token() * tokens;
+                let most = if expected > 0.0 { MOST_TIMES * expected } else { f64::INFINITY };
+                self.added = KEPT * self.added + added.min(most);
+                self.tokens = KEPT * self.tokens + tokens;
             }
         }
     }
@@ -105,9 +125,35 @@ mod tests {
     fn a_pass_takes_as_long_as_it_may() {
         let mut pace = Pace::new(2.5);
         let taken = run(&mut pace, 8, 12);
-        // First one without prompts, then few tokens, then what 15 ms allow.
-        assert_eq!(taken[..2], [0, LEAST_TOKENS]);
-        assert!(taken[2..].iter().all(|&tokens| tokens == 30 || tokens == 29), "{taken:?}");
+        // First one without prompts, then few tokens, then more and more up to what 15 ms allow.
+        assert_eq!(taken[..4], [0, LEAST_TOKENS, 2 * LEAST_TOKENS, 23]);
+        assert!(taken[4..].iter().all(|&tokens| tokens == 30 || tokens == 29), "{taken:?}");
+    }
+
+    #[test]
+    fn a_noisy_clock_makes_no_pass_much_too_long() {
+        let mut state = 7u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f64 / f64::from(1 << 24)
+        };
+        for drawn in [1, 8] {
+            let mut pace = Pace::new(2.0);
+            let mut taken = Vec::new();
+            for _ in 0..5000 {
+                let tokens = pace.prompt_tokens(drawn, 512);
+                let busy = if noise() < 0.05 { 4.0 } else { 1.0 };
+                let ms = (6.0 + (drawn + tokens) as f64 / 2.0) * (0.8 + 0.5 * noise()) * busy;
+                pace.observe(drawn, tokens, Duration::from_secs_f64(ms / 1e3));
+                taken.push(tokens);
+            }
+            taken.retain(|&tokens| tokens > 0);
+            taken.sort_unstable();
+            let allowed = 12 + drawn;
+            let [median, last] = [taken.len() / 2, taken.len() * 99 / 100].map(|at| taken[at]);
+            assert!(median.abs_diff(allowed) <= allowed / 2, "{median} of {allowed}");
+            assert!(last <= 3 * allowed, "{last} of {allowed}");
+        }
     }
 
     #[test]
