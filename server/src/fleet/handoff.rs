@@ -221,15 +221,16 @@ impl Handing {
         let failed = |error: Error| Reason::of(&error);
         // The last token is computed here in any case.
         let all = tokens.len().saturating_sub(1) / layout.block_tokens.max(1) as usize;
-        pulled.first = self.store.held(tokens).await.map_err(failed)?;
+        let longest = Instant::now() + self.handoffs.timeout;
+        let until = context.deadline().map_or(longest, |deadline| deadline.min(longest));
+        let held = tokio::time::timeout_at(until.into(), self.store.held(tokens)).await;
+        pulled.first = held.map_err(|_| Reason::Late)?.map_err(failed)?;
         let missing = all.saturating_sub(pulled.first);
         if missing == 0 {
             return Ok(());
         }
         let (count, room) = self.room(missing, &layout)?;
         pulled.room = Some(room);
-        let longest = Instant::now() + self.handoffs.timeout;
-        let until = context.deadline().map_or(longest, |deadline| deadline.min(longest));
         let worker = self.handoffs.worker(source).map_err(failed)?;
         // No block in front of the last token is asked for that would not be used.
         let asked = tokens[..(pulled.first + count) * layout.block_tokens as usize].into();

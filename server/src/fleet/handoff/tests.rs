@@ -151,21 +151,29 @@ async fn whatever_is_wrong_with_the_blocks_the_prompt_is_computed() {
 }
 
 /// A cache whose blocks have a content: it has none of any prompt, and gives all of them.
-struct Cache(KvLayout);
+struct Cache {
+    layout: KvLayout,
+    /// It never says which blocks it has.
+    is_stuck: bool,
+}
 
 impl Cache {
-    fn new() -> Arc<Self> {
-        Arc::new(Self(KvLayout { block_tokens: 16, block_bytes: 1500, ..KvLayout::default() }))
+    fn new() -> Self {
+        let layout = KvLayout { block_tokens: 16, block_bytes: 1500, ..KvLayout::default() };
+        Self { layout, is_stuck: false }
     }
 }
 
 #[async_trait]
 impl KvStore for Cache {
     fn layout(&self) -> KvLayout {
-        self.0
+        self.layout
     }
 
     async fn held(&self, _: &Arc<[TokenId]>) -> Result<usize> {
+        if self.is_stuck {
+            std::future::pending::<()>().await;
+        }
         Ok(0)
     }
 
@@ -175,8 +183,9 @@ impl KvStore for Cache {
     }
 }
 
-fn handing(worker: &Worker, store: Arc<dyn KvStore>) -> Handing {
+fn handing(worker: &Worker, cache: Cache) -> Handing {
     let (engine, handoffs) = (worker.scheduler.clone(), worker.handoffs.clone());
+    let store = Arc::new(cache);
     Handing { engine, store, source: None, model: "m".into(), handoffs }
 }
 
@@ -185,8 +194,8 @@ async fn who_finds_room_for_some_blocks_gets_the_first_ones() {
     let there = Worker::start(Role::Prefill, LONG).await;
     let here = Worker::start(Role::Decode, LONG).await;
     let known = there.answer(&prompt(0, 100)).await.kv_source.unwrap();
-    let source = KvSource { layout: Cache::new().layout(), ..(*known).clone() };
-    let served = Served { blocks: Some(Cache::new()), ..there.served.clone() };
+    let source = KvSource { layout: Cache::new().layout, ..(*known).clone() };
+    let served = Served { blocks: Some(Arc::new(Cache::new())), ..there.served.clone() };
     there.server.insert("m", served);
     let handing = handing(&here, Cache::new());
     let (tokens, context) = (prompt(1, 100).tokens, Context::new("r"));
@@ -210,6 +219,20 @@ async fn who_finds_room_for_some_blocks_gets_the_first_ones() {
     assert_eq!(handing.room(1, &large).err(), Some(Reason::Busy));
     let (count, _permit) = handing.room(9, &KvLayout { block_bytes: 0, ..large }).unwrap();
     assert_eq!(count, 9, "blocks without content need no room");
+}
+
+#[tokio::test]
+async fn a_cache_that_does_not_say_what_it_has_holds_nobody_up() {
+    for (timeout, deadline) in [(Duration::from_millis(50), LONG), (LONG, Duration::ZERO)] {
+        let here = Worker::start(Role::Decode, timeout).await;
+        let cache = Cache { is_stuck: true, ..Cache::new() };
+        let source = KvSource { layout: cache.layout, ..KvSource::default() };
+        let context = Context::new("r").with_deadline(Some(Instant::now() + deadline));
+        assert!(
+            handing(&here, cache).get(&source, &prompt(1, 100).tokens, &context).await.is_none()
+        );
+        assert_eq!(here.fallbacks("late"), 1);
+    }
 }
 
 #[tokio::test]
