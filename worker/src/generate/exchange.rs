@@ -17,7 +17,7 @@ use super::engine::GenerateEngine;
 use super::scheduler::Scheduler;
 use super::waiting::Waiting;
 
-/// Orders that may wait for the scheduler; more are refused.
+/// Orders that may wait for the scheduler; more are refused. As many are served between two steps.
 pub(super) const MAX_ORDERS: usize = 64;
 
 /// The most bytes of one order's copies, but for a block that is larger.
@@ -53,10 +53,14 @@ pub(super) struct Copied {
 }
 
 impl Scheduler {
-    /// Copies blocks for those who asked, as far as there is time in this step.
+    /// Copies blocks for those who asked, as far as there is time in this step. Who asks again at
+    /// once, as everybody may where nothing is copied, waits for the next one.
     pub(super) fn hand_out(&mut self) {
         let mut copied = 0;
-        while copied < STEP_BYTES {
+        for _ in 0..MAX_ORDERS {
+            if copied >= STEP_BYTES {
+                return;
+            }
             let Some(order) = self.waiting.next_order() else { return };
             if order.reply.is_closed() {
                 continue;
@@ -130,3 +134,6 @@ impl KvStore for Exchange {
 pub(super) fn salt(adapter: Option<AdapterId>) -> Salt {
     adapter.map_or_else(Salt::default, |adapter| Salt(adapter.0))
 }
+
+#[cfg(test)]
+mod tests;
