@@ -132,6 +132,52 @@ async fn a_long_prompt_is_put_back_in_parts_while_others_go_on() {
 }
 
 #[tokio::test]
+async fn what_lies_in_front_of_the_blocks_that_came_is_computed_and_no_more() {
+    for (first, tokens) in [(1, 33), (5, 100), (5, 400), (24, 400), (25, 400), (40, 800)] {
+        let (there, here) = (start(100), start(100));
+        let request = prompt(tokens);
+        let expected = alone(std::slice::from_ref(&request)).await.remove(0);
+        prefill(&there, &request).await;
+        let blocks = pull(&there.store(None).unwrap(), &request.tokens, first).await;
+        // As if those in front had been here when it was asked, and given up since.
+        let answer = collect(call(&here, with(&request, first, blocks)).await).await.unwrap();
+        assert_eq!(essence(answer), expected, "{tokens} tokens from block {first} on");
+        settles(&here).await;
+        let last = (tokens as usize - 1) / SIZE;
+        let imported = last.saturating_sub(first);
+        let totals = here.totals();
+        assert_eq!(
+            totals.imported_blocks, imported as u64,
+            "{tokens} tokens from block {first} on"
+        );
+        assert_eq!(totals.prefill_tokens, u64::from(tokens) - (imported * SIZE) as u64);
+    }
+}
+
+#[tokio::test]
+async fn blocks_that_found_no_room_are_put_back_when_there_is_some() {
+    let there = start(100);
+    let request = prompt(400);
+    let expected = alone(std::slice::from_ref(&request)).await.remove(0);
+    prefill(&there, &request).await;
+    let blocks = pull(&there.store(None).unwrap(), &request.tokens, 0).await;
+    // It is let in when its first chunk has room, and takes the rest from one that is less urgent.
+    let config = SchedulerConfig { batch_tokens: 32, ..SchedulerConfig::default() };
+    let here = remembering(Memory::slow(30, Duration::from_millis(2)), config);
+    let mut idler = GenerateRequest::new(vec![3; 320], StopConditions::after(100));
+    idler.stop.ignore_eos = true;
+    let mut idler = call(&here, idler).await;
+    idler.next().await.unwrap().unwrap();
+    let context = Context::new("test").with_priority(1);
+    let answer = here.call(with(&request, 0, blocks), context).await.unwrap();
+    assert_eq!(essence(collect(answer).await.unwrap()), expected);
+    collect(idler).await.unwrap();
+    let totals = here.totals();
+    assert!(totals.preemptions > 0, "{totals:?}");
+    assert!((20..=24).contains(&totals.imported_blocks), "{totals:?}");
+}
+
+#[tokio::test]
 async fn only_equal_tokens_of_an_equal_adapter_are_found() {
     let engine = start(100);
     let request = prompt(64);
