@@ -34,7 +34,7 @@ const STEP_BYTES: usize = 16 << 20;
 #[derive(Debug)]
 pub(super) struct Order {
     pub tokens: Arc<[TokenId]>,
-    /// The names of the tokens' whole blocks.
+    /// The names of the tokens' whole blocks, up to the context's end.
     pub names: Vec<SequenceHash>,
     pub salt: Salt,
     /// The first block to copy.
@@ -87,6 +87,8 @@ impl Scheduler {
 pub(super) struct Exchange {
     waiting: Arc<Waiting>,
     layout: KvLayout,
+    /// Tokens of the longest sequence: no block lies behind them.
+    context_length: usize,
     /// The engine stops when nobody has it any more.
     _engine: Arc<GenerateEngine>,
 }
@@ -95,14 +97,16 @@ impl Exchange {
     pub(super) fn new(
         waiting: Arc<Waiting>,
         layout: KvLayout,
+        context_length: usize,
         engine: Arc<GenerateEngine>,
     ) -> Self {
-        Self { waiting, layout, _engine: engine }
+        Self { waiting, layout, context_length, _engine: engine }
     }
 
     async fn ask(&self, tokens: &Arc<[TokenId]>, first: usize, most: usize) -> Result<Copied> {
         let KvLayout { salt, block_tokens, .. } = self.layout;
-        let names = prefix_hashes(tokens, block_tokens as usize, salt).collect();
+        let findable = &tokens[..tokens.len().min(self.context_length)];
+        let names = prefix_hashes(findable, block_tokens as usize, salt).collect();
         let (reply, answer) = oneshot::channel();
         self.waiting.order(Order { tokens: tokens.clone(), names, salt, first, most, reply })?;
         let stopped = |_| Error::new(ErrorKind::Unavailable, "the engine has stopped");

@@ -2,13 +2,15 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use engine::KvEvents;
+use engine::{KvEvents, Vocabulary};
+use futures_util::FutureExt;
 
 use super::super::SchedulerConfig;
 use super::super::counters::Counters;
 use super::super::scheduler::Shared;
 use super::*;
 use crate::kv::Table;
+use crate::runner::mock::{MockConfig, MockRunner};
 use crate::runner::{BlockId, BlockKind, Entry, Limits, Outputs, Runner};
 
 type Answer = oneshot::Receiver<Copied>;
@@ -117,4 +119,25 @@ fn askers_that_come_back_at_once_do_not_keep_the_scheduler() {
     }
     let answer = answer.try_recv().unwrap();
     assert_eq!((answer.held, answer.blocks.len()), (BLOCKS, 1));
+}
+
+/// The blocks of a model with a short context, for which nobody looks.
+fn exchange() -> (Exchange, Arc<Waiting>) {
+    let runner = Box::new(MockRunner::new(MockConfig::default()));
+    let (vocabulary, config) = (Vocabulary::default(), SchedulerConfig::default());
+    let engine = GenerateEngine::start(runner, &vocabulary, Vec::new(), config).unwrap();
+    let waiting = Waiting::new(1);
+    let layout = KvLayout { block_tokens: 16, ..KvLayout::default() };
+    (Exchange::new(waiting.clone(), layout, 1000, Arc::new(engine)), waiting)
+}
+
+#[test]
+fn tokens_behind_the_context_are_not_looked_at() {
+    let (exchange, waiting) = exchange();
+    for (count, names) in [(999, 62), (1007, 62), (1_000_000, 62), (40, 2), (0, 0)] {
+        let tokens: Arc<[TokenId]> = vec![7; count].into();
+        let mut asked = exchange.read(&tokens, 0);
+        assert!((&mut asked).now_or_never().is_none());
+        assert_eq!(waiting.next_order().unwrap().names.len(), names, "{count} tokens");
+    }
 }
