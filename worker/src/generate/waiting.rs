@@ -171,13 +171,16 @@ impl Waiting {
         state.remove(key).map(|job| (key, job))
     }
 
-    /// Asks for copies of blocks.
+    /// Asks for copies of blocks. Where too many do, those go whose answer nobody waits for.
     ///
     /// Errors: overloaded if too many do; the reason of [`close`](Waiting::close).
     pub(super) fn order(&self, order: Order) -> Result<(), Error> {
         let mut state = self.lock();
         if let Some(reason) = &state.closed {
             return Err(reason.clone());
+        }
+        if state.orders.len() >= MAX_ORDERS {
+            state.orders.retain(|order| !order.reply.is_closed());
         }
         if state.orders.len() >= MAX_ORDERS {
             let text = format!("{MAX_ORDERS} others wait for KV blocks, the most at once");

@@ -141,3 +141,25 @@ fn tokens_behind_the_context_are_not_looked_at() {
         assert_eq!(waiting.next_order().unwrap().names.len(), names, "{count} tokens");
     }
 }
+
+#[test]
+fn one_order_too_many_is_refused_unless_somebody_has_left() {
+    let (exchange, waiting) = exchange();
+    let tokens = tokens();
+    let ask = || {
+        let mut asked = exchange.held(&tokens);
+        match (&mut asked).now_or_never() {
+            Some(answer) => Err(answer.unwrap_err()),
+            None => Ok(asked),
+        }
+    };
+    let mut asked: Vec<_> = (0..MAX_ORDERS).map(|_| ask().ok().unwrap()).collect();
+    for left in [0, 1, 0, 3] {
+        asked.truncate(MAX_ORDERS - left);
+        asked.extend((0..left).map(|_| ask().ok().unwrap()));
+        assert_eq!(ask().err().unwrap().kind(), ErrorKind::Overloaded);
+    }
+    let orders: Vec<_> = std::iter::from_fn(|| waiting.next_order()).collect();
+    assert_eq!(orders.len(), MAX_ORDERS);
+    assert!(orders.iter().all(|order| !order.reply.is_closed()));
+}
