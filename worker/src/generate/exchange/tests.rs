@@ -121,6 +121,23 @@ fn askers_that_come_back_at_once_do_not_keep_the_scheduler() {
     assert_eq!((answer.held, answer.blocks.len()), (BLOCKS, 1));
 }
 
+#[test]
+fn the_bytes_between_two_steps_are_bounded() {
+    // Two blocks are 8 MiB, what an order may have at most.
+    let (mut scheduler, waiting, copied) = scheduler(ORDER_BYTES / 2, 0);
+    let mut answers: Vec<Answer> = (0..5).map(|_| order(&waiting, 2).unwrap()).collect();
+    for blocks in [4, 8, 10, 10] {
+        scheduler.hand_out();
+        assert_eq!(copied.load(Ordering::Relaxed), blocks);
+    }
+    assert_eq!(scheduler.totals.exported_blocks, 10);
+    assert!(answers.iter_mut().all(|answer| answer.try_recv().unwrap().blocks.len() == 2));
+    // The last order that is served may take it beyond.
+    let _answers = [3, 4, 4].map(|most| order(&waiting, most).unwrap());
+    scheduler.hand_out();
+    assert_eq!(copied.load(Ordering::Relaxed), 10 + 7);
+}
+
 /// The blocks of a model with a short context, for which nobody looks.
 fn exchange() -> (Exchange, Arc<Waiting>) {
     let runner = Box::new(MockRunner::new(MockConfig::default()));

@@ -178,6 +178,34 @@ async fn blocks_that_found_no_room_are_put_back_when_there_is_some() {
 }
 
 #[tokio::test]
+async fn others_go_on_between_the_parts_of_a_copy() {
+    // Two blocks come at once, so a prompt of five takes three reads, and two of these fill a step.
+    let runner = Memory::slow(100, Duration::from_millis(2)).with_block_bytes(4 << 20);
+    let reads = runner.reads();
+    let engine = Arc::new(remembering(runner, SchedulerConfig::default()));
+    let request = prompt(80);
+    prefill(&engine, &request).await;
+    let mut busy = prompt(3);
+    busy.stop.max_tokens = 700;
+    let mut busy = call(&engine, busy).await;
+    busy.next().await.unwrap().unwrap();
+    let store = engine.store(None).unwrap();
+    let blocks = pull(&store, &request.tokens, 0).await;
+    assert_eq!((blocks.len(), blocks[0].len()), (5, 4 << 20));
+    let alone = std::mem::take(&mut *reads.lock().unwrap());
+    assert!(alone.len() == 5 && alone[0] < alone[4], "no pass in between: {alone:?}");
+    let pulls = (0..4).map(|_| pull(&store, &request.tokens, 0));
+    let all = futures_util::future::join_all(pulls).await;
+    assert!(all.iter().all(|others| *others == blocks));
+    busy.next().await.unwrap().unwrap();
+    drop(busy);
+    // One that is short of 16 MiB takes those of one more order: five blocks.
+    let reads = std::mem::take(&mut *reads.lock().unwrap());
+    let most = reads.chunk_by(|one, next| one == next).map(<[usize]>::len).max();
+    assert!(reads.len() == 20 && most <= Some(5), "{reads:?}");
+}
+
+#[tokio::test]
 async fn only_equal_tokens_of_an_equal_adapter_are_found() {
     let engine = start(100);
     let request = prompt(64);
