@@ -62,6 +62,8 @@ async fn a_prompt_that_another_engine_computed_costs_its_last_block_only() {
         let totals = here.totals();
         assert_eq!(cached, found * SIZE);
         assert_eq!(totals.imported_blocks, found as u64);
+        // What came from elsewhere says nothing of this cache.
+        assert_eq!((totals.prefix_query_tokens, totals.prefix_hit_tokens), (tokens.into(), 0));
         assert_eq!(totals.prefill_tokens, u64::from(tokens) - (found * SIZE) as u64);
         // A step is counted after what it gave away.
         let is_counted = || there.totals().exported_blocks == whole as u64;
