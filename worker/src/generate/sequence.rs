@@ -6,10 +6,9 @@
 
 use std::slice::ChunksExact;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
-use engine::{Adapter, Error, KvBlocks, KvHandoff, SequenceHash, TokenId};
+use engine::{Adapter, Context, Error, KvBlocks, KvHandoff, SequenceHash, TokenId};
 
 use super::draft::Drafter;
 use super::drawing::Drawing;
@@ -28,7 +27,7 @@ pub(super) type Urgency = (Key, u32);
 pub(super) struct Sequence {
     pub output: Arc<Writer>,
     pub urgency: Urgency,
-    pub deadline: Option<Instant>,
+    pub context: Context,
     pub table: Table,
     /// It has ended and only its blocks are left.
     pub is_over: bool,
@@ -116,7 +115,7 @@ impl Sequence {
         Self {
             output: job.output,
             urgency: (key, 0),
-            deadline: job.context.deadline(),
+            context: job.context,
             table: Table::new(job.names, job.salt),
             is_over: false,
             is_preempted: false,
@@ -369,6 +368,7 @@ impl Sequence {
             }
             let mut fork = Self {
                 output: self.output.clone(),
+                context: self.context.clone(),
                 urgency: (self.urgency.0, drawing.index),
                 table: self.table.fork(tools.pool, self.computed),
                 tokens: self.tokens.clone(),

@@ -272,8 +272,9 @@ impl Ticket {
     /// Leaves the queue, if the job is still there.
     pub(super) fn withdraw(&self) {
         let job = self.queue.lock().remove(self.key);
-        if job.is_some() {
-            tracing::debug!("a request left the queue: nobody waits for it");
+        if let Some(job) = job {
+            let request = job.context.id();
+            tracing::debug!(request, "a request left the queue: nobody waits for it");
         }
     }
 }
