@@ -1,4 +1,5 @@
-//! The bounded queue of requests that are not in the batch yet: most urgent first, then oldest.
+//! The bounded queue of requests that are not in the batch yet: most urgent first, then oldest. Orders
+//! for copies of KV blocks have one of their own, in which the first comes first.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
