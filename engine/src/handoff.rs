@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -46,6 +47,7 @@ pub struct KvSource {
 /// let blocks = KvBlocks::new(2, vec![Bytes::from_static(b"third")], Arc::new(()));
 /// assert_eq!(blocks.get(2).map(|block| &block[..]), Some(&b"third"[..]));
 /// assert!(blocks.get(1).is_none() && blocks.get(3).is_none());
+/// assert_eq!(blocks.places(), 2..3);
 /// ```
 #[derive(Clone)]
 pub struct KvBlocks {
@@ -65,6 +67,11 @@ impl KvBlocks {
     /// Returns the block at a place of the prompt, counted in blocks.
     pub fn get(&self, place: usize) -> Option<&Bytes> {
         self.blocks.get(place.checked_sub(self.first)?)
+    }
+
+    /// Returns the places of the prompt, counted in blocks, of which the blocks are here.
+    pub fn places(&self) -> Range<usize> {
+        self.first..self.first.saturating_add(self.blocks.len())
     }
 }
 

@@ -7,7 +7,7 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Tokens drawn, the end-of-sequence token included.
     pub completion_tokens: u32,
-    /// Tokens of the prompt that were found in the prefix cache.
+    /// Tokens of the prompt that were found in the prefix cache, or came from another engine.
     pub cached_tokens: u32,
 }
 
@@ -53,7 +53,7 @@ pub struct WorkerTotals {
     pub decode_tokens: u64,
     /// Tokens of prompts that were looked up in the prefix cache.
     pub prefix_query_tokens: u64,
-    /// Tokens of prompts that were found there.
+    /// Tokens of prompts that were found there, or below it; what came from other engines was not.
     pub prefix_hit_tokens: u64,
     /// Sequences that lost their blocks to others and were computed again.
     pub preemptions: u64,

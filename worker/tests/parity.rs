@@ -1,5 +1,6 @@
 //! The real model: logits against an f32 forward pass over the dequantised weights, and the
-//! promise that a sequence's bits do not depend on its batch, its chunks or the threads.
+//! promise that a sequence's bits do not depend on its batch, its chunks or the threads. What the
+//! blocks of the KV cache hold is pinned, since other builds may take them.
 //!
 //! The golden files were made by `tests/golden/make_golden.py`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -8,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 use worker::cpu::Isa;
-use worker::runner::cpu::{CpuOptions, CpuRunner};
+use worker::runner::cpu::{CpuOptions, CpuRunner, KV_REVISION};
 use worker::runner::{Entry, Runner, Wants};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Mean Kullback-Leibler divergence, in nats, that quantised activations may cost: that of
 /// llama.cpp on the same prompts and file is 0.0031.
@@ -337,4 +339,60 @@ fn a_long_context_gives_the_same_bits_in_any_chunks_on_any_threads() {
         let row = runner.forward(&[entry]).unwrap().logits.to_vec();
         assert!(*logits.get_or_insert_with(|| row.clone()) == row, "{threads} threads, {chunk}");
     }
+}
+
+/// What the blocks of a text hold in a revision: its number, and a hash for each model and set of
+/// instructions. Of NEON none is known.
+const BLOCKS: (u32, [(&str, &str, u64); 9]) = (
+    1,
+    [
+        ("tiny/llama3", "Isa(Portable)", 0x8C9B_F2DB_3848_A7A6),
+        ("tiny/llama3", "Isa(Avx2)", 0x4241_C372_D9DE_7865),
+        ("tiny/llama3", "Isa(Avx512)", 0x4241_C372_D9DE_7865),
+        ("tiny/qwen3", "Isa(Portable)", 0xC4FA_4AE6_3FE3_F993),
+        ("tiny/qwen3", "Isa(Avx2)", 0xB72F_6194_08C7_65BF),
+        ("tiny/qwen3", "Isa(Avx512)", 0xB72F_6194_08C7_65BF),
+        ("", "Isa(Portable)", 0xAD91_27DB_4EDC_E92B),
+        ("", "Isa(Avx2)", 0x4880_6CDD_3C84_A5B7),
+        ("", "Isa(Avx512)", 0x40F6_8892_C52C_0AA8),
+    ],
+);
+
+#[test]
+fn what_blocks_hold_is_what_their_revision_says() {
+    let mut wrong = Vec::new();
+    for isa in Isa::available() {
+        for (file, _, pinned) in BLOCKS.1.iter().filter(|(_, on, _)| *on == format!("{isa:?}")) {
+            // The real model is quantised, the tiny ones are not and take longer texts.
+            let (path, count) = match file.is_empty() {
+                true => (model(), 40),
+                false => (golden(file), 248),
+            };
+            let options = CpuOptions {
+                threads: 2,
+                context_length: Some(256),
+                kv_cache_bytes: 64 << 20,
+                batch_tokens: count,
+            };
+            let mut runner = CpuRunner::load_with(&path, &options, isa).unwrap().runner;
+            let tokens: Vec<u32> = (0..count as u32).map(|p| (p * 37 + 11) % 100 + 20).collect();
+            let blocks: Vec<u32> = (0..count.div_ceil(16) as u32).collect();
+            let (start, prompt, adapter, wants) = (0, 0, None, Wants::Nothing);
+            let entry = Entry { tokens: &tokens, start, blocks: &blocks, prompt, adapter, wants };
+            runner.forward(&[entry]).unwrap();
+            let mut bytes = Vec::new();
+            for block in 0..tokens.len() / 16 {
+                runner.read_block(block as u32, &mut bytes).unwrap();
+            }
+            let hash = xxh3_64(&bytes);
+            if hash != *pinned {
+                wrong.push(format!("(\"{file}\", \"{isa:?}\", {hash:#018X})"));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty() && BLOCKS.0 == KV_REVISION,
+        "blocks hold other bits than those of revision {}: raise `KV_REVISION`, and pin {wrong:#?}",
+        BLOCKS.0
+    );
 }

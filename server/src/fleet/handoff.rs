@@ -25,7 +25,7 @@ use crate::metrics::{Metrics, ModelLabels, ReasonLabels};
 const MAX_SOURCES: usize = 256;
 
 /// Blocks that came and are not in a cache yet, in KiB, of all requests of this process: who finds
-/// no room computes its prompt.
+/// room for some only gets the first ones, and computes the others.
 const MAX_PULLED_KIB: u32 = 1 << 20;
 
 /// What a worker hands over and gets.
@@ -221,20 +221,22 @@ impl Handing {
         let failed = |error: Error| Reason::of(&error);
         // The last token is computed here in any case.
         let all = tokens.len().saturating_sub(1) / layout.block_tokens.max(1) as usize;
-        pulled.first = self.store.held(tokens).await.map_err(failed)?;
+        let longest = Instant::now() + self.handoffs.timeout;
+        let until = context.deadline().map_or(longest, |deadline| deadline.min(longest));
+        let held = tokio::time::timeout_at(until.into(), self.store.held(tokens)).await;
+        pulled.first = held.map_err(|_| Reason::Late)?.map_err(failed)?;
         let missing = all.saturating_sub(pulled.first);
         if missing == 0 {
             return Ok(());
         }
-        pulled.room = Some(self.room(missing, &layout)?);
-        let longest = Instant::now() + self.handoffs.timeout;
-        let until = context.deadline().map_or(longest, |deadline| deadline.min(longest));
+        let (count, room) = self.room(missing, &layout)?;
+        pulled.room = Some(room);
         let worker = self.handoffs.worker(source).map_err(failed)?;
         // No block in front of the last token is asked for that would not be used.
-        let asked = tokens[..(pulled.first + missing) * layout.block_tokens as usize].into();
+        let asked = tokens[..(pulled.first + count) * layout.block_tokens as usize].into();
         let wanted = Wanted { tokens: asked, first: pulled.first, layout };
         let mut blocks = worker.pull(&self.model, wanted, until).await.map_err(failed)?;
-        while pulled.blocks.len() < missing {
+        while pulled.blocks.len() < count {
             match blocks.next().await {
                 Some(Ok(block)) if block.len() as u64 == layout.block_bytes => {
                     pulled.blocks.push(block);
@@ -244,18 +246,35 @@ impl Handing {
                 None => return Err(Reason::Evicted),
             }
         }
-        Ok(())
+        match count < missing {
+            true => Err(Reason::Busy),
+            false => Ok(()),
+        }
     }
 
-    /// Takes the room of some blocks.
+    /// Takes the room of some blocks, or of as many of them as there is room for; returns how many.
+    ///
+    /// Errors: busy if there is not even room for one.
     fn room(
         &self,
         blocks: usize,
         layout: &KvLayout,
-    ) -> std::result::Result<OwnedSemaphorePermit, Reason> {
-        let kib = (blocks as u64).saturating_mul(layout.block_bytes).div_ceil(1 << 10);
-        let kib = u32::try_from(kib).map_err(|_| Reason::Busy)?;
-        self.handoffs.room.clone().try_acquire_many_owned(kib).map_err(|_| Reason::Busy)
+    ) -> std::result::Result<(usize, OwnedSemaphorePermit), Reason> {
+        let room = &self.handoffs.room;
+        loop {
+            let free = (room.available_permits() as u64) << 10;
+            let most = free.checked_div(layout.block_bytes).unwrap_or(u64::MAX);
+            let count = most.min(blocks as u64);
+            // No more than the permits that there were, which a `u32` counts.
+            let kib = (count * layout.block_bytes).div_ceil(1 << 10) as u32;
+            if count == 0 {
+                return Err(Reason::Busy);
+            }
+            // Where this fails another one was quicker, and there is less to share.
+            if let Ok(permit) = room.clone().try_acquire_many_owned(kib) {
+                return Ok((count as usize, permit));
+            }
+        }
     }
 }
 

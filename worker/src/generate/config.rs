@@ -27,7 +27,8 @@ pub struct SchedulerConfig {
     pub host_tier_bytes: usize,
     /// Where blocks go that the host's memory has no room for; none: they are forgotten.
     pub disk_tier: Option<DiskTierConfig>,
-    /// Blocks that a step brings back from host memory or disk; copying them holds everybody up.
+    /// Blocks that a step brings back from host memory or disk, or puts into the cache that came from
+    /// another engine; copying them holds everybody up.
     pub restored_blocks: usize,
     /// KV events kept for readers; who is further behind is told of the gap.
     pub kv_events: usize,

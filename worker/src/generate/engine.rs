@@ -21,7 +21,7 @@ use super::output::{News, Reader, Writer};
 use super::scheduler::{Scheduler, Shared};
 use super::spill::tiers;
 use super::waiting::{Generation, Job, Waiting, Work};
-use crate::runner::{BlockKind, Runner};
+use crate::runner::{BlockKind, Limits, Runner};
 
 /// Generation and embeddings on one runner.
 ///
@@ -143,13 +143,14 @@ impl GenerateEngine {
     /// none: it keeps none, or they mean nothing elsewhere.
     pub fn store(self: &Arc<Self>, adapter: Option<AdapterId>) -> Option<Arc<dyn KvStore>> {
         let kind = self.block_kind.filter(|_| self.has_prefix_cache)?;
+        let Limits { block_size, context_length, .. } = self.intake.limits;
         let layout = KvLayout {
             fingerprint: kind.fingerprint,
             salt: salt(adapter),
-            block_tokens: self.intake.limits.block_size as u32,
+            block_tokens: block_size as u32,
             block_bytes: kind.bytes as u64,
         };
-        Some(Arc::new(Exchange::new(self.waiting.clone(), layout, self.clone())))
+        Some(Arc::new(Exchange::new(self.waiting.clone(), layout, context_length, self.clone())))
     }
 
     /// Queues a request and returns the reader of its answer.

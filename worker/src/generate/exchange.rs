@@ -17,7 +17,7 @@ use super::engine::GenerateEngine;
 use super::scheduler::Scheduler;
 use super::waiting::Waiting;
 
-/// Orders that may wait for the scheduler; more are refused.
+/// Orders that may wait for the scheduler; more are refused. As many are served between two steps.
 pub(super) const MAX_ORDERS: usize = 64;
 
 /// The most bytes of one order's copies, but for a block that is larger.
@@ -34,7 +34,7 @@ const STEP_BYTES: usize = 16 << 20;
 #[derive(Debug)]
 pub(super) struct Order {
     pub tokens: Arc<[TokenId]>,
-    /// The names of the tokens' whole blocks.
+    /// The names of the tokens' whole blocks, up to the context's end.
     pub names: Vec<SequenceHash>,
     pub salt: Salt,
     /// The first block to copy.
@@ -53,10 +53,14 @@ pub(super) struct Copied {
 }
 
 impl Scheduler {
-    /// Copies blocks for those who asked, as far as there is time in this step.
+    /// Copies blocks for those who asked, as far as there is time in this step. Who asks again at
+    /// once, as everybody may where nothing is copied, waits for the next one.
     pub(super) fn hand_out(&mut self) {
         let mut copied = 0;
-        while copied < STEP_BYTES {
+        for _ in 0..MAX_ORDERS {
+            if copied >= STEP_BYTES {
+                return;
+            }
             let Some(order) = self.waiting.next_order() else { return };
             if order.reply.is_closed() {
                 continue;
@@ -83,6 +87,8 @@ impl Scheduler {
 pub(super) struct Exchange {
     waiting: Arc<Waiting>,
     layout: KvLayout,
+    /// Tokens of the longest sequence: no block lies behind them.
+    context_length: usize,
     /// The engine stops when nobody has it any more.
     _engine: Arc<GenerateEngine>,
 }
@@ -91,14 +97,16 @@ impl Exchange {
     pub(super) fn new(
         waiting: Arc<Waiting>,
         layout: KvLayout,
+        context_length: usize,
         engine: Arc<GenerateEngine>,
     ) -> Self {
-        Self { waiting, layout, _engine: engine }
+        Self { waiting, layout, context_length, _engine: engine }
     }
 
     async fn ask(&self, tokens: &Arc<[TokenId]>, first: usize, most: usize) -> Result<Copied> {
         let KvLayout { salt, block_tokens, .. } = self.layout;
-        let names = prefix_hashes(tokens, block_tokens as usize, salt).collect();
+        let findable = &tokens[..tokens.len().min(self.context_length)];
+        let names = prefix_hashes(findable, block_tokens as usize, salt).collect();
         let (reply, answer) = oneshot::channel();
         self.waiting.order(Order { tokens: tokens.clone(), names, salt, first, most, reply })?;
         let stopped = |_| Error::new(ErrorKind::Unavailable, "the engine has stopped");
@@ -130,3 +138,6 @@ impl KvStore for Exchange {
 pub(super) fn salt(adapter: Option<AdapterId>) -> Salt {
     adapter.map_or_else(Salt::default, |adapter| Salt(adapter.0))
 }
+
+#[cfg(test)]
+mod tests;

@@ -116,7 +116,7 @@ impl Scheduler {
                 continue;
             }
             let sequence = &self.running[index];
-            let mut wanted = sequence.left().min(budget);
+            let mut wanted = sequence.left().min(budget).min(sequence.until_handed(size));
             if sequence.scores_prompt() {
                 wanted = wanted.min(scored);
             }

@@ -153,16 +153,18 @@ impl Scheduler {
     /// Takes out the sequences that ended, whose reader left or whose time is up.
     fn leave(&mut self) {
         let sequences = || self.running.iter().chain(self.parked.values());
-        let has_deadlines = sequences().any(|sequence| sequence.deadline.is_some());
+        let has_deadlines = sequences().any(|sequence| sequence.context.deadline().is_some());
         let now = has_deadlines.then(Instant::now);
         let is_over = |sequence: &mut Sequence| {
-            if sequence.deadline.zip(now).is_some_and(|(deadline, now)| deadline <= now) {
+            let deadline = sequence.context.deadline();
+            if deadline.zip(now).is_some_and(|(deadline, now)| deadline <= now) {
                 let text = "the deadline passed while generating";
                 sequence.output.fail(Error::new(ErrorKind::DeadlineExceeded, text));
                 return true;
             }
             if !sequence.is_over && sequence.output.is_dropped() {
-                tracing::debug!("a sequence left the batch: nobody reads it");
+                let request = sequence.context.id();
+                tracing::debug!(request, "a sequence left the batch: nobody reads it");
                 return true;
             }
             sequence.is_over

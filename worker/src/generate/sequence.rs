@@ -6,10 +6,9 @@
 
 use std::slice::ChunksExact;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
-use engine::{Adapter, Error, KvBlocks, KvHandoff, SequenceHash, TokenId};
+use engine::{Adapter, Context, Error, KvBlocks, KvHandoff, SequenceHash, TokenId};
 
 use super::draft::Drafter;
 use super::drawing::Drawing;
@@ -28,7 +27,7 @@ pub(super) type Urgency = (Key, u32);
 pub(super) struct Sequence {
     pub output: Arc<Writer>,
     pub urgency: Urgency,
-    pub deadline: Option<Instant>,
+    pub context: Context,
     pub table: Table,
     /// It has ended and only its blocks are left.
     pub is_over: bool,
@@ -53,7 +52,7 @@ pub(super) struct Sequence {
     is_resumed: bool,
     /// What it is computed with; held as long as it is.
     adapter: Option<Adapter>,
-    /// Blocks that another engine computed, until its first pass.
+    /// Blocks that another engine computed, as long as one of them may be of use.
     handed: Option<KvBlocks>,
 }
 
@@ -105,7 +104,7 @@ impl Sequence {
                 let drawing = |index| Drawing::new(request, guide.clone(), index, room);
                 generated = request.generated as usize;
                 handed = match &request.handoff {
-                    Some(KvHandoff::Here(blocks)) => Some(blocks.clone()),
+                    Some(KvHandoff::Here(blocks)) if job.salt.is_some() => Some(blocks.clone()),
                     _ => None,
                 };
                 followers.extend((1..request.choices.get()).map(drawing));
@@ -116,7 +115,7 @@ impl Sequence {
         Self {
             output: job.output,
             urgency: (key, 0),
-            deadline: job.context.deadline(),
+            context: job.context,
             table: Table::new(job.names, job.salt),
             is_over: false,
             is_preempted: false,
@@ -217,6 +216,23 @@ impl Sequence {
         self.handed.as_ref()?.get(place).cloned()
     }
 
+    /// Returns how many tokens it computes at most before a block that another engine has computed
+    /// for it: as many as there are in front of the first one, which it may no longer find.
+    pub(super) fn until_handed(&self, size: usize) -> usize {
+        let places = self.handed.as_ref().map(KvBlocks::places).filter(|_| self.may_skip());
+        let first = places.filter(|places| !places.is_empty()).map(|places| places.start);
+        let before = first.and_then(|first| first.saturating_mul(size).checked_sub(self.computed));
+        before.filter(|&before| before > 0).unwrap_or(usize::MAX)
+    }
+
+    /// Lets go of the blocks that another engine computed, once none of them can be put back.
+    fn drop_handed(&mut self, size: usize) {
+        // The last token is always computed.
+        let last = (self.tokens.len() - 1) / size;
+        let computed = self.computed;
+        self.handed.take_if(|blocks| computed >= blocks.places().end.min(last) * size);
+    }
+
     /// Returns whether it is going to compute a block that others could find.
     pub(super) fn promises(&self, (place, name): (usize, SequenceHash), size: usize) -> bool {
         self.table.salt().is_some()
@@ -280,9 +296,9 @@ impl Sequence {
         if !self.draft.is_empty() {
             return self.verify(rows, tools);
         }
-        self.handed = None;
         let (start, wants) = (self.computed, self.wants());
         self.computed += self.planned;
+        self.drop_handed(tools.pool.block_tokens());
         self.table.commit(tools.pool, &self.tokens, self.computed);
         match &mut self.goal {
             Goal::Pool(pooling) => {
@@ -352,6 +368,7 @@ impl Sequence {
             }
             let mut fork = Self {
                 output: self.output.clone(),
+                context: self.context.clone(),
                 urgency: (self.urgency.0, drawing.index),
                 table: self.table.fork(tools.pool, self.computed),
                 tokens: self.tokens.clone(),

@@ -1,4 +1,5 @@
-//! The way of blocks from the device to the tiers below it, and back.
+//! The way of blocks from the device to the tiers below it, and back: those that a sequence brought
+//! along from another engine come the same way.
 
 use super::SchedulerConfig;
 use super::scheduler::Scheduler;
@@ -43,9 +44,8 @@ impl Scheduler {
     }
 
     /// Gives a sequence the blocks of its tokens that are found, on the device or below it, or that
-    /// it brought along.
-    /// Returns whether it has to wait for the next one, which is being fetched or is one too many
-    /// for this step.
+    /// it brought along. Returns whether it has to wait for the next one, which is being fetched or
+    /// is one too many for this step.
     ///
     /// Errors: the device failed.
     pub(super) fn attach(&mut self, index: usize) -> Result<bool, Error> {
@@ -62,7 +62,8 @@ impl Scheduler {
                     return Ok(true);
                 }
                 self.tiers.gave();
-                if bytes.len() != self.block_bytes || !self.put_back(index, &bytes)? {
+                // It is no hit of the prefix cache here.
+                if bytes.len() != self.block_bytes || self.put_back(index, &bytes)?.is_none() {
                     return Ok(false);
                 }
                 self.totals.imported_blocks += 1;
@@ -101,21 +102,26 @@ impl Scheduler {
         let end = sequence.computed() + self.limits.block_size;
         let is_same = sequence.tokens()[..end] == block.tokens[..]
             && sequence.table.salt() == Some(block.salt);
-        Ok(is_same && self.put_back(index, &block.bytes)?)
+        if !is_same {
+            return Ok(false);
+        }
+        let found = self.put_back(index, &block.bytes)?;
+        self.totals.prefix_hit_tokens += found.unwrap_or(0) as u64;
+        Ok(found.is_some())
     }
 
-    /// Writes the next block of a sequence; returns whether there was room for it.
-    fn put_back(&mut self, index: usize, bytes: &[u8]) -> Result<bool, Error> {
+    /// Writes the next block of a sequence; returns how many tokens of its prompt are there for the
+    /// first time by that, or none if there was no room.
+    fn put_back(&mut self, index: usize, bytes: &[u8]) -> Result<Option<usize>, Error> {
         let sequence = &mut self.running[index];
         let (start, end) = (sequence.computed(), sequence.computed() + self.limits.block_size);
         if sequence.table.grow(&mut self.pool, start, end).is_err() {
-            return Ok(false);
+            return Ok(None);
         }
         self.spill()?;
         let sequence = &mut self.running[index];
         let place = sequence.table.blocks()[start / self.limits.block_size];
         self.runner.write_block(place, bytes)?;
-        self.totals.prefix_hit_tokens += sequence.restored(&mut self.pool) as u64;
-        Ok(true)
+        Ok(Some(sequence.restored(&mut self.pool)))
     }
 }

@@ -1,4 +1,5 @@
-//! The bounded queue of requests that are not in the batch yet: most urgent first, then oldest.
+//! The bounded queue of requests that are not in the batch yet: most urgent first, then oldest. Orders
+//! for copies of KV blocks have one of their own, in which the first comes first.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -171,13 +172,16 @@ impl Waiting {
         state.remove(key).map(|job| (key, job))
     }
 
-    /// Asks for copies of blocks.
+    /// Asks for copies of blocks. Where too many do, those go whose answer nobody waits for.
     ///
     /// Errors: overloaded if too many do; the reason of [`close`](Waiting::close).
     pub(super) fn order(&self, order: Order) -> Result<(), Error> {
         let mut state = self.lock();
         if let Some(reason) = &state.closed {
             return Err(reason.clone());
+        }
+        if state.orders.len() >= MAX_ORDERS {
+            state.orders.retain(|order| !order.reply.is_closed());
         }
         if state.orders.len() >= MAX_ORDERS {
             let text = format!("{MAX_ORDERS} others wait for KV blocks, the most at once");
@@ -269,8 +273,9 @@ impl Ticket {
     /// Leaves the queue, if the job is still there.
     pub(super) fn withdraw(&self) {
         let job = self.queue.lock().remove(self.key);
-        if job.is_some() {
-            tracing::debug!("a request left the queue: nobody waits for it");
+        if let Some(job) = job {
+            let request = job.context.id();
+            tracing::debug!(request, "a request left the queue: nobody waits for it");
         }
     }
 }

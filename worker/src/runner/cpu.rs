@@ -15,6 +15,12 @@ use crate::cpu::pool::Pool;
 use crate::lora::{self, Adapter, Adapters, Deltas};
 use crate::model::{Buffers, Checkpoint, Hyperparameters, Llama, Loading, Position, Precisions};
 
+/// The revision of the code that computes and stores keys and values, a part of the fingerprint of
+/// KV blocks. Whoever changes a bit of them, or their order in a block, raises it: workers of builds
+/// with different revisions then take no blocks of one another. `worker/tests/parity.rs` pins what
+/// blocks hold and fails where this was forgotten.
+pub const KV_REVISION: u32 = 1;
+
 /// How a model is run.
 #[derive(Clone, Debug)]
 pub struct CpuOptions {
@@ -93,6 +99,10 @@ impl CpuRunner {
             batch_tokens: options.batch_tokens,
             dimensions: sizes.hidden,
         };
+        let kind = BlockKind {
+            fingerprint: fingerprint(KV_REVISION, &checkpoint, compute.isa),
+            bytes: cache.block_bytes(),
+        };
         let card = ModelCard {
             name: checkpoint.name,
             architecture: sizes.family.name().to_owned(),
@@ -101,11 +111,6 @@ impl CpuRunner {
             eos_tokens: checkpoint.tokens.eos,
         };
         let bytes = cache.blocks * cache.block_bytes();
-        let own = format!("{:?} {:?}", checkpoint.sizes, compute.isa);
-        let kind = BlockKind {
-            fingerprint: xxh3_64_with_seed(own.as_bytes(), checkpoint.weights.sum()),
-            bytes: cache.block_bytes(),
-        };
         let cache = Cache::new(cache).map_err(|error| {
             Error::Device(format!("no memory for a KV cache of {bytes} bytes: {error}"))
         })?;
@@ -162,6 +167,13 @@ impl CpuRunner {
 pub fn start_pool(threads: usize) -> Result<Pool, Error> {
     Pool::start(threads)
         .map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))
+}
+
+/// Returns what stands for the bits of a model's KV blocks: its weights, which have been read, and
+/// sizes, the instructions and the code that they are computed with.
+fn fingerprint(revision: u32, checkpoint: &Checkpoint, isa: Isa) -> u64 {
+    let own = format!("{revision} {:?} {isa:?}", checkpoint.sizes);
+    xxh3_64_with_seed(own.as_bytes(), checkpoint.weights.sum())
 }
 
 /// Sizes the cache: what fits into the bytes, and no more than the address space of block ids.
@@ -241,5 +253,33 @@ impl Runner for CpuRunner {
 
     fn block_kind(&self) -> Option<BlockKind> {
         Some(self.kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_another_revision_or_instruction_set_are_of_another_kind() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny/llama3");
+        let options = CpuOptions {
+            threads: 1,
+            context_length: None,
+            kv_cache_bytes: 1 << 20,
+            batch_tokens: 8,
+        };
+        let loaded = CpuRunner::load(&path, &options).unwrap();
+        let own = loaded.runner.block_kind().unwrap().fingerprint;
+        // Its weights are summed up as they are read.
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        Llama::read(&checkpoint, &Loading { threads: 1, name: String::new() }).unwrap();
+        assert_eq!(own, fingerprint(KV_REVISION, &checkpoint, Isa::best()));
+        let mut found = std::collections::BTreeSet::new();
+        let isas = Isa::available();
+        for revision in [KV_REVISION, KV_REVISION + 1] {
+            found.extend(isas.iter().map(|&isa| fingerprint(revision, &checkpoint, isa)));
+        }
+        assert_eq!(found.len(), 2 * isas.len());
     }
 }

@@ -92,8 +92,8 @@ impl<'a> Outputs<'a> {
 /// What a runner's blocks are made of, as far as another process has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockKind {
-    /// Stands for the weights and for how they are computed with: runners in which it is equal make
-    /// equal blocks of equal tokens, to the last bit.
+    /// Stands for the weights and for how they are computed with, the revision of the code included:
+    /// runners in which it is equal make equal blocks of equal tokens, to the last bit.
     pub fingerprint: u64,
     /// Bytes of a block, as [`read_block`](Runner::read_block) gives it.
     pub bytes: usize,

@@ -142,22 +142,97 @@ async fn whatever_is_wrong_with_the_blocks_the_prompt_is_computed() {
         assert_eq!(here.fallbacks(reason), before + 1, "{reason}: {source:?}");
     }
     assert_eq!(here.blocks(), 0);
-    // A worker that is gone, and one without room.
+    // A worker that is gone.
     there.tasks.cancel();
     there.tasks.wait(LONG).await;
     let answer = here.answer(&from(&prompt(0, 100), &known)).await;
     assert_eq!(answer.tokens.len(), 9);
     assert_eq!(here.fallbacks("unreachable"), 2);
-    let handing = Handing {
-        engine: here.scheduler.clone(),
-        store: here.scheduler.store(None).unwrap(),
-        source: None,
-        model: "m".into(),
-        handoffs: here.handoffs.clone(),
-    };
-    let large = KvLayout { block_bytes: 1 << 30, ..layout };
-    assert_eq!(handing.room(2, &large).err(), Some(Reason::Busy));
-    assert!(handing.room(1, &large).is_ok());
+}
+
+/// A cache whose blocks have a content: it has none of any prompt, and gives all of them.
+struct Cache {
+    layout: KvLayout,
+    /// It never says which blocks it has.
+    is_stuck: bool,
+}
+
+impl Cache {
+    fn new() -> Self {
+        let layout = KvLayout { block_tokens: 16, block_bytes: 1500, ..KvLayout::default() };
+        Self { layout, is_stuck: false }
+    }
+}
+
+#[async_trait]
+impl KvStore for Cache {
+    fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    async fn held(&self, _: &Arc<[TokenId]>) -> Result<usize> {
+        if self.is_stuck {
+            std::future::pending::<()>().await;
+        }
+        Ok(0)
+    }
+
+    async fn read(&self, tokens: &Arc<[TokenId]>, first: usize) -> Result<Vec<Bytes>> {
+        let places = (first..tokens.len() / 16).take(4);
+        Ok(places.map(|place| Bytes::from(vec![place as u8; 1500])).collect())
+    }
+}
+
+fn handing(worker: &Worker, cache: Cache) -> Handing {
+    let (engine, handoffs) = (worker.scheduler.clone(), worker.handoffs.clone());
+    let store = Arc::new(cache);
+    Handing { engine, store, source: None, model: "m".into(), handoffs }
+}
+
+#[tokio::test]
+async fn who_finds_room_for_some_blocks_gets_the_first_ones() {
+    let there = Worker::start(Role::Prefill, LONG).await;
+    let here = Worker::start(Role::Decode, LONG).await;
+    let known = there.answer(&prompt(0, 100)).await.kv_source.unwrap();
+    let source = KvSource { layout: Cache::new().layout, ..(*known).clone() };
+    let served = Served { blocks: Some(Arc::new(Cache::new())), ..there.served.clone() };
+    there.server.insert("m", served);
+    let handing = handing(&here, Cache::new());
+    let (tokens, context) = (prompt(1, 100).tokens, Context::new("r"));
+    let get = async || handing.get(&source, &tokens, &context).await;
+    let room = here.handoffs.room.clone();
+    // 1,500 bytes are in 2 KiB, two such blocks in 3.
+    for (free, count, busy) in [(0, 0, 1), (1, 0, 2), (2, 1, 3), (5, 3, 4), (9, 6, 4)] {
+        let others = room.clone().try_acquire_many_owned(MAX_PULLED_KIB - free).unwrap();
+        let got = get().await;
+        let bytes = |place| got.as_ref().and_then(|blocks| blocks.get(place));
+        let came: Vec<u8> = (0..10).map_while(|place| bytes(place).map(|block| block[0])).collect();
+        assert_eq!(came, (0..count).collect::<Vec<u8>>(), "{free} KiB are free");
+        assert_eq!(here.fallbacks("busy"), busy, "{free} KiB are free");
+        drop((got, others));
+        assert_eq!(room.available_permits(), MAX_PULLED_KIB as usize);
+    }
+    // More than there ever is room for.
+    let large = KvLayout { block_bytes: 1 << 30, ..source.layout };
+    let (count, permit) = handing.room(usize::MAX, &large).unwrap();
+    assert_eq!((count, permit.num_permits()), (1, MAX_PULLED_KIB as usize));
+    assert_eq!(handing.room(1, &large).err(), Some(Reason::Busy));
+    let (count, _permit) = handing.room(9, &KvLayout { block_bytes: 0, ..large }).unwrap();
+    assert_eq!(count, 9, "blocks without content need no room");
+}
+
+#[tokio::test]
+async fn a_cache_that_does_not_say_what_it_has_holds_nobody_up() {
+    for (timeout, deadline) in [(Duration::from_millis(50), LONG), (LONG, Duration::ZERO)] {
+        let here = Worker::start(Role::Decode, timeout).await;
+        let cache = Cache { is_stuck: true, ..Cache::new() };
+        let source = KvSource { layout: cache.layout, ..KvSource::default() };
+        let context = Context::new("r").with_deadline(Some(Instant::now() + deadline));
+        assert!(
+            handing(&here, cache).get(&source, &prompt(1, 100).tokens, &context).await.is_none()
+        );
+        assert_eq!(here.fallbacks("late"), 1);
+    }
 }
 
 #[tokio::test]

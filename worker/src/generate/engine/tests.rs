@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 
 use super::*;
 use crate::runner::mock::{self, MockConfig, MockRunner};
-use crate::runner::{BlockId, Entry, Limits, Outputs};
+use crate::runner::{BlockId, Entry, Outputs};
 
 fn engine(mock: MockConfig, config: SchedulerConfig) -> GenerateEngine {
     let eos = mock::card("mock", &mock).eos_tokens;

@@ -62,6 +62,8 @@ async fn a_prompt_that_another_engine_computed_costs_its_last_block_only() {
         let totals = here.totals();
         assert_eq!(cached, found * SIZE);
         assert_eq!(totals.imported_blocks, found as u64);
+        // What came from elsewhere says nothing of this cache.
+        assert_eq!((totals.prefix_query_tokens, totals.prefix_hit_tokens), (tokens.into(), 0));
         assert_eq!(totals.prefill_tokens, u64::from(tokens) - (found * SIZE) as u64);
         // A step is counted after what it gave away.
         let is_counted = || there.totals().exported_blocks == whole as u64;
@@ -129,6 +131,80 @@ async fn a_long_prompt_is_put_back_in_parts_while_others_go_on() {
     settles(&here).await;
     let most = most_written.load(std::sync::atomic::Ordering::Relaxed);
     assert!((1..=4).contains(&most), "{most} blocks were written between two steps");
+}
+
+#[tokio::test]
+async fn what_lies_in_front_of_the_blocks_that_came_is_computed_and_no_more() {
+    for (first, tokens) in [(1, 33), (5, 100), (5, 400), (24, 400), (25, 400), (40, 800)] {
+        let (there, here) = (start(100), start(100));
+        let request = prompt(tokens);
+        let expected = alone(std::slice::from_ref(&request)).await.remove(0);
+        prefill(&there, &request).await;
+        let blocks = pull(&there.store(None).unwrap(), &request.tokens, first).await;
+        // As if those in front had been here when it was asked, and given up since.
+        let answer = collect(call(&here, with(&request, first, blocks)).await).await.unwrap();
+        assert_eq!(essence(answer), expected, "{tokens} tokens from block {first} on");
+        settles(&here).await;
+        let last = (tokens as usize - 1) / SIZE;
+        let imported = last.saturating_sub(first);
+        let totals = here.totals();
+        assert_eq!(
+            totals.imported_blocks, imported as u64,
+            "{tokens} tokens from block {first} on"
+        );
+        assert_eq!(totals.prefill_tokens, u64::from(tokens) - (imported * SIZE) as u64);
+    }
+}
+
+#[tokio::test]
+async fn blocks_that_found_no_room_are_put_back_when_there_is_some() {
+    let there = start(100);
+    let request = prompt(400);
+    let expected = alone(std::slice::from_ref(&request)).await.remove(0);
+    prefill(&there, &request).await;
+    let blocks = pull(&there.store(None).unwrap(), &request.tokens, 0).await;
+    // It is let in when its first chunk has room, and takes the rest from one that is less urgent.
+    let config = SchedulerConfig { batch_tokens: 32, ..SchedulerConfig::default() };
+    let here = remembering(Memory::slow(30, Duration::from_millis(2)), config);
+    let mut idler = GenerateRequest::new(vec![3; 320], StopConditions::after(100));
+    idler.stop.ignore_eos = true;
+    let mut idler = call(&here, idler).await;
+    idler.next().await.unwrap().unwrap();
+    let context = Context::new("test").with_priority(1);
+    let answer = here.call(with(&request, 0, blocks), context).await.unwrap();
+    assert_eq!(essence(collect(answer).await.unwrap()), expected);
+    collect(idler).await.unwrap();
+    let totals = here.totals();
+    assert!(totals.preemptions > 0, "{totals:?}");
+    assert!((20..=24).contains(&totals.imported_blocks), "{totals:?}");
+}
+
+#[tokio::test]
+async fn others_go_on_between_the_parts_of_a_copy() {
+    // Two blocks come at once, so a prompt of five takes three reads, and two of these fill a step.
+    let runner = Memory::slow(100, Duration::from_millis(2)).with_block_bytes(4 << 20);
+    let reads = runner.reads();
+    let engine = Arc::new(remembering(runner, SchedulerConfig::default()));
+    let request = prompt(80);
+    prefill(&engine, &request).await;
+    let mut busy = prompt(3);
+    busy.stop.max_tokens = 700;
+    let mut busy = call(&engine, busy).await;
+    busy.next().await.unwrap().unwrap();
+    let store = engine.store(None).unwrap();
+    let blocks = pull(&store, &request.tokens, 0).await;
+    assert_eq!((blocks.len(), blocks[0].len()), (5, 4 << 20));
+    let alone = std::mem::take(&mut *reads.lock().unwrap());
+    assert!(alone.len() == 5 && alone[0] < alone[4], "no pass in between: {alone:?}");
+    let pulls = (0..4).map(|_| pull(&store, &request.tokens, 0));
+    let all = futures_util::future::join_all(pulls).await;
+    assert!(all.iter().all(|others| *others == blocks));
+    busy.next().await.unwrap().unwrap();
+    drop(busy);
+    // One that is short of 16 MiB takes those of one more order: five blocks.
+    let reads = std::mem::take(&mut *reads.lock().unwrap());
+    let most = reads.chunk_by(|one, next| one == next).map(<[usize]>::len).max();
+    assert!(reads.len() == 20 && most <= Some(5), "{reads:?}");
 }
 
 #[tokio::test]

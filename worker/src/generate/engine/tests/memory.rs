@@ -2,6 +2,7 @@
 //! shared, copied, restored or given up wrongly changes a token.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
@@ -22,6 +23,11 @@ pub(super) struct Memory {
     written: usize,
     /// The most of them.
     most_written: Arc<AtomicUsize>,
+    /// Bytes of a block that say nothing.
+    padding: usize,
+    passes: usize,
+    /// The number of forward passes before each block that was read.
+    reads: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Memory {
@@ -34,12 +40,25 @@ impl Memory {
             pace: Duration::ZERO,
             written: 0,
             most_written: Arc::default(),
+            padding: 0,
+            passes: 0,
+            reads: Arc::default(),
         }
     }
 
     /// Makes each forward pass take some time.
     pub(super) fn slow(blocks: usize, pace: Duration) -> Self {
         Self { pace, ..Self::new(blocks) }
+    }
+
+    /// Makes blocks that have so many bytes.
+    pub(super) fn with_block_bytes(self, bytes: usize) -> Self {
+        Self { padding: bytes - SIZE * 8, ..self }
+    }
+
+    /// Returns where the number of forward passes is told before each block that was read.
+    pub(super) fn reads(&self) -> Arc<Mutex<Vec<usize>>> {
+        self.reads.clone()
     }
 
     /// Returns where the most blocks are told that were written between two forward passes.
@@ -74,6 +93,7 @@ impl Runner for Memory {
 
     fn forward(&mut self, batch: &[Entry<'_>]) -> std::result::Result<Outputs<'_>, crate::Error> {
         std::thread::sleep(self.pace);
+        self.passes += 1;
         self.most_written.fetch_max(std::mem::take(&mut self.written), Ordering::Relaxed);
         let mut written = BTreeSet::new();
         for entry in batch {
@@ -118,6 +138,8 @@ impl Runner for Memory {
         bytes: &mut Vec<u8>,
     ) -> std::result::Result<(), crate::Error> {
         bytes.extend(self.blocks[block as usize].iter().flat_map(|content| content.to_le_bytes()));
+        bytes.resize(bytes.len() + self.padding, 0);
+        self.reads.lock().unwrap().push(self.passes);
         Ok(())
     }
 
@@ -126,7 +148,7 @@ impl Runner for Memory {
         block: BlockId,
         bytes: &[u8],
     ) -> std::result::Result<(), crate::Error> {
-        assert_eq!(bytes.len(), SIZE * 8);
+        assert_eq!(bytes.len(), SIZE * 8 + self.padding);
         self.written += 1;
         for (content, bytes) in self.blocks[block as usize].iter_mut().zip(bytes.as_chunks().0) {
             *content = u64::from_le_bytes(*bytes);
@@ -135,7 +157,7 @@ impl Runner for Memory {
     }
 
     fn block_kind(&self) -> Option<BlockKind> {
-        Some(BlockKind { fingerprint: 1, bytes: SIZE * 8 })
+        Some(BlockKind { fingerprint: 1, bytes: SIZE * 8 + self.padding })
     }
 }
 
