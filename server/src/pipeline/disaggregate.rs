@@ -19,6 +19,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
+use super::migrate::lacks_room;
 use crate::metrics::WayLabels;
 use split::Split;
 
@@ -161,7 +162,7 @@ impl<E: Side + Engine<EmbedRequest>> Engine<EmbedRequest> for Disaggregate<E> {
     }
 }
 
-/// Returns whether others may take what failed so.
+/// Returns whether others may take what failed so; their memory may be larger.
 fn is_elsewhere(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded)
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded) || lacks_room(error)
 }

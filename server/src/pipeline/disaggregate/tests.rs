@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use worker::generate::GenerateEngine;
 
 use super::super::Migrate;
-use super::super::testing::{collect, scheduler};
+use super::super::testing::{collect, scheduler, scheduler_of};
 use super::*;
 
 /// What becomes of a call.
@@ -20,6 +20,8 @@ use super::*;
 enum Fate {
     Fine,
     Refused(ErrorKind),
+    /// There is no room for it.
+    Full,
     /// Behind so many tokens it is lost, with a word or without.
     Cut(usize, bool),
 }
@@ -75,6 +77,10 @@ fn lost() -> Error {
     Error::new(ErrorKind::Unavailable, "the connection is lost")
 }
 
+fn full() -> Error {
+    Error::invalid("too long").with_code("context_length_exceeded")
+}
+
 #[async_trait]
 impl Engine<GenerateRequest> for Workers {
     async fn call(
@@ -87,6 +93,7 @@ impl Engine<GenerateRequest> for Workers {
         let (mut left, has_word) = match fate {
             Fate::Fine => (usize::MAX, false),
             Fate::Refused(kind) => return Err(Error::new(kind, "refused")),
+            Fate::Full => return Err(full()),
             Fate::Cut(left, has_word) => (left, has_word),
         };
         if !self.is_ready() {
@@ -221,19 +228,27 @@ async fn usage_tells_what_the_prefill_worker_found() {
 
 #[tokio::test]
 async fn whatever_fails_the_text_is_the_same() {
-    use Fate::{Cut, Fine, Refused};
+    use Fate::{Cut, Fine, Full, Refused};
     let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
     let busy = Refused(ErrorKind::Overloaded);
     let gone = Refused(ErrorKind::Unavailable);
-    let cases: [(&str, Vec<Fate>, Vec<Fate>, &str); 10] = [
+    let wrong = Refused(ErrorKind::InvalidRequest);
+    let fault = Refused(ErrorKind::Internal);
+    let cases: [(&str, Vec<Fate>, Vec<Fate>, &str); 16] = [
         ("prefill is busy", vec![busy], vec![], "no_prefill"),
         ("prefill is gone", vec![gone], vec![], "no_prefill"),
+        ("prefill has no room", vec![Full], vec![], "no_prefill"),
         ("prefill is lost before its token", vec![Cut(0, true)], vec![], "no_prefill"),
         ("the same without a word", vec![Cut(0, false)], vec![], "no_prefill"),
         ("prefill is lost behind its token", vec![Cut(1, true)], vec![], "no_prefill"),
         ("the same without a word", vec![Cut(1, false)], vec![], "no_prefill"),
         ("decode is busy", vec![Fine], vec![busy], "no_decode"),
         ("decode is gone", vec![Fine], vec![gone], "no_decode"),
+        ("decode has no room", vec![Fine], vec![Full], "no_decode"),
+        ("decode finds it wrong", vec![Fine], vec![wrong], "no_decode"),
+        ("decode has a fault", vec![Fine], vec![fault], "no_decode"),
+        ("prefill has no room for more", vec![Fine, Full], vec![busy], "no_decode"),
+        ("a wrong one behind a lost one", vec![Cut(0, true), Fine], vec![wrong], "no_decode"),
         ("nobody takes the rest at first", vec![Fine, gone], vec![gone], "no_decode"),
         ("both are busy at first", vec![Cut(1, true), Fine], vec![busy], "no_decode"),
     ];
@@ -248,6 +263,64 @@ async fn whatever_fails_the_text_is_the_same() {
             let is_counted = count(&pair, way) == 1;
             assert!(is_counted || max_tokens == 1, "{name}, {max_tokens} tokens");
         }
+    }
+}
+
+#[tokio::test]
+async fn memory_ends_a_text_where_it_ends_that_of_one_worker() {
+    let (one, prompts, rest) = (scheduler_of(4), scheduler_of(4), scheduler_of(4));
+    for prompt in [61, 62, 63] {
+        let request = GenerateRequest { tokens: vec![97; prompt].into(), ..request(12) };
+        let expected = answer(&one, &request).await.unwrap();
+        assert_eq!(expected[0].tokens.len(), 65 - prompt);
+        let pair = pair(Workers::new(&prompts, Some("there")), Workers::new(&rest, None));
+        assert_eq!(answer(&pair, &request).await.unwrap(), expected, "{prompt} tokens");
+        assert_eq!((pair.prompts.asked().len(), pair.rest.asked().len()), (1, 1));
+    }
+    // Where one part has more, it takes what the other one has no room for.
+    let (one, large) = (scheduler_of(8), scheduler_of(8));
+    for prompt in [64, 80] {
+        let request = GenerateRequest { tokens: vec![97; prompt].into(), ..request(12) };
+        let expected = answer(&one, &request).await.unwrap();
+        assert_eq!(expected[0].tokens.len(), 12);
+        for (prompts, rest, way) in [(&large, &rest, "no_decode"), (&prompts, &large, "no_prefill")]
+        {
+            let pair = pair(Workers::new(prompts, Some("there")), Workers::new(rest, None));
+            assert_eq!(answer(&pair, &request).await.unwrap(), expected, "{prompt}, {way}");
+            assert_eq!(count(&pair, way), 1, "{prompt}, {way}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_fits_nowhere_ends_behind_its_first_token() {
+    use Fate::{Cut, Fine, Full, Refused};
+    let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
+    let expected = answer(&one, &request(1)).await.unwrap();
+    let busy = Refused(ErrorKind::Overloaded);
+    for (first, second) in [
+        (vec![Fine, Full], vec![Full]),
+        (vec![Cut(1, true), Full], vec![Full]),
+        (vec![Fine, Full], vec![busy, Full]),
+    ] {
+        let first = Workers::new(&prompts, Some("there")).fated(first);
+        let pair = pair(first, Workers::new(&rest, None).fated(second));
+        assert_eq!(answer(&pair, &request(12)).await.unwrap(), expected);
+    }
+    // Who is only busy may have room, and a text that was not begun is refused.
+    for (first, second, kind) in [
+        (vec![Fine, busy], vec![Full], ErrorKind::Overloaded),
+        (vec![Cut(0, true), Full], vec![Full], ErrorKind::InvalidRequest),
+    ] {
+        let first = Workers::new(&prompts, Some("there")).fated(first);
+        let pair = pair(first, Workers::new(&rest, None).fated(second));
+        assert_eq!(answer(&pair, &request(12)).await.unwrap_err().kind(), kind);
+    }
+    for kind in [ErrorKind::DeadlineExceeded, ErrorKind::Cancelled] {
+        let first = Workers::new(&prompts, Some("there"));
+        let pair = pair(first, Workers::new(&rest, None).fated([Refused(kind)]));
+        assert_eq!(answer(&pair, &request(12)).await.unwrap_err().kind(), kind);
+        assert_eq!(pair.prompts.asked().len(), 1);
     }
 }
 
