@@ -67,8 +67,8 @@ impl<E: Side> Split<E> {
     fn take_first(&mut self, mut output: GenerateOutput) -> Option<GenerateOutput> {
         let source = output.kv_source.take();
         self.queue_time.get_or_insert(output.queue_time);
-        let drawn = output.tokens.len() as u32;
-        let has_rest = self.request.stop.max_tokens > drawn;
+        // Its end may come behind its token.
+        let has_rest = self.continuation.left(&self.request) > output.tokens.len() as u32;
         // It was allowed one token, so this end is not the text's.
         let goes_on = output.finish == Some(FinishReason::Length) && has_rest;
         if goes_on {

@@ -22,6 +22,8 @@ enum Fate {
     Refused(ErrorKind),
     /// There is no room for it.
     Full,
+    /// Its end is told in a message of its own.
+    Apart,
     /// Behind so many tokens it is lost, with a word or without.
     Cut(usize, bool),
 }
@@ -91,7 +93,7 @@ impl Engine<GenerateRequest> for Workers {
         self.0.asked.lock().unwrap().push(request.clone());
         let fate = self.0.fates.lock().unwrap().pop_front().unwrap_or(Fate::Fine);
         let (mut left, has_word) = match fate {
-            Fate::Fine => (usize::MAX, false),
+            Fate::Fine | Fate::Apart => (usize::MAX, false),
             Fate::Refused(kind) => return Err(Error::new(kind, "refused")),
             Fate::Full => return Err(full()),
             Fate::Cut(left, has_word) => (left, has_word),
@@ -115,8 +117,24 @@ impl Engine<GenerateRequest> for Workers {
             left -= output.tokens.len();
             Some(Ok(output))
         };
-        Ok(Box::pin(stream.scan((), move |(), item| std::future::ready(next(item)))))
+        let stream = stream.scan((), move |(), item| std::future::ready(next(item)));
+        match fate {
+            Fate::Apart => Ok(Box::pin(stream.flat_map(apart))),
+            _ => Ok(Box::pin(stream)),
+        }
     }
+}
+
+/// Parts what an output ends from what it brings.
+fn apart(
+    output: Result<GenerateOutput>,
+) -> impl futures_util::Stream<Item = Result<GenerateOutput>> {
+    let output = output.unwrap();
+    let GenerateOutput { finish, usage, index, .. } = output;
+    let kv_source = output.kv_source.clone();
+    let last = GenerateOutput { finish, usage, index, kv_source, ..GenerateOutput::default() };
+    let first = GenerateOutput { finish: None, usage: None, kv_source: None, ..output };
+    futures_util::stream::iter([Ok(first), Ok(last)])
 }
 
 fn pair(prompts: Workers, rest: Workers) -> Disaggregate<Workers> {
@@ -263,6 +281,23 @@ async fn whatever_fails_the_text_is_the_same() {
             let is_counted = count(&pair, way) == 1;
             assert!(is_counted || max_tokens == 1, "{name}, {max_tokens} tokens");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_end_may_come_behind_its_token() {
+    let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
+    for max_tokens in [1, 2, 12] {
+        let request = request(max_tokens);
+        let expected = answer(&one, &request).await.unwrap();
+        let first = Workers::new(&prompts, Some("there")).fated([Fate::Apart]);
+        let pair = pair(first, Workers::new(&rest, None).fated([Fate::Apart]));
+        assert_eq!(answer(&pair, &request).await.unwrap(), expected, "{max_tokens} tokens");
+        assert_eq!(pair.rest.asked().len(), usize::from(max_tokens > 1));
+        assert_eq!(
+            (count(&pair, "ended"), count(&pair, "no_decode")),
+            (u64::from(max_tokens == 1), 0)
+        );
     }
 }
 

@@ -97,7 +97,8 @@ impl Continuation {
         rest
     }
 
-    fn left(&self, request: &GenerateRequest) -> u32 {
+    /// Returns how many tokens it may still draw.
+    pub(in crate::pipeline) fn left(&self, request: &GenerateRequest) -> u32 {
         request.stop.max_tokens.saturating_sub(self.tokens.len() as u32)
     }
 }
