@@ -153,16 +153,15 @@ impl Shared {
 
     /// Counts a call that is served even while the server drains.
     pub(super) fn enter_late(self: &Arc<Self>) -> OpenCall {
-        self.open.fetch_add(1, Ordering::SeqCst);
+        if self.open.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.busy.send_replace(());
+        }
         OpenCall(self.clone())
     }
 
     /// Counts a call that will use an engine. Errors: UNAVAILABLE while the server drains.
     pub(super) fn enter(self: &Arc<Self>) -> Result<OpenCall> {
-        if self.open.fetch_add(1, Ordering::SeqCst) == 0 {
-            self.busy.send_replace(());
-        }
-        let call = OpenCall(self.clone());
+        let call = self.enter_late();
         // It is looked at after counting, so that whoever drains sees the call or refuses it.
         if self.is_draining() {
             let text = "the worker is draining, it accepts nothing new";
