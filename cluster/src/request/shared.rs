@@ -33,7 +33,7 @@ pub(super) struct Shared {
     idle: watch::Sender<()>,
     /// Changes when a call comes and no other is open.
     busy: watch::Sender<()>,
-    /// Bytes of requests that no engine has taken yet.
+    /// Bytes of requests that no engine has taken yet, and of those whose KV blocks are pulled.
     reading_bytes: AtomicUsize,
     /// Who could not be taken in and why, as far as it was told.
     pub(super) complaints: Complaints,
@@ -193,7 +193,7 @@ impl Drop for OpenConnection {
     }
 }
 
-/// What a request takes of the bytes that may wait for engines.
+/// What a request takes of the bytes that may wait for engines, as long as this lives.
 pub(super) struct Reading {
     shared: Arc<Shared>,
     bytes: usize,

@@ -146,3 +146,17 @@ async fn who_comes_during_a_pull_is_told_as_load() {
         told.await.expect("a load is told").unwrap().unwrap();
     }
 }
+
+#[tokio::test]
+async fn tokens_count_as_long_as_their_blocks_are_pulled() {
+    let serving = ServerConfig { max_reading_bytes: 10_000, ..ServerConfig::default() };
+    let pair = Pair::between(served(200, 300 << 10).0, ClientConfig::default(), serving).await;
+    let pull = || pair.worker.pull("model", wanted(3200, 0), soon());
+    let mut first = pull().await.unwrap();
+    first.next().await.unwrap().unwrap();
+    let error = pull().await.err().expect("it is refused");
+    assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+    drop(first);
+    until(|| pair.server.open_calls() == 0).await;
+    assert_eq!(pull().await.unwrap().count().await, 200);
+}
