@@ -13,7 +13,7 @@ use engine::{
 use futures_util::Stream;
 
 use super::super::migrate::{Continuation, lacks_room};
-use super::{Disaggregate, Side, is_elsewhere};
+use super::{Disaggregate, Place, Side, is_elsewhere};
 
 type Calling = Pin<Box<dyn Future<Output = Result<OutputStream<GenerateRequest>>> + Send>>;
 
@@ -39,17 +39,6 @@ enum State {
     Placing(Calling, Place),
     Rest(OutputStream<GenerateRequest>),
     Over,
-}
-
-/// Who gets the rest, one after the other.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// Another worker, if there is one now.
-    Others,
-    /// A prefill worker: one has the blocks, and the reader has the first token.
-    Back,
-    /// Another worker, as soon as there is one.
-    Last,
 }
 
 impl<E: Side> Split<E> {
@@ -90,12 +79,7 @@ impl<E: Side> Split<E> {
     fn place(&mut self, source: Option<Arc<KvSource>>, place: Place) {
         let mut rest = self.continuation.rest(&self.request);
         rest.handoff = source.map(KvHandoff::At);
-        let engine = match place {
-            Place::Others => self.engine.rest.at_once(),
-            Place::Back => self.engine.prompts.clone(),
-            Place::Last => self.engine.rest.clone(),
-        };
-        let context = self.context.clone();
+        let (engine, context) = (self.engine.at(place), self.context.clone());
         let calling = Box::pin(async move { engine.call(rest, context).await });
         self.state = State::Placing(calling, place);
     }

@@ -103,11 +103,11 @@ impl Engine<GenerateRequest> for Workers {
         }
         let (source, mut is_over) = (self.0.source.clone(), false);
         let stream = self.0.engine.call(request, context).await?;
-        let mut next = move |item: Result<GenerateOutput>| {
+        let mut next = move |item: Option<Result<GenerateOutput>>| {
             if left == 0 {
                 return (!std::mem::replace(&mut is_over, true) && has_word).then(|| Err(lost()));
             }
-            let mut output = item.unwrap();
+            let mut output = item?.unwrap();
             output.kv_source = source.clone().filter(|_| output.finish.is_some());
             if output.tokens.len() >= left {
                 output.tokens.truncate(left);
@@ -117,7 +117,9 @@ impl Engine<GenerateRequest> for Workers {
             left -= output.tokens.len();
             Some(Ok(output))
         };
-        let stream = stream.scan((), move |(), item| std::future::ready(next(item)));
+        // The last item is the end, which may have come with the last token.
+        let items = stream.map(Some).chain(futures_util::stream::once(async { None }));
+        let stream = items.scan((), move |(), item| std::future::ready(next(item)));
         match fate {
             Fate::Apart => Ok(Box::pin(stream.flat_map(apart))),
             _ => Ok(Box::pin(stream)),
@@ -394,6 +396,37 @@ async fn one_part_does_it_all_when_the_other_is_away() {
     let neither = pair(first.away(), second);
     let error = answer(&neither, &request(5)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_text_of_one_worker_goes_to_others_until_something_of_it_came() {
+    use Fate::{Cut, Fine, Refused};
+    let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
+    let gone = Refused(ErrorKind::Unavailable);
+    let several = GenerateRequest { choices: NonZeroU32::new(3).unwrap(), ..request(9) };
+    let short = GenerateRequest { tokens: vec![97; 7].into(), ..request(9) };
+    for (first, second) in [
+        (vec![Fine], vec![Cut(0, true)]),
+        (vec![Fine], vec![Cut(0, false)]),
+        (vec![gone], vec![Cut(0, true), Fine]),
+        (vec![Cut(0, true)], vec![Cut(0, true), Fine]),
+        (vec![Cut(0, true)], vec![gone, Fine]),
+    ] {
+        for request in [&short, &several] {
+            let expected = answer(&one, request).await.unwrap();
+            let part =
+                |engine, fates: &[Fate]| Workers::new(engine, None).fated(fates.iter().copied());
+            let pair = pair(part(&prompts, &first), part(&rest, &second));
+            assert_eq!(answer(&pair, request).await.unwrap(), expected, "{first:?}, {second:?}");
+            assert_eq!(count(&pair, "no_decode"), 1, "{first:?}, {second:?}");
+        }
+    }
+    // When something came, or nobody is left, it is lost.
+    for second in [vec![Cut(1, true)], vec![Cut(0, true), Cut(0, true)]] {
+        let first = Workers::new(&prompts, None).fated([gone]);
+        let pair = pair(first, Workers::new(&rest, None).fated(second));
+        assert_eq!(answer(&pair, &short).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
 }
 
 #[tokio::test]
