@@ -148,17 +148,21 @@ impl Call {
 
     /// Reads the one message of a call beside inference.
     pub(super) async fn asked<M: Message + Default>(&mut self) -> Tried<M> {
-        self.asked_up_to(MAX_ASKED_BYTES).await
+        let (asked, _reading) = self.asked_up_to(MAX_ASKED_BYTES).await?;
+        Ok(asked)
     }
 
-    /// Reads one of a prompt's size.
-    pub(super) async fn asked_of_tokens<M: Message + Default>(&mut self) -> Tried<M> {
+    /// Reads one of a prompt's size, which counts as long as what comes with it is held.
+    pub(super) async fn asked_of_tokens<M: Message + Default>(&mut self) -> Tried<(M, Reading)> {
         self.asked_up_to(self.max_bytes(Lane::Tokens)).await
     }
 
-    async fn asked_up_to<M: Message + Default>(&mut self, max_bytes: usize) -> Tried<M> {
-        let (payload, _reading) = self.message(max_bytes).await?;
-        Ok(message(&payload)?)
+    async fn asked_up_to<M>(&mut self, max_bytes: usize) -> Tried<(M, Reading)>
+    where
+        M: Message + Default,
+    {
+        let (payload, reading) = self.message(max_bytes).await?;
+        Ok((message(&payload)?, reading))
     }
 
     /// Reads the call's one message, and what it takes of the bytes that may be read at once.

@@ -44,8 +44,9 @@ pub struct ServerConfig {
     pub max_message_bytes: usize,
     /// The longest message of a text's tokens in bytes, both ways.
     pub max_token_message_bytes: usize,
-    /// Bytes of all requests that are being read and that their engines have not taken yet, at
-    /// least `max_message_bytes`; what comes above is refused with OVERLOADED.
+    /// Bytes of all requests that are being read, that their engines have not taken yet, or whose
+    /// KV blocks are being pulled, at least `max_message_bytes`; what comes above is refused with
+    /// OVERLOADED.
     pub max_reading_bytes: usize,
     /// How long a request may take to come; one that is slower ends in DEADLINE_EXCEEDED.
     pub body_timeout: Duration,

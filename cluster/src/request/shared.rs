@@ -33,7 +33,7 @@ pub(super) struct Shared {
     idle: watch::Sender<()>,
     /// Changes when a call comes and no other is open.
     busy: watch::Sender<()>,
-    /// Bytes of requests that no engine has taken yet.
+    /// Bytes of requests that no engine has taken yet, and of those whose KV blocks are pulled.
     reading_bytes: AtomicUsize,
     /// Who could not be taken in and why, as far as it was told.
     pub(super) complaints: Complaints,
@@ -153,16 +153,15 @@ impl Shared {
 
     /// Counts a call that is served even while the server drains.
     pub(super) fn enter_late(self: &Arc<Self>) -> OpenCall {
-        self.open.fetch_add(1, Ordering::SeqCst);
+        if self.open.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.busy.send_replace(());
+        }
         OpenCall(self.clone())
     }
 
     /// Counts a call that will use an engine. Errors: UNAVAILABLE while the server drains.
     pub(super) fn enter(self: &Arc<Self>) -> Result<OpenCall> {
-        if self.open.fetch_add(1, Ordering::SeqCst) == 0 {
-            self.busy.send_replace(());
-        }
-        let call = OpenCall(self.clone());
+        let call = self.enter_late();
         // It is looked at after counting, so that whoever drains sees the call or refuses it.
         if self.is_draining() {
             let text = "the worker is draining, it accepts nothing new";
@@ -194,7 +193,7 @@ impl Drop for OpenConnection {
     }
 }
 
-/// What a request takes of the bytes that may wait for engines.
+/// What a request takes of the bytes that may wait for engines, as long as this lives.
 pub(super) struct Reading {
     shared: Arc<Shared>,
     bytes: usize,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cluster::discovery::kubernetes::{self, Pod};
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::api_server::Weather;
 use super::*;
@@ -158,16 +159,54 @@ async fn objects_of_others_are_left_out_and_a_spoilt_one_is_gone() {
     assert_eq!(fleet.outages(), 0);
 }
 
+/// The Lease of another process.
+fn lease(name: &str, renewed: &str) -> serde_json::Value {
+    json!({
+        "metadata": {"name": name, "labels": {"stator/record": "process"}},
+        "spec": {"renewTime": renewed},
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_could_not_renew_in_an_outage_is_not_swept_away() {
+    let server = ApiServer::start();
+    server.put("leases", lease("stator-late", "2020-01-01T00:00:00.000000Z"));
+    let tasks = Tasks::new();
+    let leftover_age = Duration::from_secs(1);
+    let config = kubernetes::Config { leftover_age, ..kubernetes_config(&server) };
+    let discovery: Arc<dyn Discovery> = Arc::new(Kubernetes::new(config, &tasks).unwrap());
+    let _lease = discovery.register(instance("fleet", 1)).await.unwrap();
+    let start = Instant::now();
+    let looked = |before: usize| {
+        assert!(start.elapsed() < Duration::from_secs(30), "nobody looks for leftovers");
+        server.calls("GET leases") > before
+    };
+    let is_there = || server.names("leases").contains(&"stator-late".to_owned());
+    while !looked(0) {
+        sleep(Duration::from_millis(5)).await;
+    }
+    server.set(Weather::Down);
+    // Longer than it takes to be a leftover, and than two renewals.
+    sleep(Duration::from_millis(2500)).await;
+    let before = server.calls("GET leases");
+    server.set(Weather::Fine);
+    while !looked(before) {
+        sleep(Duration::from_millis(5)).await;
+    }
+    sleep(Duration::from_millis(200)).await;
+    assert!(is_there(), "it had no time to renew");
+    server.put("leases", lease("stator-late", "2020-01-01T00:00:01.000000Z"));
+    // From now on it is as old as it seems.
+    while is_there() {
+        assert!(start.elapsed() < Duration::from_secs(30), "it is not swept away");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_ended_long_ago_is_not_seen_and_is_swept_away() {
     let server = ApiServer::start();
     // Clocks say nothing: both seem to be old, and one of them is renewed.
-    let lease = |name: &str, renewed: &str| {
-        json!({
-            "metadata": {"name": name, "labels": {"stator/record": "process"}},
-            "spec": {"renewTime": renewed},
-        })
-    };
     server.put("leases", lease("stator-old", "2020-01-01T00:00:00.000000Z"));
     server.put("leases", lease("stator-late", "2020-01-01T00:00:00.000000Z"));
     let ghost = instance("fleet", 9);

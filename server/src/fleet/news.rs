@@ -63,8 +63,9 @@ impl Ear {
 
     /// Hears a worker as long as it is a candidate.
     pub(super) async fn hear(self: Arc<Self>, speaker: Speaker, told: Weak<Candidate>) {
-        let claim = self.index.claim(speaker.instance.id);
+        // One that is gone already may be back as another: its claim is the one that counts.
         let Some(gone) = told.upgrade().map(|candidate| candidate.gone()) else { return };
+        let claim = self.index.claim(speaker.instance.id);
         tokio::select! {
             () = self.listen(&speaker, claim, &told) => {}
             () = gone => {}
@@ -142,4 +143,29 @@ impl Counted {
 
 fn load(counter: &AtomicU64) -> u64 {
     counter.load(Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::request::{ClientConfig, Tcp};
+    use engine::SequenceHash;
+    use prometheus_client::registry::Registry;
+
+    use super::super::planes;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_comes_late_takes_nothing_away() {
+        let (tasks, metrics) = (Tasks::new(), Metrics::new(&mut Registry::default()));
+        let ear = Ear::new("m", planes::none(), &metrics, &tasks);
+        let instance = Arc::new(Instance::new("default".parse().unwrap(), "grpc://127.0.0.1:1"));
+        let claim = ear.index.claim(instance.id);
+        let tcp = Tcp::new("127.0.0.1:1");
+        let worker = RemoteWorker::new(tcp, ClientConfig::default(), &tasks).unwrap();
+        let (model, has_load, has_kv) = ("m".into(), true, true);
+        let speaker = Speaker { instance, worker, model, has_load, has_kv };
+        ear.clone().hear(speaker, Weak::new()).await;
+        ear.index.replace(claim, &[SequenceHash(7)]);
+        assert_eq!(ear.index.blocks(), 1);
+    }
 }

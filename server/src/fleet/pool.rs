@@ -24,8 +24,6 @@ pub(super) struct Pool {
     candidates: RwLock<[Candidates; 2]>,
     membership: Membership,
     changes: watch::Sender<()>,
-    /// Whether any of the workers has been reached.
-    reached: watch::Sender<bool>,
     /// What hears of workers that are unwell; it has the models that have this pool.
     models: Weak<Models>,
     canary: Canary,
@@ -55,9 +53,8 @@ impl Pool {
         (canary, ear): (Canary, Arc<Ear>),
     ) -> Arc<Self> {
         let (candidates, changes) = (RwLock::default(), watch::Sender::new(()));
-        let (name, models, reached) =
-            (name.into(), Arc::downgrade(models), watch::Sender::new(false));
-        Arc::new(Self { name, candidates, membership, changes, reached, models, canary, ear })
+        let (name, models) = (name.into(), Arc::downgrade(models));
+        Arc::new(Self { name, candidates, membership, changes, models, canary, ear })
     }
 
     /// Takes these workers and no others from now on; one that stays keeps what is known of it.
@@ -77,7 +74,7 @@ impl Pool {
         self.changes.send_replace(());
     }
 
-    /// Tells everybody that a worker is unwell or well again.
+    /// Tells everybody that a worker is reached, unwell or well again.
     pub(super) fn touch(&self) {
         self.changes.send_replace(());
         if let Some(models) = self.models.upgrade() {
@@ -86,34 +83,48 @@ impl Pool {
     }
 
     /// Says that the model is ready when one of its workers has been reached.
-    pub(super) fn announce(&self, tasks: &Tasks) {
-        let (name, mut reached) = (self.name.clone(), self.reached.subscribe());
+    pub(super) fn announce(self: &Arc<Self>, tasks: &Tasks) {
+        let (pool, mut changes) = (Arc::downgrade(self), self.changes.subscribe());
         tasks.spawn("model ready", async move {
-            if reached.wait_for(|is_reached| *is_reached).await.is_ok() {
-                tracing::info!(model = %name, "model ready");
+            while let Some(pool) = pool.upgrade() {
+                if pool.is_ready() {
+                    tracing::info!(model = %pool.name, "model ready");
+                    return;
+                }
+                drop(pool);
+                if changes.changed().await.is_err() {
+                    return;
+                }
             }
         });
     }
 
-    /// Notes when a worker is reached for the first time: who is only registered may be anywhere.
-    fn expect(self: &Arc<Self>, worker: &RemoteWorker, tasks: &Tasks) {
-        if *self.reached.borrow() {
-            return;
+    /// Notes when a worker is reached for the first time.
+    fn expect(self: &Arc<Self>, candidate: &Arc<Candidate>, worker: &RemoteWorker, tasks: &Tasks) {
+        let mut states = worker.state();
+        if *states.borrow() == LinkState::Open {
+            return candidate.set_reached();
         }
-        let (pool, mut states) = (Arc::downgrade(self), worker.state());
+        let (gone, reached) = (candidate.gone(), Arc::downgrade(candidate));
+        let pool = Arc::downgrade(self);
         tasks.spawn("worker reached", async move {
-            let opened = states.wait_for(|state| *state == LinkState::Open).await.is_ok();
-            if let Some(pool) = pool.upgrade().filter(|_| opened) {
-                pool.reached.send_replace(true);
-                pool.touch();
+            let is_open = tokio::select! {
+                opened = states.wait_for(|state| *state == LinkState::Open) => opened.is_ok(),
+                () = gone => false,
+            };
+            if let Some(candidate) = reached.upgrade().filter(|_| is_open) {
+                candidate.set_reached();
+                if let Some(pool) = pool.upgrade() {
+                    pool.touch();
+                }
             }
         });
     }
 
     fn begin(self: &Arc<Self>, place: Place, tasks: &Tasks) -> Arc<Candidate> {
-        self.expect(&place.worker, tasks);
         let model = place.worker.model(self.name.clone());
         let candidate = Arc::new(Candidate::new(place.id, Engines::of(Arc::new(model))));
+        self.expect(&candidate, &place.worker, tasks);
         if let Some(asking) = self.canary.ask(self, &candidate, &place) {
             tasks.spawn("canary", asking);
         }
@@ -124,10 +135,10 @@ impl Pool {
         candidate
     }
 
-    /// Returns whether a request would find a worker.
+    /// Returns whether a request would find a worker that was reached.
     pub(super) fn is_ready(&self) -> bool {
-        let takes_work = |part: &Candidates| part.iter().any(|one| one.takes_work());
-        *self.reached.borrow() && self.parts().iter().any(takes_work)
+        let is_ready = |one: &Arc<Candidate>| one.takes_work() && one.was_reached();
+        self.parts().iter().any(|part| part.iter().any(is_ready))
     }
 
     /// Shows the load of each worker that takes work: of the prefill workers only if there are no
@@ -178,3 +189,6 @@ impl Workers for Prompts {
         self.0.changes()
     }
 }
+
+#[cfg(test)]
+mod tests;

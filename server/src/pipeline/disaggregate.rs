@@ -18,9 +18,12 @@ use prometheus_client::metrics::family::Family;
 mod split;
 #[cfg(test)]
 mod tests;
+mod whole;
 
+use super::migrate::lacks_room;
 use crate::metrics::WayLabels;
 use split::Split;
+use whole::Whole;
 
 /// The workers of one part, as an engine.
 pub(crate) trait Side: Engine<GenerateRequest> + Clone {
@@ -51,6 +54,27 @@ enum Way {
     Kind,
     /// All by a prefill worker, since there is no other one.
     NoDecode,
+}
+
+/// Who is asked for what is to be computed, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// A worker that does all of it or continues it, if there is one now.
+    Others,
+    /// A prefill worker: it can do all of it, and may have the prompt's blocks.
+    Back,
+    /// One of the others, as soon as there is one.
+    Last,
+}
+
+impl Place {
+    fn next(self) -> Option<Self> {
+        match self {
+            Self::Others => Some(Self::Back),
+            Self::Back => Some(Self::Last),
+            Self::Last => None,
+        }
+    }
 }
 
 /// The workers of a model in two parts, as one engine; it is a [`Route`](super::Route) in front of
@@ -90,25 +114,54 @@ impl<E: Side> Disaggregate<E> {
         }
     }
 
-    /// Gives a request to a worker that does all of it.
+    /// Returns the workers of a place.
+    fn at(&self, place: Place) -> E {
+        match place {
+            Place::Others => self.rest.at_once(),
+            Place::Back => self.prompts.clone(),
+            Place::Last => self.rest.clone(),
+        }
+    }
+
+    /// Gives a request to a worker that does all of it. Nobody is waited for as long as somebody
+    /// else can be asked.
     async fn whole(
         &self,
         request: GenerateRequest,
         context: Context,
     ) -> Result<OutputStream<GenerateRequest>> {
-        // Nobody is waited for as long as somebody else can be asked.
-        let is_away = |error: &Error| error.kind() == ErrorKind::Unavailable;
-        if self.rest.is_ready() {
-            match self.rest.at_once().call(request.clone(), context.clone()).await {
-                Err(error) if is_away(&error) => {}
-                outcome => return outcome,
-            }
+        let mut first = Place::Others;
+        if !self.rest.is_ready() {
+            self.counts.count("no_decode");
+            first = Place::Back;
         }
-        self.counts.count("no_decode");
-        match self.prompts.call(request.clone(), context.clone()).await {
-            Err(error) if is_away(&error) => self.rest.call(request, context).await,
-            outcome => outcome,
+        let asked = self.ask(request.clone(), context.clone(), first).await?;
+        Ok(Box::pin(Whole::new(self.clone(), (request, context), asked)))
+    }
+
+    /// Asks at one place after the other until a worker takes a request; returns where that was.
+    async fn ask(
+        &self,
+        request: GenerateRequest,
+        context: Context,
+        mut place: Place,
+    ) -> Result<(OutputStream<GenerateRequest>, Place)> {
+        loop {
+            let error = match self.at(place).call(request.clone(), context.clone()).await {
+                Ok(stream) => return Ok((stream, place)),
+                Err(error) => error,
+            };
+            let is_away = error.kind() == ErrorKind::Unavailable;
+            place = is_away.then(|| self.pass(place)).flatten().ok_or(error)?;
         }
+    }
+
+    /// Returns who is asked when nobody at a place can be; none: nobody is left.
+    fn pass(&self, place: Place) -> Option<Place> {
+        if place == Place::Others {
+            self.counts.count("no_decode");
+        }
+        place.next()
     }
 }
 
@@ -161,7 +214,7 @@ impl<E: Side + Engine<EmbedRequest>> Engine<EmbedRequest> for Disaggregate<E> {
     }
 }
 
-/// Returns whether others may take what failed so.
+/// Returns whether others may take what failed so; their memory may be larger.
 fn is_elsewhere(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded)
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded) || lacks_room(error)
 }

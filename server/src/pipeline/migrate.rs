@@ -14,7 +14,7 @@ mod migrating;
 #[cfg(test)]
 mod tests;
 
-pub(super) use continuation::Continuation;
+pub(super) use continuation::{Continuation, lacks_room};
 use migrating::Migrating;
 
 /// A generating engine whose answers go on when their worker is lost.

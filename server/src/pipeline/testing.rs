@@ -10,7 +10,12 @@ use worker::runner::mock::{self, MockConfig, MockRunner};
 
 /// Starts a scheduler over the mock.
 pub(crate) fn scheduler() -> Arc<GenerateEngine> {
-    let mock = MockConfig::default();
+    scheduler_of(MockConfig::default().blocks)
+}
+
+/// Starts one with so many KV blocks, of 16 tokens each.
+pub(crate) fn scheduler_of(blocks: usize) -> Arc<GenerateEngine> {
+    let mock = MockConfig { blocks, ..MockConfig::default() };
     let eos = mock::card("mock", &mock).eos_tokens;
     let runner = Box::new(MockRunner::new(mock));
     let engine =

@@ -46,7 +46,10 @@ impl Intake {
             ))
             .with_param("n"));
         }
-        self.holds(prompt + max_tokens.min(1))
+        // A text that goes on has its place: it ends by itself when that is full, as it would have
+        // where it began.
+        let drawn = if request.generated > 0 { 0 } else { max_tokens.min(1) };
+        self.holds(prompt, drawn)
     }
 
     /// Checks what is said of an earlier attempt.
@@ -75,19 +78,19 @@ impl Intake {
             return Err(too_long(tokens, context_length, 0));
         }
         self.known(&request.tokens)?;
-        self.holds(tokens)
+        self.holds(tokens, 0)
     }
 
-    /// Checks that tokens fit into the memory when they are alone.
-    fn holds(&self, tokens: usize) -> Result<()> {
+    /// Checks that tokens, and as many `drawn` behind them, fit into the memory when they are alone.
+    fn holds(&self, tokens: usize, drawn: usize) -> Result<()> {
         let Limits { block_size, blocks, .. } = self.limits;
-        if tokens > blocks * block_size {
-            return Err(Error::invalid(format!(
-                "{tokens} tokens, one to be drawn among them, are more than the {} that {blocks} \
-                 KV blocks hold",
-                blocks * block_size
-            ))
-            .with_code("context_length_exceeded"));
+        let (all, room) = (tokens + drawn, blocks * block_size);
+        if all > room {
+            let among = if drawn > 0 { ", one to be drawn among them," } else { "" };
+            let text = format!(
+                "{all} tokens{among} are more than the {room} that {blocks} KV blocks hold"
+            );
+            return Err(Error::invalid(text).with_code("context_length_exceeded"));
         }
         Ok(())
     }

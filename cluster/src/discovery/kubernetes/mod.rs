@@ -12,6 +12,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -160,7 +161,8 @@ impl Kubernetes {
         let start = || async {
             let (sender, receiver) = channel(Session::default());
             let (config, client) = (self.config.clone(), self.client.clone());
-            let keeper = session::Keeper { config, client, session: sender };
+            let was_cut_off = AtomicBool::new(false);
+            let keeper = session::Keeper { config, client, session: sender, was_cut_off };
             self.tasks.spawn("kubernetes lease", keeper.run());
             receiver
         };

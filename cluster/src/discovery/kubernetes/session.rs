@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -38,6 +39,8 @@ pub(super) struct Keeper {
     pub(super) config: Arc<Config>,
     pub(super) client: Client,
     pub(super) session: watch::Sender<Session>,
+    /// Whether our own Lease could not be renewed since the last look at those of others.
+    pub(super) was_cut_off: AtomicBool,
 }
 
 impl Keeper {
@@ -76,6 +79,7 @@ impl Keeper {
                         warn!(%error, "cannot renew the lease in kubernetes, trying again");
                     }
                     failures += 1;
+                    self.was_cut_off.store(true, Relaxed);
                     self.config.backoff.sleep(failures).await;
                 }
             }
@@ -109,7 +113,8 @@ impl Keeper {
 
     /// Removes Leases of processes that ended long ago; Kubernetes removes what they own. How old
     /// one is tell not the clocks of machines, which may differ, but the time in which it was not
-    /// seen to change.
+    /// seen to change. A time in which we could not renew our own does not count: others could not
+    /// either, and they renew theirs at different moments after it.
     async fn sweep(&self) -> Infallible {
         let mut seen = Seen::new();
         loop {
@@ -127,6 +132,9 @@ impl Keeper {
         let list = format!("{path}?labelSelector={}", super::client::encode(&selector));
         let list: List = self.client.call(Call::get(&list)).await?;
         let (now, mut before) = (Instant::now(), std::mem::take(seen));
+        if self.was_cut_off.swap(false, Relaxed) {
+            before.clear();
+        }
         for lease in &list.items {
             let version = &lease.metadata.resource_version;
             let known = before.remove(&lease.metadata.name).filter(|(known, _)| known == version);

@@ -67,7 +67,8 @@ impl Reader for Contents {
 
 /// Answers `PullBlocks`. A worker that drains does so too: what it computed is still wanted.
 pub(in crate::request) async fn pull(call: &mut Call) -> Tried<()> {
-    let request: wire::PullBlocksRequest = call.asked_of_tokens().await?;
+    // Its tokens are needed to the end of the pull, so they count until then.
+    let (request, _held) = call.asked_of_tokens::<wire::PullBlocksRequest>().await?;
     let _open = call.shared.enter_late();
     let served = call.shared.served(&request.model)?;
     let store = served.blocks.clone().ok_or_else(|| {

@@ -1,7 +1,7 @@
 //! KV blocks between workers.
 
 use bytes::Bytes;
-use engine::{KvLayout, KvStore, Salt, TokenId};
+use engine::{KvLayout, KvStore, Salt, TokenId, WorkerLoad};
 use futures_util::StreamExt;
 
 use super::*;
@@ -123,4 +123,40 @@ async fn a_pull_ends_with_its_time_or_its_worker() {
         }
     };
     assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn who_comes_during_a_pull_is_told_as_load() {
+    let load = Some(Arc::new(WorkerLoad::default) as Arc<dyn Fn() -> WorkerLoad + Send + Sync>);
+    let engine = Scripted::new(vec![Step::Output(tokens(&[1])), Step::Sleep(LONG)]);
+    let (generate, store) = (generates(engine).generate, served(200, 300 << 10).0);
+    let pair = Pair::new(Served { load, generate, ..store }).await;
+    let (interval, silence) = (Duration::from_millis(10), Duration::from_millis(150));
+    let options = WatchOptions { load_interval: Some(interval), ..WatchOptions::default() };
+    let mut news = pair.worker.watch("model", options).await.unwrap();
+    news.next().await.unwrap().unwrap();
+    assert!(tokio::time::timeout(silence, news.next()).await.is_err(), "nothing has changed");
+    let mut pull = pair.worker.pull("model", wanted(3200, 0), soon()).await.unwrap();
+    pull.next().await.unwrap().unwrap();
+    let mut answer = pair.model().call(prompt(), context()).await.unwrap();
+    answer.next().await.unwrap().unwrap();
+    assert_eq!(pair.server.open_calls(), 2);
+    for _ in 0..3 {
+        let told = tokio::time::timeout(Duration::from_secs(10), news.next());
+        told.await.expect("a load is told").unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn tokens_count_as_long_as_their_blocks_are_pulled() {
+    let serving = ServerConfig { max_reading_bytes: 10_000, ..ServerConfig::default() };
+    let pair = Pair::between(served(200, 300 << 10).0, ClientConfig::default(), serving).await;
+    let pull = || pair.worker.pull("model", wanted(3200, 0), soon());
+    let mut first = pull().await.unwrap();
+    first.next().await.unwrap().unwrap();
+    let error = pull().await.err().expect("it is refused");
+    assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+    drop(first);
+    until(|| pair.server.open_calls() == 0).await;
+    assert_eq!(pull().await.unwrap().count().await, 200);
 }

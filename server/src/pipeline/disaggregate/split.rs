@@ -7,13 +7,13 @@ use std::task::{Context as Poller, Poll, ready};
 use std::time::Duration;
 
 use engine::{
-    Context, Error, FinishReason, GenerateOutput, GenerateRequest, KvHandoff, KvSource,
+    Context, Error, ErrorKind, FinishReason, GenerateOutput, GenerateRequest, KvHandoff, KvSource,
     OutputStream, Result,
 };
 use futures_util::Stream;
 
-use super::super::migrate::Continuation;
-use super::{Disaggregate, Side, is_elsewhere};
+use super::super::migrate::{Continuation, lacks_room};
+use super::{Disaggregate, Place, Side, is_elsewhere};
 
 type Calling = Pin<Box<dyn Future<Output = Result<OutputStream<GenerateRequest>>> + Send>>;
 
@@ -28,6 +28,8 @@ pub(super) struct Split<E> {
     cached_tokens: Option<u32>,
     /// How long the prompt waited.
     queue_time: Option<Duration>,
+    /// The others have no room for the rest.
+    is_full: bool,
 }
 
 enum State {
@@ -39,17 +41,6 @@ enum State {
     Over,
 }
 
-/// Who gets the rest, one after the other.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// Another worker, if there is one now.
-    Others,
-    /// A prefill worker: one has the blocks, and the reader has the first token.
-    Back,
-    /// Another worker, as soon as there is one.
-    Last,
-}
-
 impl<E: Side> Split<E> {
     pub(super) fn new(
         engine: Disaggregate<E>,
@@ -57,16 +48,16 @@ impl<E: Side> Split<E> {
         stream: OutputStream<GenerateRequest>,
     ) -> Self {
         let (continuation, state) = (Continuation::new(0), State::Prompt(stream));
-        let (cached_tokens, queue_time) = (None, None);
-        Self { engine, request, context, continuation, state, cached_tokens, queue_time }
+        let (cached_tokens, queue_time, is_full) = (None, None, false);
+        Self { engine, request, context, continuation, state, cached_tokens, queue_time, is_full }
     }
 
     /// Takes what the prefill worker says; none: there is nothing in it for the reader.
     fn take_first(&mut self, mut output: GenerateOutput) -> Option<GenerateOutput> {
         let source = output.kv_source.take();
         self.queue_time.get_or_insert(output.queue_time);
-        let drawn = output.tokens.len() as u32;
-        let has_rest = self.request.stop.max_tokens > drawn;
+        // Its end may come behind its token.
+        let has_rest = self.continuation.left(&self.request) > output.tokens.len() as u32;
         // It was allowed one token, so this end is not the text's.
         let goes_on = output.finish == Some(FinishReason::Length) && has_rest;
         if goes_on {
@@ -88,25 +79,50 @@ impl<E: Side> Split<E> {
     fn place(&mut self, source: Option<Arc<KvSource>>, place: Place) {
         let mut rest = self.continuation.rest(&self.request);
         rest.handoff = source.map(KvHandoff::At);
-        let engine = match place {
-            Place::Others => self.engine.rest.at_once(),
-            Place::Back => self.engine.prompts.clone(),
-            Place::Last => self.engine.rest.clone(),
-        };
-        let context = self.context.clone();
+        let (engine, context) = (self.engine.at(place), self.context.clone());
         let calling = Box::pin(async move { engine.call(rest, context).await });
         self.state = State::Placing(calling, place);
     }
 
     /// Makes an output of the rest one of the whole.
     fn take_rest(&mut self, output: GenerateOutput) -> GenerateOutput {
-        let mut output = self.continuation.take(&self.request, output);
+        let output = self.continuation.take(&self.request, output);
+        self.dress(output)
+    }
+
+    /// Says in an output what is known since the prompt was computed.
+    fn dress(&self, mut output: GenerateOutput) -> GenerateOutput {
         output.kv_source = None;
         output.queue_time = self.queue_time.unwrap_or(output.queue_time);
         if let Some((usage, cached_tokens)) = output.usage.as_mut().zip(self.cached_tokens) {
             usage.cached_tokens = cached_tokens;
         }
         output
+    }
+
+    /// Asks the next one for a rest that was refused; returns the last output if nobody has room.
+    ///
+    /// Errors: nobody is left.
+    fn refused(&mut self, place: Place, error: Error) -> Result<Option<GenerateOutput>> {
+        let is_full = lacks_room(&error);
+        match place {
+            // A prefill worker took the prompt, so it may take what the others refuse.
+            Place::Others if !is_over(&error) => {
+                self.engine.counts.count("no_decode");
+                self.is_full = is_full;
+                self.place(None, Place::Back);
+            }
+            Place::Back if is_elsewhere(&error) && !self.is_full => {
+                self.place(None, Place::Last);
+            }
+            _ if is_full => {
+                let last = self.continuation.exhaust(&self.request).ok_or(error)?;
+                self.state = State::Over;
+                return Ok(Some(self.dress(last)));
+            }
+            _ => return Err(error),
+        }
+        Ok(None)
     }
 
     /// Ends the answer with an error.
@@ -127,8 +143,13 @@ impl<E: Side> Split<E> {
             Some(_) => self.state = State::Over,
             None => self.place(None, Place::Others),
         }
-        Ok(last)
+        Ok(last.map(|last| self.dress(last)))
     }
+}
+
+/// Returns whether nobody waits for the answer any longer.
+fn is_over(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::DeadlineExceeded | ErrorKind::Cancelled)
 }
 
 /// Nothing in it is pinned in place.
@@ -156,16 +177,13 @@ impl<E: Side> Stream for Split<E> {
                 },
                 State::Placing(calling, place) => {
                     let place = *place;
-                    match (ready!(calling.as_mut().poll(cx)), place) {
-                        (Ok(stream), _) => self.state = State::Rest(stream),
-                        (Err(error), Place::Others) if is_elsewhere(&error) => {
-                            self.engine.counts.count("no_decode");
-                            self.place(None, Place::Back);
-                        }
-                        (Err(error), Place::Back) if is_elsewhere(&error) => {
-                            self.place(None, Place::Last);
-                        }
-                        (Err(error), _) => return self.fail(error),
+                    match ready!(calling.as_mut().poll(cx)) {
+                        Ok(stream) => self.state = State::Rest(stream),
+                        Err(error) => match self.refused(place, error) {
+                            Ok(Some(last)) => return Poll::Ready(Some(Ok(last))),
+                            Ok(None) => {}
+                            Err(error) => return self.fail(error),
+                        },
                     }
                 }
                 State::Rest(stream) => {

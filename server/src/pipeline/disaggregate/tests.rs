@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use worker::generate::GenerateEngine;
 
 use super::super::Migrate;
-use super::super::testing::{collect, scheduler};
+use super::super::testing::{collect, scheduler, scheduler_of};
 use super::*;
 
 /// What becomes of a call.
@@ -20,6 +20,10 @@ use super::*;
 enum Fate {
     Fine,
     Refused(ErrorKind),
+    /// There is no room for it.
+    Full,
+    /// Its end is told in a message of its own.
+    Apart,
     /// Behind so many tokens it is lost, with a word or without.
     Cut(usize, bool),
 }
@@ -75,6 +79,10 @@ fn lost() -> Error {
     Error::new(ErrorKind::Unavailable, "the connection is lost")
 }
 
+fn full() -> Error {
+    Error::invalid("too long").with_code("context_length_exceeded")
+}
+
 #[async_trait]
 impl Engine<GenerateRequest> for Workers {
     async fn call(
@@ -85,8 +93,9 @@ impl Engine<GenerateRequest> for Workers {
         self.0.asked.lock().unwrap().push(request.clone());
         let fate = self.0.fates.lock().unwrap().pop_front().unwrap_or(Fate::Fine);
         let (mut left, has_word) = match fate {
-            Fate::Fine => (usize::MAX, false),
+            Fate::Fine | Fate::Apart => (usize::MAX, false),
             Fate::Refused(kind) => return Err(Error::new(kind, "refused")),
+            Fate::Full => return Err(full()),
             Fate::Cut(left, has_word) => (left, has_word),
         };
         if !self.is_ready() {
@@ -94,11 +103,11 @@ impl Engine<GenerateRequest> for Workers {
         }
         let (source, mut is_over) = (self.0.source.clone(), false);
         let stream = self.0.engine.call(request, context).await?;
-        let mut next = move |item: Result<GenerateOutput>| {
+        let mut next = move |item: Option<Result<GenerateOutput>>| {
             if left == 0 {
                 return (!std::mem::replace(&mut is_over, true) && has_word).then(|| Err(lost()));
             }
-            let mut output = item.unwrap();
+            let mut output = item?.unwrap();
             output.kv_source = source.clone().filter(|_| output.finish.is_some());
             if output.tokens.len() >= left {
                 output.tokens.truncate(left);
@@ -108,8 +117,26 @@ impl Engine<GenerateRequest> for Workers {
             left -= output.tokens.len();
             Some(Ok(output))
         };
-        Ok(Box::pin(stream.scan((), move |(), item| std::future::ready(next(item)))))
+        // The last item is the end, which may have come with the last token.
+        let items = stream.map(Some).chain(futures_util::stream::once(async { None }));
+        let stream = items.scan((), move |(), item| std::future::ready(next(item)));
+        match fate {
+            Fate::Apart => Ok(Box::pin(stream.flat_map(apart))),
+            _ => Ok(Box::pin(stream)),
+        }
     }
+}
+
+/// Parts what an output ends from what it brings.
+fn apart(
+    output: Result<GenerateOutput>,
+) -> impl futures_util::Stream<Item = Result<GenerateOutput>> {
+    let output = output.unwrap();
+    let GenerateOutput { finish, usage, index, .. } = output;
+    let kv_source = output.kv_source.clone();
+    let last = GenerateOutput { finish, usage, index, kv_source, ..GenerateOutput::default() };
+    let first = GenerateOutput { finish: None, usage: None, kv_source: None, ..output };
+    futures_util::stream::iter([Ok(first), Ok(last)])
 }
 
 fn pair(prompts: Workers, rest: Workers) -> Disaggregate<Workers> {
@@ -221,19 +248,27 @@ async fn usage_tells_what_the_prefill_worker_found() {
 
 #[tokio::test]
 async fn whatever_fails_the_text_is_the_same() {
-    use Fate::{Cut, Fine, Refused};
+    use Fate::{Cut, Fine, Full, Refused};
     let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
     let busy = Refused(ErrorKind::Overloaded);
     let gone = Refused(ErrorKind::Unavailable);
-    let cases: [(&str, Vec<Fate>, Vec<Fate>, &str); 10] = [
+    let wrong = Refused(ErrorKind::InvalidRequest);
+    let fault = Refused(ErrorKind::Internal);
+    let cases: [(&str, Vec<Fate>, Vec<Fate>, &str); 16] = [
         ("prefill is busy", vec![busy], vec![], "no_prefill"),
         ("prefill is gone", vec![gone], vec![], "no_prefill"),
+        ("prefill has no room", vec![Full], vec![], "no_prefill"),
         ("prefill is lost before its token", vec![Cut(0, true)], vec![], "no_prefill"),
         ("the same without a word", vec![Cut(0, false)], vec![], "no_prefill"),
         ("prefill is lost behind its token", vec![Cut(1, true)], vec![], "no_prefill"),
         ("the same without a word", vec![Cut(1, false)], vec![], "no_prefill"),
         ("decode is busy", vec![Fine], vec![busy], "no_decode"),
         ("decode is gone", vec![Fine], vec![gone], "no_decode"),
+        ("decode has no room", vec![Fine], vec![Full], "no_decode"),
+        ("decode finds it wrong", vec![Fine], vec![wrong], "no_decode"),
+        ("decode has a fault", vec![Fine], vec![fault], "no_decode"),
+        ("prefill has no room for more", vec![Fine, Full], vec![busy], "no_decode"),
+        ("a wrong one behind a lost one", vec![Cut(0, true), Fine], vec![wrong], "no_decode"),
         ("nobody takes the rest at first", vec![Fine, gone], vec![gone], "no_decode"),
         ("both are busy at first", vec![Cut(1, true), Fine], vec![busy], "no_decode"),
     ];
@@ -248,6 +283,81 @@ async fn whatever_fails_the_text_is_the_same() {
             let is_counted = count(&pair, way) == 1;
             assert!(is_counted || max_tokens == 1, "{name}, {max_tokens} tokens");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_end_may_come_behind_its_token() {
+    let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
+    for max_tokens in [1, 2, 12] {
+        let request = request(max_tokens);
+        let expected = answer(&one, &request).await.unwrap();
+        let first = Workers::new(&prompts, Some("there")).fated([Fate::Apart]);
+        let pair = pair(first, Workers::new(&rest, None).fated([Fate::Apart]));
+        assert_eq!(answer(&pair, &request).await.unwrap(), expected, "{max_tokens} tokens");
+        assert_eq!(pair.rest.asked().len(), usize::from(max_tokens > 1));
+        assert_eq!(
+            (count(&pair, "ended"), count(&pair, "no_decode")),
+            (u64::from(max_tokens == 1), 0)
+        );
+    }
+}
+
+#[tokio::test]
+async fn memory_ends_a_text_where_it_ends_that_of_one_worker() {
+    let (one, prompts, rest) = (scheduler_of(4), scheduler_of(4), scheduler_of(4));
+    for prompt in [61, 62, 63] {
+        let request = GenerateRequest { tokens: vec![97; prompt].into(), ..request(12) };
+        let expected = answer(&one, &request).await.unwrap();
+        assert_eq!(expected[0].tokens.len(), 65 - prompt);
+        let pair = pair(Workers::new(&prompts, Some("there")), Workers::new(&rest, None));
+        assert_eq!(answer(&pair, &request).await.unwrap(), expected, "{prompt} tokens");
+        assert_eq!((pair.prompts.asked().len(), pair.rest.asked().len()), (1, 1));
+    }
+    // Where one part has more, it takes what the other one has no room for.
+    let (one, large) = (scheduler_of(8), scheduler_of(8));
+    for prompt in [64, 80] {
+        let request = GenerateRequest { tokens: vec![97; prompt].into(), ..request(12) };
+        let expected = answer(&one, &request).await.unwrap();
+        assert_eq!(expected[0].tokens.len(), 12);
+        for (prompts, rest, way) in [(&large, &rest, "no_decode"), (&prompts, &large, "no_prefill")]
+        {
+            let pair = pair(Workers::new(prompts, Some("there")), Workers::new(rest, None));
+            assert_eq!(answer(&pair, &request).await.unwrap(), expected, "{prompt}, {way}");
+            assert_eq!(count(&pair, way), 1, "{prompt}, {way}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_fits_nowhere_ends_behind_its_first_token() {
+    use Fate::{Cut, Fine, Full, Refused};
+    let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
+    let expected = answer(&one, &request(1)).await.unwrap();
+    let busy = Refused(ErrorKind::Overloaded);
+    for (first, second) in [
+        (vec![Fine, Full], vec![Full]),
+        (vec![Cut(1, true), Full], vec![Full]),
+        (vec![Fine, Full], vec![busy, Full]),
+    ] {
+        let first = Workers::new(&prompts, Some("there")).fated(first);
+        let pair = pair(first, Workers::new(&rest, None).fated(second));
+        assert_eq!(answer(&pair, &request(12)).await.unwrap(), expected);
+    }
+    // Who is only busy may have room, and a text that was not begun is refused.
+    for (first, second, kind) in [
+        (vec![Fine, busy], vec![Full], ErrorKind::Overloaded),
+        (vec![Cut(0, true), Full], vec![Full], ErrorKind::InvalidRequest),
+    ] {
+        let first = Workers::new(&prompts, Some("there")).fated(first);
+        let pair = pair(first, Workers::new(&rest, None).fated(second));
+        assert_eq!(answer(&pair, &request(12)).await.unwrap_err().kind(), kind);
+    }
+    for kind in [ErrorKind::DeadlineExceeded, ErrorKind::Cancelled] {
+        let first = Workers::new(&prompts, Some("there"));
+        let pair = pair(first, Workers::new(&rest, None).fated([Refused(kind)]));
+        assert_eq!(answer(&pair, &request(12)).await.unwrap_err().kind(), kind);
+        assert_eq!(pair.prompts.asked().len(), 1);
     }
 }
 
@@ -286,6 +396,37 @@ async fn one_part_does_it_all_when_the_other_is_away() {
     let neither = pair(first.away(), second);
     let error = answer(&neither, &request(5)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_text_of_one_worker_goes_to_others_until_something_of_it_came() {
+    use Fate::{Cut, Fine, Refused};
+    let (one, prompts, rest) = (scheduler(), scheduler(), scheduler());
+    let gone = Refused(ErrorKind::Unavailable);
+    let several = GenerateRequest { choices: NonZeroU32::new(3).unwrap(), ..request(9) };
+    let short = GenerateRequest { tokens: vec![97; 7].into(), ..request(9) };
+    for (first, second) in [
+        (vec![Fine], vec![Cut(0, true)]),
+        (vec![Fine], vec![Cut(0, false)]),
+        (vec![gone], vec![Cut(0, true), Fine]),
+        (vec![Cut(0, true)], vec![Cut(0, true), Fine]),
+        (vec![Cut(0, true)], vec![gone, Fine]),
+    ] {
+        for request in [&short, &several] {
+            let expected = answer(&one, request).await.unwrap();
+            let part =
+                |engine, fates: &[Fate]| Workers::new(engine, None).fated(fates.iter().copied());
+            let pair = pair(part(&prompts, &first), part(&rest, &second));
+            assert_eq!(answer(&pair, request).await.unwrap(), expected, "{first:?}, {second:?}");
+            assert_eq!(count(&pair, "no_decode"), 1, "{first:?}, {second:?}");
+        }
+    }
+    // When something came, or nobody is left, it is lost.
+    for second in [vec![Cut(1, true)], vec![Cut(0, true), Cut(0, true)]] {
+        let first = Workers::new(&prompts, None).fated([gone]);
+        let pair = pair(first, Workers::new(&rest, None).fated(second));
+        assert_eq!(answer(&pair, &short).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use engine::{FinishReason, GenerateOutput, GenerateRequest, TokenId, Usage};
+use engine::{Error, FinishReason, GenerateOutput, GenerateRequest, TokenId, Usage};
 
 /// One continuation.
 #[derive(Debug, Default)]
@@ -51,20 +51,29 @@ impl Continuation {
 
     /// Returns the last output if nothing may follow: its worker was lost before it could say so.
     pub(in crate::pipeline) fn end(&mut self, request: &GenerateRequest) -> Option<GenerateOutput> {
-        let is_full = !self.tokens.is_empty() && self.left(request) == 0;
-        is_full.then(|| {
-            self.is_over = true;
-            let usage = Usage {
-                prompt_tokens: prompt_tokens(request),
-                completion_tokens: self.tokens.len() as u32,
-                cached_tokens: 0,
-            };
-            GenerateOutput {
-                index: self.index,
-                finish: Some(FinishReason::Length),
-                usage: Some(usage),
-                ..GenerateOutput::default()
-            }
+        if self.left(request) > 0 { None } else { self.exhaust(request) }
+    }
+
+    /// Ends it behind what was drawn, as a worker does that has no room for more; returns the last
+    /// output. None: nothing was drawn, or it is over.
+    pub(in crate::pipeline) fn exhaust(
+        &mut self,
+        request: &GenerateRequest,
+    ) -> Option<GenerateOutput> {
+        if self.is_over || self.tokens.is_empty() {
+            return None;
+        }
+        self.is_over = true;
+        let usage = Usage {
+            prompt_tokens: prompt_tokens(request),
+            completion_tokens: self.tokens.len() as u32,
+            cached_tokens: 0,
+        };
+        Some(GenerateOutput {
+            index: self.index,
+            finish: Some(FinishReason::Length),
+            usage: Some(usage),
+            ..GenerateOutput::default()
         })
     }
 
@@ -88,9 +97,15 @@ impl Continuation {
         rest
     }
 
-    fn left(&self, request: &GenerateRequest) -> u32 {
+    /// Returns how many tokens it may still draw.
+    pub(in crate::pipeline) fn left(&self, request: &GenerateRequest) -> u32 {
         request.stop.max_tokens.saturating_sub(self.tokens.len() as u32)
     }
+}
+
+/// Returns whether a worker says that tokens do not fit into its context or its memory.
+pub(in crate::pipeline) fn lacks_room(error: &Error) -> bool {
+    error.code() == Some("context_length_exceeded")
 }
 
 fn prompt_tokens(request: &GenerateRequest) -> u32 {

@@ -12,7 +12,7 @@ use engine::{
 use futures_util::Stream;
 
 use super::Migrate;
-use super::continuation::Continuation;
+use super::continuation::{Continuation, lacks_room};
 
 type Calling = Pin<Box<dyn Future<Output = Result<OutputStream<GenerateRequest>>> + Send>>;
 
@@ -102,7 +102,7 @@ impl<E: Engine<GenerateRequest> + Clone> Migrating<E> {
     /// Errors: a continuation did so too often, or the end was no loss.
     fn end(&mut self, attempt: usize, error: Option<Error>) -> Result<()> {
         if let Some(error) = error.as_ref().filter(|error| error.kind() != ErrorKind::Unavailable) {
-            return Err(error.clone());
+            return self.refuse(attempt, error.clone());
         }
         let Attempt { place, .. } = self.attempts.swap_remove(attempt);
         let places = match place {
@@ -133,6 +133,20 @@ impl<E: Engine<GenerateRequest> + Clone> Migrating<E> {
             let call = Box::pin(async move { engine.call(rest, context).await });
             self.attempts.push(Attempt { place: Some(place), state: State::Calling(call) });
         }
+        Ok(())
+    }
+
+    /// Ends a continuation that there is no room for, as the worker does that it began at; it may
+    /// have been lost before it could say so.
+    ///
+    /// Errors: the refusal, if it is for another reason or nothing was drawn.
+    fn refuse(&mut self, attempt: usize, error: Error) -> Result<()> {
+        let place = self.attempts[attempt].place.filter(|_| lacks_room(&error));
+        let exhausted = place.and_then(|place| self.continuations[place].exhaust(&self.request));
+        let mut last = exhausted.ok_or(error)?;
+        last.queue_time = self.queue_time.unwrap_or_default();
+        self.own.push_back(last);
+        self.attempts.swap_remove(attempt);
         Ok(())
     }
 
@@ -167,7 +181,7 @@ impl<E: Engine<GenerateRequest> + Clone> Migrating<E> {
                     return Some(Some(self.take(place, output)));
                 }
                 Poll::Ready(News::End(error)) => self.end(at, error),
-                Poll::Ready(News::Refused(error)) => Err(error),
+                Poll::Ready(News::Refused(error)) => self.refuse(at, error),
             };
             // New attempts have not been looked at.
             idle = 0;

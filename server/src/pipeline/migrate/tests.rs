@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use engine::testing::{Scripted, Step};
 use engine::{
-    Constraint, Error, ErrorKind, GenerateOutput, Guided, Sampling, StopConditions, Usage,
+    Constraint, Error, ErrorKind, FinishReason, GenerateOutput, Guided, Sampling, StopConditions,
+    Usage,
 };
 use futures_util::StreamExt;
 use prometheus_client::metrics::counter::Counter;
 
-use super::super::testing::{collect, scheduler};
+use super::super::testing::{collect, scheduler, scheduler_of};
 use super::*;
 
 mod simulation;
@@ -115,6 +116,21 @@ async fn an_answer_that_was_cut_anywhere_is_the_one_that_was_not() {
     check("continuations", &engine, several).await;
     check("the prompt's", &engine, GenerateRequest { prompt_logprobs: Some(1), ..request(9) })
         .await;
+}
+
+#[tokio::test]
+async fn what_fills_the_memory_ends_where_it_would_have_ended() {
+    // 45 tokens behind a prompt of 20: the last one needs no place.
+    let engine = scheduler_of(4);
+    check("a full memory", &engine, request(90)).await;
+    let stream = engine.call(request(90), Context::new("whole")).await.unwrap();
+    let whole = collect(stream).await.unwrap().remove(0);
+    assert_eq!((whole.tokens.len(), whole.finish), (45, Some(FinishReason::Length)));
+    // A prompt that fits nowhere is refused.
+    let migrate = Migrate { engine, limit: 3, count: Counter::default() };
+    let long = GenerateRequest { tokens: vec![97; 64].into(), ..request(5) };
+    let error = migrate.call(long, Context::new("r")).await.err().unwrap();
+    assert_eq!(error.code(), Some("context_length_exceeded"));
 }
 
 fn one(token: u32, is_last: bool) -> Step<GenerateOutput> {

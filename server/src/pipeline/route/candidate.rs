@@ -46,6 +46,8 @@ pub(crate) struct Candidate {
     pub id: InstanceId,
     pub engines: Engines,
     is_draining: AtomicBool,
+    /// Whether a connection to it was open once.
+    was_reached: AtomicBool,
     /// Whether it failed the frontend's own request.
     is_unwell: AtomicBool,
     /// Cancelled when it fails that; there is another one when it answers again.
@@ -70,6 +72,7 @@ impl Candidate {
             id,
             engines,
             is_draining: AtomicBool::new(false),
+            was_reached: AtomicBool::new(false),
             is_unwell: AtomicBool::new(false),
             silence: Mutex::default(),
             was_heard: AtomicBool::new(false),
@@ -102,6 +105,16 @@ impl Candidate {
     /// Returns whether it drains, and so takes no new work.
     pub(crate) fn is_draining(&self) -> bool {
         self.is_draining.load(Relaxed)
+    }
+
+    /// Returns whether it was reached: who is only registered may be anywhere.
+    pub(crate) fn was_reached(&self) -> bool {
+        self.was_reached.load(Relaxed)
+    }
+
+    /// Notes that it was reached.
+    pub(crate) fn set_reached(&self) {
+        self.was_reached.store(true, Relaxed);
     }
 
     /// Returns whether it failed the frontend's own request, and so gets no other.

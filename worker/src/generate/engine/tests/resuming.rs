@@ -88,6 +88,25 @@ async fn a_constraint_goes_on_behind_any_token() {
 }
 
 #[tokio::test]
+async fn what_fills_the_memory_goes_on_to_where_it_ends_anyway() {
+    let engine = engine(MockConfig { blocks: 4, ..MockConfig::default() }, Default::default());
+    for prompt in [40, 62, 63] {
+        let whole = request(prompt, 90);
+        let output = collect(call(&engine, whole.clone()).await).await.unwrap().remove(0);
+        // The last token that is drawn needs no place.
+        assert_eq!((output.tokens.len(), output.finish), (65 - prompt, Some(FinishReason::Length)));
+        for count in 1..65 - prompt {
+            let rest = rest(&whole, &output, count);
+            let resumed = collect(call(&engine, rest).await).await.unwrap().remove(0);
+            assert_eq!(resumed.tokens, output.tokens[count..], "{prompt}, behind {count}");
+            assert_eq!(resumed.finish, output.finish, "{prompt}, behind {count}");
+        }
+        let error = refusal(&engine, rest(&whole, &output, 65 - prompt)).await;
+        assert_eq!(error.code(), Some("context_length_exceeded"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_go_on_is_refused() {
     let engine = quick();
     let resumed = GenerateRequest { generated: 2, ..request(5, 4) };
