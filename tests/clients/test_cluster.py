@@ -303,6 +303,8 @@ def test_workers_at_known_addresses_need_no_store(tmp_path):
     ("worker", ["--worker-address", "0.0.0.0:0"], "--advertise"),
     ("worker", ["--advertise", "here"], "--advertise: expected HOST:PORT"),
     ("worker", ["--namespace", "a/b"], "--namespace"),
+    ("worker", ["--worker-tls-ca", "a", "--nats", "nats://a:1", "--request-plane", "nats"],
+     "--request-plane: over nats the roles show no certificates"),
     ("frontend", ["--namespace-prefix", "a/b"], "--namespace-prefix"),
 ])
 def test_what_cannot_be_served_stops_the_start(role, arguments, fragment):

@@ -1,10 +1,12 @@
 """What is wrong with a Python worker is told when it is made, and its TLS is that of others."""
 
 import contextlib
+import pathlib
 
 import numpy as np
 import pytest
 import stator_worker
+from cryptography.hazmat.primitives import serialization
 from stator_worker import addresses
 
 from python_workers import EXAMPLES, python_worker
@@ -75,6 +77,19 @@ def test_wrong_files_are_told(tmp_path):
     (cert, _), (_, other) = authority.issue("one"), authority.issue("other")
     with pytest.raises(ValueError, match="the key of .* does not belong to the certificate"):
         addresses.Tls(cert, other, None).credentials()
+    for kind in (serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL):
+        encrypted = encrypt(other, kind)
+        with pytest.raises(ValueError, match=f"tls_key: `{encrypted}` is encrypted"):
+            addresses.Tls(cert, encrypted, None).credentials()
+
+
+def encrypt(path, kind):
+    """Writes a key with a password in front of it; returns the file."""
+    key = serialization.load_pem_private_key(pathlib.Path(path).read_bytes(), None)
+    encrypted = pathlib.Path(f"{path}.encrypted")
+    encrypted.write_bytes(key.private_bytes(serialization.Encoding.PEM, kind,
+                                            serialization.BestAvailableEncryption(b"secret")))
+    return encrypted
 
 
 def test_variables_that_mean_nothing_are_named(tmp_path):
@@ -100,4 +115,5 @@ def test_a_python_worker_speaks_tls(tmp_path):
             assert (answer == 2).all()
         with client_of(bare) as client:
             assert not is_ready(client, "double")
-        assert any("a worker cannot be called" in line for line in bare.log), "".join(bare.log)
+        eventually("it is told", lambda: any(
+            "a worker cannot be called" in line and "it may want a certificate" in line for line in bare.log))

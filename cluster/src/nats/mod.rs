@@ -31,6 +31,7 @@ use tokio::sync::watch;
 
 use crate::complaints::Complaints;
 use crate::instance::{InstanceId, Namespace};
+use crate::request::percent_decode;
 
 pub use connect::{Nats, WithFallback};
 pub use stream::Stream;
@@ -51,7 +52,7 @@ const MAX_QUEUED: usize = 4096;
 #[derive(Clone)]
 pub struct Config {
     /// Where the servers are: `nats://` or `tls://`, `HOST:PORT`, with `USER:PASSWORD@` or `TOKEN@`
-    /// in front where they want that.
+    /// in front where they want that, percent-encoded; the first one of these holds for all.
     pub servers: Vec<String>,
     /// A file of credentials, as `nsc` writes it.
     pub credentials: Option<PathBuf>,
@@ -113,7 +114,7 @@ impl Connection {
         let servers = addresses(&config.servers)?;
         let (counter, losses) = watch::channel(0_u64);
         let news = News::new(&servers, counter);
-        let mut options = ConnectOptions::new()
+        let mut options = introduced(ConnectOptions::new(), &servers)
             .name("stator")
             .retry_on_initial_connect()
             .client_capacity(MAX_QUEUED)
@@ -159,6 +160,18 @@ impl Connection {
         let mut losses = self.losses.clone();
         losses.mark_unchanged();
         losses
+    }
+}
+
+/// Returns the options of who says in a server's address who it is, which the library reads over.
+/// The first one holds for all servers, since one of them may name the others.
+fn introduced(options: ConnectOptions, servers: &[ServerAddr]) -> ConnectOptions {
+    let decoded = |text: &str| percent_decode(text.as_bytes());
+    let mut named = servers.iter().filter_map(|one| Some((one.username()?, one.password())));
+    match named.next() {
+        None => options,
+        Some((user, Some(password))) => options.user_and_password(decoded(user), decoded(password)),
+        Some((token, None)) => options.token(decoded(token)),
     }
 }
 

@@ -49,8 +49,14 @@ impl Server {
     }
 
     pub(crate) fn start_with(port: Option<u16>, folder: Option<TempDir>) -> Self {
+        Self::start_as(port, folder, &[])
+    }
+
+    /// Starts one with more arguments.
+    fn start_as(port: Option<u16>, folder: Option<TempDir>, arguments: &[&str]) -> Self {
         let port = port.unwrap_or_else(free_port);
         let mut command = Command::new("nats-server");
+        command.args(arguments);
         if let Some(folder) = &folder {
             command.arg("-js").arg("-sd").arg(folder.path());
         }
@@ -337,6 +343,29 @@ async fn without_nats_a_worker_is_called_by_tcp() {
     assert!(all(worker.client(&here, &tasks)).await.unwrap() > 0);
     assert!(worker.server.open_calls() == 0);
     drop(server);
+}
+
+#[tokio::test]
+async fn an_address_says_who_one_is() {
+    let cases: [(&[&str], &str, bool); 4] = [
+        (&["--user", "me", "--pass", "a@b%"], "me:a%40b%25@", true),
+        (&["--user", "me", "--pass", "a"], "me:b@", false),
+        (&["--auth", "token"], "token@", true),
+        (&["--auth", "token"], "", false),
+    ];
+    for (arguments, who, is_known) in cases {
+        let server = Server::start_as(None, None, arguments);
+        let address = format!("nats://{who}127.0.0.1:{}", server.port);
+        let connection = Connection::open(Config { servers: vec![address], ..server.config() });
+        let connection = connection.await.unwrap();
+        match is_known {
+            true => connected(&connection).await,
+            false => {
+                sleep(Duration::from_millis(500)).await;
+                assert!(!connection.is_connected(), "{arguments:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

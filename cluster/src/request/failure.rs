@@ -143,7 +143,8 @@ fn percent_encode(text: &str) -> String {
     encoded
 }
 
-fn percent_decode(text: &[u8]) -> String {
+/// Undoes that; what is no encoding stays.
+pub(crate) fn percent_decode(text: &[u8]) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, after @ ..] = rest {

@@ -151,7 +151,7 @@ mod tests {
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     const WIDER: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_peer_that_says_anything_is_there_though_it_answers_no_ping() {
         let (here, mut there) = duplex(4096);
         let (here, heard) = Listened::new(here);

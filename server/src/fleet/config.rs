@@ -236,6 +236,7 @@ impl WorkerConfig {
         let shown = args.worker_tls_cert.clone().zip(args.worker_tls_key.clone());
         let authorities = args.worker_tls_client_ca.clone();
         let peers = args.worker_tls_ca.clone();
+        let has_tls = shown.is_some() || peers.is_some();
         let peers_tls = peers.map(|ca| LinkConfig { shown: shown.clone(), authorities: Some(ca) });
         Ok(Self {
             role: args.role.role(),
@@ -249,7 +250,7 @@ impl WorkerConfig {
             advertise: args.advertise.clone(),
             namespace: namespace(&args.namespace)?,
             store,
-            planes: PlanesConfig::from_args(&args.planes, args.worker_tls_cert.is_some())?,
+            planes: PlanesConfig::from_args(&args.planes, has_tls)?,
             metrics: metrics(&args.process)?,
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
         })

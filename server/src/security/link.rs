@@ -171,7 +171,7 @@ impl Connector for SecureConnector {
         stream.set_nodelay(true)?;
         let connected = TlsConnector::from(config).connect(self.name.clone(), stream).await;
         let stream = connected.map_err(|error| FRONTEND.told(error))?;
-        Ok(Box::new(Told { stream, ends: &FRONTEND }))
+        Ok(Box::new(Told::new(stream, &FRONTEND)))
     }
 
     fn address(&self) -> &str {

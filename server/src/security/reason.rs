@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
@@ -94,6 +94,17 @@ impl Ends {
         }
     }
 
+    /// Says what the end of a connection may mean on which nothing came behind the handshake.
+    fn silent_end(&self) -> io::Error {
+        let other = self.other;
+        let text = format!(
+            "the {other} closed the connection behind the handshake without a word: it may want a \
+             certificate (--worker-tls-cert, --worker-tls-key), or one of another authority than it \
+             is shown"
+        );
+        io::Error::new(io::ErrorKind::ConnectionAborted, text)
+    }
+
     fn sentence(&self, error: &Error) -> String {
         let other = self.other;
         match error {
@@ -157,10 +168,27 @@ impl Ends {
 }
 
 /// A connection whose refusal may come after the handshake, as TLS 1.3 has it: it is told in
-/// sentences.
+/// sentences, and so is an end without a word, which is all that some libraries say of a refusal.
 pub(super) struct Told<S> {
-    pub stream: S,
-    pub ends: &'static Ends,
+    stream: S,
+    ends: &'static Ends,
+    /// Whether anything came of the other end.
+    was_heard: bool,
+}
+
+impl<S> Told<S> {
+    pub(super) fn new(stream: S, ends: &'static Ends) -> Self {
+        Self { stream, ends, was_heard: false }
+    }
+
+    fn told(&self, error: io::Error) -> io::Error {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        let is_end = matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe);
+        match is_end && !self.was_heard {
+            true => self.ends.silent_end(),
+            false => self.ends.told(error),
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Told<S> {
@@ -169,9 +197,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Told<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let ends = self.ends;
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        read.map_err(|error| ends.told(error))
+        let (before, has_room) = (buffer.filled().len(), buffer.remaining() > 0);
+        let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
+        self.was_heard |= buffer.filled().len() > before;
+        let is_silent = has_room && !self.was_heard;
+        Poll::Ready(match read {
+            Ok(()) if is_silent => Err(self.ends.silent_end()),
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.told(error)),
+        })
     }
 }
 
@@ -181,7 +215,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Told<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        written.map_err(|error| self.told(error))
     }
 
     fn poll_write_vectored(
@@ -189,7 +224,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Told<S> {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        written.map_err(|error| self.told(error))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -197,7 +233,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Told<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        flushed.map_err(|error| self.told(error))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -207,6 +244,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Told<S> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
     use super::*;
 
     static ENDS: Ends = Ends {
@@ -238,6 +277,23 @@ mod tests {
         for (error, words) in table {
             let told = ENDS.told(io::Error::new(io::ErrorKind::InvalidData, error)).to_string();
             assert!(told.contains(words) && told.contains("worker"), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_behind_the_handshake_without_a_word_may_be_a_refusal() {
+        let mut buffer = [0; 4];
+        let (here, there) = duplex(16);
+        drop(there);
+        let error = Told::new(here, &ENDS).read(&mut buffer).await.unwrap_err();
+        assert!(error.to_string().contains("it may want a certificate"), "{error}");
+        let (here, mut there) = duplex(16);
+        there.write_all(b"word").await.unwrap();
+        drop(there);
+        let mut told = Told::new(here, &ENDS);
+        assert_eq!(told.read(&mut []).await.unwrap(), 0, "nothing was asked for");
+        for length in [4, 0] {
+            assert_eq!(told.read(&mut buffer).await.unwrap(), length, "what spoke may end");
         }
     }
 

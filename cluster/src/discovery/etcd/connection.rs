@@ -73,8 +73,7 @@ impl Connector {
         let name = endpoint.uri().to_string();
         let channel = timeout(self.timeout, endpoint.connect()).await;
         let channel = channel.map_err(|_| late(&name))?.map_err(|error| {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            let text = format!("etcd: cannot connect to {name}: {}", cause.unwrap_or_default());
+            let text = format!("etcd: cannot connect to {name}: {}", with_cause(&error, None));
             Error::new(ErrorKind::Unavailable, text).with_source(error)
         })?;
         let grpc = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -233,10 +232,50 @@ fn late(what: &str) -> Error {
 }
 
 fn lost(path: &str, error: tonic::transport::Error) -> Error {
-    let text = format!("etcd: {path}: connection lost");
+    let text = format!("etcd: {path}: {}", with_cause(&error, Some("connection lost")));
     Error::new(ErrorKind::Unavailable, text).with_source(error)
 }
 
 pub(super) fn failed(path: &str, status: &Status) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("etcd: {path}: {}", status.message()))
+    let text = format!("etcd: {path}: {}", with_cause(status, Some(status.message())));
+    Error::new(ErrorKind::Unavailable, text)
+}
+
+/// Returns what is said of an error, and the innermost cause behind it: the library's own words are
+/// few, and the cause is a certificate that is refused, or a port where nobody listens.
+fn with_cause(error: &dyn std::error::Error, said: Option<&str>) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    match (said, causes.last().map(ToString::to_string)) {
+        (Some(said), Some(cause)) if !said.contains(&cause) => format!("{said}: {cause}"),
+        (Some(said), _) => said.to_owned(),
+        (None, cause) => cause.unwrap_or_else(|| error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_says_what_is_at_the_bottom_of_it() {
+        let refused = || io::Error::other("received fatal alert: CertificateRequired");
+        let broken = Error::internal("connection error").with_source(refused());
+        let error = Error::internal("transport error").with_source(broken);
+        let cases = [
+            (
+                Status::from_error(Box::new(error)),
+                "etcd: /p: transport error: received fatal alert: CertificateRequired",
+            ),
+            (
+                Status::from_error(Box::new(refused())),
+                "etcd: /p: received fatal alert: CertificateRequired",
+            ),
+            (Status::unavailable("etcdserver: no leader"), "etcd: /p: etcdserver: no leader"),
+        ];
+        for (status, told) in cases {
+            assert_eq!(failed("/p", &status).message(), told);
+        }
+    }
 }

@@ -67,8 +67,13 @@ class Tls:
     def _check(self):
         """Checks that the key is that of the certificate, which handshakes would not say."""
         (_, certificate), (_, key), _ = self._files
+
+        def password():
+            # Without this the terminal would be asked.
+            raise ValueError(f"tls_key: `{key}` is encrypted: expected a key without a password")
+
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password)
         except ssl.SSLError as error:
             raise ValueError(f"tls_key: the key of `{key}` does not belong to the certificate of "
                              f"`{certificate}` ({error.reason or error})") from None
