@@ -255,6 +255,12 @@ def test_blocks_come_by_tls_or_not_at_all(tmp_path):
         eventually("another one is there", lambda: joined(front) == 3)
         assert completion(front.http, PROMPTS[0]) == expected
         assert transferred(bare) == (0, 0, 1)
+        completion(front.http, PROMPTS[1])
+        assert transferred(bare) == (0, 0, 2)
+        # It is told with the other's address, and once.
+        told = lambda: [line for line in list(bare.log) if "KV blocks do not come" in line]
+        eventually("it is told", told)
+        assert len(told()) == 1 and prefill.address in told()[0], told()
         assert prefill.is_running()
 
 

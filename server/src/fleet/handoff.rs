@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use cluster::Complaints;
 use cluster::card::{Card, Role};
 use cluster::instance::Instance;
-use cluster::request::{RemoteWorker, Served, Wanted};
+use cluster::request::{MAX_BLOCK_BYTES, RemoteWorker, Served, Wanted};
 use engine::{
     Context, Engine, Error, ErrorKind, GenerateRequest, KvBlocks, KvHandoff, KvLayout, KvSource,
     KvStore, OutputStream, Result, Tasks, TokenId,
@@ -37,6 +38,8 @@ pub(super) struct Handoffs {
     planes: Arc<Planes>,
     sources: Mutex<Vec<(String, RemoteWorker)>>,
     room: Arc<Semaphore>,
+    /// Whose blocks do not come for a reason that lasts.
+    complaints: Complaints,
     metrics: Arc<Metrics>,
     tasks: Tasks,
 }
@@ -79,6 +82,30 @@ impl Reason {
             _ => Self::Refused,
         }
     }
+
+    /// Returns whether it is likely to be the same next time, until somebody does something.
+    fn is_lasting(self) -> bool {
+        matches!(self, Self::Mismatch | Self::Unreachable | Self::Refused)
+    }
+}
+
+/// That blocks did not come.
+struct Failure {
+    reason: Reason,
+    /// What the other worker, or the way to it, has to say.
+    error: Option<Error>,
+}
+
+impl From<Reason> for Failure {
+    fn from(reason: Reason) -> Self {
+        Self { reason, error: None }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { reason: Reason::of(&error), error: Some(error) }
+    }
 }
 
 impl Handoffs {
@@ -90,9 +117,9 @@ impl Handoffs {
         tasks: &Tasks,
     ) -> Arc<Self> {
         let room = Arc::new(Semaphore::new(MAX_PULLED_KIB as usize));
-        let (own, sources) = Default::default();
+        let (own, sources, complaints) = Default::default();
         let tasks = tasks.clone();
-        Arc::new(Self { role, timeout, own, planes, sources, room, metrics, tasks })
+        Arc::new(Self { role, timeout, own, planes, sources, room, complaints, metrics, tasks })
     }
 
     /// Takes note of where this worker can be asked.
@@ -106,6 +133,13 @@ impl Handoffs {
             return served;
         };
         let source = self.own.get().filter(|_| self.role == Role::Prefill);
+        let block_bytes = store.layout().block_bytes;
+        let source = source.filter(|_| block_bytes <= MAX_BLOCK_BYTES);
+        if self.role == Role::Prefill && block_bytes > MAX_BLOCK_BYTES {
+            let (model, most) = (&card.name, MAX_BLOCK_BYTES);
+            let text = "KV blocks are too large to be handed over: decode workers compute prompts";
+            tracing::warn!(model, block_bytes, most, "{text}");
+        }
         let source = source.map(|(address, more)| {
             let (address, more_addresses) = (address.clone(), more.clone());
             Arc::new(KvSource { address, more_addresses, layout: store.layout() })
@@ -113,6 +147,18 @@ impl Handoffs {
         let (model, handoffs) = (card.name.as_str().into(), self.clone());
         let handing = Handing { engine, store, source, model, handoffs };
         Served { generate: Some(Arc::new(handing)), ..served }
+    }
+
+    /// Warns that a worker's blocks do not come, if that is going to last and is news.
+    fn complain(&self, model: &str, address: &str, failure: &Failure) {
+        let why = match &failure.error {
+            Some(error) => error.message(),
+            None => "they are of another file, build, adapter, block size or kind of processor",
+        };
+        if failure.reason.is_lasting() && self.complaints.is_due(address, why) {
+            let text = "a prefill worker's KV blocks do not come: its prompts are computed again";
+            tracing::warn!(model, address, reason = failure.reason.name(), why, "{text}");
+        }
     }
 
     /// Returns the worker at a source.
@@ -189,14 +235,18 @@ impl Handing {
         let mut pulled = Pulled { first: 0, blocks: Vec::new(), room: None };
         let outcome = self.pull(source, tokens, context, &mut pulled).await;
         let metrics = &self.handoffs.metrics;
-        if let Err(reason) = outcome {
-            let (came, reason) = (pulled.blocks.len(), reason.name());
+        if let Err(failure) = &outcome {
+            self.handoffs.complain(&self.model, &source.address, failure);
+            let (came, reason) = (pulled.blocks.len(), failure.reason.name());
             tracing::debug!(request = context.id(), came, reason, "a prompt is computed again");
             let labels = ReasonLabels { model: self.model.clone(), reason };
             metrics.transfer_fallbacks.get_or_create(&labels).inc();
         }
         if pulled.blocks.is_empty() {
             return None;
+        }
+        if outcome.is_ok() {
+            self.handoffs.complaints.forget(&source.address);
         }
         let labels = ModelLabels { model: self.model.clone() };
         let bytes: usize = pulled.blocks.iter().map(Bytes::len).sum();
@@ -213,41 +263,40 @@ impl Handing {
         tokens: &Arc<[TokenId]>,
         context: &Context,
         pulled: &mut Pulled,
-    ) -> std::result::Result<(), Reason> {
+    ) -> std::result::Result<(), Failure> {
         let layout = self.store.layout();
         if source.layout != layout {
-            return Err(Reason::Mismatch);
+            return Err(Reason::Mismatch.into());
         }
-        let failed = |error: Error| Reason::of(&error);
         // The last token is computed here in any case.
         let all = tokens.len().saturating_sub(1) / layout.block_tokens.max(1) as usize;
         let longest = Instant::now() + self.handoffs.timeout;
         let until = context.deadline().map_or(longest, |deadline| deadline.min(longest));
         let held = tokio::time::timeout_at(until.into(), self.store.held(tokens)).await;
-        pulled.first = held.map_err(|_| Reason::Late)?.map_err(failed)?;
+        pulled.first = held.map_err(|_| Reason::Late)??;
         let missing = all.saturating_sub(pulled.first);
         if missing == 0 {
             return Ok(());
         }
         let (count, room) = self.room(missing, &layout)?;
         pulled.room = Some(room);
-        let worker = self.handoffs.worker(source).map_err(failed)?;
+        let worker = self.handoffs.worker(source)?;
         // No block in front of the last token is asked for that would not be used.
         let asked = tokens[..(pulled.first + count) * layout.block_tokens as usize].into();
         let wanted = Wanted { tokens: asked, first: pulled.first, layout };
-        let mut blocks = worker.pull(&self.model, wanted, until).await.map_err(failed)?;
+        let mut blocks = worker.pull(&self.model, wanted, until).await?;
         while pulled.blocks.len() < count {
             match blocks.next().await {
                 Some(Ok(block)) if block.len() as u64 == layout.block_bytes => {
                     pulled.blocks.push(block);
                 }
-                Some(Ok(_)) => return Err(Reason::Mismatch),
-                Some(Err(error)) => return Err(failed(error)),
-                None => return Err(Reason::Evicted),
+                Some(Ok(_)) => return Err(Reason::Mismatch.into()),
+                Some(Err(error)) => return Err(error.into()),
+                None => return Err(Reason::Evicted.into()),
             }
         }
         match count < missing {
-            true => Err(Reason::Busy),
+            true => Err(Reason::Busy.into()),
             false => Ok(()),
         }
     }

@@ -14,9 +14,15 @@ use proto::{Payload, worker as wire};
 use super::super::answer::Reader;
 use super::super::call::{Call, Tried};
 use super::super::client::RemoteWorker;
-use super::super::codec::{Lane, layout_of, layout_to, message};
+use super::super::codec::{Lane, MAX_CONTROL_BYTES, layout_of, layout_to, message};
 use super::super::outbox::Outbox;
 use super::PULL;
+
+/// The largest block that fits into a message, in bytes.
+pub const MAX_BLOCK_BYTES: u64 = MAX_CONTROL_BYTES as u64 - HEAD_BYTES;
+
+/// What a message with a block has beside that: the field's tag, and a length of up to 4 bytes.
+const HEAD_BYTES: u64 = 5;
 
 /// The blocks that are asked for.
 #[derive(Clone, Debug)]

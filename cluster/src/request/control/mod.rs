@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine::{KvEvent, KvSnapshot, WorkerLoad};
 
-pub use blocks::Wanted;
 pub(super) use blocks::pull;
+pub use blocks::{MAX_BLOCK_BYTES, Wanted};
 pub(super) use telling::{describe, drain, fetch, watch};
 
 pub(super) const DESCRIBE: &str = "/stator.worker.v1.Worker/Describe";
