@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use crate::models::Models;
+use crate::models::{Model, Models};
 use crate::security::{SecurityConfig, TlsListener};
 
 /// Returns the calls for the first model of each kind.
@@ -28,7 +29,8 @@ pub(crate) fn text(
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let _ = writeln!(out, "models: {names}");
     if models.are_of_fleet() {
-        let list = http.map(|http| format!("; curl -X POST {http}/v2/repository/index lists all"));
+        let list = http.as_ref();
+        let list = list.map(|http| format!("; curl -X POST {http}/v2/repository/index lists all"));
         let list = list.unwrap_or_default();
         let _ = writeln!(out, "A model that workers bring later is logged as `model ready`{list}.");
     }
@@ -38,8 +40,15 @@ pub(crate) fn text(
         out.push_str(&secured(&host, has_tls, security));
         return out;
     }
-    if let Some(model) = ready.iter().find(|model| model.text.is_some()) {
+    let is_text = |model: &&Arc<Model>| model.text.is_some();
+    // An encoder has one answer to a request.
+    let (writers, encoders): (Vec<_>, Vec<_>) =
+        ready.iter().filter(is_text).partition(|model| model.config.decoupled);
+    if let Some(model) = writers.first() {
         out.push_str(&text_calls(&host, &model.name));
+    } else if let Some((model, http)) = encoders.first().zip(http) {
+        let body = format!(r#"{{"model": "{}", "input": "a text"}}"#, model.name);
+        let _ = writeln!(out, "Try it: curl {http}/v1/embeddings -d '{body}'\n");
     }
     let _ = writeln!(
         out,

@@ -94,7 +94,9 @@ fn place(text: &str) -> Option<Place> {
     let is_word = |word: &str| {
         !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
-    match repository.split_once('/') {
+    // A repository has files; its name is not that of one.
+    let is_file = file.is_none() && repository.ends_with(".gguf");
+    match repository.split_once('/').filter(|_| !is_file) {
         Some((owner, name)) if is_word(owner) && is_word(name) => {
             Some(Place::Hub { repository: repository.to_owned(), file })
         }
@@ -290,6 +292,7 @@ mod tests {
             ("Org/Repo-1.5", Some(("Repo-1.5", hub("Org/Repo-1.5", None)))),
             ("m=Org/R:x.gguf", Some(("m", hub("Org/R", Some("x.gguf"))))),
             ("nowhere.gguf", None),
+            ("models/nowhere.gguf", None),
             ("a/b/c", None),
             ("=/a/b.gguf", None),
             ("two words=/a/b.gguf", None),

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 import signal
 import subprocess
 import threading
@@ -16,10 +18,10 @@ MODELS = ["--no-default-model", "--builtin", "simple=add_sub", "--builtin", "wor
 
 
 class Starting:
-    """A frontend whose start is watched."""
+    """A server whose start is watched."""
 
-    def __init__(self, discovery):
-        command = [str(BINARY), "frontend", *LOCAL, *DOORS, "--discovery", discovery]
+    def __init__(self, role, *arguments):
+        command = [str(BINARY), role, *LOCAL, *DOORS, *arguments]
         self.began, self.told, self.said = time.monotonic(), [], []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                         text=True)
@@ -40,7 +42,13 @@ class Starting:
 
 @contextlib.contextmanager
 def starting(discovery):
-    front = Starting(discovery)
+    with started("frontend", "--discovery", discovery) as front:
+        yield front
+
+
+@contextlib.contextmanager
+def started(role, *arguments):
+    front = Starting(role, *arguments)
     try:
         yield front
     finally:
@@ -74,6 +82,15 @@ def test_a_banner_has_all_models_that_are_there(tmp_path):
         eventually("it is ready", lambda: front.event("ready"))
         eventually("it is said", lambda: "/v2/repository/index" in "".join(front.said))
         assert "models: simple, words\n" in front.said, front.said
+
+
+def test_an_encoder_is_tried_by_what_it_answers():
+    with started("serve", f"minilm={os.environ['STATOR_TEST_ENCODER']}") as server:
+        eventually("it is said", lambda: "Every call is listed" in "".join(server.said))
+    said = "".join(server.said)
+    found = re.search(r"Try it: curl (http://\S+/v1/embeddings) -d '(.*)'\n", said)
+    assert found and json.loads(found[2]) == {"model": "minilm", "input": "a text"}, said
+    assert "messages" not in said and "text_input" not in said
 
 
 def test_a_model_is_ready_when_its_worker_was_reached(tmp_path):

@@ -9,7 +9,7 @@ pub struct HttpArgs {
     /// Address to listen on
     #[arg(long, value_name = "HOST", default_value = "0.0.0.0", env = "STATOR_HTTP_HOST")]
     pub http_host: String,
-    /// Port of KServe's REST; 0 takes a free one
+    /// Port of KServe's REST, the OpenAI and Anthropic APIs and the pages; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 8000, env = "STATOR_HTTP_PORT")]
     pub http_port: u16,
     /// Do not serve HTTP

@@ -7,8 +7,8 @@ use clap::Args;
 #[command(next_help_heading = "Mock")]
 pub struct MockArgs {
     /// Serve a model without weights, called `mock`, with the engine's own scheduler and KV pool;
-    /// SETTINGS are those of --builtin, such as prefill_us=20,decode_us=500,speedup=10,blocks=4096,
-    /// loras=NAME+NAME
+    /// SETTINGS are those of --builtin, such as
+    /// prefill_us=20,decode_us=500,speedup=10,blocks=4096,loras=NAME+NAME
     #[arg(long, value_name = "SETTINGS", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "", env = "STATOR_MOCK")]
     pub mock: Option<String>,
