@@ -91,13 +91,6 @@ def planes(nats, requests, events):
             "--event-plane", events]
 
 
-def serves_all(front):
-    """Waits until a server has every model."""
-    with client_of(front) as client:
-        for model in ("simple", "identity", "words", "slow"):
-            eventually(model, lambda: is_ready(client, model))
-
-
 @contextlib.contextmanager
 def fleet(discovery, *arguments, workers=2, is_static=False):
     """A frontend and its workers, which it finds in the store, or knows the addresses of."""
