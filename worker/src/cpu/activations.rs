@@ -231,6 +231,10 @@ impl Activations {
 impl<'a> View<'a> {
     /// Returns the panels in bf16 of some of all rows, which are as for [`rows`](Self::rows).
     #[inline(always)]
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only x86-64 has kernels for it")
+    )]
     pub(super) fn rounded(self, first: usize, count: usize) -> &'a [Rounded] {
         let blocks = self.columns / BLOCK;
         &self.rounded[first / PANEL_ROWS * blocks..(first + count).div_ceil(PANEL_ROWS) * blocks]
