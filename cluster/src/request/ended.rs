@@ -2,8 +2,8 @@
 //!
 //! Dropping the last handle of a stream wakes its connection, which has nothing to do then but to
 //! forget it. Whoever got the answer wakes the client's connection in the same moment, and two
-//! tasks that wake together wake a second thread: for one request at a time that is what costs
-//! most. The next request wakes the connection, and takes them along.
+//! tasks that wake together wake a second thread, which one request at a time has no use for. The
+//! next request wakes the connection, and takes them along.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
