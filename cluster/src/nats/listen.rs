@@ -15,18 +15,45 @@ use crate::request::WorkerServer;
 /// The wait before a subscription that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-impl Connection {
-    /// Serves a worker's models at its subject until the future is dropped. Streams are tasks of
-    /// `tasks`.
-    pub async fn serve(&self, subject: &str, server: &WorkerServer, tasks: &Tasks) {
-        let permits = Arc::new(Semaphore::new(self.config.max_streams));
+/// A worker's subject, where frontends' greetings come.
+#[derive(Debug)]
+pub struct Listener {
+    connection: Connection,
+    subject: String,
+    /// What has come since it listens; none after an error.
+    greetings: Option<Subscriber>,
+}
+
+impl Listener {
+    /// Serves a worker's models until the future is dropped. Streams are tasks of `tasks`.
+    pub async fn serve(mut self, server: &WorkerServer, tasks: &Tasks) {
+        let permits = Arc::new(Semaphore::new(self.connection.config.max_streams));
         loop {
-            match self.client.subscribe(subject.to_owned()).await {
-                Ok(greetings) => self.answer(greetings, &permits, server, tasks).await,
-                Err(error) => tracing::warn!(%error, "cannot subscribe to nats"),
+            if let Some(greetings) = self.greetings.take() {
+                self.connection.answer(greetings, &permits, server, tasks).await;
             }
             tokio::time::sleep(AGAIN).await;
+            self.greetings = self.connection.greetings(&self.subject).await;
         }
+    }
+}
+
+impl Connection {
+    /// Listens at a worker's subject. NATS knows of it when this returns, if it can be reached: who
+    /// hears of the worker later is not told that nobody listens.
+    pub async fn listen(&self, subject: impl Into<String>) -> Listener {
+        let subject = subject.into();
+        let greetings = self.greetings(&subject).await;
+        if self.is_connected() {
+            self.settle().await;
+        }
+        Listener { connection: self.clone(), subject, greetings }
+    }
+
+    async fn greetings(&self, subject: &str) -> Option<Subscriber> {
+        let subscribed = self.client.subscribe(subject.to_owned()).await;
+        let failed = |error: &_| tracing::warn!(%error, "cannot subscribe to nats");
+        subscribed.inspect_err(failed).ok()
     }
 
     async fn answer(

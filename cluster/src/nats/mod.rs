@@ -26,14 +26,18 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use bytes::Bytes;
 use engine::{Error, Result};
+use futures_util::StreamExt;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::complaints::Complaints;
 use crate::instance::{InstanceId, Namespace};
 use crate::request::percent_decode;
 
 pub use connect::{Nats, WithFallback};
+pub use listen::Listener;
 pub use stream::Stream;
 
 /// The wait before connecting to NATS is tried again; it doubles up to [`RECONNECT_MAX`].
@@ -44,6 +48,9 @@ const RECONNECT_MAX: Duration = Duration::from_secs(2);
 
 /// How often NATS is asked whether it is there; two answers may be missing.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long NATS is waited for before it counts as not there.
+const SETTLE_WAIT: Duration = Duration::from_secs(2);
 
 /// Messages that wait for NATS to take them, of the whole process; senders wait behind that.
 const MAX_QUEUED: usize = 4096;
@@ -146,6 +153,17 @@ impl Connection {
     /// Returns whether NATS can be reached, as far as is known.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
+    }
+
+    /// Waits until NATS has taken in what was said so far, a moment at most; returns whether it has.
+    pub async fn settle(&self) -> bool {
+        let echo = async {
+            let inbox = self.client.new_inbox();
+            let mut echo = self.client.subscribe(inbox.clone()).await.ok()?;
+            self.client.publish(inbox, Bytes::new()).await.ok()?;
+            echo.next().await
+        };
+        matches!(timeout(SETTLE_WAIT, echo).await, Ok(Some(_)))
     }
 
     /// Waits until what was said so far has left.

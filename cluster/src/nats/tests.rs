@@ -94,8 +94,7 @@ impl Server {
             here.client.subscribe(ours.clone()).await.unwrap(),
             there.client.subscribe(theirs.clone()).await.unwrap(),
         );
-        heard(&here).await;
-        heard(&there).await;
+        assert!(here.settle().await && there.settle().await);
         let greeting =
             |inbox: &String| Greeting { inbox: inbox.clone(), window: config.window_bytes };
         (
@@ -109,14 +108,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Waits until the server has heard what a connection said so far; flushing only sends it.
-async fn heard(connection: &Connection) {
-    let inbox = connection.client.new_inbox();
-    let mut echo = connection.client.subscribe(inbox.clone()).await.unwrap();
-    connection.client.publish(inbox, "".into()).await.unwrap();
-    timeout(LONG, echo.next()).await.unwrap().expect("the server echoes");
 }
 
 async fn connected(connection: &Connection) {
@@ -249,21 +240,15 @@ impl Worker {
         server.insert("model", Served { generate: Some(engine.clone()), ..Served::default() });
         let tasks = Tasks::new();
         let subject = worker_subject(&"a.b".parse().unwrap(), InstanceId::random());
-        let (listening, serving, owner) = (connection.clone(), server.clone(), tasks.clone());
-        let at = subject.clone();
-        tasks.spawn("worker", async move { listening.serve(&at, &serving, &owner).await });
+        let listener = connection.listen(subject.clone()).await;
+        let (serving, owner) = (server.clone(), tasks.clone());
+        tasks.spawn("nats worker", async move { listener.serve(&serving, &owner).await });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (serving, owner) = (server.clone(), tasks.clone());
         tasks.spawn("worker", async move { serving.serve(listener, &owner).await });
-        // It has subscribed when it has answered.
-        let nats = Nats::new(connection, subject.clone(), address.clone());
-        let answered = async {
-            while nats.connect().await.is_err() {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(LONG, answered).await.unwrap();
+        // Nobody is told that nobody listens.
+        Nats::new(connection, subject.clone(), address.clone()).connect().await.unwrap();
         Self { server, tasks, subject, address, engine }
     }
 

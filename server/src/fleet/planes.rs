@@ -89,7 +89,8 @@ pub(super) struct Planes {
 }
 
 impl Planes {
-    /// Begins to connect, if NATS is used at all; its tasks belong to `tasks`.
+    /// Connects, if NATS is used at all, and goes on trying where it is not there yet; its tasks
+    /// belong to `tasks`.
     ///
     /// Errors: settings that are wrong, in a sentence.
     pub(super) async fn open(
@@ -107,6 +108,10 @@ impl Planes {
         };
         let opened = Connection::open(nats.clone()).await;
         let connection = opened.map_err(|error| format!("--nats: {}", error.message()))?;
+        // What is called before that is called over gRPC, and stays so.
+        if !connection.settle().await {
+            tracing::warn!("nats is not there yet: who is called until then is called over grpc");
+        }
         let of = |plane: Plane| (plane == Plane::Nats).then(|| connection.clone());
         let ear = |connection: Connection| {
             let heard = NatsEvents::new(&connection, tasks);
@@ -117,7 +122,7 @@ impl Planes {
 
     /// Serves a worker's models over NATS too, and says so in its registration. Returns what is to
     /// be told of its models, if that goes over NATS.
-    pub(super) fn serve(
+    pub(super) async fn serve(
         &self,
         instance: &mut Instance,
         server: &WorkerServer,
@@ -128,10 +133,9 @@ impl Planes {
         if let Some(connection) = &self.requests {
             let subject = worker_subject(namespace, id);
             addresses.push(format!("{REQUESTS}{subject}"));
-            let (connection, server, owner) = (connection.clone(), server.clone(), tasks.clone());
-            tasks.spawn("nats worker", async move {
-                connection.serve(&subject, &server, &owner).await;
-            });
+            let listener = connection.listen(subject).await;
+            let (server, owner) = (server.clone(), tasks.clone());
+            tasks.spawn("nats worker", async move { listener.serve(&server, &owner).await });
         }
         let publisher = self.events.as_ref().map(|(connection, _)| {
             addresses.push(format!("{EVENTS}{}", event_subject(namespace)));

@@ -202,7 +202,8 @@ impl Worker {
         let mut instance =
             Instance::new(self.config.namespace.clone(), format!("{scheme}{address}"));
         instance.started_unix_ms = since.as_millis() as u64;
-        if let Some(publisher) = self.planes.serve(&mut instance, &self.server, &self.tasks) {
+        let planes = &self.planes;
+        if let Some(publisher) = planes.serve(&mut instance, &self.server, &self.tasks).await {
             let _ = self.publisher.set(publisher);
         }
         self.handoffs.announce(&instance);
