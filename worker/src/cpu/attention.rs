@@ -53,6 +53,12 @@ impl Geometry {
         self.head_dim.next_multiple_of(LANES)
     }
 
+    /// Returns the length of a row's state: sums of values, then the largest score, then the sum
+    /// of weights.
+    fn state_width(&self) -> usize {
+        self.value_width() + 2
+    }
+
     /// Returns the halves that one block of one head takes.
     fn head_halves(&self) -> usize {
         BLOCK_TOKENS * (self.head_dim + self.value_width())

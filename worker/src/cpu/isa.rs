@@ -72,6 +72,15 @@ impl Isa {
         false
     }
 
+    /// Returns the set whose results all are the same as this one's, where no weights are bf16.
+    pub fn without_bf16(self) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Kind::Avx512Bf16 {
+            return Self(Kind::Avx512);
+        }
+        self
+    }
+
     pub(super) fn kind(self) -> Kind {
         self.0
     }

@@ -26,7 +26,8 @@ pub(super) const ROWS: usize = 16;
 pub(super) enum Layout {
     /// Codes with scales, which meet quantised activations.
     Coded(Codes),
-    /// Floats, which meet activations as they are.
+    /// Floats, which meet activations as they are; those of bf16 meet activations rounded to bf16
+    /// where the processor multiplies these.
     Dense(Dense),
 }
 

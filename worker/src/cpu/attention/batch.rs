@@ -1,15 +1,23 @@
 //! Attention of all tokens of a pass, shared among the threads.
+//!
+//! A group with so much behind it that the others would wait for its thread is deep: its KV heads
+//! are shared out, or even the segments of each, and what they gave is folded when all are there.
 
+use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::kernel::{Queries, Scratch, finish, fold};
 use super::lanes::attend;
-use super::{Cache, Layer};
+use super::{Cache, Layer, SEGMENT_TOKENS};
 use crate::cpu::linear::Compute;
 use crate::runner::BlockId;
 
 /// Rows that a register of keys or values should serve, if there are neighbours enough.
 const ROWS: usize = 12;
+
+/// Pieces of work that a thread should have, so that none waits long for the last one.
+const ITEMS_PER_THREAD: usize = 4;
 
 /// Neighbouring tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +51,63 @@ impl Shape {
 /// Memory of attention; kept between passes.
 #[derive(Debug, Default)]
 pub struct Buffers {
-    threads: Vec<Mutex<(Scratch, Vec<f32>)>>,
+    threads: Vec<Mutex<Own>>,
+    /// Of the deep groups: `[group][KV head][piece][row][state]`.
     states: Vec<f32>,
+}
+
+/// A thread's memory.
+#[derive(Debug, Default)]
+struct Own {
+    scratch: Scratch,
+    states: Vec<f32>,
+}
+
+/// A group, its first token's index in the pass, and where its result goes.
+struct Part<'a, 'o> {
+    group: &'a Group<'a>,
+    token: usize,
+    out: &'o mut [f32],
+}
+
+/// What a thread does at a time.
+enum Item<'q, 'o> {
+    /// Attends to some KV heads; their result lies in one piece.
+    Heads { part: Part<'q, 'o>, heads: Range<usize> },
+    /// Attends to some segments of one KV head, for states.
+    Segments { queries: &'q Queries<'q>, segments: Range<usize>, states: &'o mut [f32] },
+}
+
+/// A group that is shared out.
+struct Deep<'a, 'o> {
+    /// For each KV head.
+    queries: Vec<Queries<'a>>,
+    /// Whether segments are shared out and not only KV heads.
+    by_segment: bool,
+    out: &'o mut [f32],
+}
+
+impl<'a> Deep<'a, '_> {
+    /// Returns what is computed at a time of a KV head: some segments.
+    fn pieces(&self, queries: &Queries<'a>) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
+        let all = queries.segments();
+        let size = if self.by_segment { 1 } else { all.len().max(1) };
+        all.clone().step_by(size).map(move |first| first..(first + size).min(all.end))
+    }
+
+    /// Returns how many pieces a KV head has, and the length of the states of one.
+    fn sizes(&self) -> (usize, usize) {
+        let size = |queries: &Queries<'a>| {
+            (self.pieces(queries).len(), queries.row_count() * queries.state_width())
+        };
+        self.queries.first().map_or((0, 0), size)
+    }
+
+    /// Returns the length of all states.
+    fn states_len(&self) -> usize {
+        let (pieces, size) = self.sizes();
+        self.queries.len() * pieces * size
+    }
 }
 
 /// The queries of a pass in one layer.
@@ -75,86 +138,143 @@ impl<'a> Pass<'a> {
 
     /// Computes attention: `out` is `[tokens, heads, head_dim]`.
     pub fn attend(&self, compute: &Compute, buffers: &mut Buffers, out: &mut [f32]) {
-        buffers.threads.resize_with(compute.pool.threads(), Mutex::default);
-        let kv_heads = self.layer.geometry.kv_heads;
-        let are_few = self.groups.len() * kv_heads < 4 * compute.pool.threads();
-        let are_alone = self.groups.iter().all(|group| group.tokens == 1);
-        match are_few && are_alone && compute.pool.threads() > 1 {
-            true => self.attend_by_segments(compute, buffers, out),
-            false => self.attend_by_tokens(compute, buffers, out),
+        let Buffers { threads, states } = buffers;
+        threads.resize_with(compute.pool.threads(), Mutex::default);
+        let (deep, mut items) = self.parts(compute.pool.threads(), out);
+        let length = deep.iter().map(Deep::states_len).sum();
+        if states.len() < length {
+            states.resize(length, 0.0);
         }
+        let mut rest = &mut states[..length];
+        for deep in &deep {
+            let (_, size) = deep.sizes();
+            for queries in &deep.queries {
+                for segments in deep.pieces(queries) {
+                    let states;
+                    (states, rest) = rest.split_at_mut(size);
+                    items.push(Item::Segments { queries, segments, states });
+                }
+            }
+        }
+        items.sort_by_key(|item| Reverse(self.cost(item)));
+        compute.pool.each(items.into_iter(), |thread, item| {
+            let mut own = threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            match item {
+                Item::Segments { queries, segments, states } => {
+                    attend(compute.isa, queries, segments, &mut own.scratch, states);
+                }
+                Item::Heads { part, heads } => self.attend_heads(compute, part, heads, &mut own),
+            }
+        });
+        self.fold(compute, threads, deep, states);
     }
 
-    /// Shares tokens and heads: for many.
-    fn attend_by_tokens(&self, compute: &Compute, buffers: &Buffers, out: &mut [f32]) {
-        let (kv_heads, dim) = (self.layer.geometry.kv_heads, self.layer.geometry.head_dim);
-        let part = self.shape.heads * dim;
-        let mut items = Vec::with_capacity(self.groups.len() * kv_heads);
+    /// Returns the groups that are shared out, and what the others are computed as.
+    fn parts<'o>(
+        &self,
+        threads: usize,
+        out: &'o mut [f32],
+    ) -> (Vec<Deep<'a, 'o>>, Vec<Item<'a, 'o>>) {
+        let kv_heads = self.layer.geometry.kv_heads;
+        let all: usize = self.groups.iter().map(|group| self.reach(group)).sum();
+        let most = if threads > 1 { all / (ITEMS_PER_THREAD * threads) } else { all };
+        let (mut deep, mut others) = (Vec::new(), Vec::new());
         let (mut token, mut rest) = (0, out);
         for group in self.groups {
             let out;
-            (out, rest) = rest.split_at_mut(group.tokens * kv_heads * part);
-            // A single token's heads lie one behind the other and can be shared out, too.
-            let size = if group.tokens == 1 { 1 } else { kv_heads };
-            let outs = out.chunks_mut(group.tokens * size * part);
-            items.extend((0..kv_heads).step_by(size).zip(outs).map(|(head, out)| {
-                let heads = head..head + size;
-                (group, token, heads, out)
-            }));
+            (out, rest) = rest.split_at_mut(group.tokens * kv_heads * self.head_width());
+            // A single token's heads lie one behind the other.
+            let heads = if group.tokens == 1 { 1 } else { kv_heads };
+            let by_segment = self.reach(group) / kv_heads > most;
+            if by_segment || self.reach(group) * heads / kv_heads > most {
+                let queries = (0..kv_heads).map(|head| self.queries(group, token, head)).collect();
+                deep.push(Deep { queries, by_segment, out });
+            } else {
+                let outs = out.chunks_mut(group.tokens * heads * self.head_width());
+                others.extend((0..kv_heads).step_by(heads).zip(outs).map(|(head, out)| {
+                    Item::Heads { part: Part { group, token, out }, heads: head..head + heads }
+                }));
+            }
             token += group.tokens;
         }
-        compute.pool.each(items.into_iter(), |thread, (group, token, heads, out)| {
-            let mut own = buffers.threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            let (scratch, states) = &mut *own;
-            for (index, head) in heads.clone().enumerate() {
-                let queries = self.queries(group, token, head);
-                let width = queries.state_width();
-                states.resize(queries.row_count() * width, 0.0);
-                attend(compute.isa, &queries, queries.segments(), scratch, states);
-                for (row, state) in states.chunks_exact(width).enumerate() {
-                    let (token, row) = (row / self.shape.heads, row % self.shape.heads);
-                    let at = (token * heads.len() + index) * part + row * dim;
-                    finish(compute.isa, state, &mut out[at..][..dim]);
-                }
-            }
-        });
+        (deep, others)
     }
 
-    /// Shares segments, too: for few tokens with much behind them.
-    fn attend_by_segments(&self, compute: &Compute, buffers: &mut Buffers, out: &mut [f32]) {
-        let (kv_heads, dim) = (self.layer.geometry.kv_heads, self.layer.geometry.head_dim);
-        let all: Vec<Queries<'_>> = (0..self.groups.len() * kv_heads)
-            .map(|item| {
-                self.queries(&self.groups[item / kv_heads], item / kv_heads, item % kv_heads)
-            })
-            .collect();
-        let Some(width) = all.first().map(Queries::state_width) else { return };
-        let size = self.shape.heads * width;
-        let segments = all.iter().map(|queries| queries.segments().len()).sum::<usize>();
-        buffers.states.resize(segments * size, 0.0);
-        let items = all
-            .iter()
-            .flat_map(|queries| queries.segments().map(move |segment| (queries, segment)));
-        let items: Vec<_> = items.zip(buffers.states.chunks_mut(size)).collect();
-        let threads = &buffers.threads;
-        compute.pool.each(items.into_iter(), |thread, ((queries, segment), states)| {
+    /// Returns how many tokens a group's attend to, those of each added up.
+    fn reach(&self, group: &Group<'_>) -> usize {
+        group.tokens * (group.position + group.tokens).min(self.shape.window)
+    }
+
+    /// Returns how much there is to do, beside others.
+    fn cost(&self, item: &Item<'_, '_>) -> usize {
+        match item {
+            Item::Heads { part, heads } => self.reach(part.group) * heads.len(),
+            Item::Segments { queries, segments, .. } => {
+                queries.tokens * segments.len() * SEGMENT_TOKENS
+            }
+        }
+    }
+
+    /// Returns the numbers of a token's result that come of one KV head.
+    fn head_width(&self) -> usize {
+        self.shape.heads * self.layer.geometry.head_dim
+    }
+
+    /// Attends to some KV heads from the first segment to the last.
+    fn attend_heads(
+        &self,
+        compute: &Compute,
+        Part { group, token, out }: Part<'_, '_>,
+        heads: Range<usize>,
+        Own { scratch, states }: &mut Own,
+    ) {
+        let dim = self.layer.geometry.head_dim;
+        for (index, head) in heads.clone().enumerate() {
+            let queries = self.queries(group, token, head);
+            let width = queries.state_width();
+            states.resize(queries.row_count() * width, 0.0);
+            attend(compute.isa, &queries, queries.segments(), scratch, states);
+            for (row, state) in states.chunks_exact(width).enumerate() {
+                let (token, row) = (row / self.shape.heads, row % self.shape.heads);
+                let at = (token * heads.len() + index) * self.head_width() + row * dim;
+                finish(compute.isa, state, &mut out[at..][..dim]);
+            }
+        }
+    }
+
+    /// Folds what the pieces of deep groups gave, in their order, and writes the results.
+    fn fold(
+        &self,
+        compute: &Compute,
+        threads: &[Mutex<Own>],
+        deep: Vec<Deep<'_, '_>>,
+        states: &[f32],
+    ) {
+        let (dim, kv_heads) = (self.layer.geometry.head_dim, self.layer.geometry.kv_heads);
+        let (mut items, mut rest) = (Vec::new(), states);
+        for deep in deep {
+            let (pieces, size) = deep.sizes();
+            let states;
+            (states, rest) = rest.split_at(deep.states_len());
+            let outs = deep.out.chunks_exact_mut(kv_heads * self.head_width()).enumerate();
+            items.extend(outs.map(|(token, out)| ((states, pieces, size), token, out)));
+        }
+        compute.pool.each(items.into_iter(), |thread, ((states, pieces, size), token, out)| {
             let mut own = threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            attend(compute.isa, queries, segment..segment + 1, &mut own.0, states);
-        });
-        let mut rest = &mut buffers.states[..];
-        for (queries, out) in all.iter().zip(out.chunks_exact_mut(self.shape.heads * dim)) {
-            let (own, others) = rest.split_at_mut(queries.segments().len() * size);
-            let (first, later) = own.split_at_mut(size);
-            for later in later.chunks_exact(size) {
-                for (state, later) in first.chunks_exact_mut(width).zip(later.chunks_exact(width)) {
-                    fold(compute.isa, state, later);
+            let width = self.layer.geometry.state_width();
+            let outs = out.chunks_exact_mut(self.head_width());
+            for (states, out) in states.chunks_exact(pieces * size).zip(outs) {
+                for (head, out) in out.chunks_exact_mut(dim).enumerate() {
+                    let row = (token * self.shape.heads + head) * width;
+                    let mut rows = states.chunks_exact(size).map(|rows| &rows[row..][..width]);
+                    let state = &mut own.states;
+                    state.clear();
+                    state.extend(rows.by_ref().take(1).flatten());
+                    rows.for_each(|later| fold(compute.isa, state, later));
+                    finish(compute.isa, state, out);
                 }
             }
-            for (state, out) in first.chunks_exact(width).zip(out.chunks_exact_mut(dim)) {
-                finish(compute.isa, state, out);
-            }
-            rest = others;
-        }
+        });
     }
 
     /// Returns a group's queries to one KV head; `token` is its first.

@@ -14,6 +14,9 @@ use crate::runner::BlockId;
 /// The most rows of a tile.
 const TILE_ROWS: usize = 12;
 
+/// Rows from which on the processor computes longer than it reads, so that it can fetch what comes.
+const FETCHING_ROWS: usize = 6;
+
 /// The queries of neighbouring tokens of one sequence that share a KV head.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Queries<'a> {
@@ -46,10 +49,9 @@ impl Queries<'_> {
         first / SEGMENT_TOKENS..(self.position + self.tokens).div_ceil(SEGMENT_TOKENS)
     }
 
-    /// Returns the length of a row's state: sums of values, then the largest score, then the sum
-    /// of weights.
+    /// Returns the length of a row's state.
     pub(super) fn state_width(&self) -> usize {
-        self.layer.geometry.value_width() + 2
+        self.layer.geometry.state_width()
     }
 
     /// Returns how many rows there are: the heads of the first token, of the second, and so on.
@@ -175,12 +177,13 @@ impl<L: Lanes> Tile<'_, L> {
     fn score<const M: usize, const N: usize>(self, blocks: &[BlockId], scratch: &mut Scratch) {
         let (several, rest) = blocks.as_chunks::<N>();
         let rows = scratch.queries.as_chunks::<M>().0;
-        for (index, blocks) in several.iter().enumerate() {
-            self.score_blocks::<M, N>(blocks, rows, index * N, &mut scratch.scores);
+        for (index, own) in several.iter().enumerate() {
+            let next = blocks.get((index + 1) * N..).unwrap_or_default();
+            self.score_blocks::<M, N>(own, next, rows, (index * N, &mut scratch.scores));
         }
         for (index, block) in rest.iter().enumerate() {
             let index = several.len() * N + index;
-            self.score_blocks::<M, 1>(&[*block], rows, index, &mut scratch.scores);
+            self.score_blocks::<M, 1>(&[*block], &[], rows, (index, &mut scratch.scores));
         }
     }
 
@@ -188,16 +191,26 @@ impl<L: Lanes> Tile<'_, L> {
     fn score_blocks<const M: usize, const N: usize>(
         self,
         blocks: &[BlockId; N],
+        next: &[BlockId],
         rows: &[[f32; M]],
-        first: usize,
-        scores: &mut [f32],
+        (first, scores): (usize, &mut [f32]),
     ) {
         let (lanes, layer) = (self.lanes, self.queries.layer);
         let dim = layer.geometry.head_dim;
-        let keys = blocks.map(|block| &layer.head(block, self.queries.head).0[..dim]);
+        let head = |block| layer.head(block, self.queries.head);
+        let keys = blocks.map(|block| &head(block).0[..dim]);
+        // What is read next: these tokens' values, and the keys of the next ones.
+        let soon: [[&[[u16; LANES]]; 2]; N] = std::array::from_fn(|n| {
+            [head(blocks[n]).1, next.get(n).map_or(head(blocks[n]).1, |block| head(*block).0)]
+        });
         let mut sums = [[lanes.splat(0.0); N]; M];
         for (dimension, row) in rows[..dim].iter().enumerate() {
             let keys: [L::Floats; N] = std::array::from_fn(|n| lanes.widen(&keys[n][dimension]));
+            if M >= FETCHING_ROWS && dimension % 2 == 0 {
+                for halves in soon.as_flattened() {
+                    lanes.fetch(&halves[dimension.min(halves.len() - 1)]);
+                }
+            }
             for (query, sums) in row.iter().zip(&mut sums) {
                 let query = lanes.splat(*query);
                 for (sum, keys) in sums.iter_mut().zip(keys) {

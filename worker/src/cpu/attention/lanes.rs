@@ -25,6 +25,8 @@ pub(super) trait Lanes: Copy {
     fn load(self, numbers: &[f32; LANES]) -> Self::Floats;
     /// Sixteen halves.
     fn widen(self, halves: &[u16; LANES]) -> Self::Floats;
+    /// Has the processor fetch halves that will be read soon.
+    fn fetch(self, _halves: &[u16; LANES]) {}
     /// Writes them.
     fn store(self, floats: Self::Floats, out: &mut [f32; LANES]);
     /// Returns `a * b + c`.
@@ -143,6 +145,12 @@ mod x86 {
         fn widen(self, halves: &[u16; LANES]) -> Self::Floats {
             // SAFETY: `self` proves the feature; the load is the array.
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast())) }
+        }
+
+        #[inline(always)]
+        fn fetch(self, halves: &[u16; LANES]) {
+            // SAFETY: every x86-64 processor has the instruction, which changes nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(halves.as_ptr().cast()) }
         }
 
         #[inline(always)]

@@ -139,6 +139,41 @@ fn neighbours_and_threads_do_not_change_a_bit() {
 }
 
 #[test]
+fn deep_and_shallow_groups_of_a_pass_keep_their_bits() {
+    for (heads, window) in [(3, usize::MAX), (2, 300)] {
+        let case = Case::new(64, heads, 1100);
+        let stride = case.width();
+        let run = |threads: usize, places: &[(usize, usize)], buffers: &mut Buffers| {
+            let group = |&(tokens, position)| Group { tokens, position, blocks: &case.blocks };
+            let groups: Vec<Group<'_>> = places.iter().map(group).collect();
+            let all = places.iter().flat_map(|(tokens, position)| *position..position + tokens);
+            let queries: Vec<f32> =
+                all.flat_map(|token| (0..stride).map(move |at| number(token, at, 3))).collect();
+            let mut out = vec![0.0; queries.len()];
+            let compute = Compute { pool: Pool::start(threads).unwrap(), isa: Isa::best() };
+            let shape = case.shape(window);
+            let pass = Pass::new((&case.cache, 1), &groups, (&queries, stride), shape);
+            pass.attend(&compute, buffers, &mut out);
+            out
+        };
+        for threads in [2, 3] {
+            let mut buffers = Buffers::default();
+            for places in [
+                &[(1, 3), (8, 1050), (1, 20), (4, 0)][..],
+                &[(1, 1000), (2, 40), (1, 900), (4, 1024), (1, 1099)],
+                &[(4, 500), (4, 504), (4, 508), (3, 512), (1, 7), (1, 8), (1, 9)],
+            ] {
+                let alone = run(1, places, &mut Buffers::default());
+                assert!(
+                    run(threads, places, &mut buffers) == alone,
+                    "{heads} {threads} {places:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn two_tokens_cannot_go_to_the_same_place() {
     let twice = || Places::new([(3, 1), (2, 1), (3, 1)].into_iter());
     assert!(std::panic::catch_unwind(twice).is_err());
