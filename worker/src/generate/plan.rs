@@ -55,7 +55,8 @@ impl Scheduler {
             prompts.sort_by_key(|&index| self.running[index].urgency);
             self.plan_prompts(&prompts, budget)?;
         }
-        if self.config.draft_tokens > 0 {
+        // Beside prompts more tokens cost as much as theirs, and the time without them is not known.
+        if self.config.draft_tokens > 0 && prompts.is_empty() {
             self.plan_drafts(most.min(DRAFTED_BATCH))?;
         }
         Ok(())

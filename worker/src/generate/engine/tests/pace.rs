@@ -49,14 +49,18 @@ impl Runner for Timed {
     }
 }
 
+fn timed(config: SchedulerConfig, mock: MockConfig) -> (GenerateEngine, Passes) {
+    let passes = Passes::default();
+    let runner = Timed { mock: MockRunner::new(mock), passes: passes.clone() };
+    let (vocabulary, eos) = (mock::vocabulary(), Vec::new());
+    (GenerateEngine::start(Box::new(runner), &vocabulary, eos, config).unwrap(), passes)
+}
+
 /// Reads four texts while a prompt comes in, and returns how many times as long as one without the
 /// passes with tokens of it took, at the median.
 async fn stretched(stretch: f32) -> f64 {
-    let passes = Passes::default();
-    let runner = Timed { mock: MockRunner::new(MockConfig::default()), passes: passes.clone() };
     let config = SchedulerConfig { mixed_pass_stretch: stretch, ..SchedulerConfig::default() };
-    let (vocabulary, eos) = (mock::vocabulary(), Vec::new());
-    let engine = GenerateEngine::start(Box::new(runner), &vocabulary, eos, config).unwrap();
+    let (engine, passes) = timed(config, MockConfig::default());
     let mut readers = Vec::new();
     for _ in 0..4 {
         let mut reader = call(&engine, request(1, 5000)).await;
@@ -87,4 +91,20 @@ async fn a_long_prompt_keeps_the_time_between_tokens_within_the_stretch() {
         let share = times / f64::from(stretch);
         assert!((0.5..=1.4).contains(&share), "{times} times as long, {stretch} are allowed");
     }
+}
+
+#[tokio::test]
+async fn a_prompt_comes_in_beside_a_text_that_is_guessed_all_along() {
+    // Every pass has guesses, so that none takes as long as one token alone would.
+    let mock = MockConfig { reply: Some("one two ".repeat(800)), ..MockConfig::default() };
+    let config = SchedulerConfig { draft_tokens: 6, ..SchedulerConfig::default() };
+    let (engine, passes) = timed(config, mock);
+    let mut reader = call(&engine, request(8, 6000)).await;
+    for _ in 0..30 {
+        reader.next().await.unwrap().unwrap();
+    }
+    assert!(engine.totals().accepted_tokens > 5, "{:?}", engine.totals());
+    collect(call(&engine, request(20, 1)).await).await.unwrap();
+    let drawn: usize = passes.lock().unwrap().iter().map(|(drawn, ..)| drawn).sum();
+    assert!(drawn < 3000, "the prompt waited for {drawn} tokens of the text");
 }
