@@ -342,7 +342,8 @@ fn a_long_context_gives_the_same_bits_in_any_chunks_on_any_threads() {
 }
 
 /// What the blocks of a text hold in a revision: its number, and a hash for each model and set of
-/// instructions. Of NEON none is known.
+/// instructions. Of NEON none is known; products of bf16 change nothing, since these models have no
+/// matrices of bf16.
 const BLOCKS: (u32, [(&str, &str, u64); 9]) = (
     1,
     [
@@ -360,9 +361,13 @@ const BLOCKS: (u32, [(&str, &str, u64); 9]) = (
 
 #[test]
 fn what_blocks_hold_is_what_their_revision_says() {
+    let (revision, pins) = BLOCKS;
     let mut wrong = Vec::new();
     for isa in Isa::available() {
-        for (file, _, pinned) in BLOCKS.1.iter().filter(|(_, on, _)| *on == format!("{isa:?}")) {
+        let name = format!("{isa:?}").replace("Avx512Bf16", "Avx512");
+        let known: Vec<_> = pins.iter().filter(|(_, on, _)| *on == name).collect();
+        assert!(known.len() == 3 || name.contains("Neon"), "of {isa:?} {known:?} are known");
+        for (file, _, pinned) in known {
             // The real model is quantised, the tiny ones are not and take longer texts.
             let (path, count) = match file.is_empty() {
                 true => (model(), 40),
@@ -391,8 +396,8 @@ fn what_blocks_hold_is_what_their_revision_says() {
         }
     }
     assert!(
-        wrong.is_empty() && BLOCKS.0 == KV_REVISION,
-        "blocks hold other bits than those of revision {}: raise `KV_REVISION`, and pin {wrong:#?}",
-        BLOCKS.0
+        wrong.is_empty() && revision == KV_REVISION,
+        "blocks hold other bits than those of revision {revision}: raise `KV_REVISION`, and pin \
+         {wrong:#?}"
     );
 }

@@ -172,6 +172,7 @@ pub fn start_pool(threads: usize) -> Result<Pool, Error> {
 /// Returns what stands for the bits of a model's KV blocks: its weights, which have been read, and
 /// sizes, the instructions and the code that they are computed with.
 fn fingerprint(revision: u32, checkpoint: &Checkpoint, isa: Isa) -> u64 {
+    let isa = if checkpoint.weights.has_bf16() { isa } else { isa.without_bf16() };
     let own = format!("{revision} {:?} {isa:?}", checkpoint.sizes);
     xxh3_64_with_seed(own.as_bytes(), checkpoint.weights.sum())
 }
@@ -276,7 +277,9 @@ mod tests {
         Llama::read(&checkpoint, &Loading { threads: 1, name: String::new() }).unwrap();
         assert_eq!(own, fingerprint(KV_REVISION, &checkpoint, Isa::best()));
         let mut found = std::collections::BTreeSet::new();
-        let isas = Isa::available();
+        // No tensor of this model is bf16.
+        let mut isas: Vec<Isa> = Isa::available().into_iter().map(Isa::without_bf16).collect();
+        isas.dedup();
         for revision in [KV_REVISION, KV_REVISION + 1] {
             found.extend(isas.iter().map(|&isa| fingerprint(revision, &checkpoint, isa)));
         }
