@@ -39,13 +39,13 @@ impl Listener {
 }
 
 impl Connection {
-    /// Listens at a worker's subject. NATS knows of it when this returns, if it can be reached: who
-    /// hears of the worker later is not told that nobody listens.
+    /// Listens at a worker's subject. NATS knows of it when this returns, unless it cannot be
+    /// reached within a moment: who hears of the worker later is not told that nobody listens.
     pub async fn listen(&self, subject: impl Into<String>) -> Listener {
         let subject = subject.into();
         let greetings = self.greetings(&subject).await;
-        if self.is_connected() {
-            self.settle().await;
+        if !self.settle().await {
+            tracing::info!("nats is not there yet: this worker may be called over grpc");
         }
         Listener { connection: self.clone(), subject, greetings }
     }
