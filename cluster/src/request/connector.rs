@@ -1,11 +1,12 @@
-//! How a frontend reaches a worker, and a worker takes frontends in: TCP, or whatever else gives a
-//! stream of bytes.
+//! How a frontend reaches a worker, and a worker takes frontends in: TCP, a Unix socket, or whatever
+//! else gives a stream of bytes.
 
 use std::io;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 /// A stream of bytes in both directions.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -53,6 +54,32 @@ impl Connector for Tcp {
         let stream = TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
         Ok(Box::new(stream))
+    }
+
+    fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// Connects by a Unix socket in the clear, to a worker on the same machine.
+#[derive(Clone, Debug)]
+pub struct Local {
+    path: PathBuf,
+    address: String,
+}
+
+impl Local {
+    /// Makes the connector to the socket at `path`; `address` is the worker's `HOST:PORT`, for
+    /// messages.
+    pub fn new(path: impl Into<PathBuf>, address: impl Into<String>) -> Self {
+        Self { path: path.into(), address: address.into() }
+    }
+}
+
+#[async_trait]
+impl Connector for Local {
+    async fn connect(&self) -> io::Result<Box<dyn Io>> {
+        Ok(Box::new(UnixStream::connect(&self.path).await?))
     }
 
     fn address(&self) -> &str {

@@ -27,6 +27,7 @@ mod connector;
 mod control;
 mod deadline;
 mod dial;
+mod door;
 mod ended;
 mod failure;
 mod keepalive;
@@ -44,7 +45,7 @@ mod tests;
 
 pub use client::{ClientConfig, RemoteModel, RemoteWorker};
 pub(crate) use codec::{event_of, event_to, load_of, load_to};
-pub use connector::{Acceptor, Connector, Io, Tcp};
+pub use connector::{Acceptor, Connector, Io, Local, Tcp};
 pub use control::{Described, DescribedModel, MAX_BLOCK_BYTES, News, Wanted, WatchOptions};
 pub(crate) use failure::percent_decode;
 pub(crate) use loads::{Loads, next_load};

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::Tasks;
 use h2::server::{Builder, Connection};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{interval, timeout};
 
 use super::call::answer;
 use super::connector::{Acceptor, Io};
+use super::door::{Caller, Door};
 use super::keepalive::{Asks, Heard, Keepalive, Listened, until_silent};
 use super::loads::{Loads, ReadLoad};
 use super::served::{Artifacts, Served};
@@ -148,7 +149,7 @@ impl WorkerServer {
     /// Accepts connections until the server is shut down. They are tasks of `tasks`, and cut off
     /// when these are cancelled.
     pub async fn serve(&self, listener: TcpListener, tasks: &Tasks) {
-        self.accept(listener, None, tasks).await;
+        self.accept(Door::Tcp(listener, None), tasks).await;
     }
 
     /// Does the same with connections that `acceptor` takes in, each within the handshake's time.
@@ -158,21 +159,21 @@ impl WorkerServer {
         acceptor: Arc<dyn Acceptor>,
         tasks: &Tasks,
     ) {
-        self.accept(listener, Some(acceptor), tasks).await;
+        self.accept(Door::Tcp(listener, Some(acceptor)), tasks).await;
     }
 
-    async fn accept(
-        &self,
-        listener: TcpListener,
-        acceptor: Option<Arc<dyn Acceptor>>,
-        tasks: &Tasks,
-    ) {
+    /// Does the same with connections of processes on this machine.
+    pub async fn serve_local(&self, listener: UnixListener, tasks: &Tasks) {
+        self.accept(Door::Local(listener), tasks).await;
+    }
+
+    async fn accept(&self, door: Door, tasks: &Tasks) {
         let permits = Arc::new(Semaphore::new(self.shared.config.max_connections));
         let mut failures = Failures::default();
         loop {
             let accepted = async {
                 let permit = permits.clone().acquire_owned().await;
-                (permit, listener.accept().await)
+                (permit, door.accept().await)
             };
             let (permit, accepted) = tokio::select! {
                 accepted = accepted => accepted,
@@ -180,22 +181,10 @@ impl WorkerServer {
                 () = tasks.cancelled() => return,
             };
             match accepted {
-                Ok((stream, peer)) => {
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "cannot set TCP_NODELAY");
-                    }
+                Ok((caller, peer)) => {
                     let (server, calls) = (self.clone(), tasks.clone());
-                    let acceptor = acceptor.clone();
                     tasks.spawn("frontend connection", async move {
-                        tracing::debug!(%peer, "a frontend connected");
-                        let served = match acceptor {
-                            None => server.converse(stream, &calls).await,
-                            Some(by) => server.serve_accepted(stream, &*by, &calls).await,
-                        };
-                        match served {
-                            Ok(()) => tracing::debug!(%peer, "a frontend is gone"),
-                            Err(error) => server.complain(peer, &error),
-                        }
+                        server.take_in(caller, peer, &calls).await;
                         drop(permit);
                     });
                 }
@@ -204,6 +193,21 @@ impl WorkerServer {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Serves who has come, or tells why that cannot be.
+    async fn take_in(&self, caller: Caller, peer: Option<SocketAddr>, tasks: &Tasks) {
+        let peer = peer.map_or_else(|| "this machine".to_owned(), |peer| peer.to_string());
+        tracing::debug!(peer, "a frontend connected");
+        let served = match caller {
+            Caller::Plain(stream) => self.converse(stream, tasks).await,
+            Caller::Guarded(stream, by) => self.serve_accepted(stream, &*by, tasks).await,
+            Caller::Local(stream) => self.converse(stream, tasks).await,
+        };
+        match served {
+            Ok(()) => tracing::debug!(peer, "a frontend is gone"),
+            Err(error) => self.complain(&peer, &error),
         }
     }
 
@@ -254,14 +258,15 @@ impl WorkerServer {
 
     /// Tells why somebody was not taken in. Who says nothing or leaves at once, as probes of ports
     /// do, is no reason to warn.
-    fn complain(&self, peer: SocketAddr, error: &io::Error) {
+    fn complain(&self, peer: &str, error: &io::Error) {
         use io::ErrorKind::{ConnectionReset, TimedOut, UnexpectedEof};
         let is_probe = matches!(error.kind(), ConnectionReset | TimedOut | UnexpectedEof);
-        let who = peer.ip().to_string();
-        if is_probe || !self.shared.complaints.is_due(&who, &error.to_string()) {
-            return tracing::debug!(%peer, %error, "a connection is not taken in");
+        // Whatever its port is.
+        let (host, _) = peer.rsplit_once(':').unwrap_or((peer, ""));
+        if is_probe || !self.shared.complaints.is_due(host, &error.to_string()) {
+            return tracing::debug!(peer, %error, "a connection is not taken in");
         }
-        tracing::warn!(%peer, %error, "a connection is not taken in");
+        tracing::warn!(peer, %error, "a connection is not taken in");
     }
 
     async fn drive(&self, mut connection: Connection<impl Io, Bytes>, heard: Heard, tasks: &Tasks) {

@@ -268,5 +268,14 @@ pub fn state_dir() -> Option<PathBuf> {
         .or_else(home)
 }
 
+/// Returns the folder of the user's sockets.
+pub fn socket_dir() -> PathBuf {
+    let user = rustix::process::geteuid().as_raw();
+    std::env::var_os("XDG_RUNTIME_DIR")
+        .filter(|dir| !dir.is_empty())
+        .map(|dir| PathBuf::from(dir).join("stator"))
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("stator-{user}")))
+}
+
 #[cfg(test)]
 mod tests;

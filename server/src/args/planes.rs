@@ -1,5 +1,6 @@
 //! The flags of what carries requests and events between the roles of a fleet.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -11,7 +12,8 @@ use crate::fleet::Plane;
 #[command(next_help_heading = "Fleet")]
 pub struct PlaneArgs {
     /// Servers of NATS, nats://HOST:PORT,... or tls://, with USER:PASSWORD@ or TOKEN@ in front of
-    /// the host; the variable keeps secrets out of the command line
+    /// the host, percent-encoded; the first that is given holds for all of them; the variable keeps
+    /// secrets out of the command line
     #[arg(long, value_name = "URL", env = "STATOR_NATS", value_delimiter = ',')]
     #[arg(hide_env_values = true)]
     pub nats: Vec<String>,
@@ -30,4 +32,9 @@ pub struct PlaneArgs {
     #[arg(long, value_name = "PLANE", value_enum, default_value_t = Plane::Grpc)]
     #[arg(env = "STATOR_EVENT_PLANE")]
     pub event_plane: Plane,
+    /// Folder of the Unix sockets by which frontends call workers on 127.0.0.1 that are the same
+    /// user's, in place of TCP; only its owner may open it; empty: TCP [default: stator in
+    /// XDG_RUNTIME_DIR, or else stator-UID in the folder of temporary files]
+    #[arg(long, value_name = "DIR", env = "STATOR_SOCKET_DIR")]
+    pub socket_dir: Option<OsString>,
 }

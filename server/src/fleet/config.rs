@@ -237,6 +237,7 @@ impl WorkerConfig {
         let authorities = args.worker_tls_client_ca.clone();
         let peers = args.worker_tls_ca.clone();
         let has_tls = shown.is_some() || peers.is_some();
+        let planes = PlanesConfig::from_args(&args.planes, has_tls)?;
         let peers_tls = peers.map(|ca| LinkConfig { shown: shown.clone(), authorities: Some(ca) });
         Ok(Self {
             role: args.role.role(),
@@ -250,7 +251,11 @@ impl WorkerConfig {
             advertise: args.advertise.clone(),
             namespace: namespace(&args.namespace)?,
             store,
-            planes: PlanesConfig::from_args(&args.planes, has_tls)?,
+            // Who says where to be called is called there, and many need not be fast.
+            planes: match args.advertise.is_some() || args.mock.mock_workers > 1 {
+                true => planes.without_sockets(),
+                false => planes,
+            },
             metrics: metrics(&args.process)?,
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
         })

@@ -25,6 +25,7 @@ use super::news::Ear;
 use super::peers::Peers;
 use super::planes::Planes;
 use super::pool::{Place, Pool};
+use super::store::Store;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, Models};
 use crate::pipeline::Limits;
@@ -75,6 +76,11 @@ impl Fleet {
         metrics: &Arc<Metrics>,
         tasks: &Tasks,
     ) -> Result<Self, String> {
+        if matches!(config.store, Store::Static(_)) && config.planes.uses_nats() {
+            tracing::warn!(
+                "workers of static:// tell no subjects of nats: requests and events go over grpc"
+            );
+        }
         let tls = config.tls.clone().map(LinkConnectors::load).transpose()?;
         let planes = Arc::new(Planes::open(&config.planes, tls, tasks).await?);
         let peers = Peers::new(planes.clone(), tasks);
@@ -98,6 +104,7 @@ impl Fleet {
 
     /// Keeps what is served as the workers are, until the future is dropped.
     pub(crate) async fn follow(mut self) {
+        self.planes.settle().await;
         let mut snapshots = self.membership.snapshots();
         let mut making = FuturesUnordered::<BoxFuture<'static, Made>>::new();
         loop {

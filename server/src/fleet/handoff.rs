@@ -19,7 +19,7 @@ use engine::{
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::planes::{Planes, told_subject};
+use super::planes::{Planes, Ways};
 use crate::metrics::{Metrics, ModelLabels, ReasonLabels};
 
 /// Workers whose connections are kept; the one that was asked longest ago goes first.
@@ -138,7 +138,10 @@ impl Handoffs {
         if self.role == Role::Prefill && block_bytes > MAX_BLOCK_BYTES {
             let (model, most) = (&card.name, MAX_BLOCK_BYTES);
             let text = "KV blocks are too large to be handed over: decode workers compute prompts";
-            tracing::warn!(model, block_bytes, most, "{text}");
+            // Models are served anew at each change of one of them.
+            if self.complaints.is_due(model, text) {
+                tracing::warn!(model, block_bytes, most, "{text}");
+            }
         }
         let source = source.map(|(address, more)| {
             let (address, more_addresses) = (address.clone(), more.clone());
@@ -171,8 +174,8 @@ impl Handoffs {
         let worker = match known {
             Some(place) => sources.remove(place).1,
             None => {
-                let subject = told_subject(&source.more_addresses);
-                self.planes.client(&source.address, subject, &self.tasks)?
+                let ways = Ways::told(&source.more_addresses);
+                self.planes.client(&source.address, ways, &self.tasks)?
             }
         };
         if sources.len() >= MAX_SOURCES {

@@ -15,7 +15,7 @@ use cluster::membership::Probe;
 use cluster::request::{Described, RemoteWorker};
 use engine::{Error, Result, Tasks};
 
-use super::planes::{Planes, subject};
+use super::planes::{Planes, Ways};
 
 /// How long a worker may take to say what it serves.
 const DESCRIBE_WAIT: Duration = Duration::from_secs(2);
@@ -58,7 +58,7 @@ impl Peers {
         if let Some(worker) = self.workers().get(&instance.id) {
             return Ok((worker.clone(), false));
         }
-        let worker = self.planes.client(&instance.address, subject(instance), &self.tasks)?;
+        let worker = self.planes.client(&instance.address, Ways::to(instance), &self.tasks)?;
         self.workers().insert(instance.id, worker.clone());
         Ok((worker, true))
     }
@@ -96,7 +96,7 @@ impl Probe for Peers {
         let tasks = self.tasks.child();
         let worker = match self.known(instance.id) {
             Some(worker) => Ok(worker),
-            None => self.planes.client(&instance.address, subject(instance), &tasks),
+            None => self.planes.client(&instance.address, Ways::to(instance), &tasks),
         };
         let answer = match worker {
             Ok(worker) => worker.describe(DESCRIBE_WAIT).await,
@@ -145,7 +145,7 @@ impl Peers {
         let worker = match known {
             Some(worker) => worker,
             None => {
-                let worker = self.planes.client(address, None, &self.tasks)?;
+                let worker = self.planes.client(address, Ways::default(), &self.tasks)?;
                 self.asked().insert(address.to_owned(), worker.clone());
                 worker
             }

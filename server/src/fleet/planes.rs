@@ -1,25 +1,32 @@
 //! What carries requests and events between the roles: gRPC always, NATS where that is asked for.
 //!
 //! A worker that answers over NATS says so in its registration, beside its gRPC address; so either
-//! way is open as long as one of them is.
+//! way is open as long as one of them is. In the same way it tells of its Unix socket, which takes
+//! the place of TCP between processes of one machine.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::events::{Listen, NatsEvents, NatsPublisher, Publish, Source, Watch, event_subject};
 use cluster::instance::{Instance, InstanceId};
 use cluster::nats::{self, Connection, Nats, WithFallback, worker_subject};
-use cluster::request::{ClientConfig, Connector, RemoteWorker, Tcp, WorkerServer};
+use cluster::request::{ClientConfig, Connector, Local, RemoteWorker, Tcp, WorkerServer};
 use engine::{Error, Result, Tasks};
 use tokio::time::timeout;
 
 use super::config::{PLAIN, SECURE};
-use crate::args::PlaneArgs;
+use super::sockets::{Socket, Sockets};
+use crate::args::{PlaneArgs, socket_dir};
 use crate::config::Invalid;
 use crate::security::LinkConnectors;
 
 /// The scheme of the subject where a worker answers over NATS.
 const REQUESTS: &str = "nats://";
+
+/// The scheme of a worker's number, by which its Unix socket is found.
+const SOCKET: &str = "unix://";
 
 /// The scheme of what the subjects of a worker's events begin with.
 const EVENTS: &str = "nats+events://";
@@ -43,6 +50,8 @@ pub struct PlanesConfig {
     nats: Option<nats::Config>,
     requests: Plane,
     events: Plane,
+    /// The folder of Unix sockets; none: there are none.
+    sockets: Option<PathBuf>,
     /// Whether NATS is named, and nothing goes over it.
     is_idle: bool,
 }
@@ -75,7 +84,19 @@ impl PlanesConfig {
             authority: args.nats_ca.clone(),
             ..nats::Config::default()
         };
-        Ok(Self { nats: is_used.then_some(config), requests, events, is_idle })
+        let sockets = args.socket_dir.clone().map_or_else(socket_dir, PathBuf::from);
+        let sockets = Some(sockets).filter(|folder| !folder.as_os_str().is_empty());
+        Ok(Self { nats: is_used.then_some(config), requests, events, sockets, is_idle })
+    }
+
+    /// Returns whether anything is to go over NATS.
+    pub(super) fn uses_nats(&self) -> bool {
+        self.nats.is_some()
+    }
+
+    /// Returns the same without Unix sockets.
+    pub(super) fn without_sockets(self) -> Self {
+        Self { sockets: None, ..self }
     }
 }
 
@@ -83,14 +104,14 @@ impl PlanesConfig {
 pub(super) struct Planes {
     /// TLS towards workers over gRPC; none calls those that speak in the clear.
     tls: Option<LinkConnectors>,
+    sockets: Option<Sockets>,
     requests: Option<Connection>,
     /// The connection of events, and a frontend's ear.
     events: Option<(Connection, NatsEvents)>,
 }
 
 impl Planes {
-    /// Connects, if NATS is used at all, and goes on trying where it is not there yet; its tasks
-    /// belong to `tasks`.
+    /// Begins to connect, if NATS is used at all; its tasks belong to `tasks`.
     ///
     /// Errors: settings that are wrong, in a sentence.
     pub(super) async fn open(
@@ -103,25 +124,33 @@ impl Planes {
                 "--nats is given and not used: expected --request-plane nats or --event-plane nats"
             );
         }
+        let sockets = config.sockets.as_deref().map(Sockets::new);
         let Some(nats) = &config.nats else {
-            return Ok(Self { tls, requests: None, events: None });
+            return Ok(Self { tls, sockets, requests: None, events: None });
         };
         let opened = Connection::open(nats.clone()).await;
         let connection = opened.map_err(|error| format!("--nats: {}", error.message()))?;
-        // What is called before that is called over gRPC, and stays so.
-        if !connection.settle().await {
-            tracing::warn!("nats is not there yet: who is called until then is called over grpc");
-        }
         let of = |plane: Plane| (plane == Plane::Nats).then(|| connection.clone());
         let ear = |connection: Connection| {
             let heard = NatsEvents::new(&connection, tasks);
             (connection, heard)
         };
-        Ok(Self { tls, requests: of(config.requests), events: of(config.events).map(ear) })
+        let (requests, events) = (of(config.requests), of(config.events).map(ear));
+        Ok(Self { tls, sockets, requests, events })
     }
 
-    /// Serves a worker's models over NATS too, and says so in its registration. Returns what is to
-    /// be told of its models, if that goes over NATS.
+    /// Waits a moment for NATS, if requests go over it: a worker that is called before it is there
+    /// is called over gRPC, and stays so.
+    pub(super) async fn settle(&self) {
+        if let Some(connection) = &self.requests
+            && !connection.settle().await
+        {
+            tracing::info!("nats is not there yet: workers may be called over grpc");
+        }
+    }
+
+    /// Serves a worker's models over NATS and on a Unix socket too, where it has these, and says so
+    /// in its registration. Returns what is to be told of its models, if that goes over NATS.
     pub(super) async fn serve(
         &self,
         instance: &mut Instance,
@@ -130,6 +159,21 @@ impl Planes {
     ) -> Option<NatsPublisher> {
         let (namespace, id) = (&instance.namespace, instance.id);
         let mut addresses = Vec::new();
+        if let Some(sockets) = self.sockets.as_ref().filter(|_| is_on_loopback(&instance.address)) {
+            match sockets.listen(id).await {
+                Ok(socket) => {
+                    addresses.push(format!("{SOCKET}{id}"));
+                    let (server, owner) = (server.clone(), tasks.clone());
+                    tasks.spawn("local worker", async move {
+                        let Socket { listener, file: _file } = socket;
+                        server.serve_local(listener, &owner).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::info!(%error, "no socket in --socket-dir: calls go over tcp")
+                }
+            }
+        }
         if let Some(connection) = &self.requests {
             let subject = worker_subject(namespace, id);
             addresses.push(format!("{REQUESTS}{subject}"));
@@ -145,21 +189,22 @@ impl Planes {
         publisher
     }
 
-    /// Makes the client of the worker at `grpc://HOST:PORT` or `grpcs://HOST:PORT`, which may answer
-    /// on a NATS subject, too: [`subject`] or [`told_subject`].
+    /// Makes the client of the worker at `grpc://HOST:PORT` or `grpcs://HOST:PORT`, to which other
+    /// ways may lead, too.
     ///
     /// Errors: INVALID_REQUEST for an address that cannot be called as this frontend is set up.
-    pub(super) fn client(
-        &self,
-        address: &str,
-        subject: Option<String>,
-        tasks: &Tasks,
-    ) -> Result<RemoteWorker> {
+    pub(super) fn client(&self, address: &str, ways: Ways, tasks: &Tasks) -> Result<RemoteWorker> {
         let wrong = |what: &str| Err(Error::invalid(format!("worker `{address}`: {what}")));
         let (plain, secure) = (address.strip_prefix(PLAIN), address.strip_prefix(SECURE));
         match (plain, secure, &self.tls) {
-            (Some(plain), _, None) => self.reach(Tcp::new(plain), plain, subject, tasks),
-            (_, Some(secure), Some(tls)) => self.reach(tls.to(secure)?, secure, subject, tasks),
+            (Some(plain), _, None) => match self.socket(address, &ways) {
+                Some(path) => {
+                    let (first, second) = (Local::new(path, plain), Tcp::new(plain));
+                    self.reach(WithFallback { first, second }, plain, ways, tasks)
+                }
+                None => self.reach(Tcp::new(plain), plain, ways, tasks),
+            },
+            (_, Some(secure), Some(tls)) => self.reach(tls.to(secure)?, secure, ways, tasks),
             // Whoever can register workers would get all that is asked, in the clear.
             (Some(_), _, Some(_)) => {
                 wrong("it speaks in the clear, expected TLS (--worker-tls-ca)")
@@ -169,16 +214,22 @@ impl Planes {
         }
     }
 
+    /// Returns the socket of a worker on this machine.
+    fn socket(&self, address: &str, ways: &Ways) -> Option<PathBuf> {
+        let (sockets, id) = self.sockets.as_ref().zip(ways.socket)?;
+        if is_on_loopback(address) { sockets.find(id) } else { None }
+    }
+
     /// Makes the client of a worker that answers over NATS if that is asked for, and directly.
     fn reach(
         &self,
         direct: impl Connector,
         address: &str,
-        subject: Option<String>,
+        ways: Ways,
         tasks: &Tasks,
     ) -> Result<RemoteWorker> {
         let config = ClientConfig::default();
-        match (&self.requests, subject) {
+        match (&self.requests, ways.subject) {
             (Some(connection), Some(subject)) => {
                 let first = Nats::new(connection, subject, address);
                 RemoteWorker::new(WithFallback { first, second: direct }, config, tasks)
@@ -221,13 +272,38 @@ impl Planes {
     }
 }
 
-/// Returns the subject at which an instance can be asked.
-pub(super) fn subject(instance: &Instance) -> Option<String> {
-    own(instance, REQUESTS, worker_subject(&instance.namespace, instance.id))
+/// Other ways to a worker than its address.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Ways {
+    /// The subject at which it can be asked over NATS.
+    subject: Option<String>,
+    /// The worker whose socket it is.
+    socket: Option<InstanceId>,
+}
+
+impl Ways {
+    /// Returns those to an instance: its own, not what else it tells.
+    pub(super) fn to(instance: &Instance) -> Self {
+        let socket = own(instance, SOCKET, instance.id.to_string()).map(|_| instance.id);
+        let subject = worker_subject(&instance.namespace, instance.id);
+        Self { subject: own(instance, REQUESTS, subject), socket }
+    }
+
+    /// Returns those to a worker of which only its addresses are known.
+    pub(super) fn told(addresses: &[String]) -> Self {
+        let mut numbers = addresses.iter().filter_map(|one| one.strip_prefix(SOCKET)?.parse().ok());
+        Self { subject: told_subject(addresses), socket: numbers.next() }
+    }
+}
+
+/// Returns whether an address in the clear is one of this machine alone.
+fn is_on_loopback(address: &str) -> bool {
+    let address = address.strip_prefix(PLAIN).and_then(|plain| plain.parse::<SocketAddr>().ok());
+    address.is_some_and(|address| address.ip().is_loopback())
 }
 
 /// Returns the subject at which a worker says that it can be asked, if it is one of a worker.
-pub(super) fn told_subject(addresses: &[String]) -> Option<String> {
+fn told_subject(addresses: &[String]) -> Option<String> {
     let is_token = |token: &str| {
         !token.is_empty()
             && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
@@ -260,17 +336,19 @@ pub(super) fn publish(publisher: &NatsPublisher, offers: &[super::cards::Offer])
 
 /// The planes of who only asks workers at known addresses what they are.
 pub(super) fn none() -> Arc<Planes> {
-    Arc::new(Planes { tls: None, requests: None, events: None })
+    Arc::new(Planes { tls: None, sockets: None, requests: None, events: None })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn arguments(nats: &[&str], request_plane: Plane, event_plane: Plane) -> PlaneArgs {
         let nats = nats.iter().map(ToString::to_string).collect();
-        let (nats_credentials, nats_ca) = (None, None);
-        PlaneArgs { nats, nats_credentials, nats_ca, request_plane, event_plane }
+        let (nats_credentials, nats_ca, socket_dir) = (None, None, None);
+        PlaneArgs { nats, nats_credentials, nats_ca, request_plane, event_plane, socket_dir }
     }
 
     #[test]
@@ -304,7 +382,8 @@ mod tests {
         let mut instance = Instance::new("a.b".parse().unwrap(), "grpc://a:1");
         let subjects = |instance: &Instance| {
             let (namespace, id) = (&instance.namespace, instance.id);
-            assert_eq!(subject(instance), own(instance, REQUESTS, worker_subject(namespace, id)));
+            let own_subject = own(instance, REQUESTS, worker_subject(namespace, id));
+            assert_eq!(Ways::to(instance).subject, own_subject);
             (
                 told_subject(&instance.more_addresses),
                 own(instance, EVENTS, event_subject(namespace)),
@@ -321,5 +400,30 @@ mod tests {
         instance.more_addresses.push(format!("nats://{worker}"));
         instance.more_addresses.push(format!("nats+events://{events}"));
         assert_eq!(subjects(&instance), (Some(worker), Some(events)));
+    }
+
+    #[test]
+    fn only_a_workers_own_socket_on_this_machine_is_used() {
+        let mut instance = Instance::new("a".parse().unwrap(), "grpc://127.0.0.1:1");
+        let other = InstanceId::random();
+        instance.more_addresses = vec!["unix:///run/docker.sock".into(), format!("unix://{other}")];
+        assert_eq!(Ways::to(&instance), Ways::default());
+        assert_eq!(Ways::told(&instance.more_addresses).socket, Some(other));
+        instance.more_addresses.push(format!("unix://{}", instance.id));
+        let ways = Ways::to(&instance);
+        assert_eq!(ways.socket, Some(instance.id));
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        let planes = Planes {
+            tls: None,
+            sockets: Some(Sockets::new(folder.path())),
+            requests: None,
+            events: None,
+        };
+        let found = |address: &str| planes.socket(address, &ways).is_some();
+        assert!(found("grpc://127.0.0.1:1") && found("grpc://[::1]:1"));
+        for elsewhere in ["grpc://10.0.0.1:1", "grpc://a:1", "grpcs://127.0.0.1:1"] {
+            assert!(!found(elsewhere), "{elsewhere}");
+        }
     }
 }

@@ -1,0 +1,45 @@
+//! Where frontends come in: a TCP port, in the clear or behind an [`Acceptor`], or a Unix socket.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::connector::Acceptor;
+
+/// Where frontends come in.
+pub(super) enum Door {
+    /// A port; who comes is taken in by the acceptor, if there is one.
+    Tcp(TcpListener, Option<Arc<dyn Acceptor>>),
+    /// A socket for processes of this machine.
+    Local(UnixListener),
+}
+
+/// Who has come and is not taken in yet.
+pub(super) enum Caller {
+    Plain(TcpStream),
+    Guarded(TcpStream, Arc<dyn Acceptor>),
+    Local(UnixStream),
+}
+
+impl Door {
+    /// Waits for the next connection, and returns it with its other end, as far as that has an
+    /// address.
+    pub(super) async fn accept(&self) -> io::Result<(Caller, Option<SocketAddr>)> {
+        match self {
+            Self::Local(listener) => Ok((Caller::Local(listener.accept().await?.0), None)),
+            Self::Tcp(listener, acceptor) => {
+                let (stream, peer) = listener.accept().await?;
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+                let caller = match acceptor {
+                    None => Caller::Plain(stream),
+                    Some(by) => Caller::Guarded(stream, by.clone()),
+                };
+                Ok((caller, Some(peer)))
+            }
+        }
+    }
+}
