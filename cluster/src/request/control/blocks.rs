@@ -90,9 +90,9 @@ pub(in crate::request) async fn pull(call: &mut Call) -> Tried<()> {
     // What cannot be read at all is a refusal.
     let blocks = call.attend(store.read(&tokens, first)).await??;
     let next = first + blocks.len();
-    let reading = Reading { store, tokens, next, blocks: blocks.into_iter() };
-    let contents = Box::pin(stream::unfold(reading, |mut reading| async move {
-        reading.next().await.transpose().map(|block| (block, reading))
+    let pulling = Pulling { store, tokens, next, blocks: blocks.into_iter() };
+    let contents = Box::pin(stream::unfold(pulling, |mut pulling| async move {
+        pulling.next().await.transpose().map(|block| (block, pulling))
     }));
     let encode = |content: Bytes, outbox: &mut Outbox| {
         let content = Payload::from(content);
@@ -103,7 +103,7 @@ pub(in crate::request) async fn pull(call: &mut Call) -> Tried<()> {
 }
 
 /// A pull under way.
-struct Reading {
+struct Pulling {
     store: Arc<dyn KvStore>,
     tokens: Arc<[TokenId]>,
     /// The first block of the next piece.
@@ -112,7 +112,7 @@ struct Reading {
     blocks: std::vec::IntoIter<Bytes>,
 }
 
-impl Reading {
+impl Pulling {
     /// Returns the next block; none: it is not there.
     async fn next(&mut self) -> Result<Option<Bytes>> {
         if self.blocks.len() == 0 {

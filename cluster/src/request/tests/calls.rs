@@ -189,8 +189,7 @@ async fn dropping_frees_the_worker_at_once_in_every_phase() {
     let pair = Pair::new(generates(hanging)).await;
     pair.server.insert("before", generates(before.clone()));
     pair.server.insert("middle", generates(middle.clone()));
-    let limit = Duration::from_millis(10);
-    let mut worst = Duration::ZERO;
+    let mut times = Vec::new();
     for _ in 0..20 {
         let model = pair.model();
         let mut call = Box::pin(model.call(prompt(), context()));
@@ -200,20 +199,24 @@ async fn dropping_frees_the_worker_at_once_in_every_phase() {
             _ = until(|| waiting.load(Ordering::SeqCst) == 1) => {}
         }
         drop(call);
-        worst = worst.max(until(|| waiting.load(Ordering::SeqCst) == 0).await);
+        times.push(until(|| waiting.load(Ordering::SeqCst) == 0).await);
 
         let stream = pair.worker.model("before").call(prompt(), context()).await.unwrap();
         assert_eq!(before.live_streams(), 1);
         drop(stream);
-        worst = worst.max(until(|| before.live_streams() == 0).await);
+        times.push(until(|| before.live_streams() == 0).await);
 
         let mut stream = pair.worker.model("middle").call(prompt(), context()).await.unwrap();
         stream.next().await.unwrap().unwrap();
         assert_eq!(middle.live_streams(), 1);
         drop(stream);
-        worst = worst.max(until(|| middle.live_streams() == 0).await);
+        times.push(until(|| middle.live_streams() == 0).await);
     }
-    assert!(worst < limit, "{worst:?}");
+    times.sort();
+    // The machine may be busy with other things.
+    let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+    assert!(median < Duration::from_millis(10), "{times:?}");
+    assert!(slowest < Duration::from_secs(5), "{times:?}");
     assert_eq!((pair.connections(), pair.worker.in_flight()), (1, 0));
     until(|| pair.server.open_calls() == 0).await;
 }
@@ -225,12 +228,14 @@ async fn a_deadline_ends_every_phase_at_both_ends() {
     let late = Arc::new(Scripted::<GenerateRequest>::new(vec![Step::Sleep(LONG)]));
     let pair = Pair::new(generates(hanging)).await;
     pair.server.insert("late", generates(late.clone()));
-    let time = Duration::from_millis(50);
     let started = Instant::now();
-    let error = pair.model().call(prompt(), in_time(time)).await.err().unwrap();
+    let short = in_time(Duration::from_millis(50));
+    let error = pair.model().call(prompt(), short).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     until(|| waiting.load(Ordering::SeqCst) == 0).await;
-    let mut stream = pair.worker.model("late").call(prompt(), in_time(time)).await.unwrap();
+    // It has to be accepted within it.
+    let longer = in_time(Duration::from_secs(2));
+    let mut stream = pair.worker.model("late").call(prompt(), longer).await.unwrap();
     let error = stream.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert!(stream.next().await.is_none());
@@ -238,7 +243,8 @@ async fn a_deadline_ends_every_phase_at_both_ends() {
     let passed = context().with_deadline(Some(Instant::now()));
     let error = pair.model().call(prompt(), passed).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    // Nobody waited for an engine.
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
 }
 
 #[tokio::test]

@@ -79,6 +79,11 @@ impl Artifacts for SlowFiles {
         let reading = self.reading.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(reading, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(10));
+        // The first one waits for a second one.
+        let begun = Instant::now();
+        while self.most.load(Ordering::SeqCst) < 2 && begun.elapsed() < LONG / 2 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.reading.fetch_sub(1, Ordering::SeqCst);
         Ok(Bytes::from_static(b"content"))
     }

@@ -15,8 +15,12 @@ fn endless() -> Served {
 
 #[tokio::test]
 async fn a_worker_that_dies_ends_all_its_streams_at_once_and_may_come_back() {
-    let config =
-        ClientConfig { backoff_first: Duration::from_millis(5), ..ClientConfig::default() };
+    let config = ClientConfig {
+        backoff_first: Duration::from_millis(5),
+        // No ping finds it.
+        keepalive_interval: LONG,
+        ..ClientConfig::default()
+    };
     let pair = Pair::with(endless(), config).await;
     let mut state = pair.worker.state();
     assert_eq!(*state.borrow(), LinkState::Idle);
@@ -42,7 +46,7 @@ async fn a_worker_that_dies_ends_all_its_streams_at_once_and_may_come_back() {
         assert!(stream.next().await.is_none());
     }
     assert_eq!(waiting.await.err().unwrap().kind(), ErrorKind::Unavailable);
-    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
 
     let refused = pair.model().call(prompt(), context()).await.err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
@@ -54,7 +58,7 @@ async fn a_worker_that_dies_ends_all_its_streams_at_once_and_may_come_back() {
             Ok(stream) => break stream,
             Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
         }
-        assert!(started.elapsed() < Duration::from_secs(2));
+        assert!(started.elapsed() < LONG, "it did not come back");
     };
     stream.next().await.unwrap().unwrap();
     assert_eq!(*state.borrow_and_update(), LinkState::Open);
@@ -92,9 +96,10 @@ async fn proxy(to: SocketAddr, tasks: &Tasks, is_cut: Arc<AtomicBool>) -> Socket
 
 #[tokio::test]
 async fn a_silent_partition_is_found_by_pings() {
+    // The timeout is time for an answer on a busy machine.
     let config = ClientConfig {
         keepalive_interval: Duration::from_millis(50),
-        keepalive_timeout: Duration::from_millis(50),
+        keepalive_timeout: Duration::from_secs(2),
         ..ClientConfig::default()
     };
     let pair = Pair::new(endless()).await;
@@ -103,13 +108,12 @@ async fn a_silent_partition_is_found_by_pings() {
     let worker = RemoteWorker::new(Tcp::new(address.to_string()), config, &pair.here).unwrap();
     let mut stream = worker.model("model").call(prompt(), context()).await.unwrap();
     stream.next().await.unwrap().unwrap();
-    let quiet = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
+    let quiet = tokio::time::timeout(Duration::from_secs(3), stream.next()).await;
     assert!(quiet.is_err(), "a connection whose pings are answered was given up");
     is_cut.store(true, Ordering::SeqCst);
-    let started = Instant::now();
-    let error = stream.next().await.unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(started.elapsed() < Duration::from_millis(400), "{:?}", started.elapsed());
+    // Nothing else finds it before the engine ends.
+    let lost = tokio::time::timeout(LONG / 2, stream.next()).await.expect("pings find it");
+    assert_eq!(lost.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(*worker.state().borrow(), LinkState::Lost);
 }
 
@@ -118,11 +122,13 @@ async fn a_worker_that_takes_connections_and_says_nothing_ends_with_the_deadline
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let tasks = Tasks::new();
-    let worker = RemoteWorker::new(Tcp::new(address), ClientConfig::default(), &tasks).unwrap();
+    // It is not given up for another reason before.
+    let config = ClientConfig { connect_timeout: LONG, ..ClientConfig::default() };
+    let worker = RemoteWorker::new(Tcp::new(address), config, &tasks).unwrap();
     let started = Instant::now();
     let call = worker.model("model").call(prompt(), in_time(Duration::from_millis(80))).await;
     assert_eq!(call.err().unwrap().kind(), ErrorKind::DeadlineExceeded);
-    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
     assert_eq!(worker.in_flight(), 0);
 }
 
@@ -133,7 +139,8 @@ async fn a_black_hole_is_lost_however_short_its_callers_wait() {
     let connections = Arc::new(AtomicUsize::new(0));
     let connector = Counted { tcp, connections: connections.clone() };
     let config = ClientConfig {
-        connect_timeout: Duration::from_millis(200),
+        // All the short calls have to end within it.
+        connect_timeout: Duration::from_secs(2),
         backoff_first: LONG,
         backoff_max: LONG,
         ..ClientConfig::default()
@@ -149,11 +156,10 @@ async fn a_black_hole_is_lost_however_short_its_callers_wait() {
         assert_eq!(*state.borrow(), LinkState::Idle);
     }
     let lost = state.wait_for(|state| *state == LinkState::Lost);
-    tokio::time::timeout(Duration::from_secs(2), lost).await.unwrap().unwrap();
-    let started = Instant::now();
+    tokio::time::timeout(LONG, lost).await.unwrap().unwrap();
     let call = model.call(prompt(), in_time(LONG)).await;
     assert_eq!(call.err().unwrap().kind(), ErrorKind::Unavailable);
-    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+    // It failed at once: nothing was tried again.
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
@@ -193,14 +199,14 @@ async fn the_time_that_is_left_is_told_when_the_request_is_sent() {
     }
     let engine = Function(|_: InferRequest, context: Context| {
         let left = context.deadline().unwrap() - Instant::now();
-        assert!(left <= Duration::from_millis(700), "{left:?}");
+        assert!(left <= LONG - Duration::from_millis(300), "{left:?}");
         let outputs = futures_util::stream::iter([Ok(InferOutput::default())]);
         Ok(Box::pin(outputs) as OutputStream<InferRequest>)
     });
     let pair = Pair::new(infers(engine)).await;
     let slow = Slow(Tcp::new(pair.address.to_string()));
     let worker = RemoteWorker::new(slow, ClientConfig::default(), &pair.here).unwrap();
-    let context = in_time(Duration::from_secs(1));
+    let context = in_time(LONG);
     let stream = worker.model("model").call(InferRequest::default(), context).await.unwrap();
     assert!(stream.map(|output| output.is_ok()).collect::<Vec<_>>().await == [true]);
 }
@@ -261,12 +267,14 @@ async fn failures_to_connect_are_not_repeated_at_once() {
     };
     let worker = RemoteWorker::new(Failing(counted), config, &tasks).unwrap();
     let started = Instant::now();
-    while started.elapsed() < Duration::from_millis(400) {
+    while connections.load(Ordering::SeqCst) < 8 {
+        assert!(started.elapsed() < LONG, "it is not tried again");
         assert!(worker.model("m").call(prompt(), context()).await.is_err());
         tokio::time::sleep(Duration::from_micros(500)).await;
     }
-    let attempts = connections.load(Ordering::SeqCst);
-    assert!((4..=16).contains(&attempts), "{attempts} attempts");
+    // Chance takes half of each wait at most: of 20 ms, of 40 ms, and of 80 ms five times.
+    let least = Duration::from_millis(10 + 20 + 5 * 40);
+    assert!(started.elapsed() >= least, "8 attempts took {:?}", started.elapsed());
 }
 
 #[tokio::test]

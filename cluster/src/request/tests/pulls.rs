@@ -104,10 +104,11 @@ async fn whoever_reads_slowly_is_waited_for_and_whoever_leaves_is_not() {
 #[tokio::test]
 async fn a_pull_ends_with_its_time_or_its_worker() {
     let pair = Pair::new(served(200, 300 << 10).0).await;
-    let until = Instant::now() + Duration::from_millis(100);
+    // The first block has to come within it.
+    let until = Instant::now() + Duration::from_secs(2);
     let mut stream = pair.worker.pull("model", wanted(3200, 0), until).await.unwrap();
     stream.next().await.unwrap().unwrap();
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    tokio::time::sleep_until((until + Duration::from_millis(50)).into()).await;
     let error = loop {
         if let Err(error) = stream.next().await.expect("it was cut off") {
             break error;

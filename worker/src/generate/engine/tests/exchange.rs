@@ -165,13 +165,16 @@ async fn blocks_that_found_no_room_are_put_back_when_there_is_some() {
     let blocks = pull(&there.store(None).unwrap(), &request.tokens, 0).await;
     // It is let in when its first chunk has room, and takes the rest from one that is less urgent.
     let config = SchedulerConfig { batch_tokens: 32, ..SchedulerConfig::default() };
-    let here = remembering(Memory::slow(30, Duration::from_millis(2)), config);
+    // That one stands still behind its prompt until the other is asked for.
+    let (runner, go) = Memory::slow(30, Duration::from_millis(2)).held_at(320);
+    let here = remembering(runner, config);
     let mut idler = GenerateRequest::new(vec![3; 320], StopConditions::after(100));
     idler.stop.ignore_eos = true;
     let mut idler = call(&here, idler).await;
     idler.next().await.unwrap().unwrap();
     let context = Context::new("test").with_priority(1);
     let answer = here.call(with(&request, 0, blocks), context).await.unwrap();
+    go.send(()).unwrap();
     assert_eq!(essence(collect(answer).await.unwrap()), expected);
     collect(idler).await.unwrap();
     let totals = here.totals();
@@ -182,13 +185,14 @@ async fn blocks_that_found_no_room_are_put_back_when_there_is_some() {
 #[tokio::test]
 async fn others_go_on_between_the_parts_of_a_copy() {
     // Two blocks come at once, so a prompt of five takes three reads, and two of these fill a step.
-    let runner = Memory::slow(100, Duration::from_millis(2)).with_block_bytes(4 << 20);
+    let runner = Memory::slow(100, Duration::from_millis(20)).with_block_bytes(4 << 20);
     let reads = runner.reads();
     let engine = Arc::new(remembering(runner, SchedulerConfig::default()));
     let request = prompt(80);
     prefill(&engine, &request).await;
+    // Its text takes 20 s, far longer than all that is read here.
     let mut busy = prompt(3);
-    busy.stop.max_tokens = 700;
+    busy.stop.max_tokens = 990;
     let mut busy = call(&engine, busy).await;
     busy.next().await.unwrap().unwrap();
     let store = engine.store(None).unwrap();

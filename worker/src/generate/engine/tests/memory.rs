@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::*;
 use crate::runner::{BlockKind, Wants};
@@ -28,6 +29,8 @@ pub(super) struct Memory {
     passes: usize,
     /// The number of forward passes before each block that was read.
     reads: Arc<Mutex<Vec<usize>>>,
+    /// What the first pass over tokens from a place on waits for.
+    gate: Option<(usize, Receiver<()>)>,
 }
 
 impl Memory {
@@ -43,12 +46,19 @@ impl Memory {
             padding: 0,
             passes: 0,
             reads: Arc::default(),
+            gate: None,
         }
     }
 
     /// Makes each forward pass take some time.
     pub(super) fn slow(blocks: usize, pace: Duration) -> Self {
         Self { pace, ..Self::new(blocks) }
+    }
+
+    /// Makes the first forward pass over tokens from a place on wait until it is let go.
+    pub(super) fn held_at(self, place: usize) -> (Self, SyncSender<()>) {
+        let (go, gate) = sync_channel(1);
+        (Self { gate: Some((place, gate)), ..self }, go)
     }
 
     /// Makes blocks that have so many bytes.
@@ -93,6 +103,11 @@ impl Runner for Memory {
 
     fn forward(&mut self, batch: &[Entry<'_>]) -> std::result::Result<Outputs<'_>, crate::Error> {
         std::thread::sleep(self.pace);
+        let is_there = |place: usize| batch.iter().any(|entry| entry.start >= place);
+        if let Some((_, gate)) = self.gate.take_if(|(place, _)| is_there(*place)) {
+            // It fails when the test is over.
+            let _ = gate.recv();
+        }
         self.passes += 1;
         self.most_written.fetch_max(std::mem::take(&mut self.written), Ordering::Relaxed);
         let mut written = BTreeSet::new();
