@@ -46,6 +46,7 @@ impl Scheduler {
         // Where both want a place, prompts get one token at least.
         let reserved = usize::from(!prompts.is_empty() && most > 1);
         let decoding = self.plan_decoding(most - reserved)?;
+        let mut may_guess = true;
         if !prompts.is_empty() {
             let mut budget = most - decoding;
             if decoding > 0 {
@@ -53,10 +54,11 @@ impl Scheduler {
                 budget = budget.min(self.pace.prompt_tokens(decoding, most));
             }
             prompts.sort_by_key(|&index| self.running[index].urgency);
-            self.plan_prompts(&prompts, budget)?;
+            // Beside tokens of prompts a guess costs as much as these, and a pass that is to show how
+            // long it takes without them must not have others instead.
+            may_guess = !self.plan_prompts(&prompts, budget)? && budget > 0;
         }
-        // Beside prompts more tokens cost as much as theirs, and the time without them is not known.
-        if self.config.draft_tokens > 0 && prompts.is_empty() {
+        if self.config.draft_tokens > 0 && may_guess {
             self.plan_drafts(most.min(DRAFTED_BATCH))?;
         }
         Ok(())
@@ -98,13 +100,14 @@ impl Scheduler {
         Ok(planned)
     }
 
-    /// Plans chunks of prompts, given the places of those that have some left.
-    fn plan_prompts(&mut self, prompts: &[usize], mut budget: usize) -> Result<(), Error> {
-        let size = self.limits.block_size;
+    /// Plans chunks of prompts, given the places of those that have some left; returns whether there
+    /// are any.
+    fn plan_prompts(&mut self, prompts: &[usize], mut budget: usize) -> Result<bool, Error> {
+        let (size, all) = (self.limits.block_size, budget);
         let mut scored = SCORED_TOKENS;
         for (rank, &index) in prompts.iter().enumerate() {
             if budget == 0 {
-                return Ok(());
+                break;
             }
             if self.running[index].is_preempted {
                 continue;
@@ -136,7 +139,7 @@ impl Scheduler {
             }
             budget -= planned;
         }
-        Ok(())
+        Ok(budget < all)
     }
 
     /// Returns whether one of `others` is about to compute what the sequence would compute next:
