@@ -284,5 +284,7 @@ mod tests {
             found.extend(isas.iter().map(|&isa| fingerprint(revision, &checkpoint, isa)));
         }
         assert_eq!(found.len(), 2 * isas.len());
+        found.extend(Isa::available().iter().map(|&isa| fingerprint(0, &checkpoint, isa)));
+        assert_eq!(found.len(), 3 * isas.len(), "without bf16 its products change nothing");
     }
 }
