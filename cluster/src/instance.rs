@@ -46,7 +46,8 @@ pub struct Instance {
     /// Where its request plane is, such as `grpc://127.0.0.1:7001`.
     pub address: String,
     /// Where else it answers or tells of itself, such as
-    /// `nats://stator.default.worker.00c0ffee00c0ffee`. A reader uses what it knows.
+    /// `nats://stator.default.worker.00c0ffee00c0ffee` or `unix://00c0ffee00c0ffee`. A reader uses
+    /// what it knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_addresses: Vec<String>,
     /// What it serves.

@@ -5,7 +5,7 @@ import pathlib
 import stat
 
 from chaos import Sums
-from test_cluster import client_of, eventually, frontend, is_ready, worker
+from test_cluster import client_of, eventually, frontend, is_ready, joined, worker
 
 # Each connection of a frontend is told, and where it comes from.
 TELLING = ["--log-level", "info,cluster::request::server=debug"]
@@ -36,11 +36,15 @@ def test_workers_on_this_machine_are_called_by_their_sockets(tmp_path):
         assert len(sockets(folder)) == 1
         told = callers(one)
         assert told and all('"peer":"this machine"' in line for line in told), told
+        # Whoever starts looks whether the others live, which is nothing to warn of.
+        with worker(*where):
+            eventually("both are called", lambda: joined(front) == 2)
+        assert not [line for line in one.log if '"WARN"' in line]
         one.stop()
-        assert len(sockets(folder)) == 1, "nobody could take it away"
+        assert len(sockets(folder)) == 2, "nobody could take them away"
         with worker(*where) as other:
             serves(front)
-            assert len(sockets(folder)) == 1, "the new worker took the dead one's away"
+            assert len(sockets(folder)) == 1, "the new worker took the dead ones' away"
             other.terminate()
             other.process.wait(30)
             assert not sockets(folder)

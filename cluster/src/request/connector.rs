@@ -65,21 +65,27 @@ impl Connector for Tcp {
 #[derive(Clone, Debug)]
 pub struct Local {
     path: PathBuf,
+    user: u32,
     address: String,
 }
 
 impl Local {
-    /// Makes the connector to the socket at `path`; `address` is the worker's `HOST:PORT`, for
-    /// messages.
-    pub fn new(path: impl Into<PathBuf>, address: impl Into<String>) -> Self {
-        Self { path: path.into(), address: address.into() }
+    /// Makes the connector to the socket at `path`, which has to be that of a process of `user`;
+    /// `address` is the worker's `HOST:PORT`, for messages.
+    pub fn new(path: impl Into<PathBuf>, user: u32, address: impl Into<String>) -> Self {
+        Self { path: path.into(), user, address: address.into() }
     }
 }
 
 #[async_trait]
 impl Connector for Local {
     async fn connect(&self) -> io::Result<Box<dyn Io>> {
-        Ok(Box::new(UnixStream::connect(&self.path).await?))
+        let stream = UnixStream::connect(&self.path).await?;
+        if stream.peer_cred()?.uid() != self.user {
+            let text = "the socket is another user's";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        Ok(Box::new(stream))
     }
 
     fn address(&self) -> &str {

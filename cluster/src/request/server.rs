@@ -9,7 +9,7 @@ use bytes::Bytes;
 use engine::Tasks;
 use h2::server::{Builder, Connection};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{interval, timeout};
 
 use super::call::answer;
@@ -168,7 +168,7 @@ impl WorkerServer {
     }
 
     async fn accept(&self, door: Door, tasks: &Tasks) {
-        let permits = Arc::new(Semaphore::new(self.shared.config.max_connections));
+        let permits = &self.shared.permits;
         let mut failures = Failures::default();
         loop {
             let accepted = async {
@@ -259,8 +259,9 @@ impl WorkerServer {
     /// Tells why somebody was not taken in. Who says nothing or leaves at once, as probes of ports
     /// do, is no reason to warn.
     fn complain(&self, peer: &str, error: &io::Error) {
-        use io::ErrorKind::{ConnectionReset, TimedOut, UnexpectedEof};
-        let is_probe = matches!(error.kind(), ConnectionReset | TimedOut | UnexpectedEof);
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof};
+        let kind = error.kind();
+        let is_probe = matches!(kind, BrokenPipe | ConnectionReset | TimedOut | UnexpectedEof);
         // Whatever its port is.
         let (host, _) = peer.rsplit_once(':').unwrap_or((peer, ""));
         if is_probe || !self.shared.complaints.is_due(host, &error.to_string()) {

@@ -18,6 +18,8 @@ const MAX_READS: usize = 8;
 pub(super) struct Shared {
     pub(super) config: ServerConfig,
     pub(super) artifacts: Option<Arc<dyn Artifacts>>,
+    /// Places of connections, at all doors.
+    pub(super) permits: Arc<Semaphore>,
     /// Places of threads that read files.
     pub(super) reads: Arc<Semaphore>,
     /// None: it was served and is so no more.
@@ -44,6 +46,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(config: ServerConfig, artifacts: Option<Arc<dyn Artifacts>>) -> Self {
         Self {
+            permits: Arc::new(Semaphore::new(config.max_connections)),
             config,
             artifacts,
             reads: Arc::new(Semaphore::new(MAX_READS)),

@@ -198,8 +198,8 @@ impl Planes {
         let (plain, secure) = (address.strip_prefix(PLAIN), address.strip_prefix(SECURE));
         match (plain, secure, &self.tls) {
             (Some(plain), _, None) => match self.socket(address, &ways) {
-                Some(path) => {
-                    let (first, second) = (Local::new(path, plain), Tcp::new(plain));
+                Some(first) => {
+                    let second = Tcp::new(plain);
                     self.reach(WithFallback { first, second }, plain, ways, tasks)
                 }
                 None => self.reach(Tcp::new(plain), plain, ways, tasks),
@@ -215,9 +215,10 @@ impl Planes {
     }
 
     /// Returns the socket of a worker on this machine.
-    fn socket(&self, address: &str, ways: &Ways) -> Option<PathBuf> {
+    fn socket(&self, address: &str, ways: &Ways) -> Option<Local> {
         let (sockets, id) = self.sockets.as_ref().zip(ways.socket)?;
-        if is_on_loopback(address) { sockets.find(id) } else { None }
+        let plain = address.strip_prefix(PLAIN).filter(|_| is_on_loopback(address))?;
+        sockets.find(id, plain)
     }
 
     /// Makes the client of a worker that answers over NATS if that is asked for, and directly.

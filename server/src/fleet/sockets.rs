@@ -4,16 +4,24 @@
 //! A worker's socket has its number as name. A registration only says that there is one: where it
 //! is everybody knows by themselves, so that nobody can be sent to other sockets of the machine.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, DirEntry};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cluster::instance::InstanceId;
+use cluster::request::Local;
 use tokio::net::{UnixListener, UnixStream};
 
 /// The end of the sockets' names.
 const SUFFIX: &str = ".sock";
+
+/// The end of the name of one that takes no connections yet, as long as the other one at least.
+const BEGUN: &str = ".begun";
+
+/// The age from which on one that has only begun is a dead worker's.
+const BEGUN_AGE: Duration = Duration::from_secs(60);
 
 /// Most old sockets that are looked at when a worker starts.
 const MAX_LOOKS: usize = 1024;
@@ -50,14 +58,20 @@ impl Sockets {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         is_ours(&self.0)?;
         self.sweep().await?;
-        let path = self.path(id);
-        let listener = UnixListener::bind(&path)?;
-        Ok(Socket { listener, file: File(path) })
+        // It has its name when it takes connections: before that it looks like a dead worker's.
+        let begun = self.0.join(format!("{id}{BEGUN}"));
+        let listener = UnixListener::bind(&begun)?;
+        let mut file = File(begun);
+        std::fs::rename(&file.0, self.path(id))?;
+        file.0 = self.path(id);
+        Ok(Socket { listener, file })
     }
 
-    /// Returns a worker's socket, if the folder is this user's alone.
-    pub(super) fn find(&self, id: InstanceId) -> Option<PathBuf> {
-        is_ours(&self.0).ok().map(|()| self.path(id))
+    /// Returns the way to a worker's socket, if the folder is this user's alone; `address` is the
+    /// worker's `HOST:PORT`.
+    pub(super) fn find(&self, id: InstanceId, address: &str) -> Option<Local> {
+        is_ours(&self.0).ok()?;
+        Some(Local::new(self.path(id), user(), address))
     }
 
     fn path(&self, id: InstanceId) -> PathBuf {
@@ -65,9 +79,8 @@ impl Sockets {
     }
 
     async fn sweep(&self) -> io::Result<()> {
-        let is_socket = |path: &PathBuf| path.to_string_lossy().ends_with(SUFFIX);
         let found = std::fs::read_dir(&self.0)?.take(MAX_LOOKS).filter_map(Result::ok);
-        for path in found.map(|entry| entry.path()).filter(is_socket) {
+        for path in found.filter(is_workers).map(|entry| entry.path()) {
             let refused = UnixStream::connect(&path).await.err();
             if refused.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
                 drop(File(path));
@@ -77,10 +90,26 @@ impl Sockets {
     }
 }
 
-/// Checks that nobody else can put anything into a folder.
+/// Returns whether what was found is a worker's socket, and no living one's that has just begun.
+fn is_workers(found: &DirEntry) -> bool {
+    let name = found.file_name();
+    let name = name.to_string_lossy();
+    let is_named =
+        |suffix| name.strip_suffix(suffix).is_some_and(|id: &str| id.parse::<InstanceId>().is_ok());
+    let Ok(about) = found.metadata() else { return false };
+    let age = || about.modified().ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
+    about.file_type().is_socket() && (is_named(SUFFIX) || is_named(BEGUN) && age() > BEGUN_AGE)
+}
+
+/// Returns the number of the user whose process this is.
+fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Checks that nobody else can put anything into a folder, as far as it is itself that says so.
 fn is_ours(folder: &Path) -> io::Result<()> {
     let found = std::fs::symlink_metadata(folder)?;
-    let is_own = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
+    let is_own = found.uid() == user() && found.mode() & 0o077 == 0;
     if found.is_dir() && is_own {
         return Ok(());
     }
@@ -93,25 +122,38 @@ fn is_ours(folder: &Path) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use cluster::request::Connector;
+
     use super::*;
+
+    const ADDRESS: &str = "127.0.0.1:1";
 
     #[tokio::test]
     async fn sockets_of_the_dead_go_and_those_of_the_living_stay() {
         let folder = tempfile::tempdir().unwrap();
         let sockets = Sockets::new(folder.path().join("a/b"));
         let [dead, living, new] = std::array::from_fn(|_| InstanceId::random());
-        assert_eq!(sockets.find(living), None, "there is no folder yet");
+        assert!(sockets.find(living, ADDRESS).is_none(), "there is no folder yet");
         let alive = sockets.listen(living).await.unwrap();
         // As a process leaves it that was killed.
-        drop(std::os::unix::net::UnixListener::bind(sockets.path(dead)).unwrap());
-        let other = sockets.0.join("notes.txt");
-        std::fs::write(&other, "kept").unwrap();
+        let leave = |name: String| {
+            let path = sockets.0.join(name);
+            drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            path
+        };
+        let dead = leave(format!("{dead}.sock"));
+        // Nobody's, no socket, and one that may take connections in a moment.
+        let kept = [leave("others.sock".into()), leave(format!("{}.begun", InstanceId::random()))];
+        let file = sockets.path(InstanceId::random());
+        std::fs::write(&file, "kept").unwrap();
         let own = sockets.listen(new).await.unwrap();
-        assert!(!sockets.path(dead).exists() && other.exists());
-        let found = sockets.find(living).unwrap();
-        let (accepted, connected) =
-            tokio::join!(alive.listener.accept(), UnixStream::connect(&found));
+        assert!(!dead.exists() && file.exists() && kept.iter().all(|path| path.exists()));
+        let found = sockets.find(living, ADDRESS).unwrap();
+        let (accepted, connected) = tokio::join!(alive.listener.accept(), found.connect());
         assert!(accepted.is_ok() && connected.is_ok());
+        let strangers = Local::new(sockets.path(living), user() + 1, ADDRESS);
+        let refused = strangers.connect().await.err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
         drop(own);
         assert!(!sockets.path(new).exists() && sockets.path(living).exists());
     }
@@ -122,15 +164,16 @@ mod tests {
         let sockets = Sockets::new(folder.path().join("own"));
         let id = InstanceId::random();
         drop(sockets.listen(id).await.unwrap());
-        assert!(sockets.find(id).is_some());
+        let is_found = |sockets: &Sockets| sockets.find(id, ADDRESS).is_some();
+        assert!(is_found(&sockets));
         std::fs::set_permissions(&sockets.0, PermissionsExt::from_mode(0o711)).unwrap();
         let error = sockets.listen(id).await.err().unwrap();
         assert!(error.to_string().contains("0700"), "{error}");
-        assert_eq!(sockets.find(id), None);
+        assert!(!is_found(&sockets));
         std::fs::set_permissions(&sockets.0, PermissionsExt::from_mode(0o700)).unwrap();
         // A link to a folder is none, wherever it leads.
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&sockets.0, &link).unwrap();
-        assert!(sockets.find(id).is_some() && Sockets::new(link).find(id).is_none());
+        assert!(is_found(&sockets) && !is_found(&Sockets::new(link)));
     }
 }
