@@ -14,30 +14,47 @@ from tritonclient.utils import InferenceServerException
 MODELS = ["--no-default-model", "--builtin", "simple=add_sub"]
 REQUESTS, CLIENTS = 10_000, 8
 ESTABLISHED = "01"
+CONNECTED = "03"
 
 
-def connections(address):
+def rows(table):
+    with open(f"/proc/net/{table}") as lines:
+        return [line.split() for line in list(lines)[1:]]
+
+
+def tcp_connections(address):
     """How many TCP connections to a port of this machine are open."""
     port = int(address.rsplit(":", 1)[1])
-    with open("/proc/net/tcp") as table:
-        rows = [line.split() for line in list(table)[1:]]
-    return sum(int(row[1].split(":")[1], 16) == port and row[3] == ESTABLISHED for row in rows)
+    return sum(int(row[1].split(":")[1], 16) == port and row[3] == ESTABLISHED for row in rows("tcp"))
+
+
+def socket_connections(folder):
+    """How many connections to the Unix sockets of a folder are open."""
+    return sum(row[5] == CONNECTED and row[-1].startswith(f"{folder}/") for row in rows("unix"))
 
 
 @contextlib.contextmanager
-def fleet(tmp_path):
-    discovery = f"file://{tmp_path}/fleet"
+def fleet(tmp_path, sockets=""):
+    discovery, where = f"file://{tmp_path}/fleet", ("--socket-dir", str(sockets))
     waits = ("--worker-wait-ms", "500")
-    with worker(discovery, models=MODELS) as hub, frontend(discovery, *waits) as front:
+    with worker(discovery, *where, models=MODELS) as hub, \
+            frontend(discovery, *where, *waits) as front:
         with client_of(front) as client:
             eventually("the worker is there", lambda: is_ready(client, "simple"))
             add(client)
         yield front, hub
 
 
-def test_ten_thousand_requests_use_the_connections_that_are_there(tmp_path):
-    with fleet(tmp_path) as (front, hub):
-        before = connections(hub.address)
+@pytest.mark.parametrize("way", ["tcp", "socket"])
+def test_ten_thousand_requests_use_the_connections_that_are_there(tmp_path, way):
+    sockets = tmp_path / "sockets" if way == "socket" else ""
+    with fleet(tmp_path, sockets) as (front, hub):
+        def connections():
+            found = tcp_connections(hub.address), socket_connections(tmp_path / "sockets")
+            assert found[way == "tcp"] == 0, found
+            return sum(found)
+
+        before = connections()
 
         def many(start):
             with client_of(front) as client:
@@ -48,13 +65,15 @@ def test_ten_thousand_requests_use_the_connections_that_are_there(tmp_path):
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(many, range(CLIENTS)))
         took = time.monotonic() - started
-        after = connections(hub.address)
-        print(f"{REQUESTS} requests in {took:.1f} s; connections: {before} before, {after} after")
+        after = connections()
+        print(f"{way}: {REQUESTS} requests in {took:.1f} s; connections: {before} before, {after} after")
         assert 1 <= before == after <= 2
 
 
-def test_a_worker_that_hangs_costs_a_request_its_deadline_and_no_more(tmp_path):
-    with fleet(tmp_path) as (front, hub), client_of(front) as client:
+@pytest.mark.parametrize("way", ["tcp", "socket"])
+def test_a_worker_that_hangs_costs_a_request_its_deadline_and_no_more(tmp_path, way):
+    sockets = tmp_path / "sockets" if way == "socket" else ""
+    with fleet(tmp_path, sockets) as (front, hub), client_of(front) as client:
         halt(hub.process)
         try:
             started = time.monotonic()
