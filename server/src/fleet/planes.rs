@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cluster::events::{Listen, NatsEvents, NatsPublisher, Publish, Source, Watch, event_subject};
@@ -17,7 +17,7 @@ use engine::{Error, Result, Tasks};
 use tokio::time::timeout;
 
 use super::config::{PLAIN, SECURE};
-use super::sockets::{Socket, Sockets};
+use super::sockets::{File, Socket, Sockets};
 use crate::args::{PlaneArgs, socket_dir};
 use crate::config::Invalid;
 use crate::security::LinkConnectors;
@@ -100,11 +100,14 @@ impl PlanesConfig {
     }
 }
 
-/// What is there of NATS.
+/// What is there of NATS and of Unix sockets.
+#[derive(Default)]
 pub(super) struct Planes {
     /// TLS towards workers over gRPC; none calls those that speak in the clear.
     tls: Option<LinkConnectors>,
     sockets: Option<Sockets>,
+    /// A worker's own socket.
+    file: Mutex<Option<File>>,
     requests: Option<Connection>,
     /// The connection of events, and a frontend's ear.
     events: Option<(Connection, NatsEvents)>,
@@ -126,7 +129,7 @@ impl Planes {
         }
         let sockets = config.sockets.as_deref().map(Sockets::new);
         let Some(nats) = &config.nats else {
-            return Ok(Self { tls, sockets, requests: None, events: None });
+            return Ok(Self { tls, sockets, ..Self::default() });
         };
         let opened = Connection::open(nats.clone()).await;
         let connection = opened.map_err(|error| format!("--nats: {}", error.message()))?;
@@ -136,7 +139,7 @@ impl Planes {
             (connection, heard)
         };
         let (requests, events) = (of(config.requests), of(config.events).map(ear));
-        Ok(Self { tls, sockets, requests, events })
+        Ok(Self { tls, sockets, requests, events, ..Self::default() })
     }
 
     /// Waits a moment for NATS, if requests go over it: a worker that is called before it is there
@@ -161,11 +164,11 @@ impl Planes {
         let mut addresses = Vec::new();
         if let Some(sockets) = self.sockets.as_ref().filter(|_| is_on_loopback(&instance.address)) {
             match sockets.listen(id).await {
-                Ok(socket) => {
+                Ok(Socket { listener, file }) => {
+                    *self.file() = Some(file);
                     addresses.push(format!("{SOCKET}{id}"));
                     let (server, owner) = (server.clone(), tasks.clone());
                     tasks.spawn("local worker", async move {
-                        let Socket { listener, file: _file } = socket;
                         server.serve_local(listener, &owner).await;
                     });
                 }
@@ -264,6 +267,15 @@ impl Planes {
         Some((heard, own(instance, EVENTS, event_subject(&instance.namespace))?))
     }
 
+    fn file(&self) -> MutexGuard<'_, Option<File>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a worker's socket away.
+    pub(super) fn close(&self) {
+        self.file().take();
+    }
+
     /// Waits until what was said over NATS has left, a moment at most.
     pub(super) async fn flush(&self) {
         let events = self.events.as_ref().map(|(connection, _)| connection);
@@ -337,7 +349,7 @@ pub(super) fn publish(publisher: &NatsPublisher, offers: &[super::cards::Offer])
 
 /// The planes of who only asks workers at known addresses what they are.
 pub(super) fn none() -> Arc<Planes> {
-    Arc::new(Planes { tls: None, sockets: None, requests: None, events: None })
+    Arc::default()
 }
 
 #[cfg(test)]
@@ -415,12 +427,8 @@ mod tests {
         assert_eq!(ways.socket, Some(instance.id));
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o700)).unwrap();
-        let planes = Planes {
-            tls: None,
-            sockets: Some(Sockets::new(folder.path())),
-            requests: None,
-            events: None,
-        };
+        let sockets = Some(Sockets::new(folder.path()));
+        let planes = Planes { sockets, ..Planes::default() };
         let found = |address: &str| planes.socket(address, &ways).is_some();
         assert!(found("grpc://127.0.0.1:1") && found("grpc://[::1]:1"));
         for elsewhere in ["grpc://10.0.0.1:1", "grpc://a:1", "grpcs://127.0.0.1:1"] {

@@ -284,6 +284,7 @@ impl Worker {
             () = shutdown::signalled() => false,
         };
         self.tasks.cancel();
+        self.planes.close();
         is_finished
     }
 }
