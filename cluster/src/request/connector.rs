@@ -8,6 +8,8 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::local::LocalStream;
+
 /// A stream of bytes in both directions.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
@@ -85,7 +87,7 @@ impl Connector for Local {
             let text = "the socket is another user's";
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
-        Ok(Box::new(stream))
+        Ok(Box::new(LocalStream::new(stream)?))
     }
 
     fn address(&self) -> &str {

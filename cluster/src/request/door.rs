@@ -4,9 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use super::connector::Acceptor;
+use super::local::LocalStream;
 
 /// Where frontends come in.
 pub(super) enum Door {
@@ -20,7 +21,7 @@ pub(super) enum Door {
 pub(super) enum Caller {
     Plain(TcpStream),
     Guarded(TcpStream, Arc<dyn Acceptor>),
-    Local(UnixStream),
+    Local(LocalStream),
 }
 
 impl Door {
@@ -28,7 +29,10 @@ impl Door {
     /// address.
     pub(super) async fn accept(&self) -> io::Result<(Caller, Option<SocketAddr>)> {
         match self {
-            Self::Local(listener) => Ok((Caller::Local(listener.accept().await?.0), None)),
+            Self::Local(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Caller::Local(LocalStream::new(stream)?), None))
+            }
             Self::Tcp(listener, acceptor) => {
                 let (stream, peer) = listener.accept().await?;
                 if let Err(error) = stream.set_nodelay(true) {

@@ -33,6 +33,7 @@ mod failure;
 mod keepalive;
 mod link;
 mod loads;
+mod local;
 mod outbox;
 mod peer;
 mod places;
