@@ -90,6 +90,11 @@ def mixed(TEXT, BITS):
     return {"UPPER": upper(TEXT), "BITS": BITS, "FLAGS": BITS > 0}
 
 
+@worker.tensor("spans", inputs=NUMBER[0], outputs={"OUT": ("BYTES", [1])})
+def spans(IN):
+    return np.array([stator.request().trace_parent.encode()], object)
+
+
 @worker.tokens("alphabet", **TEXT)
 async def alphabet(tokens):
     try:

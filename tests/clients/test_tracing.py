@@ -5,10 +5,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 
-from conftest import running
+from conftest import running, sdk_of
+from python_workers import FAULTY, python_worker, write_tokenizer
+from test_cluster import client_of, frontend, is_ready, worker
+from test_cluster import eventually as in_time
 from test_settings import MODELS, change, traced
 from test_stream import collect, repeat
 from wire import Client, array_input, eventually, text_request
@@ -212,3 +217,31 @@ def test_a_collector_that_is_away_harms_no_request():
         server.terminate()
         server.process.wait(timeout=10)
         assert server.process.returncode == 0
+
+
+def test_workers_are_told_the_callers_span(tmp_path):
+    discovery, parent = f"file://{tmp_path}/fleet", f"00-{TRACE}-{SPAN}-01"
+    with frontend(discovery) as front, client_of(front) as client, \
+            python_worker(FAULTY, discovery, write_tokenizer(tmp_path / "tokenizer")):
+        in_time("it is served", lambda: is_ready(client, "spans"))
+        number = triton.InferInput("IN", [1], "INT32")
+        number.set_data_from_numpy(np.zeros(1, np.int32))
+        told = client.infer("spans", [number], headers={"traceparent": parent})
+        assert told.as_numpy("OUT")[0] == parent.encode()
+        assert client.infer("spans", [number]).as_numpy("OUT")[0] == b""
+        body = {"inputs": [{"name": "IN", "datatype": "INT32", "shape": [1], "data": [0]}]}
+        posted = httpx.post(f"http://{front.http}/v2/models/spans/infer", json=body,
+                            headers={"traceparent": parent})
+        assert posted.json()["outputs"][0]["data"] == [parent]
+
+
+def test_another_server_behind_a_worker_is_told_the_callers_span(tmp_path):
+    discovery, parent = f"file://{tmp_path}/fleet", f"00-{TRACE}-{SPAN}-01"
+    engine = ["--no-default-model", "--builtin", "words=mock", "--log-level", "info,server=debug"]
+    with running(*engine) as server, frontend(discovery) as front, client_of(front) as client, \
+            worker(discovery, "--upstream", f"http://{server.http}/v1", models=[]), \
+            sdk_of(front) as sdk:
+        in_time("it is served", lambda: is_ready(client, "words"))
+        sdk.chat.completions.create(model="words", max_tokens=1, extra_headers={"traceparent": parent},
+                                    messages=[{"role": "user", "content": "x"}])
+        in_time("it is told", lambda: any(parent in line for line in server.log))

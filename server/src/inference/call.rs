@@ -28,7 +28,7 @@ pub(crate) struct Asked {
     /// Parameters that the client sent as headers; the request's own come first.
     pub forwarded: Parameters,
     /// The `traceparent` header, the caller's span.
-    pub parent: Option<String>,
+    pub parent: Option<Arc<str>>,
     /// The client takes exactly one response.
     pub is_unary: bool,
 }
@@ -42,8 +42,6 @@ pub(crate) struct Call {
     pub wants_empty_final: bool,
     /// What the client wants done with the outputs.
     pub outputs: Outputs,
-    /// The caller's span.
-    pub parent: Option<String>,
     request: InferRequest,
     context: Context,
 }
@@ -85,10 +83,11 @@ impl Call {
                 let context = Context::new(id.as_str())
                     .with_deadline(deadline)
                     .with_priority(options.priority)
+                    .with_trace_parent(parent)
                     .with_meter(grant.meter());
                 let batch = batch_size(&model, &request);
                 let wants_empty_final = options.wants_empty_final;
-                Ok(Self { model, id, batch, wants_empty_final, outputs, parent, request, context })
+                Ok(Self { model, id, batch, wants_empty_final, outputs, request, context })
             }
             Err(error) => {
                 let error = with_id(&id, error);
@@ -115,9 +114,9 @@ impl Call {
         &self.request.inputs
     }
 
-    /// Returns when the client stops waiting.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.context.deadline()
+    /// Returns what travels with the request.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
     }
 
     /// Returns what `start` takes.

@@ -11,6 +11,8 @@ pub(crate) use observation::Observation;
 pub(crate) use outputs::Outputs;
 pub(crate) use unary::unary;
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -27,6 +29,6 @@ pub(crate) fn heavy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
 }
 
 /// Returns the caller's span, which the header `traceparent` names.
-pub(crate) fn parent(headers: &HeaderMap) -> Option<String> {
-    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
+pub(crate) fn parent(headers: &HeaderMap) -> Option<Arc<str>> {
+    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(Arc::from)
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Error, ErrorKind};
+use engine::{Context, Error, ErrorKind};
 use openai_bridge::TextOutput;
 use tensor::Tensor;
 use tonic::Code;
@@ -60,9 +60,8 @@ impl Observation {
 
     /// Says what was accepted, once its inputs are decoded and checked.
     pub(crate) fn accepted(&mut self, call: &Call) {
-        self.deadline = call.deadline();
-        let parent = call.parent.as_deref();
-        self.begin_work(call.model.clone(), call.batch, &call.id, parent);
+        self.deadline = call.context().deadline();
+        self.begin_work(call.model.clone(), call.batch, call.context());
         if let Some(trace) = &mut self.trace {
             trace.show("TENSOR_QUEUE_INPUT", call.inputs());
         }
@@ -70,13 +69,8 @@ impl Observation {
 
     /// Says what was accepted: so many batch elements for a model, under the client's id and
     /// span.
-    pub(crate) fn begin_work(
-        &mut self,
-        model: Arc<Model>,
-        batch: u64,
-        id: &str,
-        parent: Option<&str>,
-    ) {
+    pub(crate) fn begin_work(&mut self, model: Arc<Model>, batch: u64, context: &Context) {
+        let (id, parent) = (context.id(), context.trace_parent());
         self.input = self.started.elapsed();
         self.batch = batch;
         if tracing::enabled!(tracing::Level::DEBUG) {

@@ -56,7 +56,7 @@ pub(crate) struct StreamOptions {
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
     /// The caller's span.
-    pub parent: Option<String>,
+    pub parent: Option<Arc<str>>,
     /// Parameters that came as headers.
     pub forwarded: Parameters,
     /// The first execution error ends the stream with its status (`triton_grpc_error`).

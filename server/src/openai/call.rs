@@ -6,7 +6,6 @@ use axum::extract::Request;
 use axum::response::Response;
 use engine::{Context, Error, OutputStream, Result};
 use futures_util::StreamExt;
-use http::HeaderMap;
 use openai_bridge::api::{Asked, Body, Fold, Form, Stamp};
 use openai_bridge::{Completion, TextBridge};
 use serde_json::Value as Json;
@@ -14,7 +13,7 @@ use serde_json::Value as Json;
 use super::answer::{failure, fine};
 use super::store::Keep;
 use super::{OpenAi, RequestId, responses, sse, stamp};
-use crate::inference::{self, Observation, heavy};
+use crate::inference::{Observation, heavy, parent};
 use crate::models::{Model, TextModel};
 use crate::rest::receive::{Received, receive};
 use crate::security::Grant;
@@ -43,7 +42,6 @@ struct Prepared {
     text: TextModel,
     asked: Asked,
     context: Context,
-    parent: Option<String>,
 }
 
 /// Answers a call for text.
@@ -67,9 +65,9 @@ async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
             return Err(error);
         }
     };
-    let Prepared { model, text, asked, context, parent } = prepared;
+    let Prepared { model, text, asked, context } = prepared;
     let batch = asked.completion.prompts() as u64;
-    observation.begin_work(model, batch, context.id(), parent.as_deref());
+    observation.begin_work(model, batch, &context);
     let Asked { completion, form, is_streaming } = asked;
     let stream = match text.engine.call(completion, context).await {
         Ok(stream) => stream,
@@ -116,12 +114,11 @@ fn prepare(
     let stamp = stamp(body.get("model").and_then(Json::as_str).unwrap_or_default());
     let asked = (kind.read)(&text.texts.bridge, body, stamp);
     let asked = asked.map_err(|error| (Some(model.clone()), error))?;
-    let context = Context::new(id).with_priority(priority).with_meter(grant.meter());
-    Ok(Prepared { model, text, asked, context, parent: parent(&received.headers) })
-}
-
-fn parent(headers: &HeaderMap) -> Option<String> {
-    inference::parent(headers)
+    let context = Context::new(id)
+        .with_priority(priority)
+        .with_trace_parent(parent(&received.headers))
+        .with_meter(grant.meter());
+    Ok(Prepared { model, text, asked, context })
 }
 
 /// Reads a body, which has to be a JSON object.

@@ -109,8 +109,9 @@ async fn start(door: &OpenAi, kind: Kind, request: Request) -> Result<Running> {
         }
     };
     let parent = parent(&received.headers);
-    observation.begin_work(model.clone(), orders.len() as u64, &id, parent.as_deref());
-    let context = Context::new(id).with_meter(received.grant.meter());
+    let meter = received.grant.meter();
+    let context = Context::new(id).with_trace_parent(parent).with_meter(meter);
+    observation.begin_work(model.clone(), orders.len() as u64, &context);
     let mut streams = Vec::with_capacity(orders.len());
     for order in orders {
         match model.engine.call(order, context.clone()).await {

@@ -90,8 +90,9 @@ where
         }
     };
     let parent = parent(&received.headers);
-    let context = Context::new(id.as_str()).with_meter(received.grant.meter());
-    observation.begin_work(model, 1, &id, parent.as_deref());
+    let meter = received.grant.meter();
+    let context = Context::new(id).with_trace_parent(parent).with_meter(meter);
+    observation.begin_work(model, 1, &context);
     let result: std::result::Result<Json, Error> = work(text, body, context).await;
     observation.end(result.as_ref().map(|_| ()));
     result.map(|value| fine(&value))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::{Error, ErrorKind, Result};
+use engine::{Context, Error, ErrorKind, Result};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
@@ -89,18 +89,30 @@ impl Client {
     ///
     /// Errors: UNAVAILABLE if the server cannot be reached; what it says itself.
     pub(super) async fn get(&self, path: &str) -> Result<Json> {
-        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        let response = self.send(Method::GET, path, Bytes::new(), None).await?;
         json(&whole(response.into_body()).await?)
     }
 
-    /// Sends JSON and returns what comes back, once the server has accepted it.
+    /// Sends JSON and returns what comes back, once the server has accepted it. It is told the
+    /// caller's span.
     ///
     /// Errors: as [`get`](Self::get).
-    pub(super) async fn post(&self, path: &str, body: Bytes) -> Result<Response<Incoming>> {
-        self.send(Method::POST, path, body).await
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        body: Bytes,
+        context: &Context,
+    ) -> Result<Response<Incoming>> {
+        self.send(Method::POST, path, body, context.trace_parent()).await
     }
 
-    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        trace_parent: Option<&str>,
+    ) -> Result<Response<Incoming>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = format!("{}{path}", self.base)
@@ -108,6 +120,10 @@ impl Client {
             .map_err(|error| Error::internal("the server's address is none").with_source(error))?;
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("*/*"));
+        // What cannot be a header came from no door.
+        if let Some(parent) = trace_parent.and_then(|parent| HeaderValue::from_str(parent).ok()) {
+            request.headers_mut().insert("traceparent", parent);
+        }
         let sent = timeout(SILENCE, self.http.request(request)).await;
         let sent = sent.map_err(|_| silent())?;
         let response = sent.map_err(|error| match error.is_connect() {

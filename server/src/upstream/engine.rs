@@ -67,7 +67,7 @@ impl Engine<TextRequest> for Remote {
     async fn call(
         &self,
         request: TextRequest,
-        _context: Context,
+        context: Context,
     ) -> Result<OutputStream<TextRequest>> {
         let place = self.enter();
         let path = match request.form {
@@ -75,7 +75,8 @@ impl Engine<TextRequest> for Remote {
             TextForm::Completion => "/completions",
         };
         let body = addressed(&self.model, &request.body)?;
-        let response = self.client.post(path, body).await.map_err(|error| self.minded(error))?;
+        let response = self.client.post(path, body, &context).await;
+        let response = response.map_err(|error| self.minded(error))?;
         let kind = response.headers().get(CONTENT_TYPE);
         let is_stream = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let mut answer = UpstreamAnswer::new(request.form);
@@ -199,12 +200,12 @@ impl Engine<EmbedTextRequest> for Remote {
     async fn call(
         &self,
         request: EmbedTextRequest,
-        _context: Context,
+        context: Context,
     ) -> Result<OutputStream<EmbedTextRequest>> {
         let _place = self.enter();
         let body =
             json!({"model": &*self.model, "input": request.text, "encoding_format": "float"});
-        let response = self.client.post("/embeddings", body.to_string().into()).await;
+        let response = self.client.post("/embeddings", body.to_string().into(), &context).await;
         let response = response.map_err(|error| self.minded(error))?;
         let answer = client::json(&client::whole(response.into_body()).await?)?;
         let values = answer["data"][0]["embedding"].as_array();
