@@ -352,6 +352,26 @@ def test_an_encoder_makes_the_same_vectors(tmp_path):
         assert [one.embedding for one in answers[0]] == [one.embedding for one in answers[1]]
 
 
+def test_a_worker_that_is_asked_by_a_call_finishes_and_ends(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery) as front, worker(discovery) as first, client_of(front) as client:
+        eventually("the model is ready", lambda: is_ready(client, "slow"))
+        with sdk_of(front) as sdk, grpc.insecure_channel(first.address) as channel:
+            chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=400, stream=True,
+                                            stream_options={"include_usage": True})
+            next(chunks)
+            with worker(discovery):
+                eventually("there is another one", lambda: joined(front) == 2)
+                assert channel.unary_unary("/stator.worker.v1.Worker/Drain")(b"", timeout=10)
+                eventually("it left", lambda: joined(front, "worker left") == 1)
+                add(client)
+                # The first signal is only one more wish for what happens already.
+                first.terminate()
+                assert [chunk.usage for chunk in chunks][-1].completion_tokens == 400
+                assert first.process.wait(10) == 0, "".join(first.log[-20:])
+    assert not any("cut off" in line for line in first.log)
+
+
 def test_a_second_signal_ends_a_worker_at_once(tmp_path):
     discovery = f"file://{tmp_path}"
     with frontend(discovery, "--worker-wait-ms", "200") as front, \

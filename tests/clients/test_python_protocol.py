@@ -256,12 +256,11 @@ def test_load_is_told_and_draining_refuses_finishes_and_says_so(tmp_path):
             list(caller.call("Infer", numbers("sleeps", 1)))
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
         assert [one for one in news][-1].HasField("draining")
-        assert len(list(open_call)) == 1
         assert caller.call("Describe", wire.worker.DescribeRequest()).is_draining
-        records = lambda: (tmp_path / "fleet").rglob("*.json")  # noqa: E731
-        eventually("it is registered so", lambda: any(
-            json.loads(file.read_text())["is_draining"] for file in records()))
+        eventually("it unregisters", lambda: not list((tmp_path / "fleet").rglob("*.json")))
+        # The first signal is only one more wish for what happens already.
         process.terminate()
+        assert len(list(open_call)) == 1
         assert process.process.wait(10) == 0
         assert not list((tmp_path / "fleet").iterdir())
 

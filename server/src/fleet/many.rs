@@ -78,9 +78,9 @@ pub(super) async fn many(config: WorkerConfig) -> Result<(), ServeError> {
     tracing::info!("shutting down: calls under way may finish");
     following.cancel();
     following.wait(Duration::from_secs(1)).await;
-    let ends = leases
-        .into_iter()
-        .map(|(worker, lease)| async move { worker.shut_down(Arc::into_inner(lease)).await });
+    let ends = leases.into_iter().map(|(worker, lease)| async move {
+        worker.shut_down(Arc::into_inner(lease), shutdown::signalled()).await
+    });
     let are_finished = join_all(ends).await.into_iter().all(|is_finished| is_finished);
     tasks.cancel();
     match are_finished {

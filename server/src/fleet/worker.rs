@@ -3,6 +3,7 @@
 //! It registers when its models are loaded, and follows them: what is loaded anew or fails is told.
 //! Its end is in order: unregistered first, then no new calls, then the open ones finish.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
@@ -64,7 +65,7 @@ pub(super) struct Worker {
     tasks: Tasks,
 }
 
-/// Computes models until a signal comes.
+/// Computes models until a signal comes, or somebody asks for an end by `Drain`.
 pub async fn work(config: WorkerConfig) -> Result<(), ServeError> {
     if config.instances > 1 {
         return many(config).await;
@@ -76,7 +77,7 @@ pub async fn work(config: WorkerConfig) -> Result<(), ServeError> {
         started = worker.start(&*discovery) => Some(started?),
         () = signalled.as_mut() => None,
     };
-    let mut held = None;
+    let (mut held, mut is_asked) = (None, false);
     if let Some((instance, lease)) = started {
         tracing::info!(
             worker = %worker.address,
@@ -88,12 +89,20 @@ pub async fn work(config: WorkerConfig) -> Result<(), ServeError> {
         );
         tokio::select! {
             () = worker.follow(instance, &lease) => {}
-            () = signalled => {}
+            () = signalled.as_mut() => {}
+            () = worker.asked_to_drain() => is_asked = true,
         }
         held = Some(lease);
     }
     tracing::info!("shutting down: calls under way may finish");
-    match worker.shut_down(held).await {
+    let cut_off = async {
+        if is_asked {
+            // The first signal is only one more wish for what happens already.
+            signalled.await;
+        }
+        shutdown::signalled().await;
+    };
+    match worker.shut_down(held, cut_off).await {
         true => tracing::info!("shut down"),
         false => tracing::warn!("shut down; calls that took too long were cut off"),
     }
@@ -264,8 +273,20 @@ impl Worker {
         }
     }
 
-    /// Ends in order; returns whether all calls came to their end.
-    pub(super) async fn shut_down(&self, lease: Option<Lease>) -> bool {
+    /// Waits until somebody asks for an end by `Drain`.
+    async fn asked_to_drain(&self) {
+        if self.server.draining().wait_for(|is_draining| *is_draining).await.is_err() {
+            pending::<()>().await;
+        }
+    }
+
+    /// Ends in order, or at once when `cut_off` says so; returns whether all calls came to their
+    /// end.
+    pub(super) async fn shut_down(
+        &self,
+        lease: Option<Lease>,
+        cut_off: impl Future<Output = ()>,
+    ) -> bool {
         self.following.cancel();
         let end = async {
             if let Some(lease) = lease {
@@ -281,7 +302,7 @@ impl Worker {
         };
         let is_finished = tokio::select! {
             is_finished = end => is_finished,
-            () = shutdown::signalled() => false,
+            () = cut_off => false,
         };
         self.tasks.cancel();
         self.planes.close();

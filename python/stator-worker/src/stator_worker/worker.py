@@ -158,7 +158,7 @@ class Worker:
                 log.warning("the store is not there yet: frontends see the worker when it is")
             log.info("ready: instance %s at %s serves %s", self._id, address,
                      ", ".join(self._models))
-            await stop.wait()
+            await _first(stop, self._service.draining)
             log.info("shutting down: calls under way may finish")
             await registration.end()
             registration = None
@@ -207,6 +207,16 @@ def _grace(variables):
     if not text.isdecimal():
         raise ValueError(f"STATOR_SHUTDOWN_GRACE_MS: expected milliseconds, got `{text}`")
     return int(text) / 1000
+
+
+async def _first(*events):
+    """Waits until one of some events is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def _warn_of_ignored(variables):
