@@ -47,12 +47,23 @@ pub struct DiscoveryArgs {
     pub kubernetes_pod: Option<String>,
 }
 
+/// By what names workers offer their models.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Fleet")]
+pub struct AliasArgs {
+    /// Another name by which frontends serve a model; may be repeated
+    #[arg(long, value_name = "ALIAS=MODEL", env = "STATOR_ALIAS", value_delimiter = ',')]
+    pub alias: Vec<String>,
+}
+
 /// The flags of `stator worker`.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct WorkerArgs {
     #[command(flatten)]
     pub models: ModelArgs,
+    #[command(flatten)]
+    pub aliases: AliasArgs,
     #[command(flatten)]
     pub discovery: DiscoveryArgs,
     #[command(flatten)]

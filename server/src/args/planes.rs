@@ -32,6 +32,14 @@ pub struct PlaneArgs {
     #[arg(long, value_name = "PLANE", value_enum, default_value_t = Plane::Grpc)]
     #[arg(env = "STATOR_EVENT_PLANE")]
     pub event_plane: Plane,
+    #[command(flatten)]
+    pub sockets: SocketArgs,
+}
+
+/// How frontends and workers of one machine talk to each other.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Fleet")]
+pub struct SocketArgs {
     /// Folder of the Unix sockets by which frontends call workers on 127.0.0.1 that are the same
     /// user's, in place of TCP; only its owner may open it; empty: TCP [default: stator in
     /// XDG_RUNTIME_DIR, or else stator-UID in the folder of temporary files]

@@ -7,8 +7,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args};
 
 use super::{
-    AFTER_HELP, BusyArgs, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs, OpenAiArgs,
-    ProcessArgs, RouteArgs, SecurityArgs, SharedMemoryArgs, TraceArgs,
+    AFTER_HELP, AliasArgs, BusyArgs, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs,
+    OpenAiArgs, ProcessArgs, RouteArgs, SecurityArgs, SharedMemoryArgs, SocketArgs, TraceArgs,
 };
 
 /// The flags of `stator up`: its own, those of workers and those of frontends.
@@ -17,6 +17,8 @@ use super::{
 pub struct UpArgs {
     #[command(flatten)]
     pub models: ModelArgs,
+    #[command(flatten)]
+    pub aliases: AliasArgs,
     /// Worker processes; they share the compute threads if --threads does not say [default: 2, or
     /// none beside those of the two flags below]
     #[arg(long, value_name = "N", env = "STATOR_WORKERS")]
@@ -34,6 +36,8 @@ pub struct UpArgs {
     /// overwritten [default: a folder of the user's state, stator/logs]
     #[arg(long, value_name = "DIR", env = "STATOR_LOG_DIR", help_heading = "Fleet")]
     pub log_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub sockets: SocketArgs,
     #[command(flatten)]
     pub route: RouteArgs,
     #[command(flatten)]

@@ -20,9 +20,7 @@ use crate::config::EngineConfig;
 use crate::fleet::Tables;
 use crate::metrics::{Metrics, ModelLabels, Totals};
 use crate::models::{Core, Model, Origin, ReadHealth, ReadLoad, TextModel};
-use crate::pipeline::{
-    Adapt, Admit, Deadline, EachLoad, Limits, Observe, Thresholds, TokenMetrics,
-};
+use crate::pipeline::{Adapt, Admit, Deadline, EachLoad, Observe, Thresholds, TokenMetrics};
 use crate::repository::Definition;
 use crate::source::Place;
 use crate::text::{Below, NoGeneration, TensorText, TextEngine};
@@ -81,8 +79,7 @@ impl Backends {
             bridge: base.bridge.clone(),
             generate: Some(engine.clone()),
             embed: engine,
-            each_load: Arc::new(move |visit| visit(load.load())),
-            limits: self.limits,
+            thresholds: self.thresholds(move || load.load()),
             health: Arc::new(move || health.is_healthy()),
         };
         let mut model = on_tokens(engines, &self.metrics, name, declared);
@@ -186,8 +183,7 @@ impl Backends {
             bridge,
             generate: None,
             embed: engine,
-            each_load: Arc::new(move |visit| visit(load.load())),
-            limits: self.limits,
+            thresholds: self.thresholds(move || load.load()),
             health: Arc::new(move || health.is_healthy()),
         };
         let tables = self.texts.tables(&card, &vocabulary);
@@ -205,6 +201,11 @@ impl Backends {
             "encoder loaded"
         );
         Ok(model)
+    }
+
+    /// Returns when a model with one engine is busy.
+    fn thresholds(&self, load: impl Fn() -> WorkerLoad + Send + Sync + 'static) -> Arc<Thresholds> {
+        Arc::new(Thresholds::new(self.limits, Arc::new(move |visit| visit(load()))))
     }
 }
 
@@ -226,9 +227,8 @@ pub(crate) struct Engines {
     /// None: the model makes vectors and no texts.
     pub generate: Option<Arc<dyn Engine<GenerateRequest>>>,
     pub embed: Arc<dyn Engine<EmbedRequest>>,
-    pub each_load: EachLoad,
-    /// When it counts as busy, until that is changed.
-    pub limits: Limits,
+    /// When it is busy, which all of its names share.
+    pub thresholds: Arc<Thresholds>,
     pub health: ReadHealth,
 }
 
@@ -239,10 +239,9 @@ pub(crate) fn on_tokens(
     name: &str,
     declared: &wire::ModelConfig,
 ) -> Model {
-    let Engines { bridge, generate, embed, each_load, limits, health } = engines;
+    let Engines { bridge, generate, embed, thresholds, health } = engines;
     let core = Core { generate: generate.clone(), embed: Some(embed.clone()), ..Core::default() };
-    let load = sum(&each_load);
-    let thresholds = Arc::new(Thresholds::new(limits, each_load));
+    let load = sum(thresholds.each_load());
     let generate: Arc<dyn Engine<GenerateRequest>> = match generate {
         None => Arc::new(NoGeneration(bridge.clone())),
         Some(engine) => {
@@ -262,8 +261,8 @@ pub(crate) struct TextEngines {
     pub bridge: Arc<TextBridge>,
     pub generate: Arc<dyn Engine<TextRequest>>,
     pub embed: Arc<dyn Engine<EmbedTextRequest>>,
-    pub each_load: EachLoad,
-    pub limits: Limits,
+    /// When it is busy, by limits [of texts](crate::pipeline::Limits::of_texts).
+    pub thresholds: Arc<Thresholds>,
     pub health: ReadHealth,
 }
 
@@ -277,20 +276,17 @@ fn sum(each_load: &EachLoad) -> ReadLoad {
     })
 }
 
-/// Stacks a text model on engines that take texts. Their tokens and KV blocks are not known, so no
-/// limit of these holds.
+/// Stacks a text model on engines that take texts.
 pub(crate) fn on_texts(
     engines: TextEngines,
     metrics: &Metrics,
     name: &str,
     declared: &wire::ModelConfig,
 ) -> Model {
-    let TextEngines { bridge, generate, embed, each_load, limits, health } = engines;
+    let TextEngines { bridge, generate, embed, thresholds, health } = engines;
     let core =
         Core { text: Some(generate.clone()), embed_text: Some(embed.clone()), ..Core::default() };
-    let load = sum(&each_load);
-    let limits = Limits { waiting_requests: limits.waiting_requests, ..Limits::default() };
-    let thresholds = Arc::new(Thresholds::new(limits, each_load));
+    let load = sum(thresholds.each_load());
     let generate = Arc::new(Observe { engine: generate, metrics: token_metrics(metrics, name) });
     let below = Below::Texts { generate, embed };
     let texts = TextEngine::new(bridge, below, thresholds.clone());

@@ -17,10 +17,15 @@ pub(super) const LABELS: &str = "labels";
 /// The artifact that has the number of an adapter.
 const ADAPTER: &str = "adapter";
 
-/// The formats of a worker's texts and its part in them, as its command line names them.
+/// The other names of models.
+pub(crate) type Aliases = BTreeMap<String, Vec<String>>;
+
+/// What a worker's command line says of its models: its part of the texts, their formats, and other
+/// names.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Formats {
     pub role: Role,
+    pub aliases: Aliases,
     pub tool_calls: Option<String>,
     pub reasoning: Option<String>,
 }
@@ -105,6 +110,7 @@ fn card(model: &Model, core: &Core, formats: &Formats) -> Card {
         // Others do all of their work.
         card.role = formats.role;
     }
+    card.aliases = formats.aliases.get(&*model.name).cloned().unwrap_or_default();
     card.tensor_config = Some(model.declared.encode_to_vec());
     if let Some(text) = model.text.as_ref().filter(|_| input == Input::Text) {
         card.context_length = text.texts.bridge.context_length();

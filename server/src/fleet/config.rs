@@ -1,12 +1,14 @@
 //! How workers and frontends find and choose one another.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use cluster::card::Role;
+use cluster::card::{Card, Input, Kind, Role};
 use cluster::discovery::Query;
 use cluster::instance::Namespace;
 
+use super::cards::Aliases;
 use super::planes::PlanesConfig;
 use super::store::Store;
 use crate::args::{FrontendArgs, WorkerArgs};
@@ -98,6 +100,8 @@ pub struct FleetConfig {
 pub struct WorkerConfig {
     /// What it computes.
     pub models: ModelsConfig,
+    /// Other names of what it computes.
+    pub(crate) aliases: Aliases,
     /// How many workers this process is, each with its own address and engines.
     pub instances: u32,
     /// A server whose models it offers.
@@ -245,6 +249,7 @@ impl WorkerConfig {
             peers_tls,
             tls: shown.map(|shown| LinkConfig { shown: Some(shown), authorities }),
             models,
+            aliases: aliases(&args.aliases.alias)?,
             instances: args.mock.mock_workers,
             upstream,
             address,
@@ -260,6 +265,28 @@ impl WorkerConfig {
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
         })
     }
+}
+
+/// Reads other names of models, ALIAS=MODEL each.
+fn aliases(given: &[String]) -> Result<Aliases, Invalid> {
+    let (mut aliases, mut seen) = (Aliases::new(), BTreeSet::new());
+    for text in given {
+        let wrong = || Invalid(format!("--alias: expected ALIAS=MODEL, got `{text}`"));
+        let (alias, model) = text.split_once('=').ok_or_else(wrong)?;
+        if alias.is_empty() || model.is_empty() || alias == model {
+            return Err(wrong());
+        }
+        if !seen.insert(alias) {
+            return Err(Invalid(format!("--alias: `{alias}` is given twice")));
+        }
+        aliases.entry(model.to_owned()).or_default().push(alias.to_owned());
+    }
+    for (model, aliases) in &aliases {
+        let mut card = Card::new(model, Kind::Text, Input::Text);
+        card.aliases.clone_from(aliases);
+        card.check().map_err(|error| Invalid(format!("--alias: {}", error.message())))?;
+    }
+    Ok(aliases)
 }
 
 fn namespace(text: &str) -> Result<Namespace, Invalid> {

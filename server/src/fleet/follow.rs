@@ -48,6 +48,8 @@ pub(crate) struct Fleet {
     planes: Arc<Planes>,
     models: Arc<Models>,
     known: BTreeMap<String, Known>,
+    /// Whose workers still have a name that another model takes over, until that one is made.
+    leaving: BTreeMap<String, Arc<Pool>>,
     /// When models that were here counted as busy, for when they come back.
     limits: BTreeMap<String, Limits>,
     tasks: Tasks,
@@ -97,6 +99,7 @@ impl Fleet {
             planes,
             models: models.clone(),
             known: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             limits: BTreeMap::new(),
             tasks: tasks.clone(),
         })
@@ -158,16 +161,18 @@ impl Fleet {
                 known.until = None;
                 continue;
             }
-            known.pool.set(Vec::new(), &self.tasks);
-            let until = *known.until.get_or_insert(now + wait);
             let is_taken = known.names.iter().any(|name| snapshot.model(name).is_some());
+            if !is_taken {
+                known.pool.set(Vec::new(), &self.tasks);
+            }
+            let until = *known.until.get_or_insert(now + wait);
             if is_taken || until <= now {
                 over.push(name.clone());
             }
         }
         for name in over {
             if let Some(known) = self.known.remove(&name) {
-                known.names.iter().for_each(|name| self.forget(name));
+                self.forget(&known, snapshot);
             }
         }
     }
@@ -176,18 +181,16 @@ impl Fleet {
     fn place(&mut self, name: &str, model: &Registered, snapshot: &Snapshot) -> Option<Order> {
         let workers = self.workers(model);
         let remotes = workers.iter().map(|place| place.worker.clone()).collect();
-        if let Some(known) = self.known.get(name).filter(|known| known.checksum == model.checksum) {
-            known.pool.set(workers, &self.tasks);
+        let names = names(name, model, snapshot);
+        let same = self.known.get(name).filter(|known| known.checksum == model.checksum);
+        let pool = match same {
+            Some(known) => known.pool.clone(),
+            None => self.pool(name),
+        };
+        pool.set(workers, &self.tasks);
+        if same.is_some_and(|known| known.names == names) {
             return None;
         }
-        let canary = self.maker.canary(name);
-        let ear = Ear::new(name, self.planes.clone(), &self.maker.metrics, &self.tasks);
-        let pool = Pool::new(name, self.membership.clone(), &self.models, (canary, ear));
-        pool.set(workers, &self.tasks);
-        let aliases = model.card.aliases.iter();
-        let aliases =
-            aliases.filter(|alias| snapshot.aliases.get(*alias).is_some_and(|of| of == name));
-        let names: Vec<String> = std::iter::once(name.to_owned()).chain(aliases.cloned()).collect();
         let is_base = |(_, other): &(&String, &Registered)| {
             let has = |member: &cluster::membership::Member| {
                 member.card.adapters.iter().any(|adapter| adapter == name)
@@ -205,24 +208,59 @@ impl Fleet {
             complaints: Complaints::default(),
         };
         if let Some(before) = self.known.insert(name.to_owned(), known) {
-            let is_gone = |name: &&String| !names.contains(*name);
-            before.names.iter().filter(is_gone).for_each(|name| self.forget(name));
-            // Who still calls the old model is not to wait for workers that never come.
-            before.pool.set(Vec::new(), &self.tasks);
+            self.forget(&before, snapshot);
         }
         let card = model.card.clone();
         Some(Order { card, checksum, pool, workers: remotes, names, parent })
     }
 
-    fn forget(&mut self, name: &str) {
-        if let Some(limits) = self.limits_of(name) {
-            self.limits.insert(name.to_owned(), limits);
-            if self.limits.len() > MAX_REMEMBERED {
-                self.limits.pop_first();
+    /// Makes a pool for the workers of a model.
+    fn pool(&self, name: &str) -> Arc<Pool> {
+        let canary = self.maker.canary(name);
+        let ear = Ear::new(name, self.planes.clone(), &self.maker.metrics, &self.tasks);
+        Pool::new(name, self.membership.clone(), &self.models, (canary, ear))
+    }
+
+    /// Takes the names of a model away. One that another model takes over is the old one's until
+    /// that is made.
+    fn forget(&mut self, old: &Known, snapshot: &Snapshot) {
+        for name in &old.names {
+            let is_still_ours =
+                |known: &Known| Arc::ptr_eq(&known.pool, &old.pool) && known.names.contains(name);
+            if self.known.values().any(is_still_ours) {
+                continue;
             }
+            if snapshot.model(name).is_some() {
+                self.leaving.entry(name.clone()).or_insert_with(|| old.pool.clone());
+                continue;
+            }
+            self.leave(name);
+            if let Some(limits) = self.limits_of(name) {
+                self.limits.insert(name.to_owned(), limits);
+                if self.limits.len() > MAX_REMEMBERED {
+                    self.limits.pop_first();
+                }
+            }
+            self.models.forget(name);
+            self.maker.metrics.set_load(&ModelLabels { model: name.as_str().into() }, None);
         }
-        self.models.forget(name);
-        self.maker.metrics.set_load(&ModelLabels { model: name.into() }, None);
+        self.end(&old.pool);
+    }
+
+    /// Notes that nothing is served by a name's old model any more.
+    fn leave(&mut self, name: &str) {
+        if let Some(pool) = self.leaving.remove(name) {
+            self.end(&pool);
+        }
+    }
+
+    /// Empties a pool that no name leads to: who still calls its model is not to wait for workers
+    /// that never come.
+    fn end(&self, pool: &Arc<Pool>) {
+        let known = self.known.values().map(|known| &known.pool);
+        if !known.chain(self.leaving.values()).any(|other| Arc::ptr_eq(other, pool)) {
+            pool.set(Vec::new(), &self.tasks);
+        }
     }
 
     /// Returns when a model counts as busy, as far as it is here.
@@ -279,20 +317,22 @@ impl Fleet {
     fn take(&mut self, (order, made): Made) -> Option<Order> {
         let name = &order.card.name;
         let known = self.known.get(name)?;
-        if !Arc::ptr_eq(&known.pool, &order.pool) {
+        if !Arc::ptr_eq(&known.pool, &order.pool) || known.names != order.names {
             return None;
         }
         match made {
             Ok(models) => {
                 known.complaints.forget(name);
+                // What was changed while it ran stays changed, under all of its names.
+                let before = self.limits_of(name).or_else(|| self.limits.remove(name));
+                let text = models.first().and_then(|model| model.text.as_ref());
+                if let (Some(text), Some(before)) = (text, before) {
+                    text.thresholds.set(before);
+                }
                 for model in models {
                     let name = model.name.clone();
-                    // What was changed while it ran stays changed.
-                    let before = self.limits_of(&name).or_else(|| self.limits.remove(&*name));
-                    if let (Some(text), Some(before)) = (&model.text, before) {
-                        text.thresholds.set(before);
-                    }
                     self.models.replace(&name, vec![(VERSION, Arc::new(model))]);
+                    self.leave(&name);
                 }
                 order.pool.announce(&self.tasks);
                 None
@@ -302,6 +342,7 @@ impl Fleet {
                     tracing::warn!(model = name, why, "a model of workers cannot be served");
                 }
                 order.names.iter().for_each(|name| self.models.fail(name, &why));
+                order.names.iter().for_each(|name| self.leave(name));
                 Some(self.renewed(order))
             }
         }
@@ -315,6 +356,13 @@ impl Fleet {
         let places = model.map(|model| self.workers(model)).unwrap_or_default();
         Order { workers: places.into_iter().map(|place| place.worker).collect(), ..order }
     }
+}
+
+/// Returns the name of a model, and those of its aliases that are not another one's.
+fn names(name: &str, model: &Registered, snapshot: &Snapshot) -> Vec<String> {
+    let is_ours = |alias: &&String| snapshot.aliases.get(*alias).is_some_and(|of| of == name);
+    let aliases = model.card.aliases.iter().filter(is_ours).cloned();
+    std::iter::once(name.to_owned()).chain(aliases).collect()
 }
 
 async fn make(maker: Arc<Maker>, order: Order, wait: Duration) -> Made {

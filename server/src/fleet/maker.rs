@@ -22,7 +22,7 @@ use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens};
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::Model;
 use crate::pipeline::{
-    Counts, Disaggregate, Migrate, Route, RouteConfig, RouteMetrics, SplitConfig,
+    Counts, Disaggregate, Migrate, Route, RouteConfig, RouteMetrics, SplitConfig, Thresholds,
 };
 
 /// What models are made with.
@@ -93,19 +93,32 @@ impl Maker {
             Some(labels) => serde_json::from_slice(&labels).map_err(|error| error.to_string())?,
             None => HashMap::new(),
         };
+        let thresholds = self.thresholds(order);
         let mut models = Vec::new();
         for name in &order.names {
             let declared = wire::ModelConfig { name: name.clone(), ..declared.clone() };
             let mut model = match &bridge {
-                None if card.input == Input::Text => self.on_texts(order, &route, &declared),
+                None if card.input == Input::Text => {
+                    self.on_texts(order, &route, &thresholds, &declared)
+                }
                 None => self.on_tensors(&order.pool, route.clone(), declared)?,
-                Some(bridge) => self.on_tokens(order, &route, bridge, &declared),
+                Some(bridge) => self.on_tokens(order, &route, &thresholds, bridge, &declared),
             };
             model.parent.clone_from(&order.parent);
             model.labels.clone_from(&labels);
             models.push(model);
         }
         Ok(models)
+    }
+
+    /// Returns when a model is busy, by all of its names together.
+    fn thresholds(&self, order: &Order) -> Arc<Thresholds> {
+        let limits = match order.card.input {
+            Input::Text => self.config.limits.of_texts(),
+            Input::Token | Input::Tensor => self.config.limits,
+        };
+        let pool = order.pool.clone();
+        Arc::new(Thresholds::new(limits, Arc::new(move |visit| pool.each_load(visit))))
     }
 
     fn route_metrics(&self) -> RouteMetrics {
@@ -145,18 +158,23 @@ impl Maker {
     }
 
     /// Texts are not continued elsewhere once they have begun: nobody here knows their tokens.
-    fn on_texts(&self, order: &Order, route: &Route, declared: &wire::ModelConfig) -> Model {
+    fn on_texts(
+        &self,
+        order: &Order,
+        route: &Route,
+        thresholds: &Arc<Thresholds>,
+        declared: &wire::ModelConfig,
+    ) -> Model {
         let card = &order.card;
         let is_encoder = card.kind == Kind::Embedding;
         let bridge = TextBridge::of_texts(&card.name, card.context_length, is_encoder);
         let bridge = if card.kind == Kind::Text { bridge.without_chats() } else { bridge };
-        let (load, health) = (order.pool.clone(), order.pool.clone());
+        let health = order.pool.clone();
         let engines = TextEngines {
             bridge: Arc::new(bridge),
             generate: Arc::new(route.clone()),
             embed: Arc::new(route.clone()),
-            each_load: Arc::new(move |visit| load.each_load(visit)),
-            limits: self.config.limits,
+            thresholds: thresholds.clone(),
             health: Arc::new(move || health.is_ready()),
         };
         on_texts(engines, &self.metrics, &declared.name, declared)
@@ -166,10 +184,11 @@ impl Maker {
         &self,
         order: &Order,
         route: &Route,
+        thresholds: &Arc<Thresholds>,
         bridge: &Arc<TextBridge>,
         declared: &wire::ModelConfig,
     ) -> Model {
-        let (load, health) = (order.pool.clone(), order.pool.clone());
+        let health = order.pool.clone();
         let generates = order.card.kind != Kind::Embedding;
         let limit = self.config.migration_limit;
         let labels = ModelLabels { model: declared.name.as_str().into() };
@@ -182,8 +201,7 @@ impl Maker {
                 false => None,
             },
             embed: Arc::new(parts),
-            each_load: Arc::new(move |visit| load.each_load(visit)),
-            limits: self.config.limits,
+            thresholds: thresholds.clone(),
             health: Arc::new(move || health.is_ready()),
         };
         on_tokens(engines, &self.metrics, &declared.name, declared)

@@ -84,7 +84,7 @@ impl PlanesConfig {
             authority: args.nats_ca.clone(),
             ..nats::Config::default()
         };
-        let sockets = args.socket_dir.clone().map_or_else(socket_dir, PathBuf::from);
+        let sockets = args.sockets.socket_dir.clone().map_or_else(socket_dir, PathBuf::from);
         let sockets = Some(sockets).filter(|folder| !folder.as_os_str().is_empty());
         Ok(Self { nats: is_used.then_some(config), requests, events, sockets, is_idle })
     }
@@ -357,11 +357,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::args::SocketArgs;
 
     fn arguments(nats: &[&str], request_plane: Plane, event_plane: Plane) -> PlaneArgs {
         let nats = nats.iter().map(ToString::to_string).collect();
-        let (nats_credentials, nats_ca, socket_dir) = (None, None, None);
-        PlaneArgs { nats, nats_credentials, nats_ca, request_plane, event_plane, socket_dir }
+        let (nats_credentials, nats_ca, sockets) = (None, None, SocketArgs::default());
+        PlaneArgs { nats, nats_credentials, nats_ca, request_plane, event_plane, sockets }
     }
 
     #[test]

@@ -169,6 +169,7 @@ impl Worker {
         let handoffs = Handoffs::new(settings, planes.clone(), metrics.clone(), &tasks);
         let formats = Formats {
             role: config.role,
+            aliases: config.aliases.clone(),
             tool_calls: config.models.engine.tool_call_parser.clone(),
             reasoning: config.models.engine.reasoning_parser.clone(),
         };
@@ -217,6 +218,10 @@ impl Worker {
         }
         self.handoffs.announce(&instance);
         instance.cards = self.serve(&[]);
+        let is_offered = |name: &str| instance.cards.iter().any(|card| card.name == name);
+        for model in self.config.aliases.keys().filter(|model| !is_offered(model)) {
+            tracing::warn!(model, "--alias names a model that is not there");
+        }
         let lease = discovery.register(instance.clone()).await.map_err(unregistered)?;
         if lease.state() == LeaseState::Pending {
             tracing::warn!("the store is not there yet: frontends will see the worker when it is");

@@ -38,6 +38,11 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// Returns those that can hold where tokens and KV blocks are not known.
+    pub(crate) fn of_texts(self) -> Self {
+        Self { waiting_requests: self.waiting_requests, ..Self::default() }
+    }
+
     /// Returns what a worker has too much of.
     fn excess(&self, load: &WorkerLoad) -> Option<String> {
         let WorkerLoad { used_blocks, total_blocks, waiting_requests, .. } = *load;
@@ -65,6 +70,11 @@ impl Thresholds {
     /// Makes the thresholds of a model whose workers' loads can be read.
     pub(crate) fn new(limits: Limits, each_load: EachLoad) -> Self {
         Self { limits: Mutex::new(limits), each_load, prefill_tokens: AtomicU64::new(0) }
+    }
+
+    /// Returns what shows the load of each worker.
+    pub(crate) fn each_load(&self) -> &EachLoad {
+        &self.each_load
     }
 
     /// Returns the limits in force.

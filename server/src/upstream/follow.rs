@@ -17,7 +17,7 @@ use super::engine::{Remote, listed};
 use crate::backend::{TextEngines, on_texts};
 use crate::metrics::Metrics;
 use crate::models::Models;
-use crate::pipeline::Limits;
+use crate::pipeline::{Limits, Thresholds};
 
 /// How often the server is asked for its models.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -160,12 +160,12 @@ impl Upstream {
             running_sequences: in_flight.load(Relaxed),
             ..WorkerLoad::default()
         };
+        let each_load = Arc::new(move |visit: &mut dyn FnMut(_)| visit(load()));
         let engines = TextEngines {
             bridge: Arc::new(TextBridge::of_texts(name, context_length, false)),
             generate: remote.clone(),
             embed: remote,
-            each_load: Arc::new(move |visit| visit(load())),
-            limits: Limits::default(),
+            thresholds: Arc::new(Thresholds::new(Limits::default(), each_load)),
             health: Arc::new(move || is_there.load(Relaxed)),
         };
         let declared = wire::ModelConfig {
