@@ -1,15 +1,19 @@
 """Registers in etcd: a key on a lease, which is kept alive for as long as the process lives.
 
 The key is `/stator/v1/instances/NAMESPACE/ID`. When etcd lost the lease, or was away for longer
-than it lives, another one is taken.
+than it lives, another one is taken. When somebody removed the key, or wrote over it, it is put
+again.
 """
 
 import asyncio
 import json
+import logging
 
 import grpc
 
 from .. import wire
+
+log = logging.getLogger("stator_worker")
 
 PREFIX = "/stator/v1/instances"
 TTL_SECONDS = 10
@@ -53,6 +57,9 @@ class Etcd:
                         break
                 if not await self._keep_alive(channel):
                     self._lease = None
+                elif await self._has_lost_key(channel):
+                    log.warning("registering again: somebody removed the key or wrote over it")
+                    written = None
 
     async def forget(self):
         """Removes the key and ends the lease."""
@@ -78,6 +85,13 @@ class Etcd:
         if answer is grpc.aio.EOF:
             raise ConnectionError("etcd ended the stream")
         return answer.TTL > 0
+
+    async def _has_lost_key(self, channel):
+        """Returns whether the lease lives and the key hangs on it no more."""
+        ask = wire.etcd.LeaseTimeToLiveRequest(ID=self._lease, keys=True)
+        answer = await _call(channel, "Lease/LeaseTimeToLive", ask)
+        # That a lease has ended is for the next beat to find.
+        return answer.TTL > 0 and self._key not in answer.keys
 
     def _channel(self):
         endpoint = self._endpoints[self._at % len(self._endpoints)]
