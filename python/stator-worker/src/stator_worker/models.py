@@ -61,6 +61,11 @@ class TensorModel(Model):
             config = cards.tensor_config(name, inputs or {}, outputs or {}, max_batch_size,
                                          is_stream, has_sequences)
         else:
+            beside = {"inputs": inputs, "outputs": outputs, "max_batch_size": max_batch_size,
+                      "sequences": has_sequences}
+            if given := [f"`{word}`" for word, value in beside.items() if value]:
+                raise ValueError(f"model `{name}`: expected `config` alone, since it says all, got "
+                                 f"{' and '.join(given)} beside it")
             config = text_format.Parse(config, wire.triton.ModelConfig())
             config.name = name
             config.model_transaction_policy.decoupled = is_stream

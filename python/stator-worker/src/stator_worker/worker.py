@@ -67,7 +67,8 @@ class Worker:
                sequences=False, **options):
         """Registers a tensor model: `inputs` and `outputs` are `{"NAME": ("FP32", [-1])}`, the
         function takes numpy arrays by the inputs' names and returns or yields a dict of outputs, or
-        the only one. `config` is a Triton ModelConfig as protobuf text and stands for both.
+        the only one. `config` is a Triton ModelConfig as protobuf text: it stands for these,
+        `max_batch_size` and `sequences`, and none of them may be given beside it.
 
         Options of all kinds of models: `concurrency`, how many requests are worked on at a time;
         `max_waiting`, how many wait then; `aliases`, further names.
