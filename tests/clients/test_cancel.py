@@ -21,9 +21,9 @@ from tritonclient.grpc import service_pb2_grpc
 
 from chaos import completion, total
 from conftest import ROOT, Server, halt, running
+from programs import Nats, planes, program
 from python_workers import python_worker, write_tokenizer
 from test_cluster import client_of, eventually, frontend, is_ready, joined
-from test_planes import nats_server, planes, program
 from wire import request, tensor
 
 TRIES = 20
@@ -134,7 +134,7 @@ def plane(request, tmp_path):
         return
     folder = tmp_path / "nats"
     folder.mkdir()
-    with program(folder, nats_server) as nats:
+    with program(Nats, folder) as nats:
         yield planes(nats, "nats", "nats"), "nats"
 
 

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import threading
 import time
-import urllib.request
 
 import grpc
 import pytest
@@ -24,8 +23,8 @@ from tritonclient.utils import InferenceServerException
 from chaos import (PACED, PACE_MS, PROMPTS, Streams, Sums, add, completion, either, frames, posted,
                    total)
 from conftest import Server, halt, running
+from programs import Etcd, Nats, planes, program
 from test_cluster import client_of, eventually, frontend, is_ready, joined
-from test_planes import etcd_server, free_port, nats_server, planes, program
 from wire import Stream, tensor, text_request
 
 
@@ -122,28 +121,20 @@ def test_a_real_model_says_the_same_though_workers_are_killed(tmp_path, tell):
                 one.stop()
 
 
-def nats_counts(door, what="in_msgs"):
-    """Returns a number of NATS's own: how many messages it has got, how many connections it has."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{door}/varz", timeout=30) as answer:
-        return json.load(answer)[what]
-
-
 def outage(folder, how, seconds):
     """Takes etcd and NATS from a fleet under load, and gives them back; returns what was counted."""
-    door = free_port()
-    command = lambda folder, port: [*nats_server(folder, port), "-m", str(door)]
     for name in ("etcd", "nats"):
         (folder / name).mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        etcd = stack.enter_context(program(folder / "etcd", etcd_server))
-        nats = stack.enter_context(program(folder / "nats", command))
+        etcd = stack.enter_context(program(Etcd, folder / "etcd"))
+        nats = stack.enter_context(program(Nats, folder / "nats"))
         discovery, on = f"etcd://127.0.0.1:{etcd.port}", planes(nats, "nats", "nats")
         front = stack.enter_context(frontend(discovery, *on))
         workers = stack.enter_context(several(discovery, 2, *on))
         wait_for(front, 2)
         with Streams(front, threads=3) as streams, Sums(front) as sums:
             time.sleep(1)
-            assert nats_counts(door) > 100, "requests go over NATS"
+            assert nats.told("varz")["in_msgs"] > 100, "requests go over NATS"
             for one in (etcd, nats):
                 halt(one.process) if how == "hang" else one.stop()
             time.sleep(seconds)

@@ -10,9 +10,10 @@ import pytest
 
 from chaos import completion, total
 from conftest import Server, running, sdk_of
+from programs import planes
 from security import Authority
 from test_cluster import client_of, eventually, frontend, is_ready, joined, worker
-from test_planes import nats, planes  # noqa: F401 - `nats` is a fixture
+from test_planes import nats  # noqa: F401 - it is a fixture
 from test_up import up
 
 MODEL = os.environ.get("STATOR_TEST_MODEL")

@@ -4,8 +4,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import re
-import socket
-import subprocess
 import time
 import urllib.request
 
@@ -14,6 +12,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from conftest import running, sdk_of
+from programs import Etcd, Nats, free_port, planes, program
 from test_cluster import add, client_of, eventually, is_ready, joined, streamed
 
 MODELS = ["--no-default-model", "--builtin", "simple=add_sub",
@@ -23,72 +22,16 @@ MODELS = ["--no-default-model", "--builtin", "simple=add_sub",
 PLANES = ("grpc", "nats")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def is_open(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
-class Program:
-    """A server that is started again on the same port and folder."""
-
-    def __init__(self, folder, command):
-        self.port, self.folder, self.process = free_port(), folder, None
-        self.command = command(folder, self.port)
-        self.start()
-
-    def start(self):
-        with open(f"{self.folder}/log", "ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
-        eventually(self.command[0], lambda: is_open(self.port))
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
-
-
-def nats_server(folder, port):
-    return ["nats-server", "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(folder)]
-
-
-def etcd_server(folder, port):
-    client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
-    return ["etcd", "--data-dir", f"{folder}/data", "--listen-client-urls", client,
-            "--advertise-client-urls", client, "--listen-peer-urls", peer,
-            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
-            "--unsafe-no-fsync"]
-
-
-@contextlib.contextmanager
-def program(folder, command):
-    started = Program(folder, command)
-    try:
-        yield started
-    finally:
-        started.stop()
-
-
 @pytest.fixture(scope="module")
 def nats(tmp_path_factory):
-    with program(tmp_path_factory.mktemp("nats"), nats_server) as started:
+    with program(Nats, tmp_path_factory.mktemp("nats")) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def etcd(tmp_path_factory):
-    with program(tmp_path_factory.mktemp("etcd"), etcd_server) as started:
+    with program(Etcd, tmp_path_factory.mktemp("etcd")) as started:
         yield started
-
-
-def planes(nats, requests, events):
-    return ["--nats", f"nats://127.0.0.1:{nats.port}", "--request-plane", requests,
-            "--event-plane", events]
 
 
 @contextlib.contextmanager
@@ -183,7 +126,7 @@ def test_one_process_serves_the_same():
 def test_without_nats_nothing_fails(tmp_path):
     folder = tmp_path / "nats"
     folder.mkdir()
-    with program(folder, nats_server) as nats:
+    with program(Nats, folder) as nats:
         arguments = planes(nats, "nats", "nats")
         with fleet(f"file://{tmp_path}/fleet", *arguments) as (front, _):
             expected, _ = streamed(front, "slow", 250)
@@ -221,7 +164,7 @@ def lines(server, *parts):
 
 
 def test_an_outage_of_nats_is_told_once_with_its_address(tmp_path):
-    with program(tmp_path, nats_server) as nats, \
+    with program(Nats, tmp_path) as nats, \
             running("--discovery", f"file://{tmp_path}/fleet", *MODELS, *planes(nats, "nats", "nats"),
                     role="worker") as worker:
         eventually("it is connected", lambda: lines(worker, "connected to nats"))
