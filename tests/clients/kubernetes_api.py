@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import re
 import threading
 import urllib.parse
 
@@ -39,8 +40,12 @@ class Store:
 
 
 def selects(selector, item):
+    """Returns whether a selector takes an object: `a=b,c in (d,e)`."""
     labels = item["metadata"].get("labels", {})
-    return all(labels.get(name) == value for name, value in (part.split("=") for part in selector.split(",")))
+    sets = {name: values.split(",") for name, values in re.findall(r"([^, ]+) in \(([^)]*)\)", selector)}
+    equal = re.findall(r"([^, ]+)=([^, ]*)", selector)
+    return (all(labels.get(name) == value for name, value in equal)
+            and all(labels.get(name) in values for name, values in sets.items()))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -15,6 +15,7 @@ from security import Authority
 from test_cluster import client_of, eventually, frontend, is_ready, joined, worker
 from test_planes import nats  # noqa: F401 - it is a fixture
 from test_up import up
+from ways import TELLING, came
 
 MODEL = os.environ.get("STATOR_TEST_MODEL")
 REAL = [f"smollm={MODEL}", "--kv-cache-mib", "64", "--threads", "1"]
@@ -226,14 +227,18 @@ def test_adapters_and_small_caches(tmp_path):
 
 
 def test_blocks_come_over_nats_too(tmp_path, nats):  # noqa: F811
-    arguments = planes(nats, "nats", "grpc")
+    arguments = [*planes(nats, "nats", "grpc"), *TELLING]
     models = REAL if MODEL else MOCK
-    model = "smollm" if MODEL else "paced"
-    with pair(f"file://{tmp_path}", models, model, arguments=arguments) as (front, _, [decode]):
+    model, before = "smollm" if MODEL else "paced", nats.carried()
+    with pair(f"file://{tmp_path}", models, model, arguments=arguments) as (front, [prefill], [decode]):
         assert completion(front.http, PROMPTS[0], model=model)[2] == 40
-        blocks, _, fallbacks = transferred(decode)
+        blocks, size, fallbacks = transferred(decode)
         assert blocks > 1 and fallbacks == 0
         assert ways(front) == {"split": 1}
+        # Whoever asked for blocks did it by a connection to the prefill worker.
+        came(prefill, "nats", front, decode)
+        came(decode, "nats", front)
+        eventually("NATS carried the blocks", lambda: nats.carried() - before > size)
 
 
 def test_blocks_come_by_tls_or_not_at_all(tmp_path):

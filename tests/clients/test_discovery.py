@@ -1,7 +1,6 @@
 """Fleets of real processes in stores that want certificates, users or objects."""
 
 import shutil
-import socket
 import subprocess
 import time
 
@@ -10,22 +9,25 @@ import pytest
 
 import security
 from kubernetes_api import api_server
+from programs import free_port
 from test_cluster import add, client_of, eventually, frontend, is_ready, joined, worker
+from test_planes import said
 
-SIMPLE = ["--no-default-model", "--builtin", "simple=add_sub"]
+MODELS = ["--no-default-model", "--builtin", "simple=add_sub", "--builtin", "words=mock"]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def has_all(client):
+    """Waits until a server has every model."""
+    for model in ("simple", "words"):
+        eventually("the model is ready", lambda: is_ready(client, model))
 
 
 def meet(url, *arguments):
     """Runs a fleet, and ends its worker."""
-    with worker(url, *arguments, models=SIMPLE) as only, frontend(url, *arguments) as front, client_of(front) as client:
-        eventually("the model is ready", lambda: is_ready(client, "simple"))
+    with worker(url, *arguments, models=MODELS) as only, frontend(url, *arguments) as front, client_of(front) as client:
+        has_all(client)
         add(client)
+        assert said(front, "Who is there?")
         only.terminate()
         assert only.process.wait(30) == 0
         eventually("it left", lambda: joined(front, "worker left") == 1)
@@ -79,7 +81,7 @@ def test_a_fleet_meets_in_an_etcd_that_is_guarded(guarded):
 
 def test_without_the_password_nothing_is_seen(guarded):
     url, flags = guarded
-    with worker(url, *flags, models=SIMPLE), frontend(url, *flags[:6]) as front, client_of(front) as client:
+    with worker(url, *flags, models=MODELS), frontend(url, *flags[:6]) as front, client_of(front) as client:
         eventually("it says so", lambda: joined(front, "discovery store is lost") == 1)
         time.sleep(1)
         assert client.is_server_live() and not client.is_server_ready()
@@ -88,15 +90,17 @@ def test_without_the_password_nothing_is_seen(guarded):
 
 def test_a_fleet_meets_in_kubernetes_and_survives_its_api_server():
     with api_server() as (store, url):
-        with worker(url, models=SIMPLE), frontend(url) as front, client_of(front) as client:
-            eventually("the model is ready", lambda: is_ready(client, "simple"))
+        with worker(url, models=MODELS), frontend(url) as front, client_of(front) as client:
+            has_all(client)
+            expected = said(front, "What now?")
             store.set_down(True)
             eventually("the outage is known", lambda: joined(front, "the last known workers stay") == 1)
             for value in range(100):
                 add(client, value)
+            assert said(front, "What now?") == expected
             store.set_down(False)
             eventually("it is over", lambda: joined(front, "discovery is there again") == 1)
-            with worker(url, models=SIMPLE) as second:
+            with worker(url, models=MODELS) as second:
                 eventually("the second one joined", lambda: joined(front) == 2)
                 second.terminate()
                 assert second.process.wait(30) == 0

@@ -12,14 +12,19 @@ import pytest
 import tritonclient.grpc as triton
 
 from conftest import running, sdk_of
+from kubernetes_api import api_server
 from programs import Etcd, Nats, free_port, planes, program
 from test_cluster import add, client_of, eventually, is_ready, joined, streamed
+from ways import DIRECT, NOWHERE, TELLING, came, ways
 
 MODELS = ["--no-default-model", "--builtin", "simple=add_sub",
           "--builtin", "identity=identity,echo_parameters=false", "--builtin", "words=mock",
           "--builtin", "slow=mock,pace_ms=10,context_length=4000,reply=" + "so " * 300]
 
+STORES = ("file", "static", "etcd", "kubernetes")
 PLANES = ("grpc", "nats")
+# Elements of a tensor of 4 MiB, which is far more than all else that a test has carried.
+LARGE = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +39,24 @@ def etcd(tmp_path_factory):
         yield started
 
 
+@pytest.fixture(scope="module")
+def kubernetes():
+    with api_server() as (_, url):
+        yield url
+
+
 @contextlib.contextmanager
-def fleet(discovery, *arguments, workers=2, is_static=False):
-    """A frontend and its workers, which it finds in the store, or knows the addresses of."""
+def fleet(discovery, *arguments, second=(), is_static=False):
+    """A frontend and two workers, which it finds in the store, or knows the addresses of; the second
+    one has arguments of its own."""
+    arguments = (*arguments, *TELLING)
     with contextlib.ExitStack() as stack:
-        there = [stack.enter_context(running("--discovery", discovery, *MODELS, *arguments,
-                                             role="worker")) for _ in range(workers)]
+        there = [stack.enter_context(running("--discovery", discovery, *MODELS, *arguments, *own,
+                                             role="worker")) for own in ((), second)]
         if is_static:
             discovery = "static://" + ",".join(worker.address for worker in there)
         front = stack.enter_context(running("--discovery", discovery, *arguments, role="frontend"))
-        eventually("all workers joined", lambda: joined(front) >= workers)
+        eventually("all workers joined", lambda: joined(front) >= 2)
         has_all(front)
         yield front, there
 
@@ -80,30 +93,102 @@ def chat(server, number):
     return answer.choices[0].message.content
 
 
+def said(server, prompt):
+    """Returns a text by the OpenAI SDK and by tritonclient, which is the same."""
+    with sdk_of(server) as sdk, client_of(server) as client:
+        text = sdk.completions.create(model="words", prompt=prompt, max_tokens=12, temperature=0)
+        tensor = triton.InferInput("text_input", [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([prompt], dtype=object))
+        settings = {"max_tokens": 12, "temperature": 0.0, "exclude_input_in_output": True}
+        answer = client.infer("words", [tensor], parameters=settings)
+    found = answer.as_numpy("text_output")[0].decode()
+    assert found == text.choices[0].text
+    return found
+
+
 def serves(server):
     """Checks that texts and tensors come through both doors."""
     with client_of(server) as client:
         for value in range(10):
             add(client, value)
-        identity(client, 1 << 20)
+        identity(client, LARGE)
     text, usage = streamed(server)
     assert text and usage.completion_tokens == 12
+    assert said(server, "Tell me")
     assert all(chat(server, number) for number in range(8))
 
 
+class Cell:
+    """A cell of the matrix: what its fleet is told, and what has to be seen of that at NATS."""
+
+    def __init__(self, nats, store, requests, events):
+        self.nats, self.store = nats, store
+        self.arguments = planes(nats, requests, events)
+        # Workers whose addresses are known tell neither subjects nor their namespace.
+        self.is_static = store == "static"
+        self.requests, self.events = ("grpc", "grpc") if self.is_static else (requests, events)
+        self.namespace = f"m.{store}-{requests}_{events}"
+        if not self.is_static:
+            self.arguments += ["--namespace", self.namespace]
+        if store == "etcd":
+            # As on several machines.
+            self.arguments += DIRECT["tcp"]
+        self.is_by_nats, self.before = self.requests == "nats", nats.carried()
+
+    @contextlib.contextmanager
+    def fleet(self, discovery):
+        second = NOWHERE if self.is_by_nats else ()
+        with fleet(discovery, *self.arguments, second=second, is_static=self.is_static) as roles:
+            yield roles
+
+    def check_requests(self, front, there):
+        """Checks what carried calls: connections tell, and a large tensor's way there and back."""
+        direct = {"etcd": "tcp", "static": "tcp"}.get(self.store, "socket")
+        way = "nats" if self.is_by_nats else direct
+        for worker in there:
+            came(worker, way, front)
+        moved = lambda: self.nats.carried() - self.before
+        if self.is_by_nats:
+            assert set(ways(there[1])) == {"nats"}
+            eventually("NATS carried the tensor", lambda: moved() >= 2 * 4 * LARGE)
+        else:
+            assert moved() < 4 * LARGE, "NATS carried it"
+
+    def check_events(self, front):
+        """Checks what carried events: what both workers published came to the frontend, or it
+        listens to nothing at NATS."""
+        eventually("events are heard", lambda: counter(front, "kv_events", "words") > 0)
+        token = self.namespace.replace("_", "__").replace(".", "_d")
+        stream, prefix = f"stator-{token}-events", f"stator.{token}.events"
+        heard = {subject for subject in self.nats.subjects() if ".events." in subject}
+        if self.events == "grpc":
+            assert not heard and not self.nats.stream(stream)
+            return
+        assert f"{prefix}.load.*" in heard, heard
+        # Where the server takes seconds to answer, what it has published is heard without its stream.
+        is_late = lines(front, "no stream of events at nats", "elapsed") and f"{prefix}.kv.*" in heard
+
+        def has_come():
+            chat(front, time.monotonic())
+            state, consumers = self.nats.stream(stream) or ({}, [])
+            delivered = [consumer["delivered"]["stream_seq"] for consumer in consumers]
+            return state.get("num_subjects") == 2 and (is_late or delivered == [state["last_seq"]])
+
+        eventually("events of both workers came over NATS", has_come)
+
+
 @pytest.mark.parametrize(("store", "requests", "events"),
-                         list(itertools.product(("file", "static", "etcd"), PLANES, PLANES)))
+                         list(itertools.product(STORES, PLANES, PLANES)))
 def test_every_way_serves_texts_and_tensors(request, tmp_path, nats, store, requests, events):
-    discovery = f"file://{tmp_path}"
+    cell, discovery = Cell(nats, store, requests, events), f"file://{tmp_path}"
     if store == "etcd":
         discovery = f"etcd://127.0.0.1:{request.getfixturevalue('etcd').port}"
-    arguments, is_static = planes(nats, requests, events), store == "static"
-    if not is_static:
-        # Workers whose addresses are known do not tell their namespace.
-        arguments += ["--namespace", f"m.{store}-{requests}_{events}"]
-    with fleet(discovery, *arguments, is_static=is_static) as (front, there):
+    if store == "kubernetes":
+        discovery = request.getfixturevalue("kubernetes")
+    with cell.fleet(discovery) as (front, there):
         serves(front)
-        eventually("events are heard", lambda: counter(front, "kv_events", "words") > 0)
+        cell.check_requests(front, there)
+        cell.check_events(front)
         # One that is killed takes nobody along.
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             streams = [pool.submit(streamed, front, "slow", 200) for _ in range(8)]
@@ -128,8 +213,10 @@ def test_without_nats_nothing_fails(tmp_path):
     folder.mkdir()
     with program(Nats, folder) as nats:
         arguments = planes(nats, "nats", "nats")
-        with fleet(f"file://{tmp_path}/fleet", *arguments) as (front, _):
+        with fleet(f"file://{tmp_path}/fleet", *arguments) as (front, there):
             expected, _ = streamed(front, "slow", 250)
+            for worker in there:
+                came(worker, "nats", front)
             failures, done, until = [], [], time.monotonic() + 12
 
             def ask():

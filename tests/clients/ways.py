@@ -1,0 +1,55 @@
+"""What carries calls to a worker, by what the worker's log says of each connection to it."""
+
+import collections
+import json
+
+from test_cluster import eventually
+
+# Workers tell of each connection, and who calls them of what does not go over NATS as it should.
+TELLING = ["--log-level",
+           "info,cluster::nats=debug,cluster::events=debug,cluster::request::server=debug"]
+
+# Where nobody listens: a worker that is registered there is called over NATS or not at all.
+NOWHERE = ["--advertise", "127.0.0.1:1"]
+
+# The ways to a worker of this machine without NATS, and what both roles are told for them.
+DIRECT = {"socket": [], "tcp": ["--socket-dir", ""]}
+
+
+COME, REFUSED = "a frontend connected", "a connection is not taken in"
+
+
+def way_of(event):
+    """Returns the way of the connection that an event of the log is about."""
+    peer = event.get("peer", "nats")
+    return {"nats": "nats", "this machine": "socket"}.get(peer, "tcp")
+
+
+def ways(worker):
+    """Returns how many connections a worker took in by each way."""
+    told = [line for line in list(worker.log) if COME in line or REFUSED in line]
+    events = [json.loads(line) for line in told]
+    found = collections.Counter(way_of(event) for event in events)
+    # Who only looks whether somebody listens, as a worker that starts does at all sockets.
+    found.subtract(2 * [way_of(event) for event in events if event["message"] == REFUSED])
+    return +found
+
+
+def late(caller):
+    """Returns how many connections of a caller came by another way since NATS took too long."""
+    parts = ("the other way is taken to a worker", "no answer over nats")
+    return sum(all(part in line for part in parts) for line in list(caller.log))
+
+
+def came(worker, way, *callers):
+    """Waits until a worker is called by a way, and asserts that it is called by no other. A machine
+    that stands still for a second has NATS answer too late, which does not count where callers say
+    so."""
+    def is_so():
+        found = ways(worker)
+        return found[way] and found.total() - found[way] <= sum(map(late, callers))
+
+    try:
+        eventually("it is called", is_so)
+    except AssertionError as error:
+        raise AssertionError(f"called by {ways(worker)}, expected {way}") from error
