@@ -111,7 +111,7 @@ class Load:
                     with self.counting:
                         self.done += 1
                 except Exception as error:  # whatever a client would see
-                    self.failed.append(repr(error))
+                    self.failed.append(f"{type(error).__name__}: {error}")
                 with self.counting:
                     self.slowest = max(self.slowest, time.monotonic() - started)
 

@@ -11,17 +11,14 @@ import random
 import signal
 import socket
 import subprocess
-import threading
 import time
 
 import grpc
 import pytest
-import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from chaos import (PACED, PACE_MS, PROMPTS, Streams, Sums, add, completion, either, frames, posted,
-                   total)
+from chaos import PACED, Streams, Sums, add, completion, either, frames, posted, total
 from conftest import Server, halt, running
 from programs import Etcd, Nats, planes, program
 from test_cluster import client_of, eventually, frontend, is_ready, joined
@@ -170,87 +167,6 @@ def test_nobody_sees_that_etcd_and_nats_are_away(tmp_path, tell):
         outages = [pool.submit(outage, tmp_path / how, how, seconds) for how in ("hang", "die")]
         for one in outages:
             tell(one.result())
-
-
-class Balancer:
-    """Calls a frontend that says it is ready, and another one if nothing came of that."""
-
-    def __init__(self, fronts):
-        self.fronts, self.again = fronts, 0
-
-    def call(self, chance, ask):
-        for _ in range(50):
-            ready = [front for front in list(self.fronts) if self._is_ready(front)]
-            if not ready:
-                time.sleep(0.05)
-                continue
-            front = chance.choice(ready)
-            try:
-                return ask(front)
-            except ConnectionError:
-                # Nothing of an answer had come.
-                self.again += 1
-        raise RuntimeError("no frontend is ready")
-
-    def _is_ready(self, front):
-        try:
-            with socket.create_connection(front.http.rsplit(":", 1), 5) as connection:
-                connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n"
-                                   b"connection: close\r\n\r\n")
-                return b" 200 " in connection.recv(64)
-        except OSError:
-            return False
-
-
-def test_a_rolling_restart_fails_nobody(tmp_path, tell):
-    discovery, chance = f"file://{tmp_path}", random.Random(2)
-    doors = lambda: Server("--discovery", discovery, role="frontend")
-    fronts = [doors(), doors()]
-    try:
-        with several(discovery, 3) as workers:
-            for front in fronts:
-                wait_for(front, 3)
-            expected = {prompt: completion(fronts[0].http, prompt) for prompt in PROMPTS}
-            balancer, done, failed, is_over = Balancer(fronts), [], [], threading.Event()
-
-            def ask(seed):
-                chance = random.Random(seed)
-                while not is_over.is_set():
-                    prompt, started = chance.choice(PROMPTS), time.monotonic()
-                    try:
-                        text = balancer.call(chance, lambda front: completion(front.http, prompt))
-                        assert text == expected[prompt]
-                        done.append(time.monotonic() - started)
-                    except Exception as error:  # whatever a client would see
-                        failed.append(repr(error))
-
-            threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
-            for thread in threads:
-                thread.start()
-            for place in range(len(workers)):
-                workers[place].terminate()
-                ended = workers[place].process.wait(60)
-                assert ended == 0, "".join(workers[place].log[-20:])
-                workers[place] = start(discovery)
-            for place in range(len(fronts)):
-                fronts[place].terminate()
-                time.sleep(chance.uniform(0, 0.3))
-                assert fronts[place].process.wait(60) == 0, "".join(fronts[place].log[-20:])
-                fronts[place] = doors()
-                with client_of(fronts[place]) as client:
-                    eventually("it is ready", lambda: is_ready(client, "paced"))
-            time.sleep(1)
-            is_over.set()
-            for thread in threads:
-                thread.join()
-            tell(f"rolling restart of 3 workers and 2 frontends: {len(done)} texts, "
-                 f"{len(failed)} failed, slowest {max(done):.1f} s, {balancer.again} connections "
-                 "tried elsewhere")
-            assert not failed, (len(failed), failed[:3])
-            assert len(done) > 30
-    finally:
-        for front in fronts:
-            front.stop()
 
 
 @pytest.fixture
