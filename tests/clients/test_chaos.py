@@ -23,10 +23,10 @@ from conftest import Server, halt, running
 from programs import Etcd, Nats, planes, program
 from test_cluster import client_of, eventually, frontend, is_ready, joined
 from wire import Stream, tensor, text_request
+from ways import DIRECT, TELLING, came, ways
 
-
-# Each connection of a frontend is told, and what it goes over.
-CONNECTIONS_LOG = ["--log-level", "info,cluster::nats=debug,cluster::request::server=debug"]
+# What is said of a direct way is shown on each.
+on_each_way = pytest.mark.parametrize("way", DIRECT)
 
 
 @pytest.fixture
@@ -65,6 +65,10 @@ def wait_for(front, count):
             eventually(f"`{model}` is ready", lambda: is_ready(client, model))
 
 
+def are_called(workers, way):
+    eventually(f"all are called by {way}", lambda: all(ways(one)[way] for one in workers))
+
+
 def is_at_rest(front, workers):
     """Returns whether nothing is under way anywhere, by what the processes count themselves."""
     at_front = ["stator_requests_in_flight", "stator_worker_calls", "stator_queue_depth_requests",
@@ -74,23 +78,25 @@ def is_at_rest(front, workers):
     return all(total(server, name) == 0 for server, names in asked for name in names)
 
 
-def test_every_text_is_as_undisturbed_though_workers_are_killed(tmp_path, tell):
-    discovery, kills = f"file://{tmp_path}", either(200, 2000)
+@on_each_way
+def test_every_text_is_as_undisturbed_though_workers_are_killed(tmp_path, tell, way):
+    discovery, kills, by = f"file://{tmp_path}", either(100, 1000), [*DIRECT[way], *TELLING]
     chance = random.Random(1)
     flags = ["--migration-limit", "20", "--max-attempts", "10"]
-    with frontend(discovery, *flags) as front, several(discovery, 4) as workers:
+    with frontend(discovery, *flags, *by) as front, several(discovery, 4, *by) as workers:
         wait_for(front, 4)
         with Streams(front) as streams, Sums(front) as sums:
             for _ in range(kills):
                 victim = chance.randrange(len(workers))
                 time.sleep(chance.uniform(0, 0.1))
                 workers[victim].stop()
-                workers[victim] = start(discovery)
+                workers[victim] = start(discovery, *by)
         migrated = total(front, "stator_migrations_total")
-        tell(f"{kills} kills: {streams}; {sums}; {migrated:.0f} migrations")
+        tell(f"{kills} kills, {way}: {streams}; {sums}; {migrated:.0f} migrations")
         streams.check()
         sums.check()
         assert migrated > kills / 4, "the kills hit texts"
+        are_called(workers, way)
         eventually("nothing is left over", lambda: is_at_rest(front, workers))
 
 
@@ -126,12 +132,13 @@ def outage(folder, how, seconds):
         etcd = stack.enter_context(program(Etcd, folder / "etcd"))
         nats = stack.enter_context(program(Nats, folder / "nats"))
         discovery, on = f"etcd://127.0.0.1:{etcd.port}", planes(nats, "nats", "nats")
-        front = stack.enter_context(frontend(discovery, *on))
-        workers = stack.enter_context(several(discovery, 2, *on))
+        front = stack.enter_context(frontend(discovery, *on, *TELLING))
+        workers = stack.enter_context(several(discovery, 2, *on, *TELLING))
         wait_for(front, 2)
         with Streams(front, threads=3) as streams, Sums(front) as sums:
             time.sleep(1)
-            assert nats.told("varz")["in_msgs"] > 100, "requests go over NATS"
+            for one in workers:
+                came(one, "nats", front)
             for one in (etcd, nats):
                 halt(one.process) if how == "hang" else one.stop()
             time.sleep(seconds)
@@ -141,7 +148,7 @@ def outage(folder, how, seconds):
             # Who is called over gRPC stays so; one that comes when NATS is there again is not.
             eventually("the frontend is at NATS again",
                        lambda: joined(front, '"message":"connected to nats"') >= 2)
-            with worker(discovery, *on, *CONNECTIONS_LOG) as late:
+            with worker(discovery, *on, *TELLING) as late:
                 workers.append(late)
                 eventually("a worker of later joined", lambda: joined(front) >= 3)
                 heard = total(front, "stator_kv_events_total")
@@ -150,8 +157,7 @@ def outage(folder, how, seconds):
                 eventually("events are heard again",
                            lambda: total(front, "stator_kv_events_total") > heard)
                 eventually("the late worker is called", lambda: total(late, "stator_open_calls") > 0)
-                over = [line for line in late.log if "a frontend connected" in line]
-                assert any("over nats" in line for line in over), over
+                assert ways(late)["nats"], ways(late)
                 workers.remove(late)
         streams.check()
         sums.check()
@@ -223,11 +229,12 @@ def test_a_worker_that_is_cut_off_is_gone_on_without(tmp_path, tell, island):
         assert far.is_running()
 
 
-def test_a_slow_reader_holds_nobody_up_and_gets_all(tmp_path, tell):
+@on_each_way
+def test_a_slow_reader_holds_nobody_up_and_gets_all(tmp_path, tell, way):
     discovery, tokens, readers = f"file://{tmp_path}", 30_000, 3
     models = ["--no-default-model", "--builtin", "fast=mock,context_length=40000", "--builtin", "simple=add_sub"]
-    with frontend(discovery) as front, worker(discovery, models=models), \
-            client_of(front) as client:
+    with frontend(discovery, *DIRECT[way]) as front, client_of(front) as client, \
+            worker(discovery, *DIRECT[way], *TELLING, models=models) as only:
         eventually("the model is ready", lambda: is_ready(client, "fast"))
         expected = completion(front.http, "slowly", tokens, "fast")
         body = {"model": "fast", "prompt": "slowly", "max_tokens": tokens, "temperature": 0,
@@ -248,16 +255,18 @@ def test_a_slow_reader_holds_nobody_up_and_gets_all(tmp_path, tell):
                 texts[place] += "".join(rest)
         took.sort()
         right = sum(text == expected[0] for text in texts)
-        tell(f"{readers} slow readers of {tokens} tokens, {right} got all; others meanwhile: "
+        tell(f"{readers} slow readers of {tokens} tokens, {way}, {right} got all; others meanwhile: "
              f"{len(took)} answers, median {took[len(took) // 2] * 1e3:.0f} ms, "
              f"longest {took[-1] * 1e3:.0f} ms")
         assert right == readers
         assert took[-1] < 5
+        are_called([only], way)
 
 
-def test_a_worker_that_hangs_is_gone_on_without(tmp_path, tell):
-    discovery = f"file://{tmp_path}"
-    with frontend(discovery) as front, several(discovery, 2) as workers:
+@on_each_way
+def test_a_worker_that_hangs_is_gone_on_without(tmp_path, tell, way):
+    discovery, by = f"file://{tmp_path}", [*DIRECT[way], *TELLING]
+    with frontend(discovery, *by) as front, several(discovery, 2, *by) as workers:
         wait_for(front, 2)
         with Streams(front) as streams:
             time.sleep(1)
@@ -267,8 +276,9 @@ def test_a_worker_that_hangs_is_gone_on_without(tmp_path, tell):
             workers[0].process.send_signal(signal.SIGCONT)
             eventually("it is called again", lambda: joined(front, "worker is called again") == 1)
             time.sleep(1)
-        tell(f"a worker that hangs: {streams}")
+        tell(f"a worker that hangs, {way}: {streams}")
         streams.check()
+        are_called(workers, way)
         eventually("nothing is left over", lambda: is_at_rest(front, workers))
 
 
@@ -337,9 +347,11 @@ def cut_off(address, body, wait, chance):
     return 0
 
 
-def test_cancelled_requests_leave_nothing_behind(tmp_path, tell):
-    discovery, cancels, threads = f"file://{tmp_path}", either(10_000, 100_000), 8
-    with frontend(discovery) as front, several(discovery, 2) as workers:
+@on_each_way
+def test_cancelled_requests_leave_nothing_behind(tmp_path, tell, way):
+    discovery, cancels, threads = f"file://{tmp_path}", either(5_000, 50_000), 8
+    by = [*DIRECT[way], *TELLING]
+    with frontend(discovery, *by) as front, several(discovery, 2, *by) as workers:
         wait_for(front, 2)
         completion(front.http, "warm", 5)
         tasks = [total(one, "stator_tasks") for one in (front, *workers)]
@@ -355,7 +367,8 @@ def test_cancelled_requests_leave_nothing_behind(tmp_path, tell):
         codes = {code: total(front, "stator_requests_total", f'code="{code}"')
                  for code in ("OK", "CANCELLED")}
         computed = sum(total(one, "stator_engine_decode_tokens_total") for one in workers)
-        tell(f"{cancels} cancels in {took:.0f} s, {ended} of calls that had ended; the frontend "
+        tell(f"{cancels} cancels, {way}, in {took:.0f} s, {ended} of calls that had ended; the frontend "
              f"counts {codes}, the workers {computed:.0f} tokens; left over: 0 requests, 0 calls, 0 sequences, 0 KV blocks, tasks {tasks} -> {left()}")
         assert codes["CANCELLED"] > cancels / 4 and computed > cancels / 10
         assert completion(front.http, "and on", 5)[2] == 5
+        are_called(workers, way)
