@@ -53,14 +53,21 @@ SCRIPTS = [
 
 
 LOCAL = ["--log-format", "json", "--metrics-host", "127.0.0.1", "--metrics-port", "0"]
-DOORS = ["--grpc-host", "127.0.0.1", "--grpc-port", "0", "--http-host", "127.0.0.1", "--http-port", "0"]
+
+
+def doors_at(grpc_port):
+    """Returns the arguments of doors on this machine alone, of which gRPC's has a port; 0 is a free one."""
+    return ["--grpc-host", "127.0.0.1", "--grpc-port", str(grpc_port), "--http-host", "127.0.0.1", "--http-port", "0"]
+
+
+DOORS = doors_at(0)
 
 
 class Server:
     """A running `stator serve`, `stator frontend` or `stator worker`."""
 
-    def __init__(self, *arguments, role="serve", environment=None, prefix=()):
-        doors = [] if role == "worker" else DOORS
+    def __init__(self, *arguments, role="serve", environment=None, prefix=(), doors=DOORS):
+        doors = [] if role == "worker" else doors
         command = [*prefix, str(BINARY), role, *LOCAL, *doors, *arguments]
         self.log = []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -5,9 +5,13 @@ import random
 import socket
 import time
 
-from chaos import PROMPTS, Streams, completion
-from conftest import Server
+import tritonclient.grpc as triton
+
+from chaos import PROMPTS, Streams, Sums, add, completion, total
+from conftest import Server, doors_at
+from programs import free_port
 from test_chaos import several, start, tell, wait_for  # noqa: F401 - `tell` is a fixture
+from test_cluster import eventually
 
 
 class Balancer:
@@ -60,6 +64,39 @@ class Balanced(Streams):
         yield ask
 
 
+class Shared(Sums):
+    """Tensor requests of one client, whose gRPC library shares them out among frontends. Only what
+    no frontend has seen does it try again by itself."""
+
+    def __init__(self, ports):
+        super().__init__(None, threads=4)
+        # A list of addresses is no name of a host, which is what the library takes it for.
+        options = [("grpc.default_authority", "stator"), ("grpc.lb_policy_name", "round_robin"),
+                   ("grpc.min_reconnect_backoff_ms", 100),
+                   ("grpc.initial_reconnect_backoff_ms", 100),
+                   ("grpc.max_reconnect_backoff_ms", 500)]
+        addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
+        self.client = triton.InferenceServerClient(f"ipv4:{addresses}", channel_args=options)
+
+    @contextlib.contextmanager
+    def asker(self, number):
+        def ask():
+            add(self.client, self.done % 1000)
+            time.sleep(0.002)
+
+        yield ask
+
+    def reach(self, front):
+        """Waits until requests come to a frontend."""
+        count = lambda: total(front, "stator_requests_total", 'model="simple"')
+        before = count()
+        eventually("the frontend is asked for sums", lambda: count() > before)
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.client.close()
+
+
 def ended(server):
     """Ends a role by its signal."""
     server.terminate()
@@ -67,26 +104,30 @@ def ended(server):
 
 
 def test_a_rolling_restart_fails_nobody(tmp_path, tell):  # noqa: F811
-    discovery = f"file://{tmp_path}"
-    door = lambda: Server("--discovery", discovery, role="frontend")
-    fronts = [door(), door()]
+    discovery, ports = f"file://{tmp_path}", [free_port(), free_port()]
+    door = lambda port: Server("--discovery", discovery, role="frontend", doors=doors_at(port))
+    fronts = [door(port) for port in ports]
     try:
         with several(discovery, 3) as workers:
             for front in fronts:
                 wait_for(front, 3)
-            with Balanced(fronts) as texts:
+            with Balanced(fronts) as texts, Shared(ports) as sums:
+                for front in fronts:
+                    sums.reach(front)
                 for place, worker in enumerate(workers):
                     ended(worker)
                     workers[place] = start(discovery)
-                for place, front in enumerate(fronts):
-                    ended(front)
-                    fronts[place] = door()
+                for place, port in enumerate(ports):
+                    ended(fronts[place])
+                    fronts[place] = door(port)
                     wait_for(fronts[place], 3)
+                    sums.reach(fronts[place])
                 time.sleep(1)
             tell(f"rolling restart of 3 workers and 2 frontends: {texts}, {texts.balancer.again} "
-                 "connections tried elsewhere")
+                 f"connections tried elsewhere; {sums}")
             texts.check()
-            assert texts.done > 30
+            sums.check()
+            assert texts.done > 30 and sums.done > 100
     finally:
         for front in fronts:
             front.stop()
