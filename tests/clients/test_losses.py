@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 from chaos import completion, frames, posted, total
 from conftest import Server, running
 from python_workers import python_worker
-from test_cluster import client_of, eventually, frontend, is_ready, joined
+from test_cluster import client_of, eventually, frontend, is_ready, joined, worker
 from wire import Stream, array_input, outputs_of, tensor, text_request
 
 TEXT, TOKENS = "tell me a long story", 3000
@@ -190,3 +190,44 @@ def test_a_tensor_request_whose_worker_is_lost_is_repeated_if_it_may_be(tmp_path
             asked.result(60)
         assert failed.value.status() == "StatusCode.UNAVAILABLE", failed.value
         assert begun() == [first], "it was begun once"
+
+
+def built_in(name):
+    """Returns what asks the built-in model of a name."""
+    def ask(client):
+        [given] = client.get_model_metadata(name).inputs
+        [wanted] = client.get_model_metadata(name).outputs
+        made = array_input(given.name, np.array([[4]], np.int32))
+        options = {"sequence_id": 5, "sequence_start": True} if name == "sums" else {}
+        return client.infer(name, [made], client_timeout=60, **options).as_numpy(wanted.name)
+    return ask
+
+
+@pytest.mark.parametrize("flags, ask, is_repeated", [
+    ([], built_in("slow"), True), ([], built_in("sums"), False),
+    (["--retry-accepted", "never"], built_in("slow"), False),
+], ids=["slow", "sums", "slow-never"])
+def test_models_that_are_built_in_are_repeated_if_they_may_be_too(tmp_path, flags, ask, is_repeated):
+    discovery, delay = f"file://{tmp_path}", f"delay_ms={SECONDS * 1000}"
+    models = ["--no-default-model", "--builtin", f"sums=sequence,{delay}",
+              "--builtin", f"slow=identity,datatype=INT32,dims=1,max_batch_size=1,{delay}"]
+    with frontend(discovery, *flags, *NO_CANARIES) as front, client_of(front) as client, \
+            worker(discovery, models=models) as one, worker(discovery, models=models) as other, \
+            concurrent.futures.ThreadPoolExecutor(1) as pool:
+        eventually("both are there", lambda: joined(front) == 2)
+        for model in ("slow", "sums"):
+            eventually(model, lambda: is_ready(client, model))
+        asked = pool.submit(ask, client)
+        has_it = lambda: [each for each in (one, other)
+                          if total(each, "stator_open_calls") > 0]
+        eventually("one has begun it", has_it)
+        # That it has accepted is on its way to the frontend.
+        time.sleep(1)
+        [first] = has_it()
+        first.stop()
+        if is_repeated:
+            assert asked.result(60) is not None
+            return
+        with pytest.raises(InferenceServerException) as failed:
+            asked.result(60)
+        assert failed.value.status() == "StatusCode.UNAVAILABLE", failed.value

@@ -1,14 +1,16 @@
 //! `sequence`: adds up the numbers of a sequence, as Triton's "simple_sequence" does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::{
     Context, Engine, InferOutput, InferRequest, OutputStream, Result, Sequence, SequenceId,
 };
+use futures_util::stream;
 use tensor::{Datatype, ModelConfig, Tensor, TensorSpec};
 
-use super::{declared, input, numbers, once};
+use super::{declared, input, numbers};
 use crate::Error;
 
 /// Answers `OUTPUT`, the sum of the sequence's `INPUT` so far, this one included. Declared outputs
@@ -16,7 +18,7 @@ use crate::Error;
 /// sequence's flags and id were.
 #[derive(Clone, Debug)]
 pub struct Accumulator {
-    outputs: Vec<TensorSpec>,
+    outputs: Arc<[TensorSpec]>,
     delay: Duration,
 }
 
@@ -56,7 +58,7 @@ impl Accumulator {
                 )));
             }
         }
-        Ok(Self { outputs: config.outputs.clone(), delay })
+        Ok(Self { outputs: config.outputs.as_slice().into(), delay })
     }
 
     /// Returns its default configuration; a sequence needs batches of one.
@@ -104,20 +106,24 @@ impl Engine<InferRequest> for Accumulator {
         let Some(sequence) = request.sequence.clone() else {
             return Err(engine::Error::internal("a request without a sequence came through"));
         };
-        if !self.delay.is_zero() {
-            tokio::time::sleep(self.delay).await;
-        }
         let value: i32 = numbers(&request, "INPUT")?.first().copied().unwrap_or(0);
         let shape = input(&request, "INPUT")?.shape.clone();
-        let sum = {
-            let mut state = sequence.state.lock();
-            let before = state.first().and_then(|sum| sum.values::<i32>()?.next()).unwrap_or(0);
-            let sum = value.wrapping_add(if sequence.start { 0 } else { before });
-            *state = vec![Tensor::from_values("OUTPUT", vec![1], [sum])];
-            sum
-        };
-        let wanted = self.outputs.iter().filter(|spec| request.wants(&spec.name));
-        let tensors = wanted.map(|spec| self.output(spec, &shape, sum, &sequence)).collect();
-        Ok(once(InferOutput { tensors, is_last: true, ..InferOutput::default() }))
+        // The request is begun from here on.
+        let this = self.clone();
+        Ok(Box::pin(stream::once(async move {
+            if !this.delay.is_zero() {
+                tokio::time::sleep(this.delay).await;
+            }
+            let sum = {
+                let mut state = sequence.state.lock();
+                let before = state.first().and_then(|sum| sum.values::<i32>()?.next()).unwrap_or(0);
+                let sum = value.wrapping_add(if sequence.start { 0 } else { before });
+                *state = vec![Tensor::from_values("OUTPUT", vec![1], [sum])];
+                sum
+            };
+            let wanted = this.outputs.iter().filter(|spec| request.wants(&spec.name));
+            let tensors = wanted.map(|spec| this.output(spec, &shape, sum, &sequence)).collect();
+            Ok(InferOutput { tensors, is_last: true, ..InferOutput::default() })
+        })))
     }
 }

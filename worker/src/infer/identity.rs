@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::{Context, Engine, InferOutput, InferRequest, OutputStream, Result};
+use futures_util::stream;
 use tensor::{Datatype, ModelConfig, Tensor, TensorSpec};
 
 use super::{input, once};
@@ -70,9 +71,6 @@ impl Engine<InferRequest> for Identity {
         request: InferRequest,
         _context: Context,
     ) -> Result<OutputStream<InferRequest>> {
-        if !self.delay.is_zero() {
-            tokio::time::sleep(self.delay).await;
-        }
         let mut tensors = Vec::with_capacity(self.pairs.len());
         for (from, to) in &self.pairs {
             // An optional input that is not there has no output either.
@@ -84,6 +82,15 @@ impl Engine<InferRequest> for Identity {
             tensors.push(Tensor::new(to.clone(), given.datatype, shape, data));
         }
         let parameters = if self.has_echo { request.parameters } else { Default::default() };
-        Ok(once(InferOutput { tensors, parameters, is_last: true, ..InferOutput::default() }))
+        let output = InferOutput { tensors, parameters, is_last: true, ..InferOutput::default() };
+        let delay = self.delay;
+        if delay.is_zero() {
+            return Ok(once(output));
+        }
+        // The request is begun from here on.
+        Ok(Box::pin(stream::once(async move {
+            tokio::time::sleep(delay).await;
+            Ok(output)
+        })))
     }
 }
