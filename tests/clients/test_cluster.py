@@ -305,6 +305,10 @@ def test_workers_at_known_addresses_need_no_store(tmp_path):
     ("worker", ["--namespace", "a/b"], "--namespace"),
     ("worker", ["--worker-tls-ca", "a", "--nats", "nats://a:1", "--request-plane", "nats"],
      "--request-plane: over nats the roles show no certificates"),
+    ("worker", ["--nats", "tls://a:1", "--request-plane", "nats", "--nats-ca", "/nowhere"],
+     "the authorities of NATS, `/nowhere`: "),
+    ("frontend", ["--nats", "tls://a:1", "--event-plane", "nats", "--nats-ca", "/dev/null"],
+     "the authorities of NATS, `/dev/null`: it has no certificate"),
     ("frontend", ["--namespace-prefix", "a/b"], "--namespace-prefix"),
 ])
 def test_what_cannot_be_served_stops_the_start(role, arguments, fragment):

@@ -19,7 +19,7 @@ mod stream;
 pub(crate) mod tests;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -31,6 +31,8 @@ use engine::{Error, Result};
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use crate::complaints::Complaints;
 use crate::instance::{InstanceId, Namespace};
@@ -141,6 +143,7 @@ impl Connection {
             })?;
         }
         if let Some(file) = &config.authority {
+            check_certificates(file)?;
             options = options.add_root_certificates(file.clone());
         }
         let client = options.connect(servers).await.map_err(|error| {
@@ -206,6 +209,18 @@ fn addresses(servers: &[String]) -> Result<Vec<ServerAddr>> {
         return Err(Error::invalid("servers of NATS: expected nats://HOST:PORT, got none"));
     }
     servers.iter().enumerate().map(read).collect()
+}
+
+/// Checks that a file has certificates, which NATS would look for only when it connects.
+fn check_certificates(file: &Path) -> Result<()> {
+    let read = CertificateDer::pem_file_iter(file)
+        .and_then(|all| all.collect::<std::result::Result<Vec<_>, _>>());
+    let wrong = match read {
+        Ok(found) if !found.is_empty() => return Ok(()),
+        Ok(_) => "it has no certificate".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Error::invalid(format!("the authorities of NATS, `{}`: {wrong}", file.display())))
 }
 
 /// What is told of the connection: once when it is lost and once when it is back. The library's own
