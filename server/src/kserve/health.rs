@@ -50,9 +50,9 @@ impl Health {
                 *serving.entry(name).or_default() |= is_serving;
             }
             serving.insert(String::new(), models.are_ready());
-            // A model that is gone is known no more, and was known to whoever watches it.
-            for name in told.keys().filter(|name| !serving.contains_key(*name)) {
-                self.set(name, false).await;
+            // A model that is gone was known to whoever watches it.
+            for name in told.keys() {
+                serving.entry(name.clone()).or_default();
             }
             // Watchers are told of changes only.
             for (name, is_serving) in &serving {
