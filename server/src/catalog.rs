@@ -34,13 +34,13 @@ pub(crate) fn server(shared: &Shared) -> ServerMetadataResponse {
 
 /// Returns whether the server takes requests and every model is ready.
 pub(crate) fn server_ready(shared: &Shared) -> bool {
-    shared.models.are_ready() && shared.admit().is_ok()
+    shared.models.are_ready() && !shared.is_ending()
 }
 
 /// Returns ModelReady: an unknown or loading model is not ready, a broken version is an error.
 pub(crate) fn model_ready(shared: &Shared, name: &str, version: &str) -> Result<bool> {
     match shared.models.get(name, version) {
-        Ok(model) => Ok(model.is_ready() && shared.admit().is_ok()),
+        Ok(model) => Ok(model.is_ready() && !shared.is_ending()),
         Err(error) if error.kind() == ErrorKind::InvalidRequest => Err(error),
         Err(_) => Ok(false),
     }

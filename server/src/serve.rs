@@ -70,8 +70,11 @@ pub struct Server {
     repository: Arc<Repository>,
     traces: Arc<Traces>,
     health: Health,
-    /// What accepts requests, what works on them, and what tells of it; they end in this order.
+    /// What accepts connections, what works on requests, and what tells of it; they end in this
+    /// order.
     tasks: (Tasks, Tasks, Tasks),
+    /// Cancelled when requests are refused.
+    admitting: Tasks,
     grpc_address: SocketAddr,
     http_address: Option<SocketAddr>,
     metrics_address: Option<SocketAddr>,
@@ -85,6 +88,7 @@ impl Server {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let (accepting, work, admin) = (Tasks::new(), Tasks::new(), Tasks::new());
+        let admitting = Tasks::new();
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(reporter).await;
         let (models, repository) = origin(&config.origin, &metrics, (&accepting, &admin)).await?;
@@ -98,6 +102,7 @@ impl Server {
             regions: Arc::new(Regions::new(config.shared_memory.clone())),
             metrics: metrics.clone(),
             accepting: accepting.clone(),
+            admitting: admitting.clone(),
             max_stream_requests: config.grpc.max_stream_requests,
             server_name: config.grpc.server_name.clone(),
         });
@@ -147,6 +152,7 @@ impl Server {
             traces,
             health,
             tasks,
+            admitting,
             grpc_address,
             http_address,
             metrics_address,
@@ -204,7 +210,8 @@ impl Server {
     pub async fn shut_down(self) -> bool {
         self.health.close(&self.models).await;
         let (accepting, work, admin) = &self.tasks;
-        let is_finished = shutdown::drain(accepting, work, self.config.shutdown_grace).await;
+        let (grace, admitting) = (self.config.shutdown_grace, &self.admitting);
+        let is_finished = shutdown::drain((accepting, admitting), work, grace).await;
         admin.cancel();
         let traces = self.traces.clone();
         let _ = tokio::task::spawn_blocking(move || traces.flush()).await;

@@ -20,8 +20,10 @@ pub(crate) struct Shared {
     pub traces: Arc<Traces>,
     pub logging: Logging,
     pub metrics: Arc<Metrics>,
-    /// Cancelled when the server stops accepting requests.
+    /// Cancelled when the server begins to shut down.
     pub accepting: Tasks,
+    /// Cancelled when it refuses requests, a moment later.
+    pub admitting: Tasks,
     pub max_stream_requests: usize,
     pub server_name: String,
 }
@@ -32,9 +34,14 @@ impl Shared {
         Observation::begin(self.metrics.clone(), self.traces.clone(), rpc)
     }
 
-    /// Refuses new requests while the server shuts down.
+    /// Returns whether the server shuts down.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.accepting.is_cancelled()
+    }
+
+    /// Refuses requests once clients can know that the server shuts down.
     pub(crate) fn admit(&self) -> Result<()> {
-        match self.accepting.is_cancelled() {
+        match self.admitting.is_cancelled() {
             false => Ok(()),
             true => Err(Error::new(
                 ErrorKind::Unavailable,

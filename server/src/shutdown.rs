@@ -1,13 +1,17 @@
 //! The end of the process: signals, and phases that are each bounded.
 //!
-//! Not ready · no new connections and requests · requests under way finish, at most the grace
-//! time · what is left is cancelled. A second signal skips the waiting.
+//! Not ready · no new connections · a moment later no new requests: until then clients may not know
+//! that they are to go elsewhere · requests under way finish, at most the grace time · what is left
+//! is cancelled. A second signal skips the waiting.
 
 use std::time::Duration;
 
 use engine::Tasks;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+
+/// How long connections take to hear that they end; requests that come by then are served.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What cancelled tasks get to drop what they hold.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
@@ -35,11 +39,22 @@ pub(crate) async fn signalled() {
     }
 }
 
-/// Waits for the work to finish; returns whether it did within the grace time.
-pub(crate) async fn drain(accepting: &Tasks, work: &Tasks, grace: Duration) -> bool {
+/// Ends the accepting of connections at once and of requests a moment later, and waits for the work
+/// to finish; returns whether it did within the grace time.
+pub(crate) async fn drain(
+    (accepting, admitting): (&Tasks, &Tasks),
+    work: &Tasks,
+    grace: Duration,
+) -> bool {
     accepting.cancel();
+    let refuse = async {
+        tokio::time::sleep(FAREWELL).await;
+        admitting.cancel();
+        std::future::pending().await
+    };
     let is_finished = tokio::select! {
         is_finished = work.wait(grace) => is_finished,
+        is_finished = refuse => is_finished,
         () = signalled() => false,
     };
     work.cancel();

@@ -69,7 +69,7 @@ impl Session {
         Self {
             inbound,
             is_inbound_open: true,
-            draining: Box::pin(shared.accepting.cancelled()),
+            draining: Box::pin(shared.admitting.cancelled()),
             shared,
             expiry: options.deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
             options,
