@@ -1,6 +1,7 @@
 //! What a frontend hears over NATS: one subscription for each namespace, and who wants what of it.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ const MAX_WAITING: usize = 1024;
 
 /// How long NATS may be away before listeners hear that the plane has ended.
 const AWAY: Duration = Duration::from_secs(3);
+
+/// How often a stream is looked for that was not there: a worker may have made it since.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// The wait before a subscription that ended is made again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -172,7 +176,9 @@ impl Shared {
         let mut losses = self.connection.losses();
         let client = &self.connection.client;
         let replayed = timeout(JETSTREAM_WAIT, self.replayed(prefix, *last)).await;
-        let mut events = match replayed.map_err(Into::into).and_then(|replayed| replayed) {
+        let replayed = replayed.map_err(Into::into).and_then(|replayed| replayed);
+        let mut appears = pin!(self.appears(prefix, replayed.is_ok()));
+        let mut events = match replayed {
             Ok(events) => events,
             Err(error) => {
                 tracing::debug!(%error, "no stream of events at nats: nothing is heard twice");
@@ -198,6 +204,22 @@ impl Shared {
                     None => return Ok(()),
                 },
                 _ = losses.changed() => return Ok(()),
+                () = appears.as_mut() => return Ok(()),
+            }
+        }
+    }
+
+    /// Returns when a namespace has a stream, if it had none.
+    async fn appears(&self, prefix: &str, is_there: bool) {
+        if is_there {
+            std::future::pending().await
+        }
+        let context = jetstream::new(self.connection.client.clone());
+        loop {
+            sleep(LOOK).await;
+            let found = timeout(JETSTREAM_WAIT, context.get_stream(stream_name(prefix))).await;
+            if matches!(found, Ok(Ok(_))) {
+                return;
             }
         }
     }

@@ -161,6 +161,32 @@ async fn a_namespace_is_heard_as_long_as_somebody_listens() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_made_later_is_used_then() {
+    let nats = Server::start_with(None, Some(tempdir().unwrap()));
+    let fleet = Fleet::start(&nats).await;
+    let context = async_nats::jetstream::new(fleet.frontend.client.clone());
+    let namespace: Namespace = "a.b_c".parse().unwrap();
+    let name = stream_name(&event_subject(&namespace));
+    context.delete_stream(&name).await.unwrap();
+    fleet.store(0..1);
+    let happens = async {
+        fleet.until("it is heard without", |fleet| fleet.index.blocks() == 1).await;
+        let subjects = vec![kv_subject(&event_subject(&namespace), "*")];
+        let config = stream::Config { name: name.clone(), subjects, ..stream::Config::default() };
+        let mut stream = context.create_stream(config).await.unwrap();
+        let begun = Instant::now();
+        while stream.info().await.unwrap().state.consumer_count == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nobody reads it");
+            sleep(Duration::from_millis(50)).await;
+        }
+        fleet.store(1..10);
+        fleet.until("it is heard with it", |fleet| fleet.index.blocks() == 10).await;
+    };
+    fleet.during(happens).await;
+    fleet.tasks.cancel();
+}
+
+#[tokio::test]
 async fn what_was_missed_is_replayed() {
     let nats = Server::start_with(None, Some(tempdir().unwrap()));
     assert_eq!(cut_off(&nats).await, (1, 1));
