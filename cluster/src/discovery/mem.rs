@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use engine::{Error, ErrorKind, Result, Tasks};
 use tokio::sync::watch::{Receiver, Sender, channel};
+use tokio::time::sleep;
 
 use super::lease::{self, Kept, Record};
 use super::watch::{self, Change, Source};
@@ -51,12 +52,15 @@ struct Shared {
 struct Store {
     instances: BTreeMap<InstanceId, Arc<Instance>>,
     is_reachable: bool,
+    /// How much later watchers hear of changes.
+    lag: Duration,
 }
 
 impl Mem {
     /// Makes an empty store.
     pub fn new(tasks: &Tasks) -> Self {
-        let store = Store { instances: BTreeMap::new(), is_reachable: true };
+        let (instances, lag) = Default::default();
+        let store = Store { instances, is_reachable: true, lag };
         let (store, changes, losses) = (Mutex::new(store), channel(0).0, channel(0).0);
         let shared = Shared { store, changes, losses, kept: Kept::default() };
         Self { shared: Arc::new(shared), tasks: tasks.clone() }
@@ -66,6 +70,11 @@ impl Mem {
     pub fn set_reachable(&self, is_reachable: bool) {
         self.shared.change(|store| store.is_reachable = is_reachable);
         self.shared.losses.send_modify(|count| *count += 1);
+    }
+
+    /// Makes watchers hear of changes so much later, as of a store that is slow.
+    pub fn set_lag(&self, lag: Duration) {
+        self.shared.change(|store| store.lag = lag);
     }
 
     /// Forgets all registrations, as a store does that lost its disk.
@@ -80,6 +89,10 @@ impl Shared {
         let result = change(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner));
         self.changes.send_modify(|count| *count += 1);
         result
+    }
+
+    fn lag(&self) -> Duration {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).lag
     }
 
     fn read<T>(&self, read: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
@@ -178,6 +191,10 @@ impl Source for Reader {
         if self.has_listed {
             let gone = |_| Error::new(ErrorKind::Unavailable, "the store in memory is gone");
             self.changes.changed().await.map_err(gone)?;
+        }
+        let lag = self.shared.lag();
+        if !lag.is_zero() {
+            sleep(lag).await;
         }
         self.changes.borrow_and_update();
         let listing = self.shared.read(|store| Ok(store.instances.values().cloned().collect()));
