@@ -325,6 +325,8 @@ fn check(core: &mut Core, listener: &Listener) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
     #[test]
     fn the_laws_hold_after_any_history(steps in prop::collection::vec(any_step(), 1..60)) {
         let mut core = Core::new(Config::default());
