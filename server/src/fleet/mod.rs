@@ -15,6 +15,7 @@ mod news;
 mod peers;
 mod planes;
 mod pool;
+mod roster;
 mod sockets;
 mod store;
 mod tables;

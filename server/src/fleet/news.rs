@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use cluster::events::{Claim, Counters, Index, Listen, Told, Watch, follow};
-use cluster::instance::Instance;
+use cluster::instance::{Instance, InstanceId};
 use cluster::request::RemoteWorker;
 use engine::Tasks;
 use prometheus_client::metrics::counter::Counter;
@@ -28,10 +29,28 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Where the news of a model's workers go.
 pub(super) struct Ear {
     planes: Arc<Planes>,
-    index: Arc<Index>,
-    /// What was heard of all of them.
-    counters: Counters,
+    heard: Heard,
     counted: Mutex<Counted>,
+}
+
+/// What was heard of a model's workers.
+#[derive(Default)]
+pub(super) struct Heard {
+    /// What their KV caches hold.
+    pub(super) index: Index,
+    /// How many events there were, of all of them.
+    pub(super) counters: Counters,
+}
+
+/// A worker that tells, over whatever carries its news.
+#[async_trait]
+pub(super) trait Voice: Send + Sync {
+    /// Returns whose it is.
+    fn worker(&self) -> InstanceId;
+    /// Returns the way on which its news come now, and whether there may be a better one later.
+    fn way(&self) -> (Box<dyn Listen>, bool);
+    /// Waits until there is a better one.
+    async fn better(&self);
 }
 
 /// A worker to be heard.
@@ -55,53 +74,77 @@ impl Ear {
         let labels = ModelLabels { model: model.into() };
         let of = |family: &Family<ModelLabels, Counter>| (family.get_or_create(&labels).clone(), 0);
         let counted = [of(&metrics.kv_events), of(&metrics.kv_event_gaps), of(&metrics.kv_resyncs)];
-        let (index, counters, counted) = (Arc::default(), Counters::default(), Counted(counted));
-        let ear = Arc::new(Self { planes, index, counters, counted: Mutex::new(counted) });
+        let (heard, counted) = (Heard::default(), Mutex::new(Counted(counted)));
+        let ear = Arc::new(Self { planes, heard, counted });
         tasks.spawn("worker news counted", count(Arc::downgrade(&ear)));
         ear
     }
 
     /// Hears a worker as long as it is a candidate.
     pub(super) async fn hear(self: Arc<Self>, speaker: Speaker, told: Weak<Candidate>) {
+        let voice = Planned { planes: &self.planes, speaker: &speaker };
+        self.heard.hear(&voice, &told).await;
+    }
+}
+
+impl Heard {
+    /// Hears a worker as long as it is a candidate.
+    pub(super) async fn hear(&self, voice: &impl Voice, told: &Weak<Candidate>) {
         // One that is gone already may be back as another: its claim is the one that counts.
         let Some(gone) = told.upgrade().map(|candidate| candidate.gone()) else { return };
-        let claim = self.index.claim(speaker.instance.id);
+        let claim = self.index.claim(voice.worker());
         tokio::select! {
-            () = self.listen(&speaker, claim, &told) => {}
+            () = self.listen(voice, claim, told) => {}
             () = gone => {}
         }
         self.index.forget(claim);
     }
 
-    async fn listen(&self, speaker: &Speaker, claim: Claim, told: &Weak<Candidate>) {
-        let instance = &speaker.instance;
+    async fn listen(&self, voice: &impl Voice, claim: Claim, told: &Weak<Candidate>) {
         while told.strong_count() > 0 {
-            let watch = Watch {
-                worker: speaker.worker.clone(),
-                model: speaker.model.to_string(),
-                load_interval: speaker.has_load.then_some(LOAD_INTERVAL),
-                kv_events: speaker.has_kv,
-            };
-            // Nothing but the end is told of the others, which comes with the call.
-            let is_nats = speaker.has_load && self.planes.has_nats_events(instance);
-            let listen: Box<dyn Listen> = match is_nats {
-                true => self.planes.listen(instance, watch),
-                false => Box::new(watch),
-            };
+            let (way, may_be_better) = voice.way();
             let heard = |news: &Told| note(told, news);
-            let known = (&*self.index, &self.counters);
-            let following = follow(&*listen, claim, known, heard);
-            let may_be_better = !is_nats && speaker.has_load && self.planes.may_have_nats(instance);
+            let following = follow(&*way, claim, (&self.index, &self.counters), heard);
             tokio::select! {
                 _ = following => sleep(AGAIN).await,
-                () = self.nats_is_back(instance), if may_be_better => {}
+                () = voice.better(), if may_be_better => {}
             }
         }
     }
+}
 
-    /// Waits until a worker's events could come over NATS.
-    async fn nats_is_back(&self, instance: &Instance) {
-        while !self.planes.has_nats_events(instance) {
+/// A worker that tells over the planes of this frontend.
+struct Planned<'a> {
+    planes: &'a Planes,
+    speaker: &'a Speaker,
+}
+
+#[async_trait]
+impl Voice for Planned<'_> {
+    fn worker(&self) -> InstanceId {
+        self.speaker.instance.id
+    }
+
+    fn way(&self) -> (Box<dyn Listen>, bool) {
+        let Self { planes, speaker } = self;
+        let instance = &speaker.instance;
+        let watch = Watch {
+            worker: speaker.worker.clone(),
+            model: speaker.model.to_string(),
+            load_interval: speaker.has_load.then_some(LOAD_INTERVAL),
+            kv_events: speaker.has_kv,
+        };
+        // Nothing but the end is told of the others, which comes with the call.
+        let is_nats = speaker.has_load && planes.has_nats_events(instance);
+        let way: Box<dyn Listen> = match is_nats {
+            true => planes.listen(instance, watch),
+            false => Box::new(watch),
+        };
+        (way, !is_nats && speaker.has_load && planes.may_have_nats(instance))
+    }
+
+    async fn better(&self) {
+        while !self.planes.has_nats_events(&self.speaker.instance) {
             sleep(AGAIN).await;
         }
     }
@@ -110,7 +153,7 @@ impl Ear {
 /// Counts what an ear hears, as long as there is one.
 async fn count(ear: Weak<Ear>) {
     while let Some(ear) = ear.upgrade() {
-        ear.counted.lock().unwrap_or_else(PoisonError::into_inner).count(&ear.counters);
+        ear.counted.lock().unwrap_or_else(PoisonError::into_inner).count(&ear.heard.counters);
         drop(ear);
         sleep(COUNT_INTERVAL).await;
     }
@@ -159,13 +202,13 @@ mod tests {
         let (tasks, metrics) = (Tasks::new(), Metrics::new(&mut Registry::default()));
         let ear = Ear::new("m", planes::none(), &metrics, &tasks);
         let instance = Arc::new(Instance::new("default".parse().unwrap(), "grpc://127.0.0.1:1"));
-        let claim = ear.index.claim(instance.id);
+        let claim = ear.heard.index.claim(instance.id);
         let tcp = Tcp::new("127.0.0.1:1");
         let worker = RemoteWorker::new(tcp, ClientConfig::default(), &tasks).unwrap();
         let (model, has_load, has_kv) = ("m".into(), true, true);
         let speaker = Speaker { instance, worker, model, has_load, has_kv };
         ear.clone().hear(speaker, Weak::new()).await;
-        ear.index.replace(claim, &[SequenceHash(7)]);
-        assert_eq!(ear.index.blocks(), 1);
+        ear.heard.index.replace(claim, &[SequenceHash(7)]);
+        assert_eq!(ear.heard.index.blocks(), 1);
     }
 }

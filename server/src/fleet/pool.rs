@@ -1,7 +1,6 @@
 //! The workers of one model, as its route sees them.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 
 use cluster::card::Role;
 use cluster::instance::{Instance, InstanceId};
@@ -12,18 +11,15 @@ use tokio::sync::watch;
 
 use super::canary::{Canary, Question};
 use super::news::{Ear, Speaker};
+use super::roster::{Candidates, Roster};
 use crate::models::Models;
 use crate::pipeline::{Candidate, Engines, Workers};
-
-type Candidates = Arc<[Arc<Candidate>]>;
 
 /// The workers of one model.
 pub(super) struct Pool {
     name: Arc<str>,
-    /// Those that do all of a text or continue it, and those that compute prompts.
-    candidates: RwLock<[Candidates; 2]>,
+    roster: Roster,
     membership: Membership,
-    changes: watch::Sender<()>,
     /// What hears of workers that are unwell; it has the models that have this pool.
     models: Weak<Models>,
     canary: Canary,
@@ -52,31 +48,19 @@ impl Pool {
         models: &Arc<Models>,
         (canary, ear): (Canary, Arc<Ear>),
     ) -> Arc<Self> {
-        let (candidates, changes) = (RwLock::default(), watch::Sender::new(()));
-        let (name, models) = (name.into(), Arc::downgrade(models));
-        Arc::new(Self { name, candidates, membership, changes, models, canary, ear })
+        let (name, roster, models) = (name.into(), Roster::default(), Arc::downgrade(models));
+        Arc::new(Self { name, roster, membership, models, canary, ear })
     }
 
     /// Takes these workers and no others from now on; one that stays keeps what is known of it.
     pub(super) fn set(self: &Arc<Self>, places: Vec<Place>, tasks: &Tasks) {
-        let now = self.parts();
-        let now = now.iter().flat_map(|part| part.iter());
-        let before: BTreeMap<InstanceId, &Arc<Candidate>> =
-            now.map(|candidate| (candidate.id, candidate)).collect();
-        let take = |place: Place| match before.get(&place.id) {
-            Some(candidate) => Arc::clone(candidate),
-            None => self.begin(place, tasks),
-        };
-        let is_prefill = |place: &Place| place.role == Role::Prefill;
-        let (prompts, others): (Vec<Place>, Vec<Place>) = places.into_iter().partition(is_prefill);
-        let parts = [others, prompts].map(|part| part.into_iter().map(take).collect());
-        *self.candidates.write().unwrap_or_else(PoisonError::into_inner) = parts;
-        self.changes.send_replace(());
+        let of = |place: &Place| (place.id, place.role);
+        self.roster.set(places, of, |place| self.begin(place, tasks));
     }
 
     /// Tells everybody that a worker is reached, unwell or well again.
     pub(super) fn touch(&self) {
-        self.changes.send_replace(());
+        self.roster.touch();
         if let Some(models) = self.models.upgrade() {
             models.touch();
         }
@@ -84,7 +68,7 @@ impl Pool {
 
     /// Says that the model is ready when one of its workers has been reached.
     pub(super) fn announce(self: &Arc<Self>, tasks: &Tasks) {
-        let (pool, mut changes) = (Arc::downgrade(self), self.changes.subscribe());
+        let (pool, mut changes) = (Arc::downgrade(self), self.roster.changes());
         tasks.spawn("model ready", async move {
             while let Some(pool) = pool.upgrade() {
                 if pool.is_ready() {
@@ -153,7 +137,7 @@ impl Pool {
     }
 
     fn parts(&self) -> [Candidates; 2] {
-        self.candidates.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.roster.parts()
     }
 }
 
@@ -168,7 +152,7 @@ impl Workers for Pool {
     }
 
     fn changes(&self) -> watch::Receiver<()> {
-        self.changes.subscribe()
+        self.roster.changes()
     }
 }
 
