@@ -277,5 +277,12 @@ pub fn socket_dir() -> PathBuf {
         .unwrap_or_else(|| std::env::temp_dir().join(format!("stator-{user}")))
 }
 
+/// Returns the one seed that simulations are to run instead of all, which `STATOR_SEED` names.
+#[cfg(test)]
+pub(crate) fn replayed_seed() -> Option<u64> {
+    let text = std::env::var_os("STATOR_SEED")?;
+    Some(text.to_str().and_then(|text| text.parse().ok()).expect("STATOR_SEED is a number"))
+}
+
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,8 @@ use futures_util::StreamExt;
 use worker::generate::{GenerateEngine, SchedulerConfig};
 use worker::runner::mock::{self, MockConfig, MockRunner};
 
+pub(crate) mod oracle;
+
 /// Starts a scheduler over the mock.
 pub(crate) fn scheduler() -> Arc<GenerateEngine> {
     scheduler_of(MockConfig::default().blocks)

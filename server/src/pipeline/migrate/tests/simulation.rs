@@ -8,19 +8,17 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
 use super::*;
+use crate::pipeline::testing::oracle;
 use crate::pipeline::{Policy, Route, RouteConfig, RouteMetrics};
 
 mod clock;
 mod world;
 
 use clock::Clock;
-use world::{Fate, World, answer_of};
+use world::{Fate, World};
 
 /// Seeds that are run; a failure names its own.
 const SEEDS: u64 = 2000;
-
-/// The one seed to run instead.
-const REPLAY: Option<u64> = None;
 
 /// What came of all requests of all seeds, so that the test cannot pass by doing nothing.
 #[derive(Debug, Default)]
@@ -34,16 +32,16 @@ struct Counts {
 #[test]
 fn two_thousand_fleets_lose_nothing_but_what_nobody_could_keep() {
     let counts = Arc::new(Counts::default());
-    let seeds = REPLAY.map_or(0..SEEDS, |seed| seed..seed + 1);
-    for seed in seeds {
+    let replayed = crate::args::replayed_seed();
+    for seed in replayed.map_or(0..SEEDS, |seed| seed..seed + 1) {
         let outcome = catch_unwind(AssertUnwindSafe(|| simulate(seed, &counts)));
         if let Err(panic) = outcome {
-            println!("seed {seed} failed: set `REPLAY` to `Some({seed})` to run it alone");
+            println!("seed {seed} failed: STATOR_SEED={seed} runs it alone");
             resume_unwind(panic);
         }
     }
     println!("{counts:?}");
-    if REPLAY.is_none() {
+    if replayed.is_none() {
         let [right, failed, cancelled, migrated] =
             [&counts.right, &counts.failed, &counts.cancelled, &counts.migrated]
                 .map(|count| count.load(Relaxed));
@@ -92,8 +90,8 @@ struct Client {
 impl Client {
     async fn run(self, number: u64, mut random: fastrand::Rng) {
         self.clock.sleep(random.u64(..60)).await;
-        let request = request(&mut random);
-        let expected = answer_of(&request);
+        let request = oracle::request(&mut random);
+        let expected = oracle::answer_of(&request);
         let patience = random.bool().then(|| random.usize(..60)).filter(|_| random.bool());
         let context = Context::new(number.to_string());
         let error = match self.migrate.call(request, context).await {
@@ -154,14 +152,4 @@ impl Client {
             kind => panic!("{kind:?} is no reason: {error}"),
         }
     }
-}
-
-fn request(random: &mut fastrand::Rng) -> GenerateRequest {
-    let prompt: Vec<u32> = (0..random.usize(1..5)).map(|_| random.u32(..100)).collect();
-    let mut request = GenerateRequest::new(prompt, StopConditions::after(random.u32(1..25)));
-    request.stop.min_tokens = random.u32(..6);
-    request.choices = NonZeroU32::new(random.u32(1..4)).unwrap();
-    request.sampling.seed = Some(random.u64(..));
-    request.prompt_logprobs = random.bool().then_some(0);
-    request
 }
