@@ -16,6 +16,8 @@ mod peers;
 mod planes;
 mod pool;
 mod roster;
+#[cfg(test)]
+mod simulation;
 mod sockets;
 mod store;
 mod tables;
