@@ -24,6 +24,8 @@ pub(super) struct Frontend {
     heard: Heard,
     /// All candidates that there ever were.
     history: Mutex<Vec<Weak<Candidate>>>,
+    /// How often a worker became a member.
+    came: AtomicUsize,
     /// The fewest that could be asked at any time.
     fewest: AtomicUsize,
 }
@@ -31,14 +33,15 @@ pub(super) struct Frontend {
 impl Frontend {
     pub(super) fn new(world: &Arc<World>, plane: Plane) -> Arc<Self> {
         let (roster, heard, history) = Default::default();
-        let fewest = AtomicUsize::new(usize::MAX);
-        Arc::new(Self { world: world.clone(), plane, roster, heard, history, fewest })
+        let (came, fewest) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+        Arc::new(Self { world: world.clone(), plane, roster, heard, history, came, fewest })
     }
 
     /// Keeps the roster as the membership says.
     pub(super) async fn follow(self: Arc<Self>) {
         let world = &self.world;
         let mut snapshots = world.membership().snapshots();
+        let mut before = Vec::new();
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
             let members: Vec<Member> = match snapshot.models.get(MODEL) {
@@ -46,11 +49,14 @@ impl Frontend {
                 None => Vec::new(),
             };
             let ids: Vec<u64> = members.iter().map(|member| member.instance.id.0).collect();
+            let came = ids.iter().filter(|id| !before.contains(*id)).count();
+            self.came.fetch_add(came, Relaxed);
             let (revision, is_stale) = (snapshot.revision, snapshot.is_stale);
             world.tell(format_args!("snapshot {revision}, stale: {is_stale}: {ids:?}"));
             world.counts.frozen.fetch_add(is_stale.into(), Relaxed);
             let of = |member: &Member| (member.instance.id, member.card.role);
             self.roster.set(members, of, |member| self.begin(member.instance.id));
+            before = ids;
             world.followed.store(snapshot.revision, Relaxed);
             if snapshots.changed().await.is_err() {
                 return;
@@ -105,6 +111,8 @@ impl Frontend {
         let [candidates, prompts] = self.roster.parts();
         let known: BTreeSet<InstanceId> = candidates.iter().map(|candidate| candidate.id).collect();
         assert_eq!((known, prompts.len()), (ids, 0), "those who are there can be asked");
+        let made = self.history.lock().unwrap().len();
+        assert_eq!(made, self.came.load(Relaxed), "who stays is the same candidate");
         let mut blocks = 0;
         for worker in present {
             let truth = worker.cache.lock().unwrap().truth.clone();
