@@ -134,21 +134,6 @@ async fn a_slow_reader_gets_coalesced_outputs() {
 }
 
 #[tokio::test]
-async fn dropping_the_stream_frees_everything_within_a_step() {
-    let config = SchedulerConfig { max_running_sequences: 1, ..SchedulerConfig::default() };
-    let engine = engine(slow(), config);
-    let mut running = call(&engine, request(1, 5000)).await;
-    running.next().await.unwrap().unwrap();
-    let waiting = call(&engine, request(1, 5000)).await;
-    assert_eq!(engine.load().waiting_requests, 1);
-    drop(waiting);
-    assert_eq!(engine.load().waiting_requests, 0);
-    drop(running);
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(engine.load().used_blocks, 0);
-}
-
-#[tokio::test]
 async fn a_full_queue_refuses_and_urgent_requests_overtake() {
     let config = SchedulerConfig {
         max_running_sequences: 1,
@@ -331,3 +316,4 @@ mod pace;
 mod prompts;
 mod resuming;
 mod sharing;
+mod steps;
