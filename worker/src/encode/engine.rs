@@ -103,7 +103,8 @@ impl EncodeEngine {
 
 /// Computes passes until the queue is closed.
 fn run(encoder: &mut Encoder, queue: &Queue, running: &AtomicU32, batch_tokens: usize) {
-    while let Some(mut jobs) = queue.take(batch_tokens) {
+    while queue.wait() {
+        let mut jobs = queue.take(batch_tokens);
         jobs.retain(|job| !job.reply.is_closed());
         if jobs.is_empty() {
             continue;

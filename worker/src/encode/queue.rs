@@ -1,4 +1,5 @@
-//! The bounded queue of texts that wait for a pass: most urgent first, then oldest.
+//! The bounded queue of texts that wait for a pass: most urgent first, then oldest, and now and then
+//! the oldest of all, so that nobody waits for ever.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,6 +7,8 @@ use std::time::Instant;
 
 use engine::{Embedding, Error, ErrorKind, Result, TokenId};
 use tokio::sync::oneshot;
+
+use crate::generate::OLDEST_EVERY;
 
 /// A text that waits.
 #[derive(Debug)]
@@ -30,9 +33,29 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct State {
     jobs: BTreeMap<Key, Job>,
+    /// The ranks of the same jobs by their places in the order of arrival.
+    ages: BTreeMap<u64, u64>,
     accepted: u64,
+    /// How many were taken; every so many texts it is the oldest whatever its priority.
+    taken: u64,
     /// Set when nothing is accepted any more, with the reason.
     closed: Option<Error>,
+}
+
+impl State {
+    /// Returns the job that is next.
+    fn first(&self) -> Option<Key> {
+        match self.taken % OLDEST_EVERY == OLDEST_EVERY - 1 {
+            true => self.ages.first_key_value().map(|(&number, &rank)| (rank, number)),
+            false => self.jobs.first_key_value().map(|(&key, _)| key),
+        }
+    }
+
+    fn remove(&mut self, key: Key) -> Option<Job> {
+        let job = self.jobs.remove(&key)?;
+        self.ages.remove(&key.1);
+        Some(job)
+    }
 }
 
 impl Queue {
@@ -57,36 +80,44 @@ impl Queue {
         // 0 is the default level, which lies below every explicit one.
         let key = (priority.wrapping_sub(1), state.accepted);
         state.jobs.insert(key, job);
+        state.ages.insert(key.1, key.0);
         self.arrival.notify_one();
         Ok(Ticket { queue: self.clone(), key })
     }
 
-    /// Waits for texts and takes the first ones, together at most `most` tokens, but always one.
-    /// None: the queue is closed. Those whose deadline passed are told so, and may be all.
-    pub(super) fn take(&self, most: usize) -> Option<Vec<Job>> {
+    /// Waits until there is a text or the queue is closed; returns whether it is open.
+    pub(super) fn wait(&self) -> bool {
         let mut state = self.lock();
         while state.jobs.is_empty() && state.closed.is_none() {
             state = self.arrival.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.closed.is_some() {
-            return None;
-        }
+        state.closed.is_none()
+    }
+
+    /// Takes the first texts, together at most `most` tokens, but one if there are any. Those whose
+    /// deadline passed are told so, and may be all.
+    pub(super) fn take(&self, most: usize) -> Vec<Job> {
+        let mut state = self.lock();
         let (now, mut taken, mut tokens) = (Instant::now(), Vec::new(), 0);
-        while let Some(first) = state.jobs.first_entry() {
-            if first.get().deadline.is_some_and(|deadline| deadline <= now) {
+        while let Some(key) = state.first() {
+            let Some(first) = state.jobs.get(&key) else { break };
+            let is_late = first.deadline.is_some_and(|deadline| deadline <= now);
+            let size = first.tokens.len();
+            if !is_late && !taken.is_empty() && tokens + size > most {
+                break;
+            }
+            let Some(job) = state.remove(key) else { break };
+            if is_late {
                 let text = "Deadline Exceeded: the request's own time is over";
                 let error = Error::new(ErrorKind::DeadlineExceeded, text);
                 // Whoever asked may have gone just now.
-                let _ = first.remove().reply.send(Err(error));
+                let _ = job.reply.send(Err(error));
                 continue;
             }
-            tokens += first.get().tokens.len();
-            if tokens > most && !taken.is_empty() {
-                break;
-            }
-            taken.push(first.remove());
+            (state.taken, tokens) = (state.taken + 1, tokens + size);
+            taken.push(job);
         }
-        Some(taken)
+        taken
     }
 
     /// Accepts nothing any more and fails what waits.
@@ -94,6 +125,7 @@ impl Queue {
         let mut state = self.lock();
         state.closed.get_or_insert(reason.clone());
         self.arrival.notify_all();
+        state.ages.clear();
         let left = std::mem::take(&mut state.jobs);
         drop(state);
         for job in left.into_values() {
@@ -125,7 +157,7 @@ pub(super) struct Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let job = self.queue.lock().jobs.remove(&self.key);
+        let job = self.queue.lock().remove(self.key);
         drop(job);
     }
 }
@@ -143,8 +175,8 @@ mod tests {
         (Job { tokens: vec![0; tokens].into(), deadline, reply }, answer)
     }
 
-    fn lengths(jobs: Option<Vec<Job>>) -> Vec<usize> {
-        jobs.unwrap().iter().map(|job| job.tokens.len()).collect()
+    fn lengths(jobs: Vec<Job>) -> Vec<usize> {
+        jobs.iter().map(|job| job.tokens.len()).collect()
     }
 
     #[test]
@@ -191,6 +223,27 @@ mod tests {
         queue.close(&Error::new(ErrorKind::Unavailable, "over"));
         assert_eq!(answer.try_recv().unwrap().unwrap_err().message(), "over");
         assert_eq!(queue.push(job(1, None).0, 0).unwrap_err().message(), "over");
-        assert!(queue.take(1).is_none() && queue.is_closed());
+        assert!(!queue.wait() && queue.is_closed() && queue.take(1).is_empty());
+    }
+    #[test]
+    fn urgent_texts_cannot_hold_back_others_for_ever() {
+        // Texts of two tokens and of three by turns, one or more of them in a pass.
+        for most in [1, 4, 9] {
+            let queue = Queue::new(100);
+            let _patient = queue.push(job(1, None).0, 0).unwrap();
+            let (mut order, mut tickets) = (Vec::new(), Vec::new());
+            for index in 0..60 {
+                tickets.push(queue.push(job(2 + index % 2, None).0, 1).unwrap());
+            }
+            while queue.len() > 0 {
+                order.extend(lengths(queue.take(most)));
+                // There is always more that is urgent.
+                if order.len() < 60 {
+                    tickets.push(queue.push(job(2, None).0, 1).unwrap());
+                }
+            }
+            let place = order.iter().position(|&tokens| tokens == 1).unwrap();
+            assert!(place > 5 && place <= 16, "it came in {place}: {order:?}");
+        }
     }
 }

@@ -25,3 +25,4 @@ mod waiting;
 pub use config::{DiskTierConfig, SchedulerConfig};
 pub use engine::GenerateEngine;
 pub use guides::Constraints;
+pub(crate) use scheduler::OLDEST_EVERY;

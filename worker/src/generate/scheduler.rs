@@ -27,7 +27,7 @@ const FETCH_WAIT: Duration = Duration::from_millis(5);
 /// Every so many admissions the oldest request is let in whatever its priority, and stays as
 /// urgent as any: so whoever has `n` older requests in front waits for at most `n + 1` times as
 /// many admissions.
-pub(super) const OLDEST_EVERY: u64 = 16;
+pub(crate) const OLDEST_EVERY: u64 = 16;
 
 /// What the scheduler shares with the engine that feeds it.
 #[derive(Debug)]
