@@ -12,6 +12,7 @@ pub mod kv;
 pub mod lora;
 pub mod model;
 pub mod runner;
+pub mod turns;
 pub mod weights;
 
 pub use error::Error;

@@ -168,6 +168,7 @@ impl Backends {
         let started = Instant::now();
         let EngineConfig { threads, context_length, max_waiting_requests, batch_tokens, .. } =
             self.engine;
+        let mixed_pass_stretch = self.engine.mixed_pass_stretch;
         let options = EncoderOptions { threads, context_length };
         let loaded = self.compute().and_then(|on| Encoder::load_on(path, &options, on));
         let encode::Loaded { encoder, mut card, vocabulary } =
@@ -175,7 +176,7 @@ impl Backends {
         card.name.clone_from(&definition.name);
         let bridge = TextBridge::encoder(&card, &vocabulary).map_err(|error| error.to_string())?;
         let bridge = Arc::new(bridge);
-        let limits = EncodeConfig { max_waiting_requests, batch_tokens };
+        let limits = EncodeConfig { max_waiting_requests, batch_tokens, mixed_pass_stretch };
         let engine = EncodeEngine::start(encoder, limits).map_err(|error| error.to_string())?;
         let engine = Arc::new(engine);
         let (load, health) = (engine.clone(), engine.clone());

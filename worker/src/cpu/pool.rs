@@ -4,9 +4,6 @@
 //! the next part. The caller waits for those who joined, and for nobody else, so on a busy machine
 //! a thread that gets no core costs nothing. `share` returns when all is done, so a job may borrow.
 //!
-//! Models that have their threads in common take turns, forward pass by forward pass, in the order
-//! in which they came.
-//!
 //! A forward pass has some 150 jobs, so threads spin for a while between them, then yield, and
 //! then park: on a shared machine spinning takes the core from whoever has work.
 #![expect(unsafe_code, reason = "a job on the caller's stack is lent to the threads")]
@@ -16,6 +13,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+
+use crate::turns::Turns;
 
 /// Turns of a waiting loop before a thread yields: some 50 microseconds.
 const SPINS: u32 = 4000;
@@ -38,21 +37,9 @@ struct Threads {
     workers: Vec<JoinHandle<()>>,
     /// Held while a job runs: there is one at a time.
     turn: Mutex<()>,
-    line: Mutex<Line>,
-    next: Condvar,
+    /// Those of the models that have the threads in common.
+    turns: Turns,
 }
-
-/// Who waits for a forward pass.
-#[derive(Default)]
-struct Line {
-    /// Passes that were asked for.
-    asked: u64,
-    /// Passes that are over.
-    over: u64,
-}
-
-/// A forward pass: as long as this lives no other one begins on these threads.
-pub struct Pass<'a>(&'a Threads);
 
 struct Shared {
     /// Points to the caller's `Job`; valid for those who are counted in `state`.
@@ -95,9 +82,8 @@ impl Pool {
             has_panicked: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
         });
-        let (workers, turn) = (Vec::new(), Mutex::new(()));
-        let (line, next) = (Mutex::default(), Condvar::new());
-        let mut pool = Threads { shared, workers, turn, line, next };
+        let (workers, turn, turns) = (Vec::new(), Mutex::new(()), Turns::default());
+        let mut pool = Threads { shared, workers, turn, turns };
         for index in 1..threads {
             let shared = pool.shared.clone();
             let worker = std::thread::Builder::new()
@@ -108,15 +94,9 @@ impl Pool {
         Ok(Self(Arc::new(pool)))
     }
 
-    /// Waits for the passes that were asked for before, and begins one.
-    pub fn pass(&self) -> Pass<'_> {
-        let mut line = lock(&self.0.line);
-        let own = line.asked;
-        line.asked += 1;
-        while line.over != own {
-            line = self.0.next.wait(line).unwrap_or_else(PoisonError::into_inner);
-        }
-        Pass(&self.0)
+    /// Returns the turns of the models that have the threads in common, which each of them keeps.
+    pub fn turns(&self) -> &Turns {
+        &self.0.turns
     }
 
     /// Returns how many threads share a job.
@@ -215,13 +195,6 @@ impl Drop for Threads {
             // A thread ends by itself; its panics were told by `lend`.
             let _ = worker.join();
         }
-    }
-}
-
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        lock(&self.0.line).over += 1;
-        self.0.next.notify_all();
     }
 }
 
@@ -361,32 +334,6 @@ mod tests {
             assert_eq!(*lock(&seen), [1, 1, 1]);
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-    }
-
-    #[test]
-    fn passes_take_turns_in_their_order() {
-        let pool = Pool::start(2).unwrap();
-        let done = Mutex::new(Vec::new());
-        let first = pool.pass();
-        std::thread::scope(|scope| {
-            for model in 0..3u64 {
-                let (pool, done) = (pool.clone(), &done);
-                scope.spawn(move || {
-                    for _ in 0..2 {
-                        let _pass = pool.pass();
-                        lock(done).push(model);
-                    }
-                });
-                while lock(&first.0.line).asked < model + 2 {
-                    std::thread::yield_now();
-                }
-            }
-            // Nobody comes before the first one is over, and then each before any comes again.
-            assert!(lock(&done).is_empty());
-            drop(first);
-        });
-        let done = lock(&done);
-        assert_eq!((&done[..3], done.len()), (&[0, 1, 2][..], 6));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::cpu::Isa;
 use crate::cpu::linear::Compute;
 use crate::model::bert::{Bert, Buffers, Family, Sizes};
 use crate::runner::cpu::start_pool;
+use crate::turns::{Demand, Price, Seat};
 use crate::weights::{Directory, Json, text};
 
 /// How an encoder is run.
@@ -40,6 +41,10 @@ pub struct Encoder {
     pipeline: Pipeline,
     context_length: usize,
     buffers: Buffers,
+    /// Its place among the models on the same threads.
+    seat: Seat,
+    /// What a token adds to the time of a layer.
+    price: Price,
 }
 
 /// Returns whether a directory holds an encoder: its `config.json` says so.
@@ -89,7 +94,9 @@ impl Encoder {
     pub fn new(model: Bert, compute: Compute, pipeline: Pipeline) -> Self {
         let own = model.sizes().context_length();
         let context_length = own.min(pipeline.max_tokens.unwrap_or(usize::MAX));
-        Self { model, compute, pipeline, context_length, buffers: Buffers::default() }
+        let seat = compute.pool.turns().join();
+        let (buffers, price) = (Buffers::default(), Price::default());
+        Self { model, compute, pipeline, context_length, buffers, seat, price }
     }
 
     fn with_context_length(self, most: usize) -> Self {
@@ -106,18 +113,37 @@ impl Encoder {
         self.model.sizes().vocabulary
     }
 
+    /// Returns how many tokens of texts a pass may have, at most `most`. While sequences draw from
+    /// other models, these models' passes and a layer of this one's together may take `stretch` times
+    /// as long as those alone.
+    pub fn pass_tokens(&self, most: usize, stretch: f32) -> usize {
+        let others = self.seat.others();
+        match others.are_drawing {
+            true => self.price.tokens(others.allowance(0.0, stretch.into())).min(most),
+            false => most,
+        }
+    }
+
     /// Returns the vectors of texts in one pass; each is what it is alone, to the last bit. Every
     /// text has a token and keeps within the context, and all its tokens are in the vocabulary.
     pub fn embed(&mut self, texts: &[&[TokenId]]) -> Vec<Embedding> {
         let hidden = self.model.sizes().hidden;
-        let _turn = self.compute.pool.pass();
-        let mut states = self.model.forward(&self.compute, texts, &mut self.buffers);
+        self.seat.tell(Demand { drawing: None, has_prompts: true });
+        let mut turn = self.seat.begin();
+        // A text cannot be cut, so that a long one would hold up who draws from other models.
+        let let_by = || turn.let_by();
+        let mut states = self.model.forward_with(&self.compute, texts, &mut self.buffers, let_by);
+        let tokens = states.len() / hidden;
         let mut vectors = Vec::with_capacity(texts.len());
         for text in texts {
             let (own, rest) = states.split_at(text.len() * hidden);
             vectors.push(self.pipeline.finish(own, hidden));
             states = rest;
         }
+        let layers = self.model.sizes().layers as f64;
+        self.price.learn(tokens, turn.time().as_secs_f64() / layers);
+        drop(turn);
+        self.seat.tell(Demand::default());
         vectors
     }
 }

@@ -16,18 +16,22 @@ use super::Encoder;
 use super::queue::{Job, Queue};
 
 /// The limits of the engine; each is at least 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EncodeConfig {
     /// Texts accepted and not yet in a pass; one more is refused as overloaded.
     pub max_waiting_requests: usize,
     /// Tokens of one forward pass; a longer text has one of its own.
     pub batch_tokens: usize,
+    /// How many times as long as without texts the passes of other models may take together with a
+    /// layer of a pass, while sequences draw from them.
+    pub mixed_pass_stretch: f32,
 }
 
 /// Embeddings of an encoder.
 ///
-/// Texts that wait together share a pass, up to its tokens. Dropping an answer takes its text out
-/// of the queue; one whose deadline passed is not computed.
+/// Texts that wait together share a pass, up to its tokens, which are fewer while sequences draw from
+/// other models on the same threads. Dropping an answer takes its text out of the queue; one whose
+/// deadline passed is not computed.
 #[derive(Debug)]
 pub struct EncodeEngine {
     queue: Arc<Queue>,
@@ -54,7 +58,7 @@ impl EncodeEngine {
             .spawn(move || {
                 let (queue, running) = shared;
                 let mut encoder = encoder;
-                let work = || run(&mut encoder, &queue, &running, config.batch_tokens);
+                let work = || run(&mut encoder, &queue, &running, config);
                 let reason = match catch_unwind(AssertUnwindSafe(work)) {
                     Ok(()) => stopped(),
                     Err(_) => {
@@ -102,9 +106,10 @@ impl EncodeEngine {
 }
 
 /// Computes passes until the queue is closed.
-fn run(encoder: &mut Encoder, queue: &Queue, running: &AtomicU32, batch_tokens: usize) {
+fn run(encoder: &mut Encoder, queue: &Queue, running: &AtomicU32, config: EncodeConfig) {
     while queue.wait() {
-        let mut jobs = queue.take(batch_tokens);
+        let most = encoder.pass_tokens(config.batch_tokens, config.mixed_pass_stretch);
+        let mut jobs = queue.take(most);
         jobs.retain(|job| !job.reply.is_closed());
         if jobs.is_empty() {
             continue;

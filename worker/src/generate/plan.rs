@@ -1,12 +1,14 @@
 //! Which sequences compute how many tokens in the next forward pass, and who makes room.
 //!
-//! First one token of every sequence that decodes, then chunks of prompts, the most urgent first.
+//! First one token of every sequence that decodes, then chunks of prompts, the most urgent first;
+//! these are small while sequences draw, from this model or from another one on the same threads.
 //! Who needs a block when none is left takes it from the least urgent sequence, of these the
 //! youngest; a prompt that is itself the least urgent waits instead. So the most urgent sequence
 //! gets on in every pass, and therefore everyone in the end.
 
 use super::scheduler::Scheduler;
 use crate::Error;
+use crate::turns::Demand;
 
 /// Tokens of prompts that are scored in one step; each costs a row of logits.
 const SCORED_TOKENS: usize = 64;
@@ -46,12 +48,15 @@ impl Scheduler {
         // Where both want a place, prompts get one token at least.
         let reserved = usize::from(!prompts.is_empty() && most > 1);
         let decoding = self.plan_decoding(most - reserved)?;
+        let drawing = (decoding > 0).then(|| self.pace.plain(decoding).unwrap_or_default());
+        self.seat.tell(Demand { drawing, has_prompts: !prompts.is_empty() });
         let mut may_guess = true;
         if !prompts.is_empty() {
             let mut budget = most - decoding;
-            if decoding > 0 {
+            let others = self.seat.others();
+            if decoding > 0 || others.are_drawing {
                 let most = self.config.mixed_prompt_tokens;
-                budget = budget.min(self.pace.prompt_tokens(decoding, most));
+                budget = budget.min(self.pace.prompt_tokens(decoding, others, most));
             }
             prompts.sort_by_key(|&index| self.running[index].urgency);
             // Beside tokens of prompts a guess costs as much as these, and a pass that is to show how

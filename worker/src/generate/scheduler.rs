@@ -15,6 +15,7 @@ use super::waiting::{Job, Key, Waiting};
 use crate::kv::BlockPool;
 use crate::kv::tier::Tiers;
 use crate::runner::{Entry, Limits, Runner};
+use crate::turns::{Demand, Seat};
 
 /// The least time between two rounds of waking readers. A model's step takes longer, so its
 /// tokens are handed out at once; without a model a step takes microseconds, and waking readers
@@ -64,6 +65,8 @@ pub(super) struct Scheduler {
     admissions: u64,
     last_wake: Option<Instant>,
     pub(super) pace: Pace,
+    /// The model's place among those on the same threads.
+    pub(super) seat: Seat,
 }
 
 impl Scheduler {
@@ -79,13 +82,14 @@ impl Scheduler {
             pool.keep_evicted();
         }
         let block_bytes = runner.block_kind().map_or(0, |kind| kind.bytes);
-        let pace = Pace::new(config.mixed_pass_stretch);
+        let (pace, seat) = (Pace::new(config.mixed_pass_stretch), runner.turns().join());
         Self {
             pool,
             runner,
             limits,
             config,
             pace,
+            seat,
             running: Vec::new(),
             totals: WorkerTotals::default(),
             tiers: shared.tiers,
@@ -110,6 +114,10 @@ impl Scheduler {
             self.hand_out();
             self.leave();
             self.admit();
+            if self.running.is_empty() {
+                // Nobody waits for passes of others here.
+                self.seat.tell(Demand::default());
+            }
             self.publish();
             if self.running.is_empty() {
                 if !self.waiting.wait() {
@@ -315,8 +323,11 @@ impl Scheduler {
         self.is_fetching = false;
         self.totals.steps += 1;
         self.totals.batched_sequences += batch.len() as u64;
+        // The wait for other models is no part of a pass's time, and what follows keeps none waiting.
+        let turn = self.seat.begin();
         let started = Instant::now();
         let outputs = self.runner.forward(&batch)?;
+        drop(turn);
         let mut rows = Rows::new(&outputs);
         let mut tools = Tools {
             pool: &mut self.pool,

@@ -14,6 +14,7 @@ use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
 use crate::lora::{self, Adapter, Adapters, Deltas};
 use crate::model::{Buffers, Checkpoint, Hyperparameters, Llama, Loading, Position, Precisions};
+use crate::turns::Turns;
 
 /// The revision of the code that computes and stores keys and values, a part of the fingerprint of
 /// KV blocks. Whoever changes a bit of them, or their order in a block, raises it: workers of builds
@@ -225,7 +226,6 @@ impl Runner for CpuRunner {
                 Wants::Hidden => pooled.extend(own),
             }
         }
-        let _turn = self.compute.pool.pass();
         let pass = (&tokens[..], &deltas);
         self.model.forward(&self.compute, pass, &mut self.cache, &mut self.buffers);
         self.model.hidden(&self.compute, &pooled, &self.buffers, &mut self.hidden);
@@ -236,6 +236,10 @@ impl Runner for CpuRunner {
             hidden: &self.hidden,
             dimensions: self.limits.dimensions,
         })
+    }
+
+    fn turns(&self) -> Turns {
+        self.compute.pool.turns().clone()
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
@@ -286,5 +290,4 @@ mod tests {
         assert_eq!(found.len(), 2 * isas.len());
         found.extend(Isa::available().iter().map(|&isa| fingerprint(0, &checkpoint, isa)));
         assert_eq!(found.len(), 3 * isas.len(), "without bf16 its products change nothing");
-    }
-}
+    }}

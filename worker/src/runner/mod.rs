@@ -12,6 +12,7 @@ use std::slice::ChunksExact;
 use engine::{AdapterId, TokenId};
 
 use crate::Error;
+use crate::turns::Turns;
 
 /// The number of a KV block in the runner's memory.
 pub type BlockId = u32;
@@ -104,10 +105,17 @@ pub trait Runner: Send {
     /// Returns the sizes that the scheduler has to respect.
     fn limits(&self) -> Limits;
 
-    /// Computes one forward pass and writes the keys and values of its tokens into their blocks.
+    /// Computes one forward pass and writes the keys and values of its tokens into their blocks. Who
+    /// shares the runner's threads with others calls it in its [turn](Runner::turns).
     ///
     /// Errors: only faults of the device; the batch is the scheduler's and is taken as valid.
     fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Outputs<'_>, Error>;
+
+    /// Returns the turns of those that compute on the same threads; those of one that has them alone,
+    /// unless it says otherwise.
+    fn turns(&self) -> Turns {
+        Turns::default()
+    }
 
     /// Copies the keys and values of all tokens of a block to another one.
     ///

@@ -9,12 +9,18 @@ use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
 use crate::encode::Pipeline;
 use crate::model::bert::{Bert, tests::tiny};
+use crate::turns::Demand;
 
-const CONFIG: EncodeConfig = EncodeConfig { max_waiting_requests: 64, batch_tokens: 48 };
+const CONFIG: EncodeConfig =
+    EncodeConfig { max_waiting_requests: 64, batch_tokens: 48, mixed_pass_stretch: 2.0 };
 
 fn encoder(max_tokens: Option<usize>) -> Encoder {
+    encoder_on(Pool::start(2).unwrap(), max_tokens)
+}
+
+fn encoder_on(pool: Pool, max_tokens: Option<usize>) -> Encoder {
     let (sizes, made) = tiny("bert");
-    let compute = Compute { pool: Pool::start(2).unwrap(), isa: Isa::best() };
+    let compute = Compute { pool, isa: Isa::best() };
     let pipeline = Pipeline { normalizes: true, max_tokens, ..Pipeline::default() };
     Encoder::new(Bert::read(&made, sizes).unwrap(), compute, pipeline)
 }
@@ -67,4 +73,50 @@ async fn an_engine_that_stops_says_so() {
     assert!(!engine.is_healthy());
     let error = ask(&engine, vec![1]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[test]
+fn a_text_lets_by_who_is_drawn_from_between_its_layers() {
+    let text: Vec<TokenId> = (0..30).collect();
+    let alone = encoder(None).embed(&[&text]);
+    let pool = Pool::start(2).unwrap();
+    let turns = pool.turns().clone();
+    let mut encoder = encoder_on(pool, None);
+    let (first, drawn) = (turns.join(), turns.join());
+    drawn.tell(Demand { drawing: Some(0.01), has_prompts: false });
+    let turn = first.begin();
+    let asked = |passes| {
+        while turns.state().0 < passes {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        let embedding = scope.spawn(|| encoder.embed(&[&text]));
+        asked(2);
+        let draws = scope.spawn(|| drop(drawn.begin()));
+        asked(3);
+        drop(turn);
+        draws.join().unwrap();
+        assert_eq!(embedding.join().unwrap(), alone);
+    });
+    assert_eq!(turns.state().0, 4, "the text went on behind the one that waited");
+}
+
+#[test]
+fn texts_leave_time_to_those_who_draw_from_other_models() {
+    let pool = Pool::start(1).unwrap();
+    let drawn = pool.turns().join();
+    let mut encoder = encoder_on(pool, None);
+    assert_eq!(encoder.pass_tokens(48, 2.0), 48);
+    // What a token costs is not known yet, so that one text comes after the other.
+    drawn.tell(Demand { drawing: Some(1e9), has_prompts: false });
+    assert_eq!(encoder.pass_tokens(48, 2.0), 0);
+    encoder.embed(&[&[1; 10]]);
+    assert_eq!(encoder.pass_tokens(48, 2.0), 20, "not many times as many as were seen");
+    for drawing in [Some(0.0), Some(1e-12)] {
+        drawn.tell(Demand { drawing, has_prompts: false });
+        assert_eq!(encoder.pass_tokens(48, 2.0), 0);
+    }
+    drop(drawn);
+    assert_eq!(encoder.pass_tokens(48, 2.0), 48);
 }

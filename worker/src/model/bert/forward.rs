@@ -34,11 +34,23 @@ impl Bert {
         texts: &[&[TokenId]],
         buffers: &'a mut Buffers,
     ) -> &'a [f32] {
+        self.forward_with(compute, texts, buffers, || {})
+    }
+
+    /// Does the same, and calls something behind each layer, where other models may compute.
+    pub fn forward_with<'a>(
+        &self,
+        compute: &Compute,
+        texts: &[&[TokenId]],
+        buffers: &'a mut Buffers,
+        mut behind_layer: impl FnMut(),
+    ) -> &'a [f32] {
         let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
         self.embed(compute, texts, buffers);
         for layer in &self.layers {
             self.attention(compute, layer, &lengths, buffers);
             self.feed_forward(compute, layer, lengths.iter().sum(), buffers);
+            behind_layer();
         }
         buffers.states.view().floats
     }

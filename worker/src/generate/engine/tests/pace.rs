@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::turns::Turns;
 
 /// What a pass takes, and what each of its tokens adds.
 const PASS: Duration = Duration::from_millis(4);
@@ -14,6 +15,7 @@ type Passes = Arc<Mutex<Vec<(usize, usize, Duration)>>>;
 /// A mock runner that takes its time for every token.
 struct Timed {
     mock: MockRunner,
+    turns: Turns,
     passes: Passes,
 }
 
@@ -36,6 +38,10 @@ impl Runner for Timed {
         self.mock.forward(batch)
     }
 
+    fn turns(&self) -> Turns {
+        self.turns.clone()
+    }
+
     fn copy_block(&mut self, _: BlockId, _: BlockId) -> std::result::Result<(), crate::Error> {
         Ok(())
     }
@@ -50,8 +56,13 @@ impl Runner for Timed {
 }
 
 fn timed(config: SchedulerConfig, mock: MockConfig) -> (GenerateEngine, Passes) {
+    timed_on(&Turns::default(), config, mock)
+}
+
+fn timed_on(turns: &Turns, config: SchedulerConfig, mock: MockConfig) -> (GenerateEngine, Passes) {
     let passes = Passes::default();
-    let runner = Timed { mock: MockRunner::new(mock), passes: passes.clone() };
+    let (mock, turns) = (MockRunner::new(mock), turns.clone());
+    let runner = Timed { mock, turns, passes: passes.clone() };
     let (vocabulary, eos) = (mock::vocabulary(), Vec::new());
     (GenerateEngine::start(Box::new(runner), &vocabulary, eos, config).unwrap(), passes)
 }
@@ -107,4 +118,60 @@ async fn a_prompt_comes_in_beside_a_text_that_is_guessed_all_along() {
     collect(call(&engine, request(20, 1)).await).await.unwrap();
     let drawn: usize = passes.lock().unwrap().iter().map(|(drawn, ..)| drawn).sum();
     assert!(drawn < 3000, "the prompt waited for {drawn} tokens of the text");
+}
+
+/// Returns how long a pass without prompts takes of the model that sequences draw from.
+fn drawing(turns: &Turns) -> Option<f64> {
+    turns.state().1.iter().find_map(|demand| demand.drawing)
+}
+
+/// Starts to read a text, and waits until those on the same threads know of it.
+async fn read(engine: &GenerateEngine, turns: &Turns) -> OutputStream<GenerateRequest> {
+    let reader = call(engine, request(1, 5000)).await;
+    assert!(comes(|| drawing(turns).is_some_and(|seconds| seconds > 0.0)).await);
+    reader
+}
+
+#[tokio::test]
+async fn a_prompt_leaves_time_to_those_who_read_from_another_model() {
+    let turns = Turns::default();
+    let (first, _) = timed_on(&turns, SchedulerConfig::default(), MockConfig::default());
+    // Prompts may add nothing, so that no clock decides how much that is.
+    let config = SchedulerConfig {
+        mixed_pass_stretch: 1.0,
+        has_prefix_cache: false,
+        ..SchedulerConfig::default()
+    };
+    let (second, passes) = timed_on(&turns, config, MockConfig::default());
+    let prompts = || -> Vec<usize> {
+        std::mem::take(&mut *passes.lock().unwrap()).iter().map(|(_, prompt, _)| *prompt).collect()
+    };
+    let reader = read(&first, &turns).await;
+    collect(call(&second, request(200, 1)).await).await.unwrap();
+    let taken = prompts();
+    assert_eq!(taken.iter().sum::<usize>(), 200);
+    assert!(taken.iter().all(|&tokens| tokens <= 8), "{taken:?}");
+    // Nobody waits any more.
+    drop(reader);
+    settles(&first).await;
+    collect(call(&second, request(200, 1)).await).await.unwrap();
+    assert_eq!(prompts(), [200]);
+}
+
+#[tokio::test]
+async fn the_wait_for_other_models_is_no_time_of_a_pass() {
+    const HELD: Duration = Duration::from_millis(120);
+    let turns = Turns::default();
+    let (engine, passes) = timed_on(&turns, SchedulerConfig::default(), MockConfig::default());
+    let other = turns.join();
+    let _reader = read(&engine, &turns).await;
+    let before = passes.lock().unwrap().len();
+    while passes.lock().unwrap().len() < before + 5 {
+        let turn = other.begin();
+        tokio::time::sleep(HELD).await;
+        drop(turn);
+    }
+    // All of the latest passes waited that long, and took some 4 ms.
+    let plain = drawing(&turns).unwrap();
+    assert!(plain < HELD.as_secs_f64() / 2.0, "{plain}");
 }
