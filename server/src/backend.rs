@@ -70,7 +70,10 @@ impl Backends {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         let pool = match &*pool {
             Some(pool) => pool.clone(),
-            None => pool.insert(start_pool(self.engine.threads)?).clone(),
+            None => {
+                let EngineConfig { threads, pin_threads, .. } = self.engine;
+                pool.insert(start_pool(threads, pin_threads)?).clone()
+            }
         };
         Ok(Compute { pool, isa: Isa::best() })
     }

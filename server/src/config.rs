@@ -84,6 +84,8 @@ pub struct ModelsConfig {
 pub struct EngineConfig {
     /// Compute threads, which all text models share.
     pub threads: usize,
+    /// Whether each of them keeps to a core of its own.
+    pub pin_threads: bool,
     /// Most tokens of one sequence; none: the model's own.
     pub context_length: Option<usize>,
     /// Bytes of each model's KV cache.
@@ -233,6 +235,7 @@ impl EngineConfig {
     fn from_args(args: &EngineArgs, formats: &FormatArgs) -> Self {
         Self {
             threads: threads(args.threads),
+            pin_threads: args.pin_threads,
             context_length: args.context_length.map(|tokens| tokens as usize),
             kv_cache_bytes: args.kv_cache_mib as usize * (1 << 20),
             batch_tokens: args.batch_tokens as usize,

@@ -12,6 +12,9 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 0, env = "STATOR_THREADS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub threads: u32,
+    /// Keep each compute thread to a core of its own, the first ones that the process may run on
+    #[arg(long, env = "STATOR_PIN_THREADS")]
+    pub pin_threads: bool,
     /// Most tokens of one sequence [default: the model's own]
     #[arg(long, value_name = "TOKENS", env = "STATOR_CONTEXT_LENGTH")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]

@@ -112,6 +112,20 @@ fn a_fleet_passes_on_what_each_role_knows() {
 }
 
 #[test]
+fn workers_of_one_machine_are_not_pinned_to_the_same_cores() {
+    let made = |workers: &[&str]| {
+        let args = ["stator", "up", "--pin-threads", "--log-dir=/nowhere"].iter().chain(workers);
+        let (action, matches) = parse_from(args.map(OsString::from), |_| None).unwrap();
+        let Action::Up(args) = action else { panic!("it is a fleet") };
+        crate::up::UpConfig::from_args(&args, &matches).map_err(|error| error.to_string())
+    };
+    assert!(made(&["--workers=1"]).is_ok());
+    for workers in [&[][..], &["--workers=2"], &["--prefill-workers=1", "--decode-workers=1"]] {
+        assert!(made(workers).unwrap_err().contains("--pin-threads"), "{workers:?}");
+    }
+}
+
+#[test]
 fn the_command_is_sound() {
     command().debug_assert();
 }

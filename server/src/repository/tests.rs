@@ -17,6 +17,7 @@ const QUERY: usize = 64;
 fn engine_config() -> EngineConfig {
     EngineConfig {
         threads: 1,
+        pin_threads: false,
         context_length: None,
         kv_cache_bytes: 4 << 20,
         batch_tokens: 64,

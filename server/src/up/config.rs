@@ -52,9 +52,13 @@ impl UpConfig {
         let aggregated = args.workers.or((!has_split).then_some(2));
         let workers = [(AGGREGATED, aggregated)].into_iter().chain(split);
         let workers: Vec<_> = workers.filter_map(|(role, count)| Some((role, count?))).collect();
+        let count: u32 = workers.iter().map(|(_, count)| count).sum();
+        if args.engine.pin_threads && count > 1 {
+            let text = "--pin-threads: the workers would keep to the same cores";
+            return Err(Invalid(text.into()));
+        }
         let mut worker = passed("worker", matches, &of_workers);
         if is_shared {
-            let count: u32 = workers.iter().map(|(_, count)| count).sum();
             let share = (threads(0) / count as usize).max(1);
             worker.flags.insert(0, format!("--threads={share}"));
         }

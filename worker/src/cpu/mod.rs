@@ -11,6 +11,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod bidirectional;
+pub(crate) mod cores;
 mod isa;
 pub mod linear;
 pub mod low_rank;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::cores::Cores;
 use crate::turns::Turns;
 
 /// Turns of a waiting loop before a thread yields: some 50 microseconds.
@@ -35,6 +36,8 @@ pub struct Pool(Arc<Threads>);
 struct Threads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Where each thread stays; none: where the system has it.
+    cores: Option<Cores>,
     /// Held while a job runs: there is one at a time.
     turn: Mutex<()>,
     /// Those of the models that have the threads in common.
@@ -71,7 +74,19 @@ impl Pool {
     ///
     /// Errors: the system gives no thread.
     pub fn start(threads: usize) -> std::io::Result<Self> {
+        Self::start_on(threads.max(1), None)
+    }
+
+    /// Starts threads that keep to a core each, the first ones that the process may run on; a thread
+    /// that calls [`share`](Pool::share) does so once it has called [`keep`](Pool::keep).
+    ///
+    /// Errors: there are fewer cores, or the system gives no thread.
+    pub fn start_pinned(threads: usize) -> std::io::Result<Self> {
         let threads = threads.max(1);
+        Self::start_on(threads, Some(Cores::first(threads)?))
+    }
+
+    fn start_on(threads: usize, cores: Option<Cores>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             job: AtomicPtr::new(std::ptr::null_mut()),
             state: AtomicU64::new(0),
@@ -83,15 +98,27 @@ impl Pool {
             is_ending: AtomicBool::new(false),
         });
         let (workers, turn, turns) = (Vec::new(), Mutex::new(()), Turns::default());
-        let mut pool = Threads { shared, workers, turn, turns };
+        let mut pool = Threads { shared, workers, cores, turn, turns };
         for index in 1..threads {
-            let shared = pool.shared.clone();
-            let worker = std::thread::Builder::new()
-                .name(format!("compute-{index}"))
-                .spawn(move || shared.work(index))?;
+            let (shared, cores) = (pool.shared.clone(), pool.cores.clone());
+            let work = move || {
+                if let Some(cores) = cores {
+                    cores.keep_to(index);
+                }
+                shared.work(index);
+            };
+            let worker =
+                std::thread::Builder::new().name(format!("compute-{index}")).spawn(work)?;
             pool.workers.push(worker);
         }
         Ok(Self(Arc::new(pool)))
+    }
+
+    /// Makes the calling thread, which is to share jobs, keep to its core, if these threads do.
+    pub fn keep(&self) {
+        if let Some(cores) = &self.0.cores {
+            cores.keep_to(0);
+        }
     }
 
     /// Returns the turns of the models that have the threads in common, which each of them keeps.
@@ -334,6 +361,30 @@ mod tests {
             assert_eq!(*lock(&seen), [1, 1, 1]);
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pinned_threads_keep_to_a_core_each() {
+        use crate::cpu::cores::tests::kernel;
+        let own = kernel();
+        let threads = own.len().min(3);
+        let pool = Pool::start_pinned(threads).unwrap();
+        let caller = std::thread::spawn(move || {
+            pool.keep();
+            let (all, seen) = (std::sync::Barrier::new(threads), Mutex::new(Vec::new()));
+            pool.share(threads, 1, |thread, _| {
+                lock(&seen).push((thread, kernel()));
+                all.wait();
+            });
+            seen.into_inner().unwrap()
+        });
+        let mut seen = caller.join().unwrap();
+        seen.sort_unstable();
+        let expected: Vec<_> = (0..threads).map(|thread| (thread, vec![own[thread]])).collect();
+        assert_eq!(seen, expected);
+        assert_eq!(kernel(), own, "other threads go where they went");
+        assert!(Pool::start_pinned(own.len() + 1).is_err());
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Encoder {
     ///
     /// Errors: a file is missing or cannot be read or served; the text names it and its field.
     pub fn load(directory: &Path, options: &EncoderOptions) -> Result<Loaded, Error> {
-        let compute = Compute { pool: start_pool(options.threads)?, isa: Isa::best() };
+        let compute = Compute { pool: start_pool(options.threads, false)?, isa: Isa::best() };
         Self::load_on(directory, options, compute)
     }
 
@@ -130,6 +130,7 @@ impl Encoder {
         let hidden = self.model.sizes().hidden;
         self.seat.tell(Demand { drawing: None, has_prompts: true });
         let mut turn = self.seat.begin();
+        self.compute.pool.keep();
         // A text cannot be cut, so that a long one would hold up who draws from other models.
         let let_by = || turn.let_by();
         let mut states = self.model.forward_with(&self.compute, texts, &mut self.buffers, let_by);

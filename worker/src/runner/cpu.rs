@@ -72,7 +72,7 @@ impl CpuRunner {
 
     /// Loads a model on the given instructions.
     pub fn load_with(path: &Path, options: &CpuOptions, isa: Isa) -> Result<Loaded, Error> {
-        Self::load_on(path, options, Compute { pool: start_pool(options.threads)?, isa })
+        Self::load_on(path, options, Compute { pool: start_pool(options.threads, false)?, isa })
     }
 
     /// Loads a model on the given instructions and threads, which it may have in common with others.
@@ -162,12 +162,12 @@ impl CpuRunner {
     }
 }
 
-/// Starts compute threads.
+/// Starts compute threads, which keep to a core each if they are pinned.
 ///
-/// Errors: the system gives no thread.
-pub fn start_pool(threads: usize) -> Result<Pool, Error> {
-    Pool::start(threads)
-        .map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))
+/// Errors: the system gives no thread, or there are fewer cores than pinned threads.
+pub fn start_pool(threads: usize, are_pinned: bool) -> Result<Pool, Error> {
+    let pool = if are_pinned { Pool::start_pinned(threads) } else { Pool::start(threads) };
+    pool.map_err(|error| Error::Device(format!("cannot start compute threads: {error}")))
 }
 
 /// Returns what stands for the bits of a model's KV blocks: its weights, which have been read, and
@@ -226,6 +226,7 @@ impl Runner for CpuRunner {
                 Wants::Hidden => pooled.extend(own),
             }
         }
+        self.compute.pool.keep();
         let pass = (&tokens[..], &deltas);
         self.model.forward(&self.compute, pass, &mut self.cache, &mut self.buffers);
         self.model.hidden(&self.compute, &pooled, &self.buffers, &mut self.hidden);
@@ -290,4 +291,26 @@ mod tests {
         assert_eq!(found.len(), 2 * isas.len());
         found.extend(Isa::available().iter().map(|&isa| fingerprint(0, &checkpoint, isa)));
         assert_eq!(found.len(), 3 * isas.len(), "without bf16 its products change nothing");
-    }}
+    }
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_thread_of_a_model_keeps_to_its_core_where_others_do() {
+        use crate::cpu::cores::tests::kernel;
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny/llama3");
+        let (threads, context_length) = (1, None);
+        let options =
+            CpuOptions { threads, context_length, kv_cache_bytes: 1 << 20, batch_tokens: 8 };
+        for (are_pinned, kept) in [(false, kernel()), (true, vec![kernel()[0]])] {
+            let compute = Compute { pool: start_pool(1, are_pinned).unwrap(), isa: Isa::best() };
+            let mut runner = CpuRunner::load_on(&path, &options, compute).unwrap().runner;
+            let thread = std::thread::spawn(move || {
+                let (tokens, blocks) = (&[1][..], &[0][..]);
+                let wants = Wants::Last;
+                let entry = Entry { tokens, start: 0, blocks, prompt: 1, adapter: None, wants };
+                assert!(!runner.forward(&[entry]).unwrap().logits.is_empty());
+                kernel()
+            });
+            assert_eq!(thread.join().unwrap(), kept);
+        }
+    }
+}

@@ -102,6 +102,20 @@ fn a_text_lets_by_who_is_drawn_from_between_its_layers() {
     assert_eq!(turns.state().0, 4, "the text went on behind the one that waited");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn the_thread_of_an_encoder_keeps_to_its_core_where_others_do() {
+    use crate::cpu::cores::tests::kernel;
+    for (pool, kept) in [(Pool::start(1), kernel()), (Pool::start_pinned(1), vec![kernel()[0]])] {
+        let mut encoder = encoder_on(pool.unwrap(), None);
+        let thread = std::thread::spawn(move || {
+            encoder.embed(&[&[1, 2]]);
+            kernel()
+        });
+        assert_eq!(thread.join().unwrap(), kept);
+    }
+}
+
 #[test]
 fn texts_leave_time_to_those_who_draw_from_other_models() {
     let pool = Pool::start(1).unwrap();
