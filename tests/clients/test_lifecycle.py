@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import json
 import os
 import pathlib
 import subprocess
@@ -69,6 +70,14 @@ def test_a_file_that_is_no_model_stops_the_start(tmp_path):
         model.write_bytes(content)
         ended = stator("serve", str(model), "--grpc-port", "0", "--metrics-port", "0")
         assert ended.returncode != 0 and fragment in ended.stderr, ended.stderr
+
+
+def test_a_directory_of_another_architecture_is_told_all_that_run(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "modernbert"}))
+    ended = stator("serve", str(tmp_path), "--grpc-port", "0", "--metrics-port", "0")
+    assert ended.returncode != 0, ended
+    for word in ("`modernbert` does not run here", "llama", "qwen3", "distilbert", "xlm-roberta"):
+        assert word in ended.stderr, ended.stderr
 
 
 def test_a_port_in_use_is_named(server):

@@ -1,6 +1,6 @@
 //! The families of models that this worker runs, and in what they differ.
 
-use crate::Error;
+use super::bert::KNOWN_ENCODERS;
 
 /// A family of decoder-only transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,20 +23,19 @@ const FAMILIES: [(Family, &str, &str); 4] = [
     (Family::Qwen3, "qwen3", "Qwen3ForCausalLM"),
 ];
 
+/// The most characters of an architecture's name that a refusal repeats.
+const MAX_SHOWN: usize = 64;
+
 /// The architectures that this worker runs, by their names in files.
 pub const KNOWN_ARCHITECTURES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 impl Family {
     /// Returns the family of an architecture's name.
     ///
-    /// Errors: it is not known; the text lists those that are.
-    pub fn named(architecture: &str) -> Result<Self, Error> {
+    /// Errors: it is not one of a text model; the text lists all that run.
+    pub fn named(architecture: &str) -> Result<Self, String> {
         let found = FAMILIES.iter().find(|(_, name, _)| *name == architecture);
-        found.map(|(family, ..)| *family).ok_or_else(|| {
-            let known = KNOWN_ARCHITECTURES.join(", ");
-            let text = format!("architecture `{architecture}` is not known; known are: {known}");
-            Error::Model(text)
-        })
+        found.map(|(family, ..)| *family).ok_or_else(|| not_run(architecture))
     }
 
     /// Returns the name in files.
@@ -65,17 +64,44 @@ impl Family {
     }
 }
 
+/// Returns the sentence that refuses an architecture: what runs, from which kind of file. A GGUF
+/// file of an encoder gets the same one, so it does not call the architecture unknown.
+pub(super) fn not_run(architecture: &str) -> String {
+    let shown = architecture.chars().take(MAX_SHOWN).collect::<String>();
+    let (models, encoders) = (KNOWN_ARCHITECTURES.join(", "), KNOWN_ENCODERS.join(", "));
+    format!(
+        "architecture `{shown}` does not run here; those that do: {models}, and from directories \
+         the encoders {encoders}"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::bert;
 
     #[test]
     fn families_are_known_by_name_and_others_are_told_which() {
         for name in KNOWN_ARCHITECTURES {
             assert_eq!(Family::named(name).unwrap().name(), name);
         }
-        let error = Family::named("gpt2").unwrap_err().to_string();
-        let expected = "architecture `gpt2` is not known; known are: llama, mistral, qwen2, qwen3";
-        assert!(error.contains(expected), "{error}");
+        let error = Family::named("gpt2").unwrap_err();
+        let expected = "architecture `gpt2` does not run here; those that do: llama, mistral, \
+                        qwen2, qwen3, and from directories the encoders bert, camembert, \
+                        distilbert, roberta, xlm-roberta";
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn encoders_that_are_listed_run() {
+        for name in KNOWN_ENCODERS {
+            assert!(bert::Family::of(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_repeats_no_long_name() {
+        let error = Family::named(&"x".repeat(1 << 20)).unwrap_err();
+        assert!(error.contains(&format!("`{}`", "x".repeat(64))), "{error}");
     }
 }

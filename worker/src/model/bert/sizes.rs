@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::cpu::bidirectional::Heads;
+use crate::model::family::not_run;
 use crate::weights::Json;
 
 /// The largest size of anything: far above every model, far below an overflow.
@@ -66,9 +67,7 @@ impl Sizes {
     pub fn read(config: &Json) -> Result<Self, Error> {
         let model_type = config.optional_string("model_type")?.unwrap_or_default();
         let Some(family) = Family::of(model_type) else {
-            let known = KNOWN_ENCODERS.join(", ");
-            let why = format!("`{model_type}` is no encoder that is known; known are {known}");
-            return Err(config.refusal("model_type", &why));
+            return Err(config.refusal("model_type", &not_run(model_type)));
         };
         let size = |key: &str| within(config, key, config.number(key)?);
         let or = |key: &str, default: u64| {
@@ -188,7 +187,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_refused_by_name() {
         let table = [
-            ("model_type", json!("modernbert"), "`modernbert` is no encoder that is known"),
+            ("model_type", json!("modernbert"), "architecture `modernbert` does not run here;"),
             ("hidden_act", json!("relu"), "`hidden_act`: `relu` is not known; known is `gelu`"),
             ("position_embedding_type", json!("relative_key"), "`relative_key` is not known"),
             ("num_attention_heads", json!(7), "7 heads do not share 384 dimensions"),

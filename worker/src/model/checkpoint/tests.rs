@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::model::bert::tests::Made;
+use crate::model::{KNOWN_ARCHITECTURES, bert};
 use crate::weights::Weights;
 
 fn tiny(name: &str) -> PathBuf {
@@ -36,6 +37,29 @@ fn configured(model: &str, key: &str, value: serde_json::Value) -> Result<Checkp
     config[key] = value;
     std::fs::write(&path, config.to_string()).unwrap();
     Checkpoint::open(directory.path())
+}
+
+#[test]
+fn an_architecture_that_does_not_run_is_told_of_all_that_do() {
+    // A sentence that names encoders reaches who serves a directory or a file of either kind.
+    let told = |error: Error, field: &str, architecture: &str| {
+        let error = error.to_string();
+        let start = format!("{field}: architecture `{architecture}` does not run here;");
+        assert!(error.contains(&start), "{error}");
+        for name in KNOWN_ARCHITECTURES.iter().chain(&bert::KNOWN_ENCODERS) {
+            assert!(error.contains(name), "no {name}: {error}");
+        }
+    };
+    for name in ["modernbert", "gpt2", ""] {
+        let error = configured("llama3", "model_type", name.into()).unwrap_err();
+        told(error, "`config.json`: `model_type`", name);
+    }
+    // The text of a string is behind its kind and length.
+    const KEY: &str = "general.architecture";
+    for name in ["gpt-2", "gemma"] {
+        let behind = [&8u32.to_le_bytes()[..], &5u64.to_le_bytes(), name.as_bytes()].concat();
+        told(altered(KEY, KEY, &behind).unwrap_err(), "`general.architecture`", name);
+    }
 }
 
 #[test]

@@ -46,7 +46,8 @@ impl Hyperparameters {
             return Err(Error::Model(text));
         }
         let architecture = file.optional_string("general.architecture")?.unwrap_or("");
-        let fields = Fields { file, family: Family::named(architecture)? };
+        let refusal = |why| Error::Model(format!("`general.architecture`: {why}"));
+        let fields = Fields { file, family: Family::named(architecture).map_err(refusal)? };
         fields.refuse_unknown()?;
         let heads = fields.size("attention.head_count", MAX_SIZE)?;
         let hidden = fields.size("embedding_length", MAX_SIZE)?;

@@ -159,7 +159,7 @@ fn optional_size(config: &Json, key: &str, most: u64) -> Result<Option<usize>, E
 fn family(config: &Json) -> Result<Family, Error> {
     let kind = config.optional_string("model_type")?;
     let kind = kind.ok_or_else(|| config.refusal("model_type", "is missing"))?;
-    let family = Family::named(kind)?;
+    let family = Family::named(kind).map_err(|why| config.refusal("model_type", &why))?;
     let classes = config.optional_list("architectures")?.unwrap_or_default();
     if classes.iter().all(|class| class == family.class()) {
         return Ok(family);

@@ -82,7 +82,11 @@ fn what_would_change_the_result_is_refused_by_name() {
     let other = serde_json::json!({"rope_theta": 1, "rope_parameters":
         {"rope_theta": 2, "rope_type": "default"}});
     let cases = [
-        ("llama", serde_json::json!({"model_type": "gpt2"}), "`gpt2` is not known; known are"),
+        (
+            "llama",
+            serde_json::json!({"model_type": "gpt2"}),
+            "`model_type`: architecture `gpt2` does not run here;",
+        ),
         ("llama", serde_json::json!({"model_type": null}), "`model_type`: is missing"),
         ("llama", serde_json::json!({"architectures": ["X"]}), "`architectures`: expected"),
         ("llama", serde_json::json!({"hidden_act": "gelu"}), "`hidden_act`: expected `silu`"),
