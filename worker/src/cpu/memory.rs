@@ -146,6 +146,47 @@ mod tests {
     }
 
     #[test]
+    fn memory_begins_at_a_large_page_and_asks_for_such() {
+        // One piece with a chunk of its own, and one that shares a chunk.
+        let (large, small) = (Pages::<u16>::take(20 << 20).unwrap(), Pages::<u8>::take(1).unwrap());
+        for (piece, chunk) in [("large", &large.chunk), ("small", &small.chunk)] {
+            let start = chunk.start.addr();
+            assert!(start.is_multiple_of(PAGE_BYTES), "{piece}: {start:x}");
+            if cfg!(target_os = "linux") && has_large_pages() {
+                let flags = flags_at(start);
+                let asks = flags.split_whitespace().any(|flag| flag == "hg");
+                assert!(asks, "{piece}: the mapping has `{flags}`");
+            }
+        }
+        assert!(large.as_ptr().addr().is_multiple_of(PAGE_BYTES));
+    }
+
+    /// Returns whether the kernel knows large pages at all, and tells where it does not.
+    fn has_large_pages() -> bool {
+        let is_known = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+        if !is_known {
+            eprintln!("SKIPPED: this kernel has no transparent huge pages");
+        }
+        is_known
+    }
+
+    /// Returns the flags of the mapping that holds an address, as the kernel tells them.
+    fn flags_at(address: usize) -> String {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines();
+        let holds = |line: &str| {
+            let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+            let ends = range.map(|(start, end)| {
+                [start, end].map(|end| usize::from_str_radix(end, 16).unwrap_or_default())
+            });
+            ends.is_some_and(|[start, end]| (start..end).contains(&address))
+        };
+        lines.find(|line| holds(line)).expect("the address is mapped");
+        let flags = lines.find_map(|line| line.strip_prefix("VmFlags:"));
+        flags.expect("a mapping has flags").to_owned()
+    }
+
+    #[test]
     fn a_size_that_nobody_has_is_an_error() {
         assert!(Pages::<u16>::take(usize::MAX).is_err());
         assert!(Pages::<u8>::take(isize::MAX as usize).is_err());
