@@ -299,42 +299,4 @@ impl Metrics {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering;
-
-    use prometheus_client::encoding::text::encode;
-
-    use super::*;
-
-    #[test]
-    fn versions_of_a_model_count_together_and_never_back() {
-        let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
-        let labels = ModelLabels { model: "m".into() };
-        let steps = || {
-            let mut text = String::new();
-            encode(&mut text, &registry).unwrap();
-            let line = text.lines().find(|line| line.starts_with("stator_engine_steps_total{"));
-            line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
-        };
-        let done = Arc::new(AtomicU64::new(100));
-        let read = done.clone();
-        let of = |steps| WorkerTotals { steps, ..WorkerTotals::default() };
-        let one = metrics.totals(&labels, move || of(read.load(Ordering::Relaxed)));
-        let two = metrics.totals(&labels, move || of(7));
-        for _ in 0..2 {
-            one.add_up();
-            two.add_up();
-            assert_eq!(steps(), 107);
-        }
-        done.store(130, Ordering::Relaxed);
-        one.add_up();
-        // A version that is loaded anew begins again, and what was done stays done.
-        metrics.totals(&labels, move || of(3)).add_up();
-        assert_eq!(steps(), 140);
-        // What it does between the last scrape and its end counts too.
-        done.store(150, Ordering::Relaxed);
-        drop((one, two));
-        assert_eq!(steps(), 160);
-    }
-}
+mod tests;
