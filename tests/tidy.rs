@@ -234,6 +234,18 @@ fn every_setting_is_in_the_reference() {
 }
 
 #[test]
+fn every_fuzz_target_is_built_and_its_command_is_told() {
+    let (manifest, guide) = (read("fuzz/Cargo.toml"), read("CONTRIBUTING.md"));
+    for path in files("fuzz/fuzz_targets", ".rs") {
+        let name = Path::new(&path).file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(manifest.contains(&format!("name = \"{name}\"")), "fuzz/Cargo.toml: no {name}");
+        let commands = guide.lines().filter(|line| line.contains(" fuzz run "));
+        let is_told = commands.flat_map(|line| line.split([' ', ','])).any(|word| word == name);
+        assert!(is_told, "CONTRIBUTING.md: no command for the fuzz target {name}");
+    }
+}
+
+#[test]
 fn links_of_the_documents_lead_somewhere() {
     let mut documents = files("docs", ".md");
     documents.extend(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(str::to_owned));

@@ -1,7 +1,9 @@
 //! GGUF model files: metadata and tensors, read with every size checked.
 //!
-//! Follows the GGUF specification, versions 2 and 3, little-endian. Nothing in a file is trusted:
-//! no count or length leads to an allocation beyond a small multiple of the file's own size.
+//! Follows the GGUF specification, versions 2 and 3, little-endian. Nothing in a file is trusted: no
+//! count or length leads to an allocation beyond a small multiple of the file's own size. Only the
+//! elements of arrays may be smaller in the file than that: each takes 32 bytes in memory, a
+//! string's own bytes apart, and there are at most 4 Mi of them in all, which is 128 MiB.
 
 mod header;
 mod weight_type;

@@ -14,7 +14,7 @@ pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// The most elements of all arrays; the largest vocabularies have some 300,000 tokens, with two
-/// more numbers each and as many merges.
+/// more numbers each and as many merges. Each is a [`Value`] in memory, however small in the file.
 const MAX_ARRAY_ELEMENTS: u64 = 4 << 20;
 
 /// The most bytes of a string; templates and tokenizers have some 40 MB at most.
@@ -200,7 +200,12 @@ impl<R: Read> Reader<R> {
         if count > self.left {
             return Err(format!("`{key}`: the file ends before its {count} elements"));
         }
-        (0..count).map(|_| self.value(kind, key)).collect::<Result<_, _>>().map(Value::Array)
+        // Room for these and no more: a list that grows has up to twice as much.
+        let mut values = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            values.push(self.value(kind, key)?);
+        }
+        Ok(Value::Array(values))
     }
 
     fn entry(&mut self, name: &str) -> Result<Entry, String> {

@@ -83,6 +83,20 @@ fn weights_that_are_not_run_are_told_from_those_that_are() {
 }
 
 #[test]
+fn an_element_of_an_array_takes_no_more_than_the_bound_says() {
+    let mut file = small_file();
+    // Three numbers of 8 bits take the place of the two strings.
+    let at = file.windows(6).position(|bytes| bytes == b"tokens").unwrap() + "tokens".len() + 4;
+    let numbers = [&0u32.to_le_bytes()[..], &3u64.to_le_bytes(), &[7, 8, 9]].concat();
+    let end = file.windows(6).position(|bytes| bytes == b"weight").unwrap() - 8;
+    file.splice(at..end, numbers);
+    let header = Header::parse(&file[..], file.len() as u64).unwrap();
+    let Some(Value::Array(values)) = header.metadata.get("tokens") else { panic!("no array") };
+    assert_eq!(values[..], [7, 8, 9].map(Value::Unsigned));
+    assert_eq!(values.capacity() * size_of::<Value>(), 3 * 32);
+}
+
+#[test]
 fn every_cut_is_an_error() {
     let file = small_file();
     for length in 0..file.len() {

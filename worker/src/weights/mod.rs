@@ -1,7 +1,7 @@
 //! Where tensors come from: a GGUF file, or a directory of safetensors files.
 //!
-//! A tensor is read when it is asked for, so that what packs the weights holds one at a time and
-//! never the whole file. Files are read, not mapped: the bytes are repacked at once, and a file
+//! A tensor is read when it is asked for, so that what packs the weights holds those of one matrix
+//! and never the whole file. Files are read, not mapped: the bytes are repacked at once, and a file
 //! that somebody cuts in the meantime is then an error instead of a signal.
 
 mod directory;
