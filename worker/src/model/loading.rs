@@ -32,7 +32,7 @@ impl Loading {
         let has_failed = AtomicBool::new(false);
         let results: Vec<Mutex<Option<Result<T, Error>>>> =
             (0..count).map(|_| Mutex::new(None)).collect();
-        let progress = Progress::new(&self.name, count);
+        let progress = Progress::new(&self.name, count, Instant::now());
         let work = || {
             while !has_failed.load(Ordering::Relaxed) {
                 let index = next.fetch_add(1, Ordering::Relaxed);
@@ -42,7 +42,7 @@ impl Loading {
                 let result = job(index);
                 has_failed.fetch_or(result.is_err(), Ordering::Relaxed);
                 *place.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(result);
-                progress.step();
+                progress.step(Instant::now());
             }
         };
         std::thread::scope(|scope| {
@@ -73,21 +73,21 @@ struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    fn new(name: &'a str, count: usize) -> Self {
-        let started = Instant::now();
+    fn new(name: &'a str, count: usize, started: Instant) -> Self {
         Self { name, count, done: AtomicUsize::new(0), started, reported: Mutex::new(started) }
     }
 
-    /// Counts a job; logs if the last report is some time ago.
-    fn step(&self) {
+    /// Counts a job that is done by now; logs if the last report is some time ago.
+    fn step(&self, now: Instant) {
         let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
         // Whoever else holds the lock is reporting.
         let Ok(mut reported) = self.reported.try_lock() else {
             return;
         };
-        if reported.elapsed() >= REPORT_INTERVAL && done < self.count {
-            *reported = Instant::now();
-            let (percent, seconds) = (100 * done / self.count, self.started.elapsed().as_secs());
+        if now.saturating_duration_since(*reported) >= REPORT_INTERVAL && done < self.count {
+            *reported = now;
+            let percent = 100 * done / self.count;
+            let seconds = now.saturating_duration_since(self.started).as_secs();
             tracing::info!(model = self.name, percent, seconds, "loading");
         }
     }
@@ -95,7 +95,69 @@ impl<'a> Progress<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::{Debug, Write};
+    use std::sync::Arc;
+
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Level, Metadata, Subscriber};
+
     use super::*;
+
+    /// Keeps the events of this thread as lines.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<String>>>);
+
+    /// The fields of an event, one behind the other.
+    struct Fields(String);
+
+    impl Visit for Fields {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            write!(self.0, " {field}={value:?}").unwrap();
+        }
+    }
+
+    impl Subscriber for Lines {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            let mut fields = Fields(event.metadata().level().to_string());
+            event.record(&mut fields);
+            self.0.lock().unwrap().push(fields.0);
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn a_long_load_says_every_two_seconds_how_far_it_has_come() {
+        let (lines, started) = (Lines::default(), Instant::now());
+        tracing::subscriber::with_default(lines.clone(), || {
+            let progress = Progress::new("m", 8, started);
+            // When each job is done; the last one is no news, since the model is then loaded.
+            for millis in [100, 1999, 2000, 3999, 4500, 4600, 9000, 99_000] {
+                progress.step(started + Duration::from_millis(millis));
+            }
+        });
+        let told = |percent, seconds| {
+            let level = Level::INFO;
+            format!("{level} message=loading model=\"m\" percent={percent} seconds={seconds}")
+        };
+        // 2000 is the third of eight; 3999 is too soon behind it.
+        assert_eq!(*lines.0.lock().unwrap(), [told(37, 2), told(62, 4), told(87, 9)]);
+    }
 
     #[test]
     fn results_come_in_order_for_any_number_of_threads() {
