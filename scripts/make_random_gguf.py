@@ -12,11 +12,15 @@ import argparse
 import gguf
 import numpy as np
 
+# What gguf quantises, and with where their halves begin in a block, which scale it, those that it only reads.
+K_QUANTS = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+TYPES = ["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", *K_QUANTS]
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out")
-    parser.add_argument("--type", default="Q8_0", help="Q8_0, Q4_0, Q4_1, BF16, F16 or F32")
+    parser.add_argument("--type", default="Q8_0", choices=TYPES)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--feed-forward", type=int, default=5632)
@@ -53,8 +57,11 @@ def main():
 
     def matrix(name, rows, columns):
         # Rows repeat after 256, since drawing a billion numbers takes minutes; speed does not care.
-        part = random.standard_normal((256, columns), dtype=np.float32) / np.sqrt(columns)
-        quantised = gguf.quants.quantize(part, kind)
+        if o.type in K_QUANTS:
+            quantised = random_blocks(random, columns, kind)
+        else:
+            part = random.standard_normal((256, columns), dtype=np.float32) / np.sqrt(columns)
+            quantised = gguf.quants.quantize(part, kind)
         whole = np.concatenate([quantised] * -(-rows // 256))[:rows]
         writer.add_tensor(name, whole, raw_dtype=kind)
 
@@ -77,6 +84,25 @@ def main():
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def random_blocks(random, columns, kind):
+    """Returns 256 rows of blocks of random codes, whose numbers are as wide as those of other types."""
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
+    if columns % elements:
+        raise SystemExit(f"{kind.name} needs rows of a multiple of {elements}, got {columns}")
+    blocks = random.integers(0, 256, (256 * columns // elements, size), dtype=np.uint8)
+
+    def scale(factors):
+        for place, factor in zip(K_QUANTS[kind.name], factors):
+            blocks[:, place:place + 2] = np.array([factor], np.float16).view(np.uint8)
+        return gguf.quants.dequantize(blocks, kind)
+
+    # Codes with minima are from 0 on: their half, times the other half, is what the minima take away.
+    factors = (1e-3, 1e-3 * (2 ** int(kind.name[1]) - 1) / 2)
+    wide = scale(factors).std() * np.sqrt(columns)
+    scale([factor / wide for factor in factors])
+    return blocks.reshape(256, -1)
 
 
 def bytes_to_characters():
