@@ -11,6 +11,7 @@
 mod batch;
 mod kernel;
 mod lanes;
+mod rounds;
 
 use std::io;
 

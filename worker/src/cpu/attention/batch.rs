@@ -1,14 +1,15 @@
 //! Attention of all tokens of a pass, shared among the threads.
 //!
 //! A group with so much behind it that the others would wait for its thread is deep: its KV heads
-//! are shared out, or even the segments of each, and what they gave is folded when all are there.
+//! are shared out, or even the segments of each, in rounds.
 
 use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::kernel::{Queries, Scratch, finish, fold};
+use super::kernel::{Queries, finish};
 use super::lanes::attend;
+use super::rounds::{Own, Piece, Round, Shared, States};
 use super::{Cache, Layer, SEGMENT_TOKENS};
 use crate::cpu::linear::Compute;
 use crate::runner::BlockId;
@@ -18,6 +19,12 @@ const ROWS: usize = 12;
 
 /// Pieces of work that a thread should have, so that none waits long for the last one.
 const ITEMS_PER_THREAD: usize = 4;
+
+/// The most pieces of deep groups in a round, for each thread. The states of 12 rows take 3 to
+/// 12 KiB with heads of 64 to 256 dimensions, so those of a round take less than 1 MiB a thread,
+/// and in proportion more where more than 12 query heads share a KV head. There are enough of them
+/// that waiting for the last one of a round takes little of its time.
+pub(super) const PIECES_PER_THREAD: usize = 64;
 
 /// Neighbouring tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -48,66 +55,35 @@ impl Shape {
     }
 }
 
-/// Memory of attention; kept between passes.
+/// Memory of attention; kept between passes. It does not grow with the length of contexts.
 #[derive(Debug, Default)]
 pub struct Buffers {
     threads: Vec<Mutex<Own>>,
-    /// Of the deep groups: `[group][KV head][piece][row][state]`.
-    states: Vec<f32>,
+    /// Of the deep groups.
+    states: States,
 }
 
-/// A thread's memory.
-#[derive(Debug, Default)]
-struct Own {
-    scratch: Scratch,
-    states: Vec<f32>,
+impl Buffers {
+    /// Returns how many numbers there is room for in the states of deep groups.
+    #[cfg(test)]
+    pub(super) fn states_capacity(&self) -> usize {
+        self.states.capacity()
+    }
 }
 
 /// A group, its first token's index in the pass, and where its result goes.
-struct Part<'a, 'o> {
-    group: &'a Group<'a>,
+struct Part<'o> {
+    group: &'o Group<'o>,
     token: usize,
     out: &'o mut [f32],
 }
 
 /// What a thread does at a time.
-enum Item<'q, 'o> {
+enum Item<'o> {
     /// Attends to some KV heads; their result lies in one piece.
-    Heads { part: Part<'q, 'o>, heads: Range<usize> },
+    Heads { part: Part<'o>, heads: Range<usize> },
     /// Attends to some segments of one KV head, for states.
-    Segments { queries: &'q Queries<'q>, segments: Range<usize>, states: &'o mut [f32] },
-}
-
-/// A group that is shared out.
-struct Deep<'a, 'o> {
-    /// For each KV head.
-    queries: Vec<Queries<'a>>,
-    /// Whether segments are shared out and not only KV heads.
-    by_segment: bool,
-    out: &'o mut [f32],
-}
-
-impl<'a> Deep<'a, '_> {
-    /// Returns what is computed at a time of a KV head: some segments.
-    fn pieces(&self, queries: &Queries<'a>) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
-        let all = queries.segments();
-        let size = if self.by_segment { 1 } else { all.len().max(1) };
-        all.clone().step_by(size).map(move |first| first..(first + size).min(all.end))
-    }
-
-    /// Returns how many pieces a KV head has, and the length of the states of one.
-    fn sizes(&self) -> (usize, usize) {
-        let size = |queries: &Queries<'a>| {
-            (self.pieces(queries).len(), queries.row_count() * queries.state_width())
-        };
-        self.queries.first().map_or((0, 0), size)
-    }
-
-    /// Returns the length of all states.
-    fn states_len(&self) -> usize {
-        let (pieces, size) = self.sizes();
-        self.queries.len() * pieces * size
-    }
+    Piece(Piece<'o>),
 }
 
 /// The queries of a pass in one layer.
@@ -138,43 +114,51 @@ impl<'a> Pass<'a> {
 
     /// Computes attention: `out` is `[tokens, heads, head_dim]`.
     pub fn attend(&self, compute: &Compute, buffers: &mut Buffers, out: &mut [f32]) {
-        let Buffers { threads, states } = buffers;
-        threads.resize_with(compute.pool.threads(), Mutex::default);
-        let (deep, mut items) = self.parts(compute.pool.threads(), out);
-        let length = deep.iter().map(Deep::states_len).sum();
-        if states.len() < length {
-            states.resize(length, 0.0);
-        }
-        let mut rest = &mut states[..length];
-        for deep in &deep {
-            let (_, size) = deep.sizes();
-            for queries in &deep.queries {
-                for segments in deep.pieces(queries) {
-                    let states;
-                    (states, rest) = rest.split_at_mut(size);
-                    items.push(Item::Segments { queries, segments, states });
-                }
-            }
-        }
-        items.sort_by_key(|item| Reverse(self.cost(item)));
-        compute.pool.each(items.into_iter(), |thread, item| {
-            let mut own = threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            match item {
-                Item::Segments { queries, segments, states } => {
-                    attend(compute.isa, queries, segments, &mut own.scratch, states);
-                }
-                Item::Heads { part, heads } => self.attend_heads(compute, part, heads, &mut own),
-            }
-        });
-        self.fold(compute, threads, deep, states);
+        let most = PIECES_PER_THREAD * compute.pool.threads();
+        self.attend_in_rounds(most, compute, buffers, out);
     }
 
-    /// Returns the groups that are shared out, and what the others are computed as.
-    fn parts<'o>(
+    /// Computes attention with at most `most` pieces of deep groups at a time.
+    pub(super) fn attend_in_rounds(
         &self,
-        threads: usize,
-        out: &'o mut [f32],
-    ) -> (Vec<Deep<'a, 'o>>, Vec<Item<'a, 'o>>) {
+        most: usize,
+        compute: &Compute,
+        buffers: &mut Buffers,
+        out: &mut [f32],
+    ) {
+        let Buffers { threads, states } = buffers;
+        threads.resize_with(compute.pool.threads(), Mutex::default);
+        let (mut deep, mut others) = self.parts(compute.pool.threads(), out);
+        let mut ended = 0;
+        loop {
+            let mut round = Round::new(&mut deep[ended..], most, states);
+            // The other groups are computed beside the first round.
+            let mut items: Vec<Item<'_>> = std::mem::take(&mut others);
+            items.extend(round.pieces().into_iter().map(Item::Piece));
+            items.sort_by_key(|item| Reverse(self.cost(item)));
+            compute.pool.each(items.into_iter(), |thread, item| {
+                let mut own = threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
+                match item {
+                    Item::Piece(Piece { queries, segments, states }) => {
+                        attend(compute.isa, queries, segments, &mut own.scratch, states);
+                    }
+                    Item::Heads { part, heads } => {
+                        self.attend_heads(compute, part, heads, &mut own);
+                    }
+                }
+            });
+            ended += round.fold(compute, threads);
+            if ended == deep.len() {
+                return;
+            }
+        }
+    }
+
+    /// Returns the KV heads that are shared out, and what the others are computed as.
+    fn parts<'o>(&self, threads: usize, out: &'o mut [f32]) -> (Vec<Shared<'o>>, Vec<Item<'o>>)
+    where
+        'a: 'o,
+    {
         let kv_heads = self.layer.geometry.kv_heads;
         let all: usize = self.groups.iter().map(|group| self.reach(group)).sum();
         let most = if threads > 1 { all / (ITEMS_PER_THREAD * threads) } else { all };
@@ -187,8 +171,12 @@ impl<'a> Pass<'a> {
             let heads = if group.tokens == 1 { 1 } else { kv_heads };
             let by_segment = self.reach(group) / kv_heads > most;
             if by_segment || self.reach(group) * heads / kv_heads > most {
-                let queries = (0..kv_heads).map(|head| self.queries(group, token, head)).collect();
-                deep.push(Deep { queries, by_segment, out });
+                let first = deep.len();
+                let queries = (0..kv_heads).map(|head| self.queries(group, token, head));
+                deep.extend(queries.map(|queries| Shared::new(queries, by_segment)));
+                for (index, out) in out.chunks_exact_mut(self.head_width()).enumerate() {
+                    deep[first + index % kv_heads].push_out(out);
+                }
             } else {
                 let outs = out.chunks_mut(group.tokens * heads * self.head_width());
                 others.extend((0..kv_heads).step_by(heads).zip(outs).map(|(head, out)| {
@@ -206,10 +194,10 @@ impl<'a> Pass<'a> {
     }
 
     /// Returns how much there is to do, beside others.
-    fn cost(&self, item: &Item<'_, '_>) -> usize {
+    fn cost(&self, item: &Item<'_>) -> usize {
         match item {
             Item::Heads { part, heads } => self.reach(part.group) * heads.len(),
-            Item::Segments { queries, segments, .. } => {
+            Item::Piece(Piece { queries, segments, .. }) => {
                 queries.tokens * segments.len() * SEGMENT_TOKENS
             }
         }
@@ -224,7 +212,7 @@ impl<'a> Pass<'a> {
     fn attend_heads(
         &self,
         compute: &Compute,
-        Part { group, token, out }: Part<'_, '_>,
+        Part { group, token, out }: Part<'_>,
         heads: Range<usize>,
         Own { scratch, states }: &mut Own,
     ) {
@@ -240,41 +228,6 @@ impl<'a> Pass<'a> {
                 finish(compute.isa, state, &mut out[at..][..dim]);
             }
         }
-    }
-
-    /// Folds what the pieces of deep groups gave, in their order, and writes the results.
-    fn fold(
-        &self,
-        compute: &Compute,
-        threads: &[Mutex<Own>],
-        deep: Vec<Deep<'_, '_>>,
-        states: &[f32],
-    ) {
-        let (dim, kv_heads) = (self.layer.geometry.head_dim, self.layer.geometry.kv_heads);
-        let (mut items, mut rest) = (Vec::new(), states);
-        for deep in deep {
-            let (pieces, size) = deep.sizes();
-            let states;
-            (states, rest) = rest.split_at(deep.states_len());
-            let outs = deep.out.chunks_exact_mut(kv_heads * self.head_width()).enumerate();
-            items.extend(outs.map(|(token, out)| ((states, pieces, size), token, out)));
-        }
-        compute.pool.each(items.into_iter(), |thread, ((states, pieces, size), token, out)| {
-            let mut own = threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            let width = self.layer.geometry.state_width();
-            let outs = out.chunks_exact_mut(self.head_width());
-            for (states, out) in states.chunks_exact(pieces * size).zip(outs) {
-                for (head, out) in out.chunks_exact_mut(dim).enumerate() {
-                    let row = (token * self.shape.heads + head) * width;
-                    let mut rows = states.chunks_exact(size).map(|rows| &rows[row..][..width]);
-                    let state = &mut own.states;
-                    state.clear();
-                    state.extend(rows.by_ref().take(1).flatten());
-                    rows.for_each(|later| fold(compute.isa, state, later));
-                    finish(compute.isa, state, out);
-                }
-            }
-        });
     }
 
     /// Returns a group's queries to one KV head; `token` is its first.

@@ -49,6 +49,11 @@ impl Queries<'_> {
         first / SEGMENT_TOKENS..(self.position + self.tokens).div_ceil(SEGMENT_TOKENS)
     }
 
+    /// Returns the dimensions of a head.
+    pub(super) fn head_dim(&self) -> usize {
+        self.layer.geometry.head_dim
+    }
+
     /// Returns the length of a row's state.
     pub(super) fn state_width(&self) -> usize {
         self.layer.geometry.state_width()

@@ -1,6 +1,7 @@
 //! Attention against a float64 reference, and the promise that neither neighbours nor threads nor
 //! segments matter.
 
+use super::batch::PIECES_PER_THREAD;
 use super::*;
 use crate::cpu::Isa;
 use crate::cpu::pool::Pool;
@@ -73,6 +74,32 @@ impl Case {
         out
     }
 
+    /// Attends from groups of some tokens at some places, in rounds of some pieces or of as many
+    /// as there usually are.
+    fn mixed(
+        &self,
+        (threads, most): (usize, Option<usize>),
+        window: usize,
+        places: &[(usize, usize)],
+        buffers: &mut Buffers,
+    ) -> Vec<f32> {
+        let stride = self.width();
+        let group = |&(tokens, position)| Group { tokens, position, blocks: &self.blocks };
+        let groups: Vec<Group<'_>> = places.iter().map(group).collect();
+        let all = places.iter().flat_map(|(tokens, position)| *position..position + tokens);
+        let queries: Vec<f32> =
+            all.flat_map(|token| (0..stride).map(move |at| number(token, at, 3))).collect();
+        let mut out = vec![0.0; queries.len()];
+        let compute = Compute { pool: Pool::start(threads).unwrap(), isa: Isa::best() };
+        let shape = self.shape(window);
+        let pass = Pass::new((&self.cache, 1), &groups, (&queries, stride), shape);
+        match most {
+            Some(most) => pass.attend_in_rounds(most, &compute, buffers, &mut out),
+            None => pass.attend(&compute, buffers, &mut out),
+        }
+        out
+    }
+
     /// What a query head of a token attends to, in float64.
     fn reference(&self, token: usize, window: usize, head: usize) -> Vec<f64> {
         let dim = self.geometry.head_dim;
@@ -142,20 +169,6 @@ fn neighbours_and_threads_do_not_change_a_bit() {
 fn deep_and_shallow_groups_of_a_pass_keep_their_bits() {
     for (heads, window) in [(3, usize::MAX), (2, 300)] {
         let case = Case::new(64, heads, 1100);
-        let stride = case.width();
-        let run = |threads: usize, places: &[(usize, usize)], buffers: &mut Buffers| {
-            let group = |&(tokens, position)| Group { tokens, position, blocks: &case.blocks };
-            let groups: Vec<Group<'_>> = places.iter().map(group).collect();
-            let all = places.iter().flat_map(|(tokens, position)| *position..position + tokens);
-            let queries: Vec<f32> =
-                all.flat_map(|token| (0..stride).map(move |at| number(token, at, 3))).collect();
-            let mut out = vec![0.0; queries.len()];
-            let compute = Compute { pool: Pool::start(threads).unwrap(), isa: Isa::best() };
-            let shape = case.shape(window);
-            let pass = Pass::new((&case.cache, 1), &groups, (&queries, stride), shape);
-            pass.attend(&compute, buffers, &mut out);
-            out
-        };
         for threads in [2, 3] {
             let mut buffers = Buffers::default();
             for places in [
@@ -163,13 +176,55 @@ fn deep_and_shallow_groups_of_a_pass_keep_their_bits() {
                 &[(1, 1000), (2, 40), (1, 900), (4, 1024), (1, 1099)],
                 &[(4, 500), (4, 504), (4, 508), (3, 512), (1, 7), (1, 8), (1, 9)],
             ] {
-                let alone = run(1, places, &mut Buffers::default());
-                assert!(
-                    run(threads, places, &mut buffers) == alone,
-                    "{heads} {threads} {places:?}"
-                );
+                let alone = case.mixed((1, None), window, places, &mut Buffers::default());
+                let shared = case.mixed((threads, None), window, places, &mut buffers);
+                assert!(shared == alone, "{heads} {threads} {places:?}");
             }
         }
+    }
+}
+
+#[test]
+fn rounds_of_any_size_give_the_same_bits_within_their_memory() {
+    for (heads, window) in [(3, usize::MAX), (2, 300), (14, usize::MAX)] {
+        let case = Case::new(64, heads, 1100);
+        for places in [
+            // Two segments or five of each KV head, of a token or of several.
+            &[(1, 1099)][..],
+            &[(4, 1090), (1, 3), (1, 1000), (2, 700)],
+            // KV heads as a whole beside others.
+            &[(4, 500), (4, 504), (4, 508), (3, 512), (1, 7), (1, 8), (1, 9)],
+        ] {
+            let alone = case.mixed((1, None), window, places, &mut Buffers::default());
+            let tokens = places.iter().map(|(tokens, _)| *tokens).max().unwrap();
+            let piece = tokens * heads * case.geometry.state_width();
+            for (threads, most) in [(2, 1), (3, 2), (2, 3), (3, 7), (2, 1000)] {
+                let mut buffers = Buffers::default();
+                // Twice, since memory is kept.
+                for _ in 0..2 {
+                    let ours = case.mixed((threads, Some(most)), window, places, &mut buffers);
+                    assert!(ours == alone, "{heads} {threads} {most} {places:?}");
+                }
+                // Beside those of a round, the states of a KV head before it and behind it.
+                let (taken, bound) = (buffers.states_capacity(), (most + 2) * piece);
+                assert!(taken <= bound, "{taken} numbers, not {bound}: {most} {places:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_long_context_takes_no_more_memory_than_a_round() {
+    let most = 2 * PIECES_PER_THREAD;
+    let case = Case::new(16, 1, (PIECES_PER_THREAD + 2) * SEGMENT_TOKENS);
+    let piece = case.geometry.state_width();
+    // As many pieces as fit in both KV heads together, and then some more.
+    for (tokens, pieces) in [(most / 2 * SEGMENT_TOKENS, most), (case.tokens, most)] {
+        let (last, mut buffers) = ([(1, tokens - 1)], Buffers::default());
+        let alone = case.mixed((1, None), usize::MAX, &last, &mut Buffers::default());
+        let ours = case.mixed((2, None), usize::MAX, &last, &mut buffers);
+        assert!(ours == alone, "{tokens} tokens");
+        assert_eq!(buffers.states_capacity(), (pieces + 2) * piece, "{tokens} tokens");
     }
 }
 
