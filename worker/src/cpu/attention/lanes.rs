@@ -29,7 +29,7 @@ pub(super) trait Lanes: Copy {
     fn fetch(self, _halves: &[u16; LANES]) {}
     /// Writes them.
     fn store(self, floats: Self::Floats, out: &mut [f32; LANES]);
-    /// Returns `a * b + c`.
+    /// Returns `a * b + c`, rounded once where an instruction does so, and else twice.
     fn multiply_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
 }
 
@@ -206,7 +206,9 @@ pub(super) fn attend(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this `Isa` exists only where the features were detected.
         Kind::Avx2 => unsafe { x86::avx2(queries, segments, scratch, states) },
-        // The build for aarch64 has fused multiply-add, and vectorises the plain lanes with it.
+        // The build for aarch64 vectorises the plain lanes, whose products are rounded before they
+        // are added: Rust never fuses what is written as two operations. Exponentials and folds
+        // ask for fused ones, which NEON has.
         #[cfg(target_arch = "aarch64")]
         Kind::Neon | Kind::NeonDotprod => {
             attend_body::<_, true>(Portable, queries, segments, scratch, states);

@@ -132,6 +132,8 @@ fn attention_matches_a_float64_reference_over_scattered_blocks() {
         (128, 8, 280, 270),
         (256, 2, 17, usize::MAX),
         (20, 7, 21, usize::MAX),
+        // More rows of a token than a tile has.
+        (32, 14, 290, usize::MAX),
     ] {
         let case = Case::new(head_dim, heads, tokens);
         for isa in Isa::available() {
@@ -150,7 +152,7 @@ fn attention_matches_a_float64_reference_over_scattered_blocks() {
 
 #[test]
 fn neighbours_and_threads_do_not_change_a_bit() {
-    for (heads, window) in [(3, usize::MAX), (3, 261), (1, 40), (5, usize::MAX)] {
+    for (heads, window) in [(3, usize::MAX), (3, 261), (1, 40), (5, usize::MAX), (14, usize::MAX)] {
         let case = Case::new(64, heads, 530);
         for isa in Isa::available() {
             let whole = case.run((isa, 1), window, 500, 1);
