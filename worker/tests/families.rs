@@ -4,11 +4,12 @@
 //! `tests/golden/make_tiny_models.py` made the models and the golden logits, all in f32.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rounded;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use half::bf16;
-use serde_json::{Value, json};
+use serde_json::Value;
 use worker::cpu::Isa;
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
 use worker::runner::{Entry, Runner, Wants};
@@ -149,52 +150,16 @@ fn bits_depend_neither_on_chunks_nor_threads_nor_company() {
     }
 }
 
-/// Writes a model anew with weights that are rounded to bf16: as such, or the same numbers as f32.
-fn rounded(model: &str, as_bf16: bool, folder: &Path) -> PathBuf {
-    let folder = folder.join(format!("{model}-{as_bf16}"));
-    std::fs::create_dir(&folder).unwrap();
-    for file in std::fs::read_dir(golden(model)).unwrap() {
-        let (from, to) = (file.as_ref().unwrap().path(), folder.join(file.unwrap().file_name()));
-        match from.extension().is_some_and(|end| end == "safetensors") {
-            true => std::fs::write(to, rounded_file(&std::fs::read(from).unwrap(), as_bf16)),
-            false => std::fs::copy(from, to).map(|_| ()),
-        }
-        .unwrap();
-    }
-    folder
-}
-
-/// Returns what a file of safetensors should hold.
-fn rounded_file(bytes: &[u8], as_bf16: bool) -> Vec<u8> {
-    let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
-    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
-    let mut header: serde_json::Map<String, Value> = serde_json::from_slice(header).unwrap();
-    let mut written = Vec::new();
-    for tensor in header.values_mut().filter(|about| about.get("dtype").is_some()) {
-        assert_eq!(tensor["dtype"], "F32");
-        let [first, last] = [0, 1].map(|at| tensor["data_offsets"][at].as_u64().unwrap() as usize);
-        let start = written.len();
-        for number in data[first..last].as_chunks::<4>().0 {
-            let number = bf16::from_f32(f32::from_le_bytes(*number));
-            match as_bf16 {
-                true => written.extend(number.to_le_bytes()),
-                false => written.extend(number.to_f32().to_le_bytes()),
-            }
-        }
-        tensor["dtype"] = if as_bf16 { "BF16" } else { "F32" }.into();
-        tensor["data_offsets"] = json!([start, written.len()]);
-    }
-    let header = serde_json::to_vec(&header).unwrap();
-    let length = (header.len() as u64).to_le_bytes();
-    [&length[..], &header, &written].concat()
-}
-
 #[test]
 fn a_model_of_bf16_is_that_of_the_same_numbers_as_f32() {
     let folder = tempfile::tempdir().unwrap();
     for model in MODELS {
         let tokens = &cases(model)[0].tokens;
-        let [own, floats] = [true, false].map(|as_bf16| rounded(model, as_bf16, folder.path()));
+        let [own, floats] = [true, false].map(|as_bf16| {
+            let to = folder.path().join(format!("{model}-{as_bf16}"));
+            rounded::write(&golden(model), as_bf16, &to);
+            to
+        });
         let kinds = |path: &Path| {
             let kind = |isa| load(path, 1, isa).runner.block_kind().unwrap().fingerprint;
             Isa::available().into_iter().map(kind).collect::<BTreeSet<_>>().len()

@@ -5,6 +5,8 @@
 //! The golden files were made by `tests/golden/make_golden.py`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rounded;
+
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -341,57 +343,113 @@ fn a_long_context_gives_the_same_bits_in_any_chunks_on_any_threads() {
     }
 }
 
-/// What the blocks of a text hold in a revision: its number, and a hash for each model and set of
-/// instructions. Of NEON none is known; products of bf16 change nothing, since these models have no
-/// matrices of bf16.
-const BLOCKS: (u32, [(&str, &str, u64); 9]) = (
+/// A model, how many tokens a text has, and what its blocks hold on some instructions: a hash.
+type Pin = (&'static str, usize, &'static [(&'static str, u64)]);
+
+/// What the blocks of a text hold in a revision: its number, and pins. Of NEON none is known.
+/// Products of bf16 change nothing where a model has no matrices of bf16.
+const BLOCKS: (u32, [Pin; 5]) = (
     1,
     [
-        ("tiny/llama3", "Isa(Portable)", 0x8C9B_F2DB_3848_A7A6),
-        ("tiny/llama3", "Isa(Avx2)", 0x4241_C372_D9DE_7865),
-        ("tiny/llama3", "Isa(Avx512)", 0x4241_C372_D9DE_7865),
-        ("tiny/qwen3", "Isa(Portable)", 0xC4FA_4AE6_3FE3_F993),
-        ("tiny/qwen3", "Isa(Avx2)", 0xB72F_6194_08C7_65BF),
-        ("tiny/qwen3", "Isa(Avx512)", 0xB72F_6194_08C7_65BF),
-        ("", "Isa(Portable)", 0xAD91_27DB_4EDC_E92B),
-        ("", "Isa(Avx2)", 0x4880_6CDD_3C84_A5B7),
-        ("", "Isa(Avx512)", 0x40F6_8892_C52C_0AA8),
+        (
+            "tiny/llama3",
+            248,
+            &[
+                ("Portable", 0x8C9B_F2DB_3848_A7A6),
+                ("Avx2", 0x4241_C372_D9DE_7865),
+                ("Avx512", 0x4241_C372_D9DE_7865),
+            ],
+        ),
+        (
+            "tiny/qwen3",
+            248,
+            &[
+                ("Portable", 0xC4FA_4AE6_3FE3_F993),
+                ("Avx2", 0xB72F_6194_08C7_65BF),
+                ("Avx512", 0xB72F_6194_08C7_65BF),
+            ],
+        ),
+        (
+            "tiny/qwen3 as bf16",
+            248,
+            &[
+                ("Portable", 0x2C0B_1752_FEB0_84D9),
+                ("Avx2", 0x3AAE_9F3D_42CF_522E),
+                ("Avx512", 0x3AAE_9F3D_42CF_522E),
+                ("Avx512Bf16", 0x57C3_3058_2694_3199),
+            ],
+        ),
+        // The real model, which is quantised.
+        (
+            "",
+            40,
+            &[
+                ("Portable", 0xAD91_27DB_4EDC_E92B),
+                ("Avx2", 0x4880_6CDD_3C84_A5B7),
+                ("Avx512", 0x40F6_8892_C52C_0AA8),
+            ],
+        ),
+        // Three segments of attention, which are folded.
+        (
+            "",
+            640,
+            &[
+                ("Portable", 0x9CE9_AF66_E68E_57A9),
+                ("Avx2", 0x247D_FA0B_4B23_67AD),
+                ("Avx512", 0xE450_013B_D313_CE0D),
+            ],
+        ),
     ],
 );
+
+/// Returns a hash of what the blocks of a text hold that is computed in chunks.
+fn blocks_hash(path: &Path, (isa, threads): (Isa, usize), count: usize, chunk: usize) -> u64 {
+    let options = CpuOptions {
+        threads,
+        context_length: Some(count.next_multiple_of(256)),
+        kv_cache_bytes: 64 << 20,
+        batch_tokens: chunk,
+    };
+    let mut runner = CpuRunner::load_with(path, &options, isa).unwrap().runner;
+    let tokens: Vec<u32> = (0..count as u32).map(|p| (p * 37 + 11) % 100 + 20).collect();
+    let blocks: Vec<u32> = (0..count.div_ceil(16) as u32).collect();
+    for (index, tokens) in tokens.chunks(chunk).enumerate() {
+        let (start, prompt, adapter, wants) = (index * chunk, 0, None, Wants::Nothing);
+        let entry = Entry { tokens, start, blocks: &blocks, prompt, adapter, wants };
+        runner.forward(&[entry]).unwrap();
+    }
+    let mut bytes = Vec::new();
+    for block in 0..count / 16 {
+        runner.read_block(block as u32, &mut bytes).unwrap();
+    }
+    xxh3_64(&bytes)
+}
 
 #[test]
 fn what_blocks_hold_is_what_their_revision_says() {
     let (revision, pins) = BLOCKS;
+    let folder = tempfile::tempdir().unwrap();
+    let as_bf16 = folder.path().join("bf16");
+    rounded::write(&golden("tiny/qwen3"), true, &as_bf16);
     let mut wrong = Vec::new();
     for isa in Isa::available() {
-        let name = format!("{isa:?}").replace("Avx512Bf16", "Avx512");
-        let known: Vec<_> = pins.iter().filter(|(_, on, _)| *on == name).collect();
-        assert!(known.len() == 3 || name.contains("Neon"), "of {isa:?} {known:?} are known");
-        for (file, _, pinned) in known {
-            // The real model is quantised, the tiny ones are not and take longer texts.
-            let (path, count) = match file.is_empty() {
-                true => (model(), 40),
-                false => (golden(file), 248),
+        for (file, count, known) in pins {
+            let (path, named) = match file {
+                "" => (model(), isa.without_bf16()),
+                "tiny/qwen3 as bf16" => (as_bf16.clone(), isa),
+                _ => (golden(file), isa.without_bf16()),
             };
-            let options = CpuOptions {
-                threads: 2,
-                context_length: Some(256),
-                kv_cache_bytes: 64 << 20,
-                batch_tokens: count,
+            let is_named =
+                |(name, _): &&(&str, u64)| format!("Isa({name})") == format!("{named:?}");
+            let Some((name, pinned)) = known.iter().find(is_named) else {
+                assert!(format!("{isa:?}").contains("Neon"), "nothing is known of {isa:?}");
+                continue;
             };
-            let mut runner = CpuRunner::load_with(&path, &options, isa).unwrap().runner;
-            let tokens: Vec<u32> = (0..count as u32).map(|p| (p * 37 + 11) % 100 + 20).collect();
-            let blocks: Vec<u32> = (0..count.div_ceil(16) as u32).collect();
-            let (start, prompt, adapter, wants) = (0, 0, None, Wants::Nothing);
-            let entry = Entry { tokens: &tokens, start, blocks: &blocks, prompt, adapter, wants };
-            runner.forward(&[entry]).unwrap();
-            let mut bytes = Vec::new();
-            for block in 0..tokens.len() / 16 {
-                runner.read_block(block as u32, &mut bytes).unwrap();
-            }
-            let hash = xxh3_64(&bytes);
+            // At once, or so that at last three threads share the segments of four tokens.
+            let (threads, chunk) = if isa == Isa::best() { (2, count) } else { (3, 159) };
+            let hash = blocks_hash(&path, (isa, threads), count, chunk);
             if hash != *pinned {
-                wrong.push(format!("(\"{file}\", \"{isa:?}\", {hash:#018X})"));
+                wrong.push(format!("\"{file}\", {count}: (\"{name}\", {hash:#018X})"));
             }
         }
     }
