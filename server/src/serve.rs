@@ -68,13 +68,11 @@ pub struct Server {
     config: Config,
     models: Arc<Models>,
     repository: Arc<Repository>,
-    traces: Arc<Traces>,
+    shared: Arc<Shared>,
     health: Health,
     /// What accepts connections, what works on requests, and what tells of it; they end in this
     /// order.
     tasks: (Tasks, Tasks, Tasks),
-    /// Cancelled when requests are refused.
-    admitting: Tasks,
     grpc_address: SocketAddr,
     http_address: Option<SocketAddr>,
     metrics_address: Option<SocketAddr>,
@@ -88,21 +86,18 @@ impl Server {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let (accepting, work, admin) = (Tasks::new(), Tasks::new(), Tasks::new());
-        let admitting = Tasks::new();
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(reporter).await;
         let (models, repository) = origin(&config.origin, &metrics, (&accepting, &admin)).await?;
-
-        let traces = Arc::new(Traces::new(&config.trace).map_err(ServeError::Start)?);
         let shared = Arc::new(Shared {
             models: models.clone(),
             repository: repository.clone(),
-            traces: traces.clone(),
+            traces: Arc::new(Traces::new(&config.trace).map_err(ServeError::Start)?),
             logging,
             regions: Arc::new(Regions::new(config.shared_memory.clone())),
             metrics: metrics.clone(),
             accepting: accepting.clone(),
-            admitting: admitting.clone(),
+            admitting: Tasks::new(),
             max_stream_requests: config.grpc.max_stream_requests,
             server_name: config.grpc.server_name.clone(),
         });
@@ -122,7 +117,7 @@ impl Server {
         let http_address = open_http(&config, &shared, door, groups.clone()).await?;
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(
-            KserveService::new(shared, config.grpc.forwarding.clone()),
+            KserveService::new(shared.clone(), config.grpc.forwarding.clone()),
             others,
             &config.grpc,
             security.keys.clone(),
@@ -149,10 +144,9 @@ impl Server {
             config,
             models,
             repository,
-            traces,
+            shared,
             health,
             tasks,
-            admitting,
             grpc_address,
             http_address,
             metrics_address,
@@ -210,10 +204,10 @@ impl Server {
     pub async fn shut_down(self) -> bool {
         self.health.close(&self.models).await;
         let (accepting, work, admin) = &self.tasks;
-        let (grace, admitting) = (self.config.shutdown_grace, &self.admitting);
+        let (grace, admitting) = (self.config.shutdown_grace, &self.shared.admitting);
         let is_finished = shutdown::drain((accepting, admitting), work, grace).await;
         admin.cancel();
-        let traces = self.traces.clone();
+        let traces = self.shared.traces.clone();
         let _ = tokio::task::spawn_blocking(move || traces.flush()).await;
         is_finished
     }
