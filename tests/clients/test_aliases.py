@@ -1,9 +1,11 @@
 """Other names of models: who has one, and what happens when its holder goes."""
 
+import concurrent.futures
 import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
@@ -91,6 +93,49 @@ def test_a_model_has_its_name_when_the_alias_is_gone_and_keeps_it(tmp_path):
             end = time.monotonic() + 1
             while time.monotonic() < end:
                 assert said(sdk, "m") == "own"
+
+
+def summed(client, model, value, **options):
+    made = triton.InferInput("INPUT", [1, 1], "INT32")
+    made.set_data_from_numpy(np.array([[value]], np.int32))
+    return client.infer(model, [made], sequence_id=9, **options).as_numpy("OUTPUT").item()
+
+
+def test_what_is_open_at_a_model_stays_when_it_gets_another_name(tmp_path):
+    discovery = f"file://{tmp_path}"
+    sums = lambda name: worker(discovery, "--alias", f"live={name}", models=[
+        "--no-default-model", "--builtin", f"{name}=sequence"])
+    with frontend(discovery) as front, client_of(front) as client, sums("old") as old:
+        eventually("the old one is served", lambda: is_ready(client, "live"))
+        with sums("new"):
+            eventually("the new one is served", lambda: is_ready(client, "new"))
+            assert summed(client, "new", 1, sequence_start=True) == 1
+            old.terminate()
+            eventually("the name is the new one's", lambda: old.process.poll() is not None)
+            assert summed(client, "live", 10, sequence_start=True) == 10
+            assert summed(client, "new", 2) == 3
+            [counted] = client.get_inference_statistics("new").model_stats
+            assert counted.inference_count == 2
+
+
+def test_a_model_that_lost_an_alias_waits_for_its_worker(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery, "--worker-wait-ms", "60000") as front, sdk_of(front) as sdk, \
+            client_of(front) as client, version(discovery, "m-1", "one", "live") as old:
+        eventually("the old one is served", lambda: is_ready(client, "live"))
+        with version(discovery, "m-2", "two", "live"):
+            eventually("the new one is served", lambda: is_ready(client, "m-2"))
+            old.stop()
+            eventually("the other one has the name",
+                       lambda: joined(front, "conflict of cards is over") == 1)
+            eventually("it is asked", lambda: said(sdk, "live") == "two")
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(said, sdk, "m-1")
+                time.sleep(0.5)
+                assert not waiting.done()
+                with version(discovery, "m-1", "one", "live"):
+                    assert waiting.result(60) == "one"
+            assert said(sdk, "live") == "two"
 
 
 @pytest.mark.parametrize("alias, fragment", [

@@ -26,6 +26,7 @@ use super::peers::Peers;
 use super::planes::Planes;
 use super::pool::{Place, Pool};
 use super::store::Store;
+use super::worker::LEAVE_WAIT;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Model, Models};
 use crate::pipeline::Limits;
@@ -48,8 +49,6 @@ pub(crate) struct Fleet {
     planes: Arc<Planes>,
     models: Arc<Models>,
     known: BTreeMap<String, Known>,
-    /// Whose workers still have a name that another model takes over, until that one is made.
-    leaving: BTreeMap<String, Arc<Pool>>,
     /// When models that were here counted as busy, for when they come back.
     limits: BTreeMap<String, Limits>,
     tasks: Tasks,
@@ -59,9 +58,17 @@ pub(crate) struct Fleet {
 struct Known {
     checksum: Checksum,
     pool: Arc<Pool>,
-    names: Vec<String>,
+    /// The names that it has now, its own and aliases.
+    names: BTreeSet<String>,
+    /// What was made, for each name that it claims: it may get that one at any moment.
+    made: BTreeMap<String, Arc<Model>>,
+    /// The workers of another card that had the name, which is called until this one is made.
+    before: Option<Arc<Pool>>,
     /// When it is forgotten, since its last worker is gone.
     until: Option<Instant>,
+    /// When its workers are, if another model took one of its names over: requests that were on
+    /// their way then find them still.
+    lingers: Option<Instant>,
     /// Why it could not be served, which is tried again and again.
     complaints: Complaints,
 }
@@ -99,7 +106,6 @@ impl Fleet {
             planes,
             models: models.clone(),
             known: BTreeMap::new(),
-            leaving: BTreeMap::new(),
             limits: BTreeMap::new(),
             tasks: tasks.clone(),
         })
@@ -116,7 +122,8 @@ impl Fleet {
                 making.push(make(self.maker.clone(), order, Duration::ZERO).boxed());
             }
             loop {
-                let until = self.known.values().filter_map(|known| known.until).min();
+                let next = |known: &Known| known.lingers.or(known.until);
+                let until = self.known.values().filter_map(next).min();
                 tokio::select! {
                     () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                         self.retire(&snapshot);
@@ -151,66 +158,78 @@ impl Fleet {
     }
 
     /// Takes models away whose workers are gone. They stay for the time that requests wait for a
-    /// worker, unless somebody else has one of their names.
+    /// worker, under the names that nobody else has.
     fn retire(&mut self, snapshot: &Snapshot) {
         let now = Instant::now();
         let wait = self.maker.config.worker_wait;
         let mut over = Vec::new();
         for (name, known) in &mut self.known {
             if snapshot.models.contains_key(name) {
-                known.until = None;
+                (known.until, known.lingers) = (None, None);
                 continue;
             }
-            let is_taken = known.names.iter().any(|name| snapshot.model(name).is_some());
-            if !is_taken {
-                known.pool.set(Vec::new(), &self.tasks);
+            let had = known.names.len();
+            known.names.retain(|name| snapshot.model(name).is_none());
+            if known.names.len() < had {
+                known.lingers = Some(now + LEAVE_WAIT);
             }
             let until = *known.until.get_or_insert(now + wait);
-            if is_taken || until <= now {
+            if known.lingers.is_some_and(|until| now < until) {
+                continue;
+            }
+            known.lingers = None;
+            known.pool.set(Vec::new(), &self.tasks);
+            if known.names.is_empty() || until <= now {
                 over.push(name.clone());
             }
         }
         for name in over {
             if let Some(known) = self.known.remove(&name) {
-                self.forget(&known, snapshot);
+                self.forget(&known.names, snapshot);
             }
         }
     }
 
-    /// Gives a model its workers; returns it if it is to be made.
+    /// Gives a model its workers and names; returns it if it is to be made.
     fn place(&mut self, name: &str, model: &Registered, snapshot: &Snapshot) -> Option<Order> {
         let workers = self.workers(model);
         let remotes = workers.iter().map(|place| place.worker.clone()).collect();
         let names = names(name, model, snapshot);
-        let same = self.known.get(name).filter(|known| known.checksum == model.checksum);
-        let pool = match same {
-            Some(known) => known.pool.clone(),
-            None => self.pool(name),
-        };
-        pool.set(workers, &self.tasks);
-        if same.is_some_and(|known| known.names == names) {
+        let same = self.known.get_mut(name).filter(|known| known.checksum == model.checksum);
+        if let Some(known) = same {
+            known.pool.set(workers, &self.tasks);
+            let lost = &known.names - &names;
+            for gained in names.difference(&known.names) {
+                match known.made.get(gained) {
+                    Some(made) => self.models.replace(gained, vec![(VERSION, made.clone())]),
+                    None => self.models.announce(gained, VERSION),
+                }
+            }
+            known.names = names;
+            self.forget(&lost, snapshot);
             return None;
         }
-        let is_base = |(_, other): &(&String, &Registered)| {
-            let has = |member: &cluster::membership::Member| {
-                member.card.adapters.iter().any(|adapter| adapter == name)
-            };
-            other.members.iter().any(has)
-        };
-        let parent = snapshot.models.iter().find(is_base).map(|(base, _)| base.as_str().into());
+        let pool = self.pool(name);
+        pool.set(workers, &self.tasks);
         names.iter().for_each(|name| self.models.announce(name, VERSION));
-        let (checksum, names_now) = (model.checksum, names.clone());
+        let before = self.known.remove(name);
         let known = Known {
-            checksum,
+            checksum: model.checksum,
             pool: pool.clone(),
-            names: names_now,
+            names,
+            made: BTreeMap::new(),
+            before: before.as_ref().map(|before| before.pool.clone()),
             until: None,
+            lingers: None,
             complaints: Complaints::default(),
         };
-        if let Some(before) = self.known.insert(name.to_owned(), known) {
-            self.forget(&before, snapshot);
-        }
+        let lost = before.map(|before| &before.names - &known.names).unwrap_or_default();
+        self.known.insert(name.to_owned(), known);
+        self.forget(&lost, snapshot);
         let card = model.card.clone();
+        let claimed: BTreeSet<&String> = card.aliases.iter().chain([&card.name]).collect();
+        let names = claimed.into_iter().cloned().collect();
+        let (checksum, parent) = (model.checksum, base_of(name, snapshot));
         Some(Order { card, checksum, pool, workers: remotes, names, parent })
     }
 
@@ -221,45 +240,18 @@ impl Fleet {
         Pool::new(name, self.membership.clone(), &self.models, (canary, ear))
     }
 
-    /// Takes the names of a model away. One that another model takes over is the old one's until
-    /// that is made.
-    fn forget(&mut self, old: &Known, snapshot: &Snapshot) {
-        for name in &old.names {
-            let is_still_ours =
-                |known: &Known| Arc::ptr_eq(&known.pool, &old.pool) && known.names.contains(name);
-            if self.known.values().any(is_still_ours) {
-                continue;
-            }
-            if snapshot.model(name).is_some() {
-                self.leaving.entry(name.clone()).or_insert_with(|| old.pool.clone());
-                continue;
-            }
-            self.leave(name);
+    /// Takes names away that nobody has any more. The next one that has a name puts its own model
+    /// in the place of the old one.
+    fn forget(&mut self, names: &BTreeSet<String>, snapshot: &Snapshot) {
+        for name in names.iter().filter(|name| snapshot.model(name).is_none()) {
             if let Some(limits) = self.limits_of(name) {
-                self.limits.insert(name.to_owned(), limits);
+                self.limits.insert(name.clone(), limits);
                 if self.limits.len() > MAX_REMEMBERED {
                     self.limits.pop_first();
                 }
             }
             self.models.forget(name);
             self.maker.metrics.set_load(&ModelLabels { model: name.as_str().into() }, None);
-        }
-        self.end(&old.pool);
-    }
-
-    /// Notes that nothing is served by a name's old model any more.
-    fn leave(&mut self, name: &str) {
-        if let Some(pool) = self.leaving.remove(name) {
-            self.end(&pool);
-        }
-    }
-
-    /// Empties a pool that no name leads to: who still calls its model is not to wait for workers
-    /// that never come.
-    fn end(&self, pool: &Arc<Pool>) {
-        let known = self.known.values().map(|known| &known.pool);
-        if !known.chain(self.leaving.values()).any(|other| Arc::ptr_eq(other, pool)) {
-            pool.set(Vec::new(), &self.tasks);
         }
     }
 
@@ -316,23 +308,26 @@ impl Fleet {
     /// Serves a model that was made; returns it if it is to be tried again.
     fn take(&mut self, (order, made): Made) -> Option<Order> {
         let name = &order.card.name;
-        let known = self.known.get(name)?;
-        if !Arc::ptr_eq(&known.pool, &order.pool) || known.names != order.names {
+        let limits = self.limits_of(name);
+        let known = self.known.get_mut(name)?;
+        if !Arc::ptr_eq(&known.pool, &order.pool) {
             return None;
         }
-        match made {
+        let again = match made {
             Ok(models) => {
                 known.complaints.forget(name);
                 // What was changed while it ran stays changed, under all of its names.
-                let before = self.limits_of(name).or_else(|| self.limits.remove(name));
+                let limits = limits.or_else(|| self.limits.remove(name));
                 let text = models.first().and_then(|model| model.text.as_ref());
-                if let (Some(text), Some(before)) = (text, before) {
-                    text.thresholds.set(before);
+                if let (Some(text), Some(limits)) = (text, limits) {
+                    text.thresholds.set(limits);
                 }
-                for model in models {
-                    let name = model.name.clone();
-                    self.models.replace(&name, vec![(VERSION, Arc::new(model))]);
-                    self.leave(&name);
+                let named = |model: Model| (model.name.to_string(), Arc::new(model));
+                known.made = models.into_iter().map(named).collect();
+                for (name, model) in &known.made {
+                    if known.names.contains(name) {
+                        self.models.replace(name, vec![(VERSION, model.clone())]);
+                    }
                 }
                 order.pool.announce(&self.tasks);
                 None
@@ -341,11 +336,15 @@ impl Fleet {
                 if known.complaints.is_due(name, &why) {
                     tracing::warn!(model = name, why, "a model of workers cannot be served");
                 }
-                order.names.iter().for_each(|name| self.models.fail(name, &why));
-                order.names.iter().for_each(|name| self.leave(name));
-                Some(self.renewed(order))
+                known.names.iter().for_each(|name| self.models.fail(name, &why));
+                Some(order)
             }
+        };
+        if let Some(before) = known.before.take() {
+            // Who still calls the old model is not to wait for workers that never come.
+            before.set(Vec::new(), &self.tasks);
         }
+        again.map(|order| self.renewed(order))
     }
 
     /// Returns an order with the workers that there are now.
@@ -359,10 +358,19 @@ impl Fleet {
 }
 
 /// Returns the name of a model, and those of its aliases that are not another one's.
-fn names(name: &str, model: &Registered, snapshot: &Snapshot) -> Vec<String> {
+fn names(name: &str, model: &Registered, snapshot: &Snapshot) -> BTreeSet<String> {
     let is_ours = |alias: &&String| snapshot.aliases.get(*alias).is_some_and(|of| of == name);
     let aliases = model.card.aliases.iter().filter(is_ours).cloned();
     std::iter::once(name.to_owned()).chain(aliases).collect()
+}
+
+/// Returns the name of the model whose workers have one as an adapter.
+fn base_of(name: &str, snapshot: &Snapshot) -> Option<Arc<str>> {
+    let is_base = |(_, model): &(&String, &Registered)| {
+        let mut adapters = model.members.iter().flat_map(|member| &member.card.adapters);
+        adapters.any(|adapter| adapter == name)
+    };
+    snapshot.models.iter().find(is_base).map(|(base, _)| base.as_str().into())
 }
 
 async fn make(maker: Arc<Maker>, order: Order, wait: Duration) -> Made {

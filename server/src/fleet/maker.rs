@@ -39,7 +39,7 @@ pub(super) struct Order {
     pub(super) checksum: Checksum,
     pub(super) pool: Arc<Pool>,
     pub(super) workers: Vec<RemoteWorker>,
-    /// The name and aliases that it is called by.
+    /// The name and aliases that it may be called by.
     pub(super) names: Vec<String>,
     /// The base of an adapter.
     pub(super) parent: Option<Arc<str>>,

@@ -43,7 +43,7 @@ const REVOKE_WAIT: Duration = Duration::from_secs(2);
 
 /// How long frontends get to hear of the end before calls are refused; those that come in between
 /// are taken.
-const LEAVE_WAIT: Duration = Duration::from_millis(500);
+pub(super) const LEAVE_WAIT: Duration = Duration::from_millis(500);
 
 /// A worker whose port is open.
 pub(super) struct Worker {
