@@ -14,7 +14,7 @@ use crate::telemetry::LogValue;
 /// Loads a model, or loads it anew; returns its name.
 pub(crate) async fn load(shared: &Shared, request: RepositoryModelLoadRequest) -> Result<String> {
     let RepositoryModelLoadRequest { repository_name, model_name, parameters } = request;
-    shared.admit()?;
+    shared.admit_change()?;
     let model_name = named(repository_name, model_name)?;
     let overrides = Overrides::read(&model_name, parameters)?;
     shared.repository.load(&model_name, overrides).await?;

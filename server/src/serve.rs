@@ -345,7 +345,9 @@ async fn open_http(
         max_connections: http.max_connections,
         has_nodelay: true,
     };
-    let accept = accept(listener, Http::new(router), (accepting.clone(), work));
+    // It is over before requests are refused.
+    let farewell = shutdown::farewell(config.shutdown_grace) / 2;
+    let accept = accept(listener, Http::new(router, farewell), (accepting.clone(), work));
     accepting.spawn("http listener", accept);
     Ok(Some(found))
 }
@@ -367,7 +369,8 @@ pub(crate) async fn open_metrics(
         max_connections: MAX_METRICS_CONNECTIONS,
         has_nodelay: true,
     };
-    let accept = accept(listener, Http::new(router), (admin.clone(), admin.clone()));
+    let accept =
+        accept(listener, Http::new(router, Duration::ZERO), (admin.clone(), admin.clone()));
     admin.spawn("metrics listener", accept);
     Ok(found)
 }

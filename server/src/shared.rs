@@ -41,12 +41,21 @@ impl Shared {
 
     /// Refuses requests once clients can know that the server shuts down.
     pub(crate) fn admit(&self) -> Result<()> {
-        match self.admitting.is_cancelled() {
-            false => Ok(()),
-            true => Err(Error::new(
-                ErrorKind::Unavailable,
-                "GRPC server is shutting down and has stopped accepting new requests.",
-            )),
-        }
+        admitted(&self.admitting)
+    }
+
+    /// Refuses changes of what is served from the moment in which the server shuts down.
+    pub(crate) fn admit_change(&self) -> Result<()> {
+        admitted(&self.accepting)
+    }
+}
+
+fn admitted(group: &Tasks) -> Result<()> {
+    match group.is_cancelled() {
+        false => Ok(()),
+        true => Err(Error::new(
+            ErrorKind::Unavailable,
+            "GRPC server is shutting down and has stopped accepting new requests.",
+        )),
     }
 }

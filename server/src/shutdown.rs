@@ -39,6 +39,11 @@ pub(crate) async fn signalled() {
     }
 }
 
+/// Returns how long requests are still taken in a shutdown of at most `grace`.
+pub(crate) fn farewell(grace: Duration) -> Duration {
+    FAREWELL.min(grace / 2)
+}
+
 /// Ends the accepting of connections at once and of requests a moment later, and waits for the work
 /// to finish; returns whether it did within the grace time.
 pub(crate) async fn drain(
@@ -48,7 +53,7 @@ pub(crate) async fn drain(
 ) -> bool {
     accepting.cancel();
     let refuse = async {
-        tokio::time::sleep(FAREWELL).await;
+        tokio::time::sleep(farewell(grace)).await;
         admitting.cancel();
         std::future::pending().await
     };

@@ -1,18 +1,21 @@
 //! HTTP/1.1 and HTTP/2 on one port, told apart by the first bytes (and ALPN under TLS).
 //!
 //! A connection that sends no whole request in time is closed, whichever version it began to speak.
+//! When the server shuts down, HTTP/2 says so at once. HTTP/1.1 can say it in an answer alone, so its
+//! connections stay for a moment in which answers do, and are closed then.
 
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::Router;
 use axum::response::Response;
 use engine::Tasks;
 use futures_util::future::BoxFuture;
-use http::Request;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -41,12 +44,13 @@ const WINDOW_BYTES: (u32, u32) = (1 << 20, 4 << 20);
 pub(crate) struct Http {
     router: Router,
     header_timeout: Duration,
+    farewell: Duration,
 }
 
 impl Http {
-    /// Serves a router.
-    pub(crate) fn new(router: Router) -> Self {
-        Self { router, header_timeout: HEADER_TIMEOUT }
+    /// Serves a router; in a shutdown requests over HTTP/1.1 are taken for `farewell`.
+    pub(crate) fn new(router: Router, farewell: Duration) -> Self {
+        Self { router, header_timeout: HEADER_TIMEOUT, farewell }
     }
 }
 
@@ -54,13 +58,13 @@ impl Protocol for Http {
     const TASK: &'static str = "http connection";
 
     async fn serve(self, transport: Transport, accepting: Tasks) {
-        let has_begun = Arc::new(AtomicBool::new(false));
+        let spoken = Arc::<Spoken>::default();
         let builder = builder(self.header_timeout);
-        let service = Begun { router: self.router, has_begun: has_begun.clone() };
+        let service = Begun { router: self.router, spoken: spoken.clone() };
         let mut served = pin!(builder.serve_connection(TokioIo::new(transport), service));
         let silence = async {
             tokio::time::sleep(self.header_timeout).await;
-            if has_begun.load(Ordering::Relaxed) {
+            if spoken.has_begun.load(Relaxed) {
                 std::future::pending::<()>().await;
             }
         };
@@ -68,8 +72,20 @@ impl Protocol for Http {
             result = served.as_mut() => result,
             () = silence => return,
             () = accepting.cancelled() => {
-                served.as_mut().graceful_shutdown();
-                served.await
+                spoken.is_ending.store(true, Relaxed);
+                let farewell = async {
+                    if !spoken.is_http2.load(Relaxed) {
+                        tokio::time::sleep(self.farewell).await;
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    result = served.as_mut() => result,
+                    () = farewell => {
+                        served.as_mut().graceful_shutdown();
+                        served.await
+                    }
+                }
             }
         };
         if let Err(error) = result {
@@ -93,10 +109,20 @@ fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// A router that tells of the first request.
+/// What is known of a connection.
+#[derive(Default)]
+struct Spoken {
+    /// A whole request has come.
+    has_begun: AtomicBool,
+    is_http2: AtomicBool,
+    /// Answers over HTTP/1.1 say that the connection ends.
+    is_ending: AtomicBool,
+}
+
+/// A router that tells of requests.
 struct Begun {
     router: Router,
-    has_begun: Arc<AtomicBool>,
+    spoken: Arc<Spoken>,
 }
 
 impl Service<Request<Incoming>> for Begun {
@@ -105,8 +131,18 @@ impl Service<Request<Incoming>> for Begun {
     type Future = BoxFuture<'static, Result<Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.has_begun.store(true, Ordering::Relaxed);
-        Box::pin(self.router.clone().oneshot(request.map(axum::body::Body::new)))
+        let is_http2 = request.version() == Version::HTTP_2;
+        self.spoken.has_begun.store(true, Relaxed);
+        self.spoken.is_http2.store(is_http2, Relaxed);
+        let answer = self.router.clone().oneshot(request.map(axum::body::Body::new));
+        let spoken = self.spoken.clone();
+        Box::pin(async move {
+            let mut answer = answer.await?;
+            if !is_http2 && spoken.is_ending.load(Relaxed) {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(answer)
+        })
     }
 }
 
@@ -128,7 +164,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(|| async { "hello" }));
-        let http = Http { router, header_timeout: TIMEOUT };
+        let http = Http { router, header_timeout: TIMEOUT, farewell: Duration::ZERO };
         let serve = async move {
             let (stream, _) = listener.accept().await.unwrap();
             http.serve(Transport::Plain(stream), Tasks::new()).await;
@@ -167,5 +203,33 @@ mod tests {
         let (said, time) = ask(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
         assert!(String::from_utf8_lossy(&said).starts_with("HTTP/1.1 200 OK"));
         assert!(time >= TIMEOUT, "{time:?}");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_comes_in_a_shutdown_is_answered_with_a_farewell() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "hello" }));
+        let http = Http { router, header_timeout: HEADER_TIMEOUT, farewell: HEADER_TIMEOUT };
+        let accepting = Tasks::new();
+        let serve = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            http.serve(Transport::Plain(stream), accepting.clone()).await;
+        };
+        let client = async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let (asked, mut said) = (b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", vec![0; 4096]);
+            stream.write_all(asked).await.unwrap();
+            let count = stream.read(&mut said).await.unwrap();
+            let first = String::from_utf8_lossy(&said[..count]).to_lowercase();
+            assert!(first.contains("200 ok") && !first.contains("connection: close"), "{first}");
+            accepting.cancel();
+            stream.write_all(asked).await.unwrap();
+            let mut said = Vec::new();
+            stream.read_to_end(&mut said).await.unwrap();
+            let second = String::from_utf8_lossy(&said).to_lowercase();
+            assert!(second.contains("200 ok") && second.contains("connection: close"), "{second}");
+        };
+        tokio::join!(serve, client);
     }
 }

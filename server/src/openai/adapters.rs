@@ -17,7 +17,7 @@ use crate::status::Dialect;
 pub(super) async fn load(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
         let received = receive(request, door.max_input).await?;
-        door.shared.admit()?;
+        door.shared.admit_change()?;
         let body = body(&received)?;
         let name = text(&body, "lora_name")?;
         received.grant.allows_model(&name).map_err(|error| error.with_param("lora_name"))?;
