@@ -11,9 +11,15 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+/// The wait before a write is tried again that cannot be told when there is room: the process is
+/// out of file descriptors.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A write up to this size after one that had to wait shows that messages are small again.
 const SMALL_BYTES: usize = 4096;
@@ -23,16 +29,26 @@ const SMALL_BYTES: usize = 4096;
 pub(super) struct LocalStream {
     /// Registered for reading.
     socket: AsyncFd<UnixStream>,
-    /// The same socket, registered for writing; there from the first write that had to wait on,
-    /// until one is small.
-    room: Option<AsyncFd<UnixStream>>,
+    room: Room,
+}
+
+/// What a write waits for.
+#[derive(Debug)]
+enum Room {
+    /// Nothing: there is room, as far as is known.
+    Enough,
+    /// The same socket, registered for writing; so from a write that had to wait on, until one is
+    /// small.
+    Told(AsyncFd<UnixStream>),
+    /// The moment at which to try again.
+    Unknown(Pin<Box<Sleep>>),
 }
 
 impl LocalStream {
     /// Errors: the socket cannot be registered.
     pub(super) fn new(stream: tokio::net::UnixStream) -> io::Result<Self> {
         let socket = register(stream.into_std()?, Interest::READABLE)?;
-        Ok(Self { socket, room: None })
+        Ok(Self { socket, room: Room::Enough })
     }
 
     /// Writes, as soon as there is room, what `write` does with the socket.
@@ -42,24 +58,32 @@ impl LocalStream {
         size_bytes: usize,
         write: impl Fn(&UnixStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        let socket = self.socket.get_ref();
-        let room = match &self.room {
-            Some(room) => room,
-            None => match write(socket) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let room = register(socket.try_clone()?, Interest::WRITABLE)?;
-                    self.room.insert(room)
-                }
-                written => return Poll::Ready(written),
-            },
-        };
         loop {
-            let mut guard = ready!(room.poll_write_ready(cx))?;
-            if let Ok(written) = guard.try_io(|room| write(room.get_ref())) {
-                if size_bytes <= SMALL_BYTES {
-                    self.room = None;
+            match &mut self.room {
+                Room::Enough => match write(self.socket.get_ref()) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        let other = self.socket.get_ref().try_clone();
+                        let told = other.and_then(|other| register(other, Interest::WRITABLE));
+                        self.room = match told {
+                            Ok(room) => Room::Told(room),
+                            Err(_) => Room::Unknown(Box::pin(sleep(PAUSE))),
+                        };
+                    }
+                    written => return Poll::Ready(written),
+                },
+                Room::Told(room) => {
+                    let mut guard = ready!(room.poll_write_ready(cx))?;
+                    if let Ok(written) = guard.try_io(|room| write(room.get_ref())) {
+                        if size_bytes <= SMALL_BYTES {
+                            self.room = Room::Enough;
+                        }
+                        return Poll::Ready(written);
+                    }
                 }
-                return Poll::Ready(written);
+                Room::Unknown(pause) => {
+                    ready!(pause.as_mut().poll(cx));
+                    self.room = Room::Enough;
+                }
             }
         }
     }
@@ -152,7 +176,10 @@ mod tests {
             for size in sizes {
                 here.write_all(&bytes(size)).await.unwrap();
                 assert_eq!(here.read_u8().await.unwrap(), 7);
-                assert!(here.room.is_none() || size > SMALL_BYTES, "it waits for room no more");
+                assert!(
+                    matches!(here.room, Room::Enough) || size > SMALL_BYTES,
+                    "it waits for room no more"
+                );
             }
             here.shutdown().await.unwrap();
             assert_eq!(here.read(&mut [0]).await.unwrap(), 0);
@@ -186,5 +213,14 @@ mod tests {
         let (written, ()) = tokio::join!(here.write_all(&bytes), leave);
         let kind = written.unwrap_err().kind();
         assert!(matches!(kind, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_cannot_be_told_of_room_tries_again() {
+        let (mut here, mut there) = pair();
+        here.room = Room::Unknown(Box::pin(sleep(PAUSE)));
+        here.write_all(&[1]).await.unwrap();
+        assert!(matches!(here.room, Room::Enough));
+        assert_eq!(there.read_u8().await.unwrap(), 1);
     }
 }

@@ -177,7 +177,8 @@ impl Shared {
         let client = &self.connection.client;
         let replayed = timeout(JETSTREAM_WAIT, self.replayed(prefix, *last)).await;
         let replayed = replayed.map_err(Into::into).and_then(|replayed| replayed);
-        let mut appears = pin!(self.appears(prefix, replayed.is_ok()));
+        let mut is_replayed = replayed.is_ok();
+        let mut appears = pin!(self.appears(prefix));
         let mut events = match replayed {
             Ok(events) => events,
             Err(error) => {
@@ -204,22 +205,19 @@ impl Shared {
                     None => return Ok(()),
                 },
                 _ = losses.changed() => return Ok(()),
-                () = appears.as_mut() => return Ok(()),
+                found = appears.as_mut(), if !is_replayed => {
+                    (events, is_replayed) = (found, true);
+                }
             }
         }
     }
 
-    /// Returns when a namespace has a stream, if it had none.
-    async fn appears(&self, prefix: &str, is_there: bool) {
-        if is_there {
-            std::future::pending().await
-        }
-        let context = jetstream::new(self.connection.client.clone());
+    /// Waits until a namespace has a stream, and opens it.
+    async fn appears(&self, prefix: &str) -> BoxStream<'static, Heard> {
         loop {
             sleep(LOOK).await;
-            let found = timeout(JETSTREAM_WAIT, context.get_stream(stream_name(prefix))).await;
-            if matches!(found, Ok(Ok(_))) {
-                return;
+            if let Ok(Ok(events)) = timeout(JETSTREAM_WAIT, self.replayed(prefix, None)).await {
+                return events;
             }
         }
     }
