@@ -13,6 +13,9 @@ use crate::models::{Models, State};
 /// The KServe service's name, which load balancers may ask for.
 const SERVICE: &str = "inference.GRPCInferenceService";
 
+/// Names of models that are gone which are remembered, so that one which comes again is told of once.
+const MAX_GONE: usize = 1000;
+
 /// How often the engines are looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -50,9 +53,13 @@ impl Health {
                 *serving.entry(name).or_default() |= is_serving;
             }
             serving.insert(String::new(), models.are_ready());
-            // A model that is gone was known to whoever watches it.
-            for name in told.keys() {
-                serving.entry(name.clone()).or_default();
+            // A model that is gone was known to whoever watches it, which is told of that once.
+            let gone = told.iter().filter(|(name, _)| !serving.contains_key(*name));
+            let gone: Vec<(String, bool)> = gone.map(|(name, was)| (name.clone(), *was)).collect();
+            for (count, (name, was)) in gone.into_iter().enumerate() {
+                if was || count < MAX_GONE {
+                    serving.insert(name, false);
+                }
             }
             // Watchers are told of changes only.
             for (name, is_serving) in &serving {
