@@ -51,7 +51,7 @@ pub struct DiscoveryArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Fleet")]
 pub struct AliasArgs {
-    /// Another name by which frontends serve a model; may be repeated
+    /// Another name by which frontends serve a model, ALIAS=MODEL; may be repeated
     #[arg(long, value_name = "ALIAS=MODEL", env = "STATOR_ALIAS", value_delimiter = ',')]
     pub alias: Vec<String>,
 }
