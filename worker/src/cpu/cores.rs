@@ -76,17 +76,26 @@ pub(crate) mod tests {
     #[cfg(target_os = "linux")]
     use super::*;
 
-    /// Returns the cores that the calling thread may run on, as the kernel has them.
+    /// Returns the cores that the calling thread may run on and that are there, as the kernel has
+    /// them.
     #[cfg(target_os = "linux")]
     pub(crate) fn kernel() -> Vec<usize> {
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+        let online = list(&online);
+        list(line.unwrap()).into_iter().filter(|core| online.contains(core)).collect()
+    }
+
+    /// Reads numbers as the kernel lists them, such as `0-3,8`.
+    #[cfg(target_os = "linux")]
+    fn list(text: &str) -> Vec<usize> {
         let number = |text: &str| text.parse::<usize>().unwrap();
         let range = |part: &str| match part.split_once('-') {
             Some((first, last)) => number(first)..=number(last),
             None => number(part)..=number(part),
         };
-        line.unwrap().trim().split(',').flat_map(range).collect()
+        text.trim().split(',').flat_map(range).collect()
     }
 
     #[cfg(target_os = "linux")]

@@ -11,10 +11,11 @@ pub struct SchedulerConfig {
     pub max_running_sequences: usize,
     /// Tokens of one forward pass; prompts are cut into chunks so that it is kept.
     pub batch_tokens: usize,
-    /// The most tokens of prompts in a forward pass that others draw from.
+    /// The most tokens of prompts in a forward pass while texts are drawn, from this model or one
+    /// on the same threads.
     pub mixed_prompt_tokens: usize,
-    /// How many times as long as one without prompts such a pass may take, at least 1: less keeps
-    /// the time between tokens even, more finishes prompts sooner.
+    /// How many times as long as without prompts the passes of all those models together may take
+    /// then, at least 1: less keeps the time between tokens even, more finishes prompts sooner.
     pub mixed_pass_stretch: f32,
     /// Whether full blocks are kept and found again by their tokens.
     pub has_prefix_cache: bool,

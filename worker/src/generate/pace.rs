@@ -106,7 +106,7 @@ impl Pace {
         let is_due = self.fast >= FAST_PASSES;
         self.mixed = if is_due { MIXED_AT_ONCE } else { self.mixed + 1 };
         self.looks = 0;
-        self.price.learn(tokens, (seconds - plain).max(0.0));
+        self.price.learn(tokens, (seconds - plain).max(0.0), plain);
     }
 
     /// Learns from a pass without prompts. One that is far too slow is looked at again at once, so
@@ -164,6 +164,24 @@ mod tests {
         // First one without prompts, then few tokens, then more and more up to what 15 ms allow.
         assert_eq!(taken[..4], [0, LEAST_TOKENS, 2 * LEAST_TOKENS, 23]);
         assert!(taken[4..].iter().all(|&tokens| tokens == 30 || tokens == 29), "{taken:?}");
+    }
+
+    #[test]
+    fn tokens_that_cost_next_to_nothing_at_first_make_no_pass_much_too_long() {
+        // The first four of a pass hide behind the reading of the weights.
+        for first in [1, 10, 100] {
+            let mut pace = Pace::new(2.5);
+            for _ in 0..100 {
+                let tokens = pace.prompt_tokens(1, ALONE, 512);
+                let added = match tokens {
+                    0 => Duration::ZERO,
+                    1..=4 => Duration::from_micros(first),
+                    _ => (tokens - 4) as u32 * MS / 2,
+                };
+                pace.observe(1, tokens, 10 * MS + added);
+                assert!(added < 25 * MS, "{tokens} tokens take {added:?}");
+            }
+        }
     }
 
     #[test]

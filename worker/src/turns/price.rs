@@ -38,13 +38,16 @@ impl Price {
         tokens as f64 * self.added / self.tokens
     }
 
-    /// Learns from a pass that took so much longer for so many tokens.
-    pub(crate) fn learn(&mut self, tokens: usize, seconds: f64) {
+    /// Learns from a pass that took so much longer for so many tokens. It is believed up to
+    /// `plausible` seconds, however little was expected: few tokens may have cost next to nothing.
+    pub(crate) fn learn(&mut self, tokens: usize, seconds: f64, plausible: f64) {
         let expected = self.seconds(tokens);
         let most = if expected > 0.0 { MOST_TIMES * expected } else { f64::INFINITY };
+        let most = most.max(plausible);
         self.added = KEPT * self.added + seconds.min(most);
         self.tokens = KEPT * self.tokens + tokens as f64;
     }
+
     /// Lets the next passes count for more than those before: the price may have been another one.
     pub(crate) fn doubt(&mut self) {
         self.added *= DOUBTED;
@@ -60,20 +63,20 @@ mod tests {
     fn a_price_is_learned_from_what_was_seen() {
         let mut price = Price::default();
         assert_eq!((price.tokens(1.0), price.seconds(1).is_nan()), (0, true));
-        price.learn(10, 0.1);
+        price.learn(10, 0.1, 0.0);
         assert_eq!((price.tokens(0.055), price.tokens(0.0)), (5, 0));
         assert_eq!(price.tokens(100.0), 20, "not many times as many as were seen");
         // Ten times as slow counts as four times.
-        price.learn(10, 1.0);
+        price.learn(10, 1.0, 0.0);
         assert!((price.seconds(19) - 0.49).abs() < 1e-9, "{price:?}");
         price.doubt();
         assert!((price.seconds(19) - 0.49).abs() < 1e-9, "{price:?}");
         for _ in 0..4 {
-            price.learn(10, 0.02);
+            price.learn(10, 0.02, 0.0);
         }
         assert!(price.seconds(10) < 0.04, "{price:?}");
         let mut free = Price::default();
-        free.learn(10, 0.0);
+        free.learn(10, 0.0, 0.0);
         assert_eq!((free.tokens(0.1), free.tokens(0.0)), (20, 0));
     }
 }
