@@ -131,7 +131,7 @@ impl Encoder {
         self.seat.tell(Demand { drawing: None, has_prompts: true });
         let mut turn = self.seat.begin();
         self.compute.pool.keep();
-        // A text cannot be cut, so that a long one would hold up who draws from other models.
+        // A text cannot be cut, and a long one would hold up who draws from other models.
         let let_by = || turn.let_by();
         let mut states = self.model.forward_with(&self.compute, texts, &mut self.buffers, let_by);
         let tokens = states.len() / hidden;
@@ -142,7 +142,7 @@ impl Encoder {
             states = rest;
         }
         let layers = self.model.sizes().layers as f64;
-        self.price.learn(tokens, turn.time().as_secs_f64() / layers);
+        self.price.learn(tokens, turn.time().as_secs_f64() / layers, 0.0);
         drop(turn);
         self.seat.tell(Demand::default());
         vectors

@@ -123,14 +123,16 @@ impl Others {
 }
 
 impl Turn<'_> {
-    /// Lets those go first who wait, if sequences draw from any model: for passes that take long and
-    /// that nobody draws from.
+    /// Lets those go first who wait, if sequences draw from any model, and if the pass has taken as
+    /// long as theirs do: for passes that take long and that nobody draws from.
     pub fn let_by(&mut self) {
         let line = self.shared.lock();
         let is_waited_for = line.asked > line.over + 1;
-        let is_anyone_drawing = line.demands.values().any(|demand| demand.drawing.is_some());
+        let drawing = line.demands.values().filter_map(|demand| demand.drawing);
+        let theirs = drawing.reduce(|sum, plain| sum + plain);
         drop(line);
-        if is_waited_for && is_anyone_drawing {
+        let is_long = theirs.is_some_and(|theirs| self.since.elapsed().as_secs_f64() >= theirs);
+        if is_waited_for && is_long {
             self.before = self.time();
             self.shared.end();
             self.shared.begin();
@@ -216,7 +218,8 @@ mod tests {
 
     #[test]
     fn a_long_pass_lets_by_who_is_drawn_from() {
-        for demand in [DRAWING, Demand::default()] {
+        let drawing = |seconds| Demand { drawing: Some(seconds), has_prompts: false };
+        for demand in [drawing(0.0), drawing(1000.0), Demand::default()] {
             let turns = Turns::default();
             let (seat, other) = (turns.join(), turns.join());
             other.tell(demand);
@@ -235,8 +238,8 @@ mod tests {
                 drop(long);
             });
             let expected = match demand.drawing {
-                Some(_) => ["short", "long"],
-                None => ["long", "short"],
+                Some(0.0) => ["short", "long"],
+                _ => ["long", "short"],
             };
             assert_eq!(*done.lock().unwrap(), expected);
         }

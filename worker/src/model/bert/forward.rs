@@ -37,20 +37,22 @@ impl Bert {
         self.forward_with(compute, texts, buffers, || {})
     }
 
-    /// Does the same, and calls something behind each layer, where other models may compute.
+    /// Does the same, and calls something between two layers, where other models may compute.
     pub fn forward_with<'a>(
         &self,
         compute: &Compute,
         texts: &[&[TokenId]],
         buffers: &'a mut Buffers,
-        mut behind_layer: impl FnMut(),
+        mut between_layers: impl FnMut(),
     ) -> &'a [f32] {
         let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
         self.embed(compute, texts, buffers);
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
+            if index > 0 {
+                between_layers();
+            }
             self.attention(compute, layer, &lengths, buffers);
             self.feed_forward(compute, layer, lengths.iter().sum(), buffers);
-            behind_layer();
         }
         buffers.states.view().floats
     }
