@@ -8,7 +8,7 @@ use clap::Args;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
-    /// Compute threads, which all text models share; 0 takes one a core
+    /// Compute threads, which all text models and encoders share; 0 takes one a core
     #[arg(long, value_name = "N", default_value_t = 0, env = "STATOR_THREADS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub threads: u32,
@@ -47,12 +47,12 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 64, env = "STATOR_MAX_LORA_RANK")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub max_lora_rank: u32,
-    /// Most tokens of prompts in a forward pass that others draw from
+    /// Most tokens of prompts in a forward pass while texts are drawn, from this model or another
     #[arg(long, value_name = "TOKENS", default_value_t = 512, env = "STATOR_MIXED_PROMPT_TOKENS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub mixed_prompt_tokens: u32,
-    /// How many times as long as one without prompts such a pass may take: less keeps the time
-    /// between tokens even, more finishes prompts sooner
+    /// How many times as long as without prompts the passes of all models together may take then,
+    /// encoders included: less keeps the time between tokens even, more finishes prompts sooner
     #[arg(long, value_name = "TIMES", default_value_t = 2.0, env = "STATOR_MIXED_PASS_STRETCH")]
     #[arg(value_parser = stretch)]
     pub mixed_pass_stretch: f32,
