@@ -60,7 +60,8 @@ impl Protocol for Http {
     async fn serve(self, transport: Transport, accepting: Tasks) {
         let spoken = Arc::<Spoken>::default();
         let builder = builder(self.header_timeout);
-        let service = Begun { router: self.router, spoken: spoken.clone() };
+        let (router, ending) = (self.router, accepting.clone());
+        let service = Begun { router, spoken: spoken.clone(), ending };
         let mut served = pin!(builder.serve_connection(TokioIo::new(transport), service));
         let silence = async {
             tokio::time::sleep(self.header_timeout).await;
@@ -72,7 +73,6 @@ impl Protocol for Http {
             result = served.as_mut() => result,
             () = silence => return,
             () = accepting.cancelled() => {
-                spoken.is_ending.store(true, Relaxed);
                 let farewell = async {
                     if !spoken.is_http2.load(Relaxed) {
                         tokio::time::sleep(self.farewell).await;
@@ -115,14 +115,14 @@ struct Spoken {
     /// A whole request has come.
     has_begun: AtomicBool,
     is_http2: AtomicBool,
-    /// Answers over HTTP/1.1 say that the connection ends.
-    is_ending: AtomicBool,
 }
 
 /// A router that tells of requests.
 struct Begun {
     router: Router,
     spoken: Arc<Spoken>,
+    /// Cancelled when answers over HTTP/1.1 say that the connection ends.
+    ending: Tasks,
 }
 
 impl Service<Request<Incoming>> for Begun {
@@ -135,10 +135,10 @@ impl Service<Request<Incoming>> for Begun {
         self.spoken.has_begun.store(true, Relaxed);
         self.spoken.is_http2.store(is_http2, Relaxed);
         let answer = self.router.clone().oneshot(request.map(axum::body::Body::new));
-        let spoken = self.spoken.clone();
+        let ending = self.ending.clone();
         Box::pin(async move {
             let mut answer = answer.await?;
-            if !is_http2 && spoken.is_ending.load(Relaxed) {
+            if !is_http2 && ending.is_cancelled() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(answer)
