@@ -8,6 +8,8 @@ import time
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from programs import Program
+
 # The first byte of a public key, by whose it is, and of a seed.
 OPERATOR, ACCOUNT, USER, SEED = 14 << 3, 0, 20 << 3, 18 << 3
 RAW = serialization.Encoding.Raw
@@ -87,14 +89,15 @@ class Operator:
         return path, user.seed
 
 
-def command_of(settings, monitor):
-    """Returns what makes the command of a server with these settings, JetStream and a port that
-    tells what it does."""
-    def command(folder, port):
-        file = folder / "nats.conf"
-        # NATS reads JSON as it reads its own form of configurations.
-        file.write_text(json.dumps({
-            "listen": f"127.0.0.1:{port}", "http": f"127.0.0.1:{monitor}",
-            "jetstream": {"store_dir": str(folder)}, **settings}))
-        return ["nats-server", "-c", str(file)]
-    return command
+def guarded_by(settings, monitor):
+    """Returns what starts a server with these settings, JetStream and a port that tells what it
+    does."""
+    class Guarded(Program):
+        def words(self):
+            file = self.folder / "nats.conf"
+            # NATS reads JSON as it reads its own form of configurations.
+            file.write_text(json.dumps({
+                "listen": f"127.0.0.1:{self.port}", "http": f"127.0.0.1:{monitor}",
+                "jetstream": {"store_dir": str(self.folder)}, **settings}))
+            return ["nats-server", "-c", str(file)]
+    return Guarded

@@ -9,10 +9,11 @@ import pytest
 
 from chaos import completion, total
 from conftest import ROOT, running
-from nats_access import Operator, command_of
+from nats_access import Operator, guarded_by
+from programs import free_port, program
 from security import Authority
 from test_cluster import add, client_of, eventually, frontend, is_ready, joined, streamed
-from test_planes import chat, counter, free_port, lines, program
+from test_planes import chat, counter, lines
 
 MODELS = ["--no-default-model", "--builtin", "simple=add_sub", "--builtin", "words=mock"]
 NATS = ["--request-plane", "nats", "--event-plane", "nats"]
@@ -68,7 +69,7 @@ def guarded(folder, settings, introduce):
     """Runs a server; `introduce` says by its port how the roles do so."""
     folder.mkdir()
     monitor = free_port()
-    with program(folder, command_of(settings, monitor)) as started:
+    with program(guarded_by(settings, monitor), folder) as started:
         introductions = {role: introduce(role, started.port) for role in ROLES}
         yield Guarded(started, folder, monitor, introductions)
 
