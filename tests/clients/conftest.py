@@ -127,7 +127,7 @@ def halt(process):
             return "State:\tT" not in (task / "status").read_text()
         return False
 
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(map(runs, tasks.iterdir())):
         assert time.monotonic() < end, "it does not stop"
         time.sleep(0.001)

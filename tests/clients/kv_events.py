@@ -61,7 +61,7 @@ class Publisher:
             self.repeater.send_multipart([client, b"", (-1).to_bytes(8, "big", signed=True), b""])
 
     def wait_for_subscriber(self):
-        assert self.socket.poll(10_000), "nobody subscribed"
+        assert self.socket.poll(60_000), "nobody subscribed"
         return self.socket.recv()
 
     def publish(self, *events, is_lost=False):

@@ -72,10 +72,10 @@ def tls_of(files):
 def served_certificate(address, ca=None):
     """The certificate that a listener shows now."""
     host, port = address.rsplit(":", 1)
-    return ssl.get_server_certificate((host, int(port)), ca_certs=ca, timeout=5)
+    return ssl.get_server_certificate((host, int(port)), ca_certs=ca, timeout=30)
 
 
-def wait_until(is_so, what, seconds=15):
+def wait_until(is_so, what, seconds=60):
     """Waits for what a reload brings."""
     end = time.monotonic() + seconds
     while not is_so():
@@ -93,6 +93,6 @@ def refused_start(*arguments):
     """What a server says that does not start."""
     command = [str(BINARY), "serve", "--no-default-model", "--grpc-port", "0", "--http-port", "0",
                "--metrics-port", "0", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode != 0, ended
     return ended.stderr

@@ -189,4 +189,4 @@ def started(discovery, role, arguments):
     models = MODELS if role == "worker" else []
     command = [str(BINARY), role, "--discovery", discovery, "--metrics-port", "0", *doors, *models,
                *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

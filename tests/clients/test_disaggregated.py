@@ -287,7 +287,7 @@ def test_one_command_runs_both_parts(tmp_path):
 ])
 def test_half_a_fleet_is_refused(tmp_path, flags, fragment):
     with up(tmp_path, *MOCK, *flags) as fleet:
-        assert fleet.process.wait(30) != 0
+        assert fleet.process.wait(60) != 0
         fleet.eventually(lambda: fragment in "".join(fleet.log))
 
 

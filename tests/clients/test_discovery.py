@@ -29,7 +29,7 @@ def meet(url, *arguments):
         add(client)
         assert said(front, "Who is there?")
         only.terminate()
-        assert only.process.wait(30) == 0
+        assert only.process.wait(60) == 0
         eventually("it left", lambda: joined(front, "worker left") == 1)
         return "".join(only.log + front.log)
 
@@ -49,7 +49,7 @@ def guarded(tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     verify = security.context(authority.pem, (certificate, key))
     try:
-        with httpx.Client(base_url=client, verify=verify) as http:
+        with httpx.Client(base_url=client, verify=verify, timeout=60) as http:
             call = lambda path, **body: http.post(f"/v3/auth/{path}", json=body).raise_for_status()
             eventually("etcd answers", lambda: answers(http))
             call("user/add", name="root", password="over-the-wall")
@@ -103,7 +103,7 @@ def test_a_fleet_meets_in_kubernetes_and_survives_its_api_server():
             with worker(url, models=MODELS) as second:
                 eventually("the second one joined", lambda: joined(front) == 2)
                 second.terminate()
-                assert second.process.wait(30) == 0
+                assert second.process.wait(60) == 0
             eventually("it left", lambda: joined(front, "worker left") == 1)
             add(client)
             kinds = sorted(kind for kind, _ in store.objects)

@@ -58,7 +58,7 @@ def started(role, *arguments):
 
 def status(address, path):
     try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=30) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code

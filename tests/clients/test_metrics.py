@@ -17,7 +17,7 @@ SCHEDULER = ("engine_steps", "engine_batched_sequences", "engine_prefill_tokens"
 
 
 def page(server):
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=30) as answer:
         return answer.read().decode()
 
 
@@ -85,7 +85,7 @@ def counts(server, model):
 
 def becomes(expected, read):
     """Waits until what is read is as expected: a scheduler counts a pass after it has answered."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while (found := read()) != expected and time.monotonic() < end:
         time.sleep(0.01)
     assert found == expected

@@ -176,7 +176,7 @@ def test_a_running_request_finishes_on_the_model_it_began_on(explicit, how):
         explicit.load_model("m")
         assert infer(explicit, "m") == "2"
     assert answers.empty(), "the request was over before the model was taken away"
-    result, error = answers.get(timeout=5)
+    result, error = answers.get(timeout=30)
     assert error is None and result.as_numpy("OUTPUT0").tolist() == [1]
     assert result.get_response().model_version == "1"
     eventually(lambda: states(explicit)["m", "1"] == ("UNAVAILABLE", "unloaded"))

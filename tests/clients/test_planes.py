@@ -70,7 +70,7 @@ def has_all(server):
 
 def counter(server, name, model):
     """Returns a metric of a model; none is 0."""
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=5) as page:
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=30) as page:
         found = re.search(rf'^stator_{name}_total{{model="{model}"}} (\d+)', page.read().decode(),
                           re.MULTILINE)
     return int(found[1]) if found else 0

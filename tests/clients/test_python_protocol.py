@@ -68,7 +68,7 @@ def headers_of(address, method, message):
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     body = message.SerializeToString()
     blocks, ended_with_first = [], None
-    with socket.create_connection((host, int(port)), timeout=10) as wire_end:
+    with socket.create_connection((host, int(port)), timeout=60) as wire_end:
         connection.initiate_connection()
         connection.send_headers(1, [
             (":method", "POST"), (":scheme", "http"), (":path", path(method)),
@@ -128,7 +128,7 @@ def test_a_cancel_closes_the_function_at_once(tmp_path):
             call.cancel()
             began = time.monotonic()
             while process.says("spelling closed") < count:
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 60
                 time.sleep(0.0005)
             times.append(time.monotonic() - began)
         print(f"from a cancel to the closed generator: {sorted(times)[10] * 1e3:.1f} ms, at most "
@@ -181,7 +181,7 @@ def test_what_cannot_be_answered_is_refused(tmp_path, method, fields, status):
     request = "FetchRequest" if method == "Fetch" else f"{method}Request"
     with caller_of(tmp_path) as (caller, process):
         with pytest.raises(grpc.RpcError) as failed:
-            list(caller.call(method, getattr(wire.worker, request)(**fields), timeout=10))
+            list(caller.call(method, getattr(wire.worker, request)(**fields), timeout=60))
         assert failed.value.code().name == status, failed.value
         assert process.is_running()
 
@@ -190,7 +190,7 @@ def spelled(caller, **body):
     """Returns the texts of all choices, their finish reasons and the stop texts."""
     message = wire.worker.GenerateTextRequest(model="spells", completion=json.dumps(body).encode())
     choices = {}
-    for delta in caller.call("GenerateText", message, timeout=10):
+    for delta in caller.call("GenerateText", message, timeout=60):
         choice = choices.setdefault(delta.index, ["", 0, ""])
         assert not choice[1], "nothing follows the end"
         choice[0] += delta.content
@@ -261,7 +261,7 @@ def test_load_is_told_and_draining_refuses_finishes_and_says_so(tmp_path):
         # The first signal is only one more wish for what happens already.
         process.terminate()
         assert len(list(open_call)) == 1
-        assert process.process.wait(10) == 0
+        assert process.process.wait(60) == 0
         assert not list((tmp_path / "fleet").iterdir())
 
 

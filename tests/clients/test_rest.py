@@ -143,7 +143,7 @@ def test_names_are_percent_encoded(versions):
 def test_many_requests_run_at_once(web):
     data = np.ones(1, np.float32)
     begun = [web.async_infer("slow", [sent("INPUT0", data, "FP32")]) for _ in range(8)]
-    answers = [answer.get_result(timeout=5) for answer in begun]
+    answers = [answer.get_result(timeout=30) for answer in begun]
     assert len(answers) == 8
 
 

@@ -40,7 +40,7 @@ def generate(server, model, **body):
 @contextlib.contextmanager
 def begun(server, model, **body):
     """Begins a stream; gives its answer, whose events are still to come, and leaves at the end."""
-    connection = http.client.HTTPConnection(server.http, timeout=10)
+    connection = http.client.HTTPConnection(server.http, timeout=60)
     connection.request("POST", f"/v2/models/{model}/generate_stream", json.dumps(body))
     with contextlib.closing(connection):
         yield connection.getresponse()
@@ -219,7 +219,7 @@ def test_a_full_queue_is_unavailable():
     with running(f"smollm={os.environ['STATOR_TEST_MODEL']}", *limits) as server:
         with contextlib.ExitStack() as open_ones:
             for gauge in ("stator_running_sequences", "stator_queue_depth_requests"):
-                connection = http.client.HTTPConnection(server.http, timeout=10)
+                connection = http.client.HTTPConnection(server.http, timeout=60)
                 open_ones.enter_context(contextlib.closing(connection))
                 connection.request("POST", "/v2/models/smollm/generate_stream", body)
                 eventually(lambda: scrape(server, f'{gauge}{{model="smollm"}}') == 1)
@@ -237,7 +237,7 @@ def test_a_stream_that_the_shutdown_cuts_does_not_look_whole():
             server.terminate()
             with pytest.raises(http.client.IncompleteRead):
                 answer.read()
-        assert server.process.wait(timeout=10) == 0
+        assert server.process.wait(timeout=60) == 0
 
 
 def test_a_stream_that_is_short_enough_outlives_the_shutdown():
@@ -246,4 +246,4 @@ def test_a_stream_that_is_short_enough_outlives_the_shutdown():
             assert event(answer)["text_output"]
             server.terminate()
             assert len(list(iter(lambda: event(answer), None))) == 9
-        assert server.process.wait(timeout=10) == 0
+        assert server.process.wait(timeout=60) == 0

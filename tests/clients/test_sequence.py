@@ -225,5 +225,5 @@ def test_more_sequences_than_places_wait_for_one_to_end(tmp_path):
                              sequence_id=3, sequence_start=True)
         assert add(client, 1, 2, model="told") == 3 and third.empty()
         assert add(client, 1, 1, end=True, model="told") == 2
-        result, error = third.get(timeout=5)
+        result, error = third.get(timeout=30)
         assert error is None and result.as_numpy("OUTPUT").item() == 3

@@ -154,7 +154,7 @@ def test_an_input_region_that_is_unregistered_serves_the_running_request(shared,
     answers = shared.begin("slow", [lent("INPUT0", array, "in")])
     shared.unregister_system_shared_memory("in")
     denied(lambda: shared.infer("identity", [lent("INPUT0", array, "in")]), NOT_FOUND)
-    result, error = answers.get(timeout=5)
+    result, error = answers.get(timeout=30)
     assert error is None and np.array_equal(result.as_numpy("OUTPUT0"), array)
     eventually(lambda: mapped(shared.server) == 0)
 
@@ -169,7 +169,7 @@ def test_an_output_region_that_is_unregistered_serves_the_running_request(shared
         other = region("other", 256)
         shared.unregister_system_shared_memory("other")
         shared.register_system_shared_memory("out", key_of("other"), 256)
-    result, error = answers.get(timeout=5)
+    result, error = answers.get(timeout=30)
     assert error is None, error
     assert np.array_equal(shm.get_contents_as_numpy(answered, np.float32, [64]), array)
     if then == "another":

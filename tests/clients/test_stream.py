@@ -132,7 +132,7 @@ def test_the_triton_client_streams(client):
                               parameters={"max_tokens": 4}, enable_empty_final_response=True)
     pieces = []
     while True:
-        result, error = answers.get(timeout=10)
+        result, error = answers.get(timeout=30)
         assert error is None
         response = result.get_response()
         if result.as_numpy("text_output") is not None:
@@ -150,7 +150,7 @@ def test_the_triton_client_gets_in_band_errors(client):
     sent.set_data_from_numpy(np.ones(1, np.float32))
     client.async_stream_infer("nope", [sent], request_id="1")
     client.async_stream_infer("identity", [sent], request_id="2")
-    first, second = answers.get(timeout=10), answers.get(timeout=10)
+    first, second = answers.get(timeout=30), answers.get(timeout=30)
     client.stop_stream()
     assert "unknown model" in str(first[1])
     assert second[1] is None and second[0].get_response().id == "2"
@@ -205,5 +205,5 @@ def test_a_bound_of_one_request_still_ends_the_stream():
         with grpc.insecure_channel(server.address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             text = text_request("mock", "hello", max_tokens=3)
-            messages = collect(stub, text, repeat(1, 2), text, timeout=10)
+            messages = collect(stub, text, repeat(1, 2), text, timeout=30)
     assert len(messages) == 4

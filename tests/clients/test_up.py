@@ -13,7 +13,7 @@ import pytest
 from chaos import completion
 from conftest import BINARY, DOORS, LOCAL
 
-WAIT_SECONDS = 30
+WAIT_SECONDS = 60
 MODELS = ["--no-default-model", "--builtin", "paced=mock,pace_ms=5"]
 
 

@@ -206,7 +206,7 @@ def test_kserve_streams(front):
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
         client.async_stream_infer("words", inputs)
-        assert done.wait(20)
+        assert done.wait(60)
         client.stop_stream()
     assert len(parts) >= 9
 

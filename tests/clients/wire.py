@@ -195,7 +195,7 @@ def write_model(root, name, config, versions=(1,), **files):
     return folder
 
 
-def eventually(holds, seconds=5.0):
+def eventually(holds, seconds=60.0):
     """Waits until something holds, and returns it."""
     limit = time.monotonic() + seconds
     while not (found := holds()):
