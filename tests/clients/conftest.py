@@ -102,6 +102,12 @@ class Server:
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
 
+    def wait(self, seconds=60):
+        """Waits until the process has ended and all that it said is in the log; returns its status."""
+        status = self.process.wait(seconds)
+        self.reader.join(seconds)
+        return status
+
     def stop(self):
         self.process.kill()
         self.process.wait()

@@ -29,7 +29,8 @@ class PythonWorker:
             [sys.executable, str(script), *map(str, arguments)], stderr=subprocess.PIPE, text=True,
             env={**os.environ, "STATOR_DISCOVERY": discovery, **variables})
         self.ready = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
         assert self.ready.wait(60) and self.is_running(), "".join(self.log)
 
     def _read(self):
@@ -47,6 +48,12 @@ class PythonWorker:
 
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, seconds=60):
+        """Waits until the process has ended and all that it said is in the log; returns its status."""
+        status = self.process.wait(seconds)
+        self.reader.join(seconds)
+        return status
 
     def stop(self):
         self.process.kill()

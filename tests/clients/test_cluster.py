@@ -202,7 +202,7 @@ def test_a_worker_that_is_asked_to_end_fails_nobody(tmp_path):
         with Streams(front, 2, tokens=20, model="slow") as streams, Sums(front) as sums:
             time.sleep(1)
             second.terminate()
-            assert second.process.wait(WAIT_SECONDS) == 0, "".join(second.log[-20:])
+            assert second.wait() == 0, "".join(second.log[-20:])
             before = streams.done, sums.done
             time.sleep(1)
         print(f"{streams}; {sums}; before the worker's end {before}")
@@ -223,7 +223,7 @@ def test_a_text_comes_to_its_end_on_a_worker_that_is_asked_to_end(tmp_path):
             only.terminate()
             eventually("it left", lambda: joined(front, "worker left") == 1)
             assert [chunk.usage for chunk in chunks][-1].completion_tokens == 400
-        assert only.process.wait(WAIT_SECONDS) == 0, "".join(only.log[-20:])
+        assert only.wait() == 0, "".join(only.log[-20:])
         with grpc.insecure_channel(front.address) as channel:
             ask = health_pb2.HealthCheckRequest(service="slow")
             status = health_pb2_grpc.HealthStub(channel).Check(ask).status
@@ -373,7 +373,7 @@ def test_a_worker_that_is_asked_by_a_call_finishes_and_ends(tmp_path):
                 # The first signal is only one more wish for what happens already.
                 first.terminate()
                 assert [chunk.usage for chunk in chunks][-1].completion_tokens == 400
-                assert first.process.wait(WAIT_SECONDS) == 0, "".join(first.log[-20:])
+                assert first.wait() == 0, "".join(first.log[-20:])
     assert not any("cut off" in line for line in first.log)
 
 
@@ -428,6 +428,6 @@ def test_a_fleet_meets_in_etcd(etcd):
         first.terminate()
         for value in range(50):
             add(client, value)
-        assert first.process.wait(WAIT_SECONDS) == 0
+        assert first.wait() == 0
         eventually("it left", lambda: joined(front, "worker left") == 1)
         add(client)

@@ -29,7 +29,7 @@ def meet(url, *arguments):
         add(client)
         assert said(front, "Who is there?")
         only.terminate()
-        assert only.process.wait(60) == 0
+        assert only.wait() == 0
         eventually("it left", lambda: joined(front, "worker left") == 1)
         return "".join(only.log + front.log)
 
@@ -103,7 +103,7 @@ def test_a_fleet_meets_in_kubernetes_and_survives_its_api_server():
             with worker(url, models=MODELS) as second:
                 eventually("the second one joined", lambda: joined(front) == 2)
                 second.terminate()
-                assert second.process.wait(60) == 0
+                assert second.wait() == 0
             eventually("it left", lambda: joined(front, "worker left") == 1)
             add(client)
             kinds = sorted(kind for kind, _ in store.objects)

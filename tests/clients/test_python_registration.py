@@ -70,7 +70,7 @@ def test_a_worker_puts_back_its_key_while_its_lease_lives(tmp_path, harm):
             assert (answer.as_numpy("OUT") == 2).all()
         assert not worker.says("cannot register")
         worker.terminate()
-        assert worker.process.wait(60) == 0
+        assert worker.wait() == 0
         assert keys.read() == []
 
 

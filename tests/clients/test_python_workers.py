@@ -306,7 +306,7 @@ def test_a_worker_that_is_asked_to_end_finishes_and_fails_nobody(tmp_path, token
             for value in range(200):
                 assert ask(client, "sleeps", 1)[0] == 1
             assert list(chunks)[-1].choices[0].finish_reason == "length"
-            assert first.process.wait(60) == 0, "".join(first.log)
+            assert first.wait() == 0, "".join(first.log)
             assert first.says("shut down") and not first.says("cut off")
 
 
@@ -370,7 +370,7 @@ def test_what_does_not_end_is_cut_off(tmp_path, tokenizer, model):
             asked = pool.submit(ask, client, model, 60_000)
             eventually("it works", lambda: only.says(f"begun {model}"))
             only.terminate()
-            assert only.process.wait(30) == 0, "".join(only.log)
+            assert only.wait(30) == 0, "".join(only.log)
             assert only.says("cut off")
             assert isinstance(asked.exception(60), InferenceServerException)
 
@@ -393,7 +393,7 @@ def test_other_ways_to_meet(tmp_path, store):
         answer = client.infer("double", [tensor("IN", values, "FP32")]).as_numpy("OUT")
         assert (answer == 2).all()
         worker.terminate()
-        assert worker.process.wait(60) == 0
+        assert worker.wait() == 0
         eventually("it is gone", lambda: not is_ready(client, "double"))
 
 
@@ -418,5 +418,5 @@ def test_a_worker_registers_again_after_etcd_lost_everything(tmp_path):
             eventually("a new frontend finds it", lambda: is_ready(another, "double"))
             assert is_ready(client, "double")
             worker.terminate()
-            assert worker.process.wait(60) == 0
+            assert worker.wait() == 0
             eventually("it is gone", lambda: not is_ready(another, "double"))

@@ -100,7 +100,7 @@ class Shared(Sums):
 def ended(server):
     """Ends a role by its signal."""
     server.terminate()
-    assert server.process.wait(60) == 0, "".join(server.log[-20:])
+    assert server.wait() == 0, "".join(server.log[-20:])
 
 
 def test_a_rolling_restart_fails_nobody(tmp_path, tell):  # noqa: F811

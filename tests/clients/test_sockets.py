@@ -46,7 +46,7 @@ def test_workers_on_this_machine_are_called_by_their_sockets(tmp_path):
             serves(front)
             assert len(sockets(folder)) == 1, "the new worker took the dead ones' away"
             other.terminate()
-            other.process.wait(60)
+            other.wait()
             assert not sockets(folder)
 
 

@@ -25,13 +25,20 @@ class Up:
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
         self.log, self.events, self.folder = [], [], folder
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self):
         for line in self.process.stderr:
             self.log.append(line)
             with contextlib.suppress(json.JSONDecodeError):
                 self.events.append(json.loads(line))
+
+    def wait(self):
+        """Waits until it has ended and all that it said is in the log; returns its status."""
+        status = self.process.wait(WAIT_SECONDS)
+        self.reader.join(WAIT_SECONDS)
+        return status
 
     def told(self, message, **fields):
         return [event for event in list(self.events) if event.get("message") == message
@@ -91,7 +98,7 @@ def test_a_fleet_starts_heals_and_ends_in_order(tmp_path):
         pids = [fleet.pid(name) for name in names]
         fleet.process.send_signal(signal.SIGINT)
         # A text under way comes to its end.
-        assert fleet.process.wait(WAIT_SECONDS) == 0
+        assert fleet.wait() == 0
         assert not any(map(is_alive, pids))
         ends = [event["replica"] for event in fleet.told("shut down")]
         assert ends[0] == "frontend" and sorted(ends) == names, ends
@@ -112,7 +119,7 @@ def test_a_text_under_way_comes_to_its_end_after_ctrl_c(tmp_path):
         fleet.process.send_signal(signal.SIGINT)
         reader.join()
         assert texts == [expected]
-        assert fleet.process.wait(WAIT_SECONDS) == 0
+        assert fleet.wait() == 0
 
 
 def test_processes_end_when_their_parent_is_killed(tmp_path):
@@ -127,9 +134,9 @@ def test_a_refused_first_start_ends_the_fleet_at_once(tmp_path):
     """A retry would be refused as well, and nobody would read why."""
     with up(tmp_path, str(tmp_path / "nothing.gguf")) as fleet:
         started = time.monotonic()
-        assert fleet.process.wait(WAIT_SECONDS) == 1
+        assert fleet.wait() == 1
         assert time.monotonic() - started < 10
-        fleet.eventually(lambda: fleet.log[-1].startswith("stator: cannot start: worker-"))
+        assert fleet.log[-1].startswith("stator: cannot start: worker-"), fleet.log
         assert "nothing.gguf" in fleet.log[-1], fleet.log[-1]
         assert not fleet.told("process ended: it is started again")
 
@@ -143,7 +150,7 @@ def test_what_dies_is_given_up_and_a_second_ctrl_c_ends_at_once(tmp_path):
         assert waits[:2] == ["250ms", "500ms"]
         fleet.process.send_signal(signal.SIGTERM)
         fleet.process.send_signal(signal.SIGTERM)
-        assert fleet.process.wait(WAIT_SECONDS) == 0
+        assert fleet.wait() == 0
 
 
 def test_flags_and_variables_reach_their_role(tmp_path):
@@ -169,5 +176,5 @@ def test_flags_and_variables_reach_their_role(tmp_path):
 ])
 def test_what_cannot_be_started_is_told(tmp_path, flags, fragment):
     with up(tmp_path, *flags) as fleet:
-        assert fleet.process.wait(WAIT_SECONDS) != 0
-        fleet.eventually(lambda: fragment in "".join(fleet.log))
+        assert fleet.wait() != 0
+        assert fragment in "".join(fleet.log), fleet.log
