@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -50,6 +52,22 @@ SCRIPTS = [
     "slow=mock,pace_ms=20",
     "short=mock,context_length=64",
 ]
+
+
+# Ports that Linux gives nobody by itself, neither to who listens nor to who connects.
+PORTS = range(20_000, 32_000)
+GIVEN_PORTS = set()
+
+
+def free_port():
+    """Returns a port of this machine that nobody uses, another one each time."""
+    while True:
+        port = random.choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            if port not in GIVEN_PORTS:
+                GIVEN_PORTS.add(port)
+                return port
 
 
 LOCAL = ["--log-format", "json", "--metrics-host", "127.0.0.1", "--metrics-port", "0"]

@@ -6,13 +6,8 @@ import socket
 import subprocess
 import urllib.request
 
+from conftest import free_port
 from test_cluster import eventually
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def is_open(port):

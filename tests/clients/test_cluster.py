@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 
@@ -19,7 +18,7 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from chaos import Streams, Sums, add
-from conftest import running, sdk_of
+from conftest import free_port, running, sdk_of
 from test_lora import write_adapter
 from wire import Stream, request
 
@@ -401,11 +400,7 @@ def etcd(tmp_path):
     """A real etcd of its own."""
     binary = shutil.which("etcd")
     assert binary, "etcd is not installed: Debian's package is etcd-server"
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
+    ports = [free_port(), free_port()]
     client, peer = (f"http://127.0.0.1:{port}" for port in ports)
     process = subprocess.Popen(
         [binary, "--data-dir", str(tmp_path / "etcd"), "--listen-client-urls", client,

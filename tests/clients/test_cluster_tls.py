@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import socket
 import subprocess
 import time
 
 import pytest
-from conftest import BINARY, running
+from conftest import BINARY, free_port, running
 from security import Authority, replace, served_certificate, wait_until
 from test_cluster import add, client_of, eventually, frontend, is_ready, streamed
 
@@ -115,9 +114,7 @@ def test_a_worker_of_another_authority_is_not_called(discovery, authority, stran
 
 
 def test_a_worker_with_another_name_is_not_called(discovery, authority):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     where = ["--worker-address", f"0.0.0.0:{port}", "--advertise", f"127.0.0.2:{port}"]
     with worker(discovery, *shown(authority.issue("named")), *where), \
             frontend(discovery, "--worker-tls-ca", authority.pem) as front:

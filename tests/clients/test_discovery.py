@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 import security
+from conftest import free_port
 from kubernetes_api import api_server
-from programs import free_port
 from test_cluster import add, client_of, eventually, frontend, is_ready, joined, worker
 from test_planes import said
 

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from chaos import completion, total
-from conftest import ROOT, running
+from conftest import ROOT, free_port, running
 from nats_access import Operator, guarded_by
-from programs import free_port, program
+from programs import program
 from security import Authority
 from test_cluster import add, client_of, eventually, frontend, is_ready, joined, streamed
 from test_planes import chat, counter, lines

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from conftest import running, sdk_of
+from conftest import free_port, running, sdk_of
 from kubernetes_api import api_server
-from programs import Etcd, Nats, free_port, planes, program
+from programs import Etcd, Nats, planes, program
 from test_cluster import add, client_of, eventually, is_ready, joined, streamed
 from ways import DIRECT, NOWHERE, TELLING, came, ways
 

@@ -8,9 +8,10 @@ import httpx
 import numpy as np
 import pytest
 
+from conftest import free_port
 from python_workers import EXAMPLES, python_worker
 from test_cluster import client_of, eventually, frontend, is_ready, joined
-from test_python_workers import etcd_at, free_port, tensor
+from test_python_workers import etcd_at, tensor
 
 PREFIX = "/stator/v1/instances/"
 

@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import queue
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -16,7 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from conftest import sdk_of
+from conftest import free_port, sdk_of
 from python_workers import EXAMPLES, FAULTY, python_worker, write_tokenizer
 from test_cluster import client_of, eventually, frontend, is_ready, joined
 
@@ -88,12 +87,6 @@ def streamed(client, model, name, *values):
             break
     client.stop_stream()
     return found
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

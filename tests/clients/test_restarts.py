@@ -8,8 +8,7 @@ import time
 import tritonclient.grpc as triton
 
 from chaos import PROMPTS, Streams, Sums, add, completion, total
-from conftest import Server, doors_at
-from programs import free_port
+from conftest import Server, doors_at, free_port
 from test_chaos import several, start, tell, wait_for  # noqa: F401 - `tell` is a fixture
 from test_cluster import eventually
 

@@ -19,7 +19,7 @@ import tritonclient.grpc as triton
 import xxhash
 from anthropic import Anthropic
 
-from conftest import BINARY, LOCAL, ROOT, SCRIPTS, running, sdk_of
+from conftest import BINARY, LOCAL, ROOT, SCRIPTS, free_port, running, sdk_of
 from kv_events import BlockRemoved, BlockStored, Publisher, Watcher
 from test_cluster import client_of, eventually, frontend, is_ready, worker
 from tritonclient.utils import InferenceServerException
@@ -431,9 +431,7 @@ def running_process(command):
 
 def test_models_come_and_go_with_their_server(tmp_path):
     discovery = f"file://{tmp_path}"
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = ["--upstream", f"http://127.0.0.1:{port}/v1"]
     serve = [str(BINARY), "serve", *LOCAL, "--grpc-port", "0", "--http-host", "127.0.0.1", "--http-port", str(port),
              "--no-default-model", "--builtin", "words=mock"]
