@@ -405,7 +405,8 @@ def etcd(tmp_path):
     process = subprocess.Popen(
         [binary, "--data-dir", str(tmp_path / "etcd"), "--listen-client-urls", client,
          "--advertise-client-urls", client, "--listen-peer-urls", peer,
-         "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"],
+         "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+         "--unsafe-no-fsync"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield f"etcd://127.0.0.1:{ports[0]}"

@@ -44,7 +44,7 @@ def guarded(tmp_path):
     process = subprocess.Popen(
         [shutil.which("etcd"), "--data-dir", str(tmp_path / "etcd"), "--listen-client-urls", client,
          "--advertise-client-urls", client, "--listen-peer-urls", peer,
-         "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+         "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}", "--unsafe-no-fsync",
          "--cert-file", certificate, "--key-file", key, "--trusted-ca-file", authority.pem, "--client-cert-auth"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     verify = security.context(authority.pem, (certificate, key))

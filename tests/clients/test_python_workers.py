@@ -98,7 +98,8 @@ def etcd_at(folder, ports):
     process = subprocess.Popen(
         [binary, "--data-dir", str(folder), "--listen-client-urls", client,
          "--advertise-client-urls", client, "--listen-peer-urls", peer,
-         "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"],
+         "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+         "--unsafe-no-fsync"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield f"etcd://127.0.0.1:{ports[0]}"
