@@ -95,9 +95,11 @@ def guarded_by(settings, monitor):
     class Guarded(Program):
         def words(self):
             file = self.folder / "nats.conf"
+            # Who takes longer to say who it is would be refused for that.
+            known = {"timeout": 30, **settings.get("authorization", {})}
             # NATS reads JSON as it reads its own form of configurations.
             file.write_text(json.dumps({
                 "listen": f"127.0.0.1:{self.port}", "http": f"127.0.0.1:{monitor}",
-                "jetstream": {"store_dir": str(self.folder)}, **settings}))
+                "jetstream": {"store_dir": str(self.folder)}, **settings, "authorization": known}))
             return ["nats-server", "-c", str(file)]
     return Guarded

@@ -35,19 +35,25 @@ def ways(worker):
     return +found
 
 
-def late(caller):
-    """Returns how many connections of a caller came by another way since NATS took too long."""
-    parts = ("the other way is taken to a worker", "no answer over nats")
-    return sum(all(part in line for part in parts) for line in list(caller.log))
+def late(worker, caller):
+    """Counts a caller's connections to a worker that took another way since NATS took too long: to
+    answer it, or to be there when one of both was started."""
+    parts = ("the other way is taken to a worker", f'"{worker.address}"')
+    told = [line for line in list(caller.log) if all(part in line for part in parts)]
+    reasons = ["no answer over nats"]
+    if any("nats is not there yet" in line for line in [*worker.log, *caller.log]):
+        reasons += ["nats cannot be reached", "no responders at nats"]
+    return sum(any(reason in line for reason in reasons) for line in told)
 
 
 def came(worker, way, *callers):
-    """Waits until a worker is called by a way, and asserts that it is called by no other. A machine
-    that stands still for a second has NATS answer too late, which does not count where callers say
-    so."""
+    """Waits until a worker is called, by a way and by no other. A machine that stands still for a
+    second has NATS answer too late, which does not count where callers say so: who can be called
+    over NATS alone shows that it answers at all."""
     def is_so():
         found = ways(worker)
-        return found[way] and found.total() - found[way] <= sum(map(late, callers))
+        others = found.total() - found[way]
+        return found and others <= sum(late(worker, caller) for caller in callers)
 
     try:
         eventually("it is called", is_so)
