@@ -80,6 +80,8 @@ class Watcher:
         call = self.channel.unary_stream("/stator.worker.v1.Worker/Watch", lambda message: message.SerializeToString(),
                                          pb.WorkerEvent.FromString)
         self.events, self.stream = [], call(pb.WatchRequest(model=model, kv_events=True))
+        # The worker has accepted, and tells what comes from then on.
+        self.stream.initial_metadata()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self):

@@ -111,7 +111,10 @@ def test_what_is_open_at_a_model_stays_when_it_gets_another_name(tmp_path):
             eventually("the new one is served", lambda: is_ready(client, "new"))
             assert summed(client, "new", 1, sequence_start=True) == 1
             old.terminate()
-            eventually("the name is the new one's", lambda: old.process.poll() is not None)
+            # The frontend has to have heard of it, or it waits for the one that is gone.
+            eventually("the name is the new one's", lambda: (
+                old.process.poll() is not None and is_ready(client, "live")
+                and joined(front, "conflict of cards is over") == 1))
             assert summed(client, "live", 10, sequence_start=True) == 10
             assert summed(client, "new", 2) == 3
             [counted] = client.get_inference_statistics("new").model_stats

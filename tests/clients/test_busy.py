@@ -118,6 +118,8 @@ def test_a_model_has_kv_blocks_as_long_as_one_of_its_workers_has(tmp_path):
     with frontend(discovery, *flags) as front, worker(discovery) as one, worker(discovery) as two, \
             client_of(front) as client:
         eventually("both are there", lambda: joined(front) == 2 and is_ready(client, "paced"))
+        computed = lambda each: total(each, "stator_engine_prefill_tokens_total")
+        eventually("both are called", lambda: is_taken(front) and all(map(computed, (one, two))))
         used = lambda: [total(each, "stator_kv_blocks_used") > BLOCKS / 2 for each in (one, two)]
         with filled(front):
             assert sum(used()) == 1

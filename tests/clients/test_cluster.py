@@ -199,13 +199,15 @@ def test_a_worker_that_is_asked_to_end_fails_nobody(tmp_path):
             eventually("both workers joined", lambda: joined(front) == 2)
             eventually("a model is ready", lambda: is_ready(client, "slow"))
         with Streams(front, 2, tokens=20, model="slow") as streams, Sums(front) as sums:
-            time.sleep(1)
+            loads = streams, sums
+            eventually("both get on", lambda: all(load.done > 0 for load in loads))
             second.terminate()
             assert second.wait() == 0, "".join(second.log[-20:])
-            before = streams.done, sums.done
-            time.sleep(1)
+            before = [load.done for load in loads]
+            eventually("they go on", lambda: all(
+                load.done > done for load, done in zip(loads, before)))
         print(f"{streams}; {sums}; before the worker's end {before}")
-        for load, done in zip((streams, sums), before):
+        for load, done in zip(loads, before):
             load.check()
             assert load.done > done > 0
         assert any("shut down" in line for line in second.log)
@@ -225,8 +227,9 @@ def test_a_text_comes_to_its_end_on_a_worker_that_is_asked_to_end(tmp_path):
         assert only.wait() == 0, "".join(only.log[-20:])
         with grpc.insecure_channel(front.address) as channel:
             ask = health_pb2.HealthCheckRequest(service="slow")
-            status = health_pb2_grpc.HealthStub(channel).Check(ask).status
-            assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+            stub = health_pb2_grpc.HealthStub(channel)
+            eventually("health says so", lambda: (
+                stub.Check(ask).status == health_pb2.HealthCheckResponse.NOT_SERVING))
 
 
 def test_a_worker_that_is_killed_fails_no_unary_request(tmp_path):
@@ -385,6 +388,8 @@ def test_a_second_signal_ends_a_worker_at_once(tmp_path):
             chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=1000, stream=True)
             next(chunks)
             only.terminate()
+            # Two signals at once are one.
+            eventually("it has heard the first one", lambda: joined(only, "shutting down") == 1)
             time.sleep(1)
             assert only.is_running(), "the text is not at its end"
             only.terminate()

@@ -16,6 +16,7 @@ from test_cluster import client_of, eventually, frontend, is_ready, joined, work
 from test_planes import nats  # noqa: F401 - it is a fixture
 from test_up import up
 from ways import TELLING, came, late
+from ways import ways as connections
 
 MODEL = os.environ.get("STATOR_TEST_MODEL")
 REAL = [f"smollm={MODEL}", "--kv-cache-mib", "64", "--threads", "1"]
@@ -27,20 +28,27 @@ MOCK = ["--no-default-model", "--builtin", "paced=mock,pace_ms=4,prefill_us=20"]
 
 
 def start(discovery, role, models=MOCK, arguments=()):
-    return Server("--discovery", discovery, "--role", role, *models, *arguments, role="worker")
+    flags = ("--discovery", discovery, "--role", role, *TELLING)
+    return Server(*flags, *models, *arguments, role="worker")
+
+
+def are_called(*workers):
+    """Waits until a frontend has begun to call workers: it knows of them, and of their parts."""
+    eventually("all are called", lambda: all(map(connections, workers)))
 
 
 @contextlib.contextmanager
 def pair(discovery, models=MOCK, model="paced", minimum=16, arguments=(), each=1):
     """A frontend and workers of both parts, which may be replaced."""
     flags = ["--prefill-min-tokens", str(minimum), "--migration-limit", "20", "--max-attempts", "10"]
-    with frontend(discovery, *flags, *arguments) as front:
+    with frontend(discovery, *flags, *arguments, *TELLING) as front:
         parts = {role: [start(discovery, role, models, arguments) for _ in range(each)]
                  for role in ("prefill", "decode")}
         try:
             with client_of(front) as client:
                 eventually("all workers joined", lambda: joined(front) >= 2 * each)
                 eventually("the model is ready", lambda: is_ready(client, model))
+            are_called(*parts["prefill"], *parts["decode"])
             yield front, parts["prefill"], parts["decode"]
         finally:
             for server in parts["prefill"] + parts["decode"]:
@@ -175,6 +183,7 @@ def test_each_part_does_it_all_while_the_other_is_away(tmp_path):
                 decode = start(discovery, "decode")
                 stack.callback(decode.stop)
                 eventually("both are there", lambda: joined(front) == 2)
+                are_called(decode)
                 assert completion(front.http, PROMPTS[0]) == expected
                 assert ways(front) == {"no_decode": 1, "split": 1}
                 assert transferred(decode) == (len(PROMPTS[0]) // 16, 0, 0), "a mock's blocks have no bytes"
@@ -196,6 +205,7 @@ def test_aggregated_workers_go_on_with_prompts_too(tmp_path):
         prefill = start(discovery, "prefill")
         try:
             eventually("both are there", lambda: joined(front) == 2)
+            are_called(prefill)
             assert completion(front.http, PROMPTS[2]) == expected
             assert completion(front.http, PROMPTS[5])[2] == 40
             assert ways(front) == {"split": 2}
@@ -227,7 +237,7 @@ def test_adapters_and_small_caches(tmp_path):
 
 
 def test_blocks_come_over_nats_too(tmp_path, nats):  # noqa: F811
-    arguments = [*planes(nats, "nats", "grpc"), *TELLING]
+    arguments = planes(nats, "nats", "grpc")
     models = REAL if MODEL else MOCK
     model, before = "smollm" if MODEL else "paced", nats.carried()
     with pair(f"file://{tmp_path}", models, model, arguments=arguments) as (front, [prefill], [decode]):
@@ -254,12 +264,14 @@ def test_blocks_come_by_tls_or_not_at_all(tmp_path):
         prefill = keep(start(discovery, "prefill", arguments=inside))
         believing = keep(start(discovery, "decode", arguments=[*inside, "--worker-tls-ca", authority.pem]))
         eventually("both are there", lambda: joined(front) == 2 and is_ready(client, "paced"))
+        are_called(prefill, believing)
         expected = completion(front.http, PROMPTS[0])
         assert transferred(believing) == (len(PROMPTS[0]) // 16, 0, 0)
         believing.stop()
         eventually("it is gone", lambda: joined(front, "worker left") == 1)
         bare = keep(start(discovery, "decode", arguments=inside))
         eventually("another one is there", lambda: joined(front) == 3)
+        are_called(bare)
         assert completion(front.http, PROMPTS[0]) == expected
         assert transferred(bare) == (0, 0, 1)
         completion(front.http, PROMPTS[1])

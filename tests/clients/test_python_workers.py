@@ -37,13 +37,14 @@ def fleet(tmp_path_factory, tokenizer):
         stack.enter_context(python_worker(EXAMPLES / "chat.py", discovery))
         faulty = stack.enter_context(python_worker(FAULTY, discovery, tokenizer))
         with client_of(front) as client:
-            for model in ("double", "count", "echo", "counts", "alphabet", "adds", "parrot",
-                          "spells", "letters", "caller", "lengths"):
+            for model in ("double", "count", "echo", "counts", "parrot", "fails", "breaks",
+                          "sleeps", "works", "yields", "narrow", "adds", "mixed", "alphabet",
+                          "lists", "spells", "letters", "caller", "lengths"):
                 eventually(model, lambda: is_ready(client, model))
         yield front, faulty
         assert faulty.is_running(), "".join(faulty.log[-50:])
-        # Among other things: nobody minded the frontend's pings.
-        assert joined(front, "lost a worker") == 0
+        # Among other things: nobody minded the frontend's pings. One may be late with an answer.
+        assert joined(front, "lost a worker") == joined(front, "lost a worker: it is silent")
 
 
 @pytest.fixture
@@ -316,11 +317,12 @@ def test_a_text_goes_on_elsewhere_when_its_worker_is_killed(tmp_path, tokenizer)
             prompt = "x" * 150
             texts = [sdk.completions.create(model="echo", prompt=prompt, max_tokens=150,
                                             stream=True) for _ in range(4)]
-            [next(text) for text in texts]
+            # A part may have several letters already.
+            begun = [next(text).choices[0].text for text in texts]
             one.stop()
-            for text in texts:
+            for first, text in zip(begun, texts):
                 # It says its prompt and what it said before, so the first 150 stay the same.
-                assert len("".join(chunk.choices[0].text for chunk in text)) == 149
+                assert len(first + "".join(chunk.choices[0].text for chunk in text)) == 150
         assert first.is_running()
 
 

@@ -123,6 +123,8 @@ def test_all_doors_follow_the_last_worker_that_goes_and_the_next_one_that_comes(
         assert doors.is_live()
         doors.become(False, "simple")
         watches = [Watch(doors.health, name) for name in ("", SERVICE)]
+        eventually("they are told", lambda: all(
+            watch.told == [STATUS.NOT_SERVING] for watch in watches))
         with worker(discovery, SIMPLE) as first:
             doors.become(True, "simple")
             add(doors.client)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from chaos import completion
+from chaos import completion, frames, posted
 from conftest import BINARY, DOORS, LOCAL
 
 WAIT_SECONDS = 60
@@ -78,7 +78,7 @@ def is_alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -110,15 +110,16 @@ def test_a_fleet_starts_heals_and_ends_in_order(tmp_path):
 def test_a_text_under_way_comes_to_its_end_after_ctrl_c(tmp_path):
     with up(tmp_path, *MODELS) as fleet:
         fleet.joined(2)
-        texts = []
-        reader = threading.Thread(
-            target=lambda: texts.append(completion(fleet.http, "long", tokens=400)))
-        expected = completion(fleet.http, "long", tokens=400)
-        reader.start()
-        time.sleep(0.3)
-        fleet.process.send_signal(signal.SIGINT)
-        reader.join()
-        assert texts == [expected]
+        expected, _, tokens = completion(fleet.http, "long", tokens=400)
+        body = {"model": "paced", "prompt": "long", "max_tokens": 400, "temperature": 0,
+                "stream": True, "stream_options": {"include_usage": True}}
+        with posted(fleet.http, body) as answer:
+            text = frames(answer)
+            parts = [next(text)]
+            fleet.process.send_signal(signal.SIGINT)
+            parts += text
+        assert "".join(choice["text"] for part in parts for choice in part["choices"]) == expected
+        assert parts[-1]["usage"]["completion_tokens"] == tokens
         assert fleet.wait() == 0
 
 

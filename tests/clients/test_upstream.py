@@ -482,7 +482,6 @@ def test_kv_events_of_another_engine_get_our_names(engine, tmp_path, worker_pb, 
     with worker(f"file://{tmp_path}", *arguments, models=[]) as member:
         publisher.wait_for_subscriber()
         watcher = Watcher(member.address, model, worker_pb)
-        time.sleep(0.5)
         publisher.publish(BlockStored([b"one" * 8, 2], None, list(range(8)), 4, None, "GPU"))
         eventually("stored", lambda: len(watcher.events) == 1)
         stored = watcher.events[0].kv.stored
