@@ -99,7 +99,7 @@ def spans(IN):
 async def alphabet(tokens):
     try:
         for step in range(1000):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.03)
             # The letters from `a` on, for each choice one later.
             yield tokens[-1] + (step + stator.request().choice) % 20
     finally:

@@ -265,7 +265,7 @@ def test_a_slow_reader_holds_nobody_up_and_gets_all(tmp_path, tell, way):
              f"{len(took)} answers, median {took[len(took) // 2] * 1e3:.0f} ms, "
              f"longest {took[-1] * 1e3:.0f} ms")
         assert right == readers
-        assert took[-1] < 5
+        assert took[-1] < 20
         are_called([only], way)
 
 
@@ -308,7 +308,7 @@ def test_a_request_to_a_fleet_that_hangs_ends_at_its_deadline(tmp_path, tell):
         only.process.send_signal(signal.SIGCONT)
         tell(f"a deadline of 1 s at a worker that hangs: {codes}, longest {max(took):.2f} s")
         assert set(codes) == {"StatusCode.DEADLINE_EXCEEDED"}
-        assert max(took) < 2
+        assert max(took) < 5
         eventually("nothing is left over", lambda: is_at_rest(front, [only]))
 
 

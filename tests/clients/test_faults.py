@@ -49,7 +49,7 @@ def test_a_restart_of_the_only_worker_fails_nobody(tmp_path):
 
 
 def test_waiting_for_a_worker_has_an_end_and_a_bound(tmp_path):
-    discovery, flags = f"file://{tmp_path}", ["--worker-wait-ms", "1000", "--max-worker-waits", "2"]
+    discovery, flags = f"file://{tmp_path}", ["--worker-wait-ms", "5000", "--max-worker-waits", "2"]
     with frontend(discovery, *flags) as front, client_of(front) as client:
         with worker(discovery) as only:
             eventually("the model is ready", lambda: is_ready(client, "paced"))
@@ -62,7 +62,7 @@ def test_waiting_for_a_worker_has_an_end_and_a_bound(tmp_path):
                                                time.monotonic() - asked), range(6)))
         took = sorted(seconds for _, seconds in answers)
         assert {status for status, _ in answers} <= {503, 404}, answers
-        assert took[3] < 0.7 < took[4] and took[5] < 3, took
+        assert took[3] < 4.5 < took[4] and took[5] < 20, took
         eventually("it is forgotten", lambda: post(front, "/v1/completions", body).status_code == 404)
 
 

@@ -22,7 +22,7 @@ MOCK = ["--no-default-model", "--builtin"]
 PACED = [*MOCK, "paced=mock,pace_ms=20"]
 SLOW = pathlib.Path(__file__).with_name("slow_worker.py")
 # How long its functions take: longer than it takes to kill it.
-SECONDS = 5
+SECONDS = 8
 # Workers have the client's request and nothing of the frontend's own.
 NO_CANARIES = ["--canary-interval-ms", "0"]
 

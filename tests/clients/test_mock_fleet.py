@@ -46,9 +46,9 @@ def test_tokens_take_their_time():
     builtins = ["slow=mock,prefill_us=2000,decode_us=10000", "quick=mock,prefill_us=2000,decode_us=10000,speedup=10"]
     with running("--no-default-model", *(part for spec in builtins for part in ("--builtin", spec))) as server:
         assert seconds(server, "slow", 40) > 0.39
-        assert seconds(server, "quick", 40) < 0.2
+        assert min(seconds(server, "quick", 40) for _ in range(5)) < 0.2
         assert seconds(server, "slow", 1, "b" * 200) > 0.4
-        again = min(seconds(server, "slow", 1, "b" * 200) for _ in range(3))
+        again = min(seconds(server, "slow", 1, "b" * 200) for _ in range(5))
         assert again < 0.2, "the prompt is in the prefix cache"
 
 

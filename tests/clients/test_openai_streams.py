@@ -127,9 +127,9 @@ def test_a_stream_comes_token_by_token(scripted):
     with sdk_of(scripted) as client:
         began, times = time.monotonic(), []
         for _ in client.chat.completions.create(model="slow", messages=QUESTION, stream=True,
-                                                max_tokens=50):
+                                                max_tokens=250):
             times.append(time.monotonic() - began)
-    assert len(times) > 40 and times[-1] > 0.9 and times[1] < times[-1] / 3
+    assert len(times) > 40 and times[-1] - times[1] > 0.9
 
 
 def test_a_client_that_leaves_a_stream_stops_the_work(scripted):

@@ -94,11 +94,11 @@ def test_a_refusal_is_a_status_alone_and_acceptance_is_headers(tmp_path):
         blocks, is_alone = headers_of(caller.address, "Infer", numbers("fails", 0))
         assert not is_alone and blocks[-1]["grpc-status"] == "3" and "grpc-status" not in blocks[0]
         # Headers come before the answer does.
-        call = caller.call("Infer", numbers("sleeps", 5000))
+        call = caller.call("Infer", numbers("sleeps", 60_000))
         opened = threading.Event()
         wait = lambda: (call.initial_metadata(), opened.set())  # noqa: E731
         threading.Thread(target=wait, daemon=True).start()
-        assert opened.wait(2)
+        assert opened.wait(30)
         call.cancel()
 
 
@@ -247,7 +247,7 @@ def test_load_is_told_and_draining_refuses_finishes_and_says_so(tmp_path):
         ask = wire.worker.WatchRequest(model="sleeps", load_interval_ms=20)
         news = caller.call("Watch", ask)
         assert next(news).load.running_sequences == 0
-        open_call = caller.call("Infer", numbers("sleeps", 1500))
+        open_call = caller.call("Infer", numbers("sleeps", 5000))
         assert any(one.load.running_sequences == 1 for one in news)
         described = caller.call("Describe", wire.worker.DescribeRequest())
         loads = {model.name: model.load.running_sequences for model in described.models}

@@ -166,7 +166,7 @@ def test_what_else_a_function_raises_is_the_workers_fault(fleet, client):
 
 def test_a_full_queue_is_overload(client):
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        asked = [pool.submit(ask, client, "narrow", 300) for _ in range(6)]
+        asked = [pool.submit(ask, client, "narrow", 3000) for _ in range(6)]
         refused = [one.exception() for one in asked if one.exception()]
     assert 3 <= len(refused) <= 5
     # Triton's word for a full queue.
@@ -177,12 +177,12 @@ def test_a_full_queue_is_overload(client):
 def test_a_deadline_ends_the_work(fleet, client):
     for model, word in (("sleeps", "cancelled late"), ("works", "gave up")):
         with pytest.raises(InferenceServerException) as failed:
-            ask(client, model, 20_000, client_timeout=0.3, request_id="late")
+            ask(client, model, 20_000, client_timeout=4, request_id="late")
         assert failed.value.status().endswith("DEADLINE_EXCEEDED")
         eventually(word, lambda: fleet[1].says(word))
     # The only thread of the model is free again.
     started = time.monotonic()
-    assert ask(client, "works", 1)[0] == 1 and time.monotonic() - started < 5
+    assert ask(client, "works", 1)[0] == 1 and time.monotonic() - started < 10
 
 
 def test_the_token_example_streams(sdk):
@@ -222,7 +222,8 @@ def test_a_client_that_leaves_closes_the_generator(fleet, sdk):
     chunks.close()
     left = time.monotonic()
     eventually("it is closed", lambda: fleet[1].says("text closed") > before)
-    assert time.monotonic() - left < 1
+    # Of its own accord it would end after 6 s.
+    assert time.monotonic() - left < 4
 
 
 def test_log_probabilities_and_what_a_model_cannot_do(sdk):

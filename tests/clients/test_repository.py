@@ -43,7 +43,7 @@ def identity(name, more="", dims="-1"):
 
 
 def slow(name):
-    return identity(name, 'parameters: { key: "delay_ms" value: { string_value: "300" } }\n')
+    return identity(name, 'parameters: { key: "delay_ms" value: { string_value: "3000" } }\n')
 
 
 DECOUPLED = "model_transaction_policy { decoupled: True }\n"

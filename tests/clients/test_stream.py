@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from conftest import running
 
-from wire import (Stream, floats, ints, is_final, outputs_of, refused, request, tensor,
+from wire import (Stream, eventually, floats, ints, is_final, outputs_of, refused, request, tensor,
                   text_request)
 
 EMPTY_FINAL = {"triton_enable_empty_final_response": True}
@@ -54,9 +54,9 @@ def test_models_that_are_not_decoupled_answer_in_request_order(stub):
 
 def test_slow_requests_of_one_stream_run_at_the_same_time(stub):
     started = time.monotonic()
-    messages = collect(stub, *(identity("slow", str(i)) for i in range(8)))
-    assert len(messages) == 8
-    assert time.monotonic() - started < 8 * 0.7 / 2, "eight delays of 0.7 s overlap"
+    messages = collect(stub, *(identity("slow", str(i)) for i in range(16)))
+    assert len(messages) == 16
+    assert time.monotonic() - started < 16 * 0.7 / 2, "sixteen delays of 0.7 s overlap"
 
 
 def test_a_decoupled_model_ends_with_a_marker_only_when_asked(stub):
@@ -164,11 +164,12 @@ def test_cancel_frees_the_engine_at_once(stub, server):
     stream.next()
     assert scrape(server, 'stator_running_sequences{model="mock"}') == 1
     stream.cancel()
-    limit = time.monotonic() + 0.5
+    # Of its own accord it would end after 10 s.
+    limit = time.monotonic() + 5
     while scrape(server, 'stator_running_sequences{model="mock"}'):
         assert time.monotonic() < limit, "the sequence still runs"
         time.sleep(0.005)
-    assert scrape(server, 'stator_kv_blocks_used{model="mock"}') == 0
+    eventually(lambda: scrape(server, 'stator_kv_blocks_used{model="mock"}') == 0)
 
 
 @pytest.mark.parametrize("how", ["unary", "stream"])
@@ -180,7 +181,7 @@ def test_a_deadline_is_deadline_exceeded_and_stops_the_work(stub, server, how):
     else:
         call = lambda: collect(stub, sent, timeout=0.2)
     refused(call, grpc.StatusCode.DEADLINE_EXCEEDED)
-    limit = time.monotonic() + 2
+    limit = time.monotonic() + 5
     while scrape(server, 'stator_running_sequences{model="mock"}'):
         assert time.monotonic() < limit, "the sequence still runs"
         time.sleep(0.005)

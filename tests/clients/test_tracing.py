@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
+from chaos import total
 from conftest import running, sdk_of
 from python_workers import FAULTY, python_worker, write_tokenizer
 from test_cluster import client_of, frontend, is_ready, worker
@@ -126,9 +127,10 @@ def test_the_trace_of_a_request_that_waited_is_in_order(tmp_path):
     flags = ["--trace-level", "TIMESTAMPS", "--trace-rate", "1", "--trace-file", str(file),
              "--max-running-sequences", "1", "--builtin", "mock,pace_ms=20"]
     with running(*flags) as server, Client(server) as client:
-        with ThreadPoolExecutor(2) as pool:
-            sent = [text_request("mock", "hi", max_tokens=5)] * 2
-            list(pool.map(client.stub.ModelInfer, sent))
+        first = client.stub.ModelInfer.future(text_request("mock", "hi", max_tokens=200))
+        eventually(lambda: total(server, "stator_running_sequences") == 1)
+        client.stub.ModelInfer(text_request("mock", "hi", max_tokens=5))
+        first.result()
         found = [stamps_of(trace) for trace in traces(file, 2).values()]
     waited = max(found, key=lambda stamps: stamps["COMPUTE_START"] - stamps["QUEUE_START"])
     assert waited["COMPUTE_START"] - waited["QUEUE_START"] > 20_000_000
@@ -138,10 +140,10 @@ def test_the_trace_of_a_request_that_waited_is_in_order(tmp_path):
 def test_a_failed_request_is_traced_to_its_end(traced):
     change(traced, trace_level=["TIMESTAMPS"], trace_rate="1")
     with pytest.raises(grpc.RpcError):
-        collect(traced.stub, repeat(1, 2, delay_ms=5000), timeout=0.1)
+        collect(traced.stub, repeat(1, 2, delay_ms=20_000), timeout=1)
     (trace,) = traces(traced.file, 1).values()
     stamps = stamps_of(trace)
-    assert 0 < stamps["REQUEST_END"] - stamps["REQUEST_START"] < 2e9
+    assert 0 < stamps["REQUEST_END"] - stamps["REQUEST_START"] < 10e9
 
 
 @pytest.fixture
@@ -222,7 +224,7 @@ def test_a_collector_that_is_away_harms_no_request():
     with exporting("http://127.0.0.1:9") as server, Client(server) as client:
         started = time.monotonic()
         infer(client, count=50)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
         server.terminate()
         assert server.wait() == 0
 
