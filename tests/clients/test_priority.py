@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import pathlib
 
 import httpx
@@ -15,20 +16,24 @@ from test_cluster import client_of, eventually, frontend, is_ready
 from wire import array_input
 
 PRIORITIES = pathlib.Path(__file__).with_name("priority_worker.py")
-# One text at a time, and each takes long enough that a client knows which one ended first.
+# One text at a time, and each takes long enough that a frontend knows which one ended first, and
+# says so.
 ONE_PLACE = ["--no-default-model", "--builtin", "paced=mock,pace_ms=10",
              "--max-running-sequences", "1"]
+TELLING = ["--log-level", "info,server::inference=debug"]
 TOKENS = 80
 
 
 def by_grpc(front, priority):
     with client_of(front) as client:
         text = array_input("text_input", np.array(["x"], object))
-        client.infer("paced", [text], priority=priority, parameters={"max_tokens": TOKENS})
+        client.infer("paced", [text], request_id=str(priority), priority=priority,
+                     parameters={"max_tokens": TOKENS})
 
 
 def by_rest(front, priority):
-    body = {"text_input": "x", "parameters": {"max_tokens": TOKENS, "priority": priority}}
+    body = {"id": str(priority), "text_input": "x",
+            "parameters": {"max_tokens": TOKENS, "priority": priority}}
     answer = httpx.post(f"http://{front.http}/v2/models/paced/generate", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
 
@@ -36,7 +41,14 @@ def by_rest(front, priority):
 def by_openai(front, priority):
     with sdk_of(front) as sdk:
         sdk.completions.create(model="paced", prompt="x", max_tokens=TOKENS,
-                               extra_body={"priority": priority})
+                               extra_body={"priority": priority},
+                               extra_headers={"x-request-id": str(priority)})
+
+
+def ended(front):
+    """Returns the priorities of the texts that came to their end, in that order."""
+    over = [json.loads(line) for line in list(front.log) if '"request over"' in line]
+    return [int(event["request_id"]) for event in over if event["code"] == "OK"]
 
 
 @contextlib.contextmanager
@@ -50,13 +62,8 @@ def occupied(front, only):
 
 @pytest.mark.parametrize("ask", [by_grpc, by_rest, by_openai])
 def test_urgent_requests_overtake_others_in_a_workers_queue(tmp_path, ask):
-    discovery, ended = f"file://{tmp_path}", []
-
-    def run(priority):
-        ask(front, priority)
-        ended.append(priority)
-
-    with frontend(discovery) as front, client_of(front) as client, \
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery, *TELLING) as front, client_of(front) as client, \
             running("--discovery", discovery, *ONE_PLACE, role="worker") as only, \
             concurrent.futures.ThreadPoolExecutor(4) as pool:
         eventually("the model is ready", lambda: is_ready(client, "paced"))
@@ -64,12 +71,13 @@ def test_urgent_requests_overtake_others_in_a_workers_queue(tmp_path, ask):
             asked = []
             # The default is the least urgent, and then a lower number is more urgent.
             for waiting, priority in enumerate((0, 7, 2), start=1):
-                asked.append(pool.submit(run, priority))
+                asked.append(pool.submit(ask, front, priority))
                 eventually(f"{waiting} wait",
                            lambda: total(only, "stator_queue_depth_requests") == waiting)
         for one in asked:
             one.result(60)
-        assert ended == [2, 7, 0]
+        eventually("all are told", lambda: len(ended(front)) == 3)
+        assert ended(front) == [2, 7, 0]
 
 
 def test_a_python_worker_is_told_the_priority(tmp_path):
