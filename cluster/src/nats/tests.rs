@@ -27,7 +27,7 @@ pub(crate) struct Server {
     child: Child,
     port: u16,
     /// Where it keeps things; some: it has JetStream.
-    _folder: Option<TempDir>,
+    folder: Option<TempDir>,
     /// As in a process: what was said last has left before they end.
     connections: Mutex<Vec<Connection>>,
 }
@@ -65,12 +65,16 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server is installed");
-        Self { child, port, _folder: folder, connections: Mutex::default() }
+        Self { child, port, folder, connections: Mutex::default() }
     }
 
     fn stop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    pub(crate) fn has_jetstream(&self) -> bool {
+        self.folder.is_some()
     }
 
     /// Returns how it is used where nothing is to be late.

@@ -49,7 +49,11 @@ impl Fleet {
         let worker = RemoteWorker::new(Tcp::new(address), ClientConfig::default(), &tasks).unwrap();
         let watch = Watch { worker, model: "model".into(), load_interval: None, kv_events: true };
         // The stream is there before the frontend.
-        sleep(Duration::from_millis(300)).await;
+        let (context, name) =
+            (jetstream::new(frontend.client.clone()), stream_name(&event_subject(&namespace)));
+        while nats.has_jetstream() && context.get_stream(&name).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
         let plane = NatsEvents::new(&frontend, &tasks);
         let model = plane.model(WORKER, &event_subject(&namespace), watch);
         let (index, counters, loads) = Default::default();
@@ -67,7 +71,7 @@ impl Fleet {
     async fn until(&self, what: &str, fact: impl Fn(&Self) -> bool) {
         let begun = Instant::now();
         while !fact(self) {
-            assert!(begun.elapsed() < Duration::from_secs(20), "not in 20 s: {what}");
+            assert!(begun.elapsed() < Duration::from_secs(60), "not in 60 s: {what}");
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -176,7 +180,7 @@ async fn a_stream_that_is_made_later_is_used_then() {
         let mut stream = context.create_stream(config).await.unwrap();
         let begun = Instant::now();
         while stream.info().await.unwrap().state.consumer_count == 0 {
-            assert!(begun.elapsed() < Duration::from_secs(20), "nobody reads it");
+            assert!(begun.elapsed() < Duration::from_secs(60), "nobody reads it");
             sleep(Duration::from_millis(50)).await;
         }
         fleet.store(1..10);

@@ -100,7 +100,7 @@ async fn a_request_that_does_not_come_is_not_waited_for() {
     let mut sender = sender.ready().await.unwrap();
     let (response, mut body) = sender.send_request(request.body(()).unwrap(), false).unwrap();
     body.send_data(Bytes::from_static(&[0, 0, 0, 0, 9, 1]), false).unwrap();
-    let response = tokio::time::timeout(Duration::from_secs(5), response).await.unwrap().unwrap();
+    let response = tokio::time::timeout(LONG, response).await.unwrap().unwrap();
     let error = failure::read(response.headers()).unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert_eq!(error.message(), "the request did not come within 100ms");

@@ -289,7 +289,7 @@ async fn connections_without_calls_do_not_keep_a_worker() {
     until(|| pair.server.connections() == 1).await;
     let started = Instant::now();
     assert!(pair.server.shut_down(LONG).await);
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
     drop(silent);
 }
 
