@@ -9,7 +9,6 @@ mod config;
 mod journal;
 mod replica;
 
-use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::{Instant, interval, sleep};
@@ -49,14 +48,16 @@ pub async fn run(config: UpConfig) -> Result<(), ServeError> {
         () = shutdown::signalled() => Ok(()),
     };
     tracing::info!("ending the fleet: requests under way may finish");
-    let mut ended = pin!(end(&mut fleet, config.shutdown_grace + END_MARGIN));
     let is_cut_off = tokio::select! {
-        () = &mut ended => false,
+        () = end(&mut fleet, config.shutdown_grace + END_MARGIN) => false,
         () = shutdown::signalled() => true,
     };
     if is_cut_off {
         tracing::warn!("processes are killed");
+        fleet.iter_mut().for_each(Replica::kill);
     }
+    // The last word here is the last one of all.
+    read(&fleet).await;
     outcome
 }
 
@@ -83,11 +84,16 @@ async fn keep(fleet: &mut [Replica]) -> String {
 
 /// Returns why a process refused to start, once it is read.
 async fn refusal(refused: &Replica) -> String {
+    read(std::slice::from_ref(refused)).await;
+    refused.refusal()
+}
+
+/// Waits until what processes said is read, for a moment at most.
+async fn read(fleet: &[Replica]) {
     let until = Instant::now() + WORDS_WAIT;
-    while !refused.is_read() && Instant::now() < until {
+    while !fleet.iter().all(Replica::is_read) && Instant::now() < until {
         sleep(LOOK_INTERVAL).await;
     }
-    refused.refusal()
 }
 
 /// Ends the frontend and then the workers; each kind within a time.
