@@ -13,6 +13,9 @@ use worker::model::Precisions;
 use worker::runner::cpu::{CpuOptions, CpuRunner};
 use worker::runner::{Entry, Runner, Wants};
 
+/// Tokens of a pass.
+const BATCH: usize = 1024;
+
 type Prompts = Vec<(Vec<u32>, Vec<f64>)>;
 
 fn prompts(folder: &Path, vocabulary: usize) -> Result<Prompts, Box<dyn std::error::Error>> {
@@ -39,17 +42,18 @@ fn log_softmax(logits: &[f64]) -> Vec<f64> {
 
 /// Returns the mean error and the mean divergence.
 fn errors(runner: &mut CpuRunner, prompts: &Prompts) -> Result<(f64, f64), worker::Error> {
-    let blocks: Vec<u32> = (0..64).collect();
+    let blocks: Vec<u32> = (0..runner.limits().context_length.div_ceil(16) as u32).collect();
     let (mut rms, mut kl) = (0.0, 0.0);
     for (tokens, exact) in prompts {
-        let entry = Entry {
-            tokens,
-            start: 0,
-            blocks: &blocks,
-            prompt: 0,
-            adapter: None,
-            wants: Wants::Last,
+        let entry = |tokens, start, wants| {
+            let blocks = &blocks;
+            Entry { tokens, start, blocks, prompt: 0, adapter: None, wants }
         };
+        let last = tokens.len().saturating_sub(1) / BATCH * BATCH;
+        for start in (0..last).step_by(BATCH) {
+            runner.forward(&[entry(&tokens[start..][..BATCH], start, Wants::Nothing)])?;
+        }
+        let entry = entry(&tokens[last..], last, Wants::Last);
         let outputs = runner.forward(&[entry])?;
         let ours: Vec<f64> = outputs.logits.iter().map(|&logit| logit.into()).collect();
         let squares: f64 = ours.iter().zip(exact).map(|(a, b)| (a - b) * (a - b)).sum();
@@ -68,9 +72,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let options = CpuOptions {
         threads: 2,
-        context_length: Some(1024),
-        kv_cache_bytes: 256 << 20,
-        batch_tokens: 1024,
+        context_length: None,
+        kv_cache_bytes: 1 << 30,
+        batch_tokens: BATCH,
     };
     let mut runner = CpuRunner::load(model, &options)?.runner;
     let prompts = prompts(golden, runner.limits().vocabulary)?;

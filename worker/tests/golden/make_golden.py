@@ -10,8 +10,8 @@ MODEL.gguf is SmolLM2-135M-Instruct Q4_1, the default model. In OUT_DIR it write
     logits.f16    8 rows x 49152 little-endian float16, row-major: for each prompt, the logits that
                   follow its last token
     long_logits.f16
-                  3 rows of the same kind: what follows the first 2,000, 4,000 and 8,100 tokens of
-                  a prompt made of pieces of the others
+                  17 rows of the same kind: what follows the first 500, 1,000 and so on to 8,000, and
+                  8,100 tokens of a prompt made of pieces of the others
 
 and prints each prompt's likeliest next token with its lead over the second. All weights are
 dequantised to float32 and the forward pass runs in float32, so the rows show what the quantised
@@ -30,7 +30,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 # Lengths at which the long prompt is compared; the model can take 8,192 tokens.
-LONG = [2000, 4000, 8100]
+LONG = [*range(500, 8001, 500), 8100]
 
 PROMPTS = [
     # A fact, about 8 tokens.
