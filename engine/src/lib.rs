@@ -8,6 +8,7 @@
 
 mod adapter;
 mod block;
+mod busy_poll;
 mod context;
 mod embed;
 mod engine;
@@ -28,6 +29,7 @@ mod usage;
 
 pub use adapter::{Adapter, AdapterId};
 pub use block::{BlockHash, Salt, SequenceHash, prefix_hashes};
+pub use busy_poll::BusyPoll;
 pub use context::Context;
 pub use embed::{EmbedRequest, Embedding};
 pub use engine::{Engine, OutputStream, Request};

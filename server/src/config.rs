@@ -47,6 +47,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// What requests under way get to finish at shutdown.
     pub shutdown_grace: Duration,
+    /// How long threads look for the next request before they sleep.
+    pub busy_poll: Duration,
 }
 
 /// Where the models of a server are computed.
@@ -144,6 +146,7 @@ impl Config {
             security: SecurityConfig::from_args(&args.security)?,
             metrics: metrics(&args.process)?,
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
+            busy_poll: Duration::from_micros(args.process.busy_poll_us),
         })
     }
 
@@ -161,6 +164,7 @@ impl Config {
             security: SecurityConfig::from_args(&args.security)?,
             metrics: metrics(&args.process)?,
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
+            busy_poll: Duration::from_micros(args.process.busy_poll_us),
         })
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::middleware;
-use engine::Tasks;
+use engine::{BusyPoll, Tasks};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tonic::service::Routes;
@@ -98,6 +98,7 @@ impl Server {
             metrics: metrics.clone(),
             accepting: accepting.clone(),
             admitting: Tasks::new(),
+            busy_poll: BusyPoll::new(config.busy_poll, &accepting),
             max_stream_requests: config.grpc.max_stream_requests,
             server_name: config.grpc.server_name.clone(),
         });

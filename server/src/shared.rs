@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{Error, ErrorKind, Result, Tasks};
+use engine::{BusyPoll, Error, ErrorKind, Result, Tasks};
 
 use crate::inference::Observation;
 use crate::metrics::Metrics;
@@ -24,6 +24,7 @@ pub(crate) struct Shared {
     pub accepting: Tasks,
     /// Cancelled when it refuses requests, a moment later.
     pub admitting: Tasks,
+    pub busy_poll: BusyPoll,
     pub max_stream_requests: usize,
     pub server_name: String,
 }
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Begins to observe a request.
     pub(crate) fn observe(&self, rpc: &'static str) -> Observation {
+        self.busy_poll.note();
         Observation::begin(self.metrics.clone(), self.traces.clone(), rpc)
     }
 

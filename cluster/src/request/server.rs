@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::Tasks;
+use engine::{BusyPoll, Tasks};
 use h2::server::{Builder, Connection};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
@@ -62,6 +62,8 @@ pub struct ServerConfig {
     pub keepalive_interval: Duration,
     /// How long a ping may go unanswered before the connection counts as dead.
     pub keepalive_timeout: Duration,
+    /// Is told of each call that comes.
+    pub busy_poll: BusyPoll,
 }
 
 impl Default for ServerConfig {
@@ -78,6 +80,7 @@ impl Default for ServerConfig {
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(10),
+            busy_poll: BusyPoll::default(),
         }
     }
 }
@@ -285,6 +288,7 @@ impl WorkerServer {
             tokio::select! {
                 accepted = connection.accept() => match accepted {
                     Some(Ok((request, respond))) => {
+                        config.busy_poll.note();
                         tasks.spawn("worker call", answer(self.shared.clone(), request, respond));
                     }
                     Some(Err(error)) => return tracing::debug!(%error, "a connection failed"),

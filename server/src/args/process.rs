@@ -23,6 +23,11 @@ pub struct ProcessArgs {
     #[arg(long, value_name = "N", default_value_t = 0, env = "STATOR_RUNTIME_THREADS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub runtime_threads: u32,
+    /// Microseconds for which a thread looks for the next request before it sleeps, while requests
+    /// come within twice that of each other; 0: it sleeps at once
+    #[arg(long, value_name = "US", default_value_t = 200, env = "STATOR_BUSY_POLL_US")]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=100_000))]
+    pub busy_poll_us: u64,
     /// Milliseconds that requests under way get to finish after SIGTERM or SIGINT
     #[arg(long, value_name = "MS", default_value_t = 30_000, env = "STATOR_SHUTDOWN_GRACE_MS")]
     pub shutdown_grace_ms: u64,

@@ -128,6 +128,8 @@ pub struct WorkerConfig {
     pub metrics: Option<SocketAddr>,
     /// What requests under way get to finish at shutdown.
     pub shutdown_grace: Duration,
+    /// How long threads look for the next request before they sleep.
+    pub busy_poll: Duration,
 }
 
 impl FleetConfig {
@@ -223,7 +225,9 @@ impl WorkerConfig {
             let comma = if settings.is_empty() { "" } else { "," };
             models.builtins.push(Builtin::parse(&format!("mock{comma}{settings}"))?);
         }
-        if args.mock.mock_workers > 1 && (address.port() > 0 || args.advertise.is_some()) {
+        // Many need not be fast.
+        let is_many = args.mock.mock_workers > 1;
+        if is_many && (address.port() > 0 || args.advertise.is_some()) {
             let text = "--mock-workers: several workers need ports of their own; leave \
                         --worker-address at port 0 and --advertise out";
             return Err(Invalid(text.into()));
@@ -256,13 +260,14 @@ impl WorkerConfig {
             advertise: args.advertise.clone(),
             namespace: namespace(&args.namespace)?,
             store,
-            // Who says where to be called is called there, and many need not be fast.
-            planes: match args.advertise.is_some() || args.mock.mock_workers > 1 {
+            // Who says where to be called is called there.
+            planes: match args.advertise.is_some() || is_many {
                 true => planes.without_sockets(),
                 false => planes,
             },
             metrics: metrics(&args.process)?,
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
+            busy_poll: Duration::from_micros(if is_many { 0 } else { args.process.busy_poll_us }),
         })
     }
 }

@@ -14,7 +14,7 @@ use cluster::discovery::{Discovery, Lease, LeaseState};
 use cluster::events::NatsPublisher;
 use cluster::instance::Instance;
 use cluster::request::{ServerConfig, WorkerServer};
-use engine::Tasks;
+use engine::{BusyPoll, Tasks};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -137,7 +137,9 @@ impl Worker {
         let listener = TcpListener::bind(config.address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let files = Arc::new(Files::default());
-        let server = WorkerServer::new(ServerConfig::default(), Some(files.clone()));
+        let busy_poll = BusyPoll::new(config.busy_poll, &following);
+        let calls = ServerConfig { busy_poll, ..ServerConfig::default() };
+        let server = WorkerServer::new(calls, Some(files.clone()));
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
             let exporter = Exporter {
