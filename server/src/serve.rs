@@ -140,14 +140,13 @@ impl Server {
         security.follow(&config.security, &accepting);
         let (followed, follower) = (models.clone(), health.clone());
         accepting.spawn("health", async move { follower.follow(&followed).await });
-        let tasks = (accepting, work, admin);
         Ok(Self {
             config,
             models,
             repository,
             shared,
             health,
-            tasks,
+            tasks: (accepting, work, admin),
             grpc_address,
             http_address,
             metrics_address,

@@ -198,8 +198,7 @@ impl WorkerConfig {
     pub fn from_args(args: &WorkerArgs) -> Result<Self, Invalid> {
         let given = &args.worker_address;
         let wrong = || Invalid(format!("--worker-address: expected HOST:PORT, got `{given}`"));
-        let mut found = given.to_socket_addrs().map_err(|_| wrong())?;
-        let address = found.next().ok_or_else(wrong)?;
+        let address = given.to_socket_addrs().map_err(|_| wrong())?.next().ok_or_else(wrong)?;
         if address.ip().is_unspecified() && args.advertise.is_none() {
             return Err(Invalid(format!(
                 "--worker-address: `{given}` is every address of this machine; say by --advertise \
@@ -244,8 +243,7 @@ impl WorkerConfig {
         let shown = args.worker_tls_cert.clone().zip(args.worker_tls_key.clone());
         let authorities = args.worker_tls_client_ca.clone();
         let peers = args.worker_tls_ca.clone();
-        let has_tls = shown.is_some() || peers.is_some();
-        let planes = PlanesConfig::from_args(&args.planes, has_tls)?;
+        let planes = PlanesConfig::from_args(&args.planes, shown.is_some() || peers.is_some())?;
         let peers_tls = peers.map(|ca| LinkConfig { shown: shown.clone(), authorities: Some(ca) });
         Ok(Self {
             role: args.role.role(),
