@@ -22,6 +22,7 @@ mod cache;
 mod client;
 mod frontend;
 mod moments;
+mod search;
 mod weather;
 mod worker;
 mod world;
@@ -29,6 +30,7 @@ mod world;
 use air::Plane;
 use client::Client;
 use frontend::Frontend;
+use search::Watched;
 use world::World;
 
 /// Seeds that are run; a failure names its own.
@@ -130,8 +132,10 @@ async fn run(mut random: fastrand::Rng, is: (bool, bool), counts: &Arc<Counts>) 
     let metrics = RouteMetrics::default();
     let route = Route::new(world::MODEL, frontend.clone(), config, metrics.clone());
     let client = |number: usize| {
-        let migrate = Migrate { engine: route.clone(), limit, count: Counter::default() };
-        Client { frontend: frontend.clone(), migrate, config, name: format!("request {number}") }
+        let (route, world) = (route.clone(), world.clone());
+        let engine = Watched { route, world, config, counts: Arc::default() };
+        let migrate = Migrate { engine, limit, count: Counter::default() };
+        Client { frontend: frontend.clone(), migrate, name: format!("request {number}") }
     };
     let clients = (0..REQUESTS).map(client);
     let mut all: Vec<BoxFuture<'_, ()>> =

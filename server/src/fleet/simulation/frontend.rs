@@ -26,15 +26,13 @@ pub(super) struct Frontend {
     history: Mutex<Vec<Weak<Candidate>>>,
     /// How often a worker became a member.
     came: AtomicUsize,
-    /// The fewest that could be asked at any time.
-    fewest: AtomicUsize,
 }
 
 impl Frontend {
     pub(super) fn new(world: &Arc<World>, plane: Plane) -> Arc<Self> {
         let (roster, heard, history) = Default::default();
-        let (came, fewest) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
-        Arc::new(Self { world: world.clone(), plane, roster, heard, history, came, fewest })
+        let came = AtomicUsize::new(0);
+        Arc::new(Self { world: world.clone(), plane, roster, heard, history, came })
     }
 
     /// Keeps the roster as the membership says.
@@ -56,6 +54,8 @@ impl Frontend {
             world.counts.frozen.fetch_add(is_stale.into(), Relaxed);
             let of = |member: &Member| (member.instance.id, member.card.role);
             self.roster.set(members, of, |member| self.begin(member.instance.id));
+            let [candidates, _] = self.roster.parts();
+            world.searches.see(&candidates);
             before = ids;
             world.followed.store(snapshot.revision, Relaxed);
             if snapshots.changed().await.is_err() {
@@ -77,11 +77,11 @@ impl Frontend {
         let watching = async move {
             let link = Link::new(&worker, &world);
             if link.wait(world.roll(1, 40)).await.is_err() {
-                world.membership().suspect(id);
+                world.suspect(id);
             }
             loop {
                 Link::new(&worker, &world).lost().await;
-                world.membership().suspect(id);
+                world.suspect(id);
             }
         };
         owner.tasks.spawn("worker state", async move {
@@ -92,11 +92,6 @@ impl Frontend {
             }
         });
         candidate
-    }
-
-    /// Returns whether there once were fewer workers to ask than that.
-    pub(super) fn was_short_of(&self, workers: usize) -> bool {
-        self.fewest.load(Relaxed) < workers
     }
 
     /// Checks that exactly those are known that are there, and what each of them holds.
@@ -158,15 +153,13 @@ impl Frontend {
 impl Workers for Frontend {
     fn candidates(&self) -> Candidates {
         let [candidates, _] = self.roster.parts();
-        let open = candidates.iter().filter(|candidate| candidate.takes_work()).count();
-        self.fewest.fetch_min(open, Relaxed);
-        self.world.counts.alone.fetch_add((open == 0).into(), Relaxed);
+        self.world.check_view(&candidates);
+        self.world.counts.alone.fetch_add(candidates.is_empty().into(), Relaxed);
         candidates
     }
 
     fn suspect(&self, id: InstanceId) {
-        self.world.check_suspicion(id);
-        self.world.membership().suspect(id);
+        self.world.suspect(id);
     }
 
     fn changes(&self) -> watch::Receiver<()> {

@@ -44,7 +44,7 @@ fn happen(world: &Arc<World>, chosen: Option<&Arc<Worker>>, random: &mut fastran
         }
         (58..68, Some(worker), _) => {
             world.tell(format_args!("{} loses its connections", worker.id));
-            worker.cut();
+            world.cut(worker);
         }
         (68..76, ..) => {
             let away = outage(world.clone(), random.u64(1..6000), random.bool());
@@ -52,7 +52,7 @@ fn happen(world: &Arc<World>, chosen: Option<&Arc<Worker>>, random: &mut fastran
         }
         (76..80, ..) => {
             world.tell(format_args!("the store forgets"));
-            world.store.forget();
+            world.forget();
         }
         (80..90, ..) => {
             let lag_ms = if random.bool() { 0 } else { random.u64(..=MAX_LAG_MS) };
@@ -82,7 +82,7 @@ async fn churn(world: Arc<World>, mut random: fastrand::Rng) {
 /// Lets a worker finish what it has, as one that is told to end.
 async fn drain(world: Arc<World>, worker: Arc<Worker>, is_told: bool) {
     world.tell(format_args!("{} drains", worker.id));
-    let Some(lease) = worker.lease.lock().unwrap().take() else { return };
+    let Some(lease) = worker.take_lease() else { return };
     if is_told {
         let _ = lease.update(world.instance(&worker, true)).await;
         world.moments.sleep(world.roll(1, 1000)).await;
@@ -110,7 +110,7 @@ async fn hang(world: Arc<World>, worker: Arc<Worker>) {
     world.moments.sleep(world.roll(100, 12_000)).await;
     if worker.is_immortal || world.roll(0, 1) == 0 {
         world.tell(format_args!("{} goes on", worker.id));
-        worker.revive();
+        world.revive(&worker);
     } else {
         world.kill(&worker);
     }
@@ -121,7 +121,7 @@ async fn outage(world: Arc<World>, time_ms: u64, is_forgetful: bool) {
     world.set_reachable(false);
     world.moments.sleep(time_ms).await;
     if is_forgetful {
-        world.store.forget();
+        world.forget();
     }
     world.set_reachable(true);
 }

@@ -60,6 +60,8 @@ pub(super) struct Worker {
     pub(super) lease: Mutex<Option<Lease>>,
     /// Since when it is not registered any more.
     left: Mutex<Option<Instant>>,
+    /// When the frontend can ask it at the latest; none: it may never be able to.
+    known_by: Mutex<Option<Instant>>,
     /// Whether it ever gave a reason to suspect it.
     was_hurt: AtomicBool,
 }
@@ -77,6 +79,7 @@ impl Worker {
             cache: Mutex::default(),
             lease: Mutex::default(),
             left: Mutex::default(),
+            known_by: Mutex::default(),
             was_hurt: AtomicBool::new(false),
         }
     }
@@ -93,6 +96,7 @@ impl Worker {
     /// Lets it hang; its connections are there until somebody finds that it is silent.
     pub(super) fn hang(&self) {
         self.was_hurt.store(true, Relaxed);
+        self.set_known_by(None);
         self.health.send_replace(Health::Hung);
     }
 
@@ -109,6 +113,7 @@ impl Worker {
 
     /// Ends its process.
     pub(super) fn die(&self) {
+        self.set_known_by(None);
         self.health.send_replace(Health::Dead);
         self.cut();
     }
@@ -127,6 +132,30 @@ impl Worker {
     /// Returns since when it is not registered any more.
     pub(super) fn left(&self) -> Option<Instant> {
         *self.left.lock().unwrap()
+    }
+
+    /// Takes its registration to end it.
+    pub(super) fn take_lease(&self) -> Option<Lease> {
+        self.set_known_by(None);
+        self.lease.lock().unwrap().take()
+    }
+
+    /// Returns when the frontend can ask it at the latest.
+    pub(super) fn known_by(&self) -> Option<Instant> {
+        *self.known_by.lock().unwrap()
+    }
+
+    /// Puts that off to a moment; none: until another one is said.
+    pub(super) fn set_known_by(&self, at: Option<Instant>) {
+        let mut known_by = self.known_by.lock().unwrap();
+        *known_by = at.map(|at| known_by.map_or(at, |before| at.max(before)));
+    }
+
+    /// Notes that the store is away: who is not known now will not be before it is back.
+    pub(super) fn wait_for_store(&self) {
+        if self.known_by().is_some_and(|known_by| known_by >= Instant::now()) {
+            self.set_known_by(None);
+        }
     }
 
     pub(super) fn was_hurt(&self) -> bool {
@@ -258,6 +287,7 @@ impl Engine<GenerateRequest> for Remote {
     ) -> Result<OutputStream<GenerateRequest>> {
         let Self { worker, world } = self;
         world.check_call(worker);
+        world.searches.ask(context.id(), worker.id);
         let refused = |(fate, error)| {
             world.note(context.id(), worker.id, fate);
             error

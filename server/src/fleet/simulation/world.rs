@@ -18,7 +18,9 @@ use tokio::time::Instant;
 
 use super::Counts;
 use super::moments::Moments;
+use super::search::Searches;
 use super::worker::{Fate, Health, Worker};
+use crate::pipeline::Candidate;
 
 /// The one model of all workers.
 pub(super) const MODEL: &str = "m";
@@ -30,6 +32,11 @@ pub(super) const MAX_LAG_MS: u64 = 1000;
 /// while the store can be reached: it may be late twice, behind an outage half a second is waited
 /// for those who register again, and both sides try it every 50 ms.
 const KNOWN_WITHIN: Duration = Duration::from_millis(2 * MAX_LAG_MS + 500 + 2 * 50);
+
+/// When they call one again at the latest that was unwell, or whose connection broke: a probe
+/// that hangs takes two seconds, the next one comes five seconds later, and is told to wait once
+/// more where connections broke meanwhile.
+const CURED_WITHIN: Duration = Duration::from_secs(8);
 
 /// The longest time for which a dead worker's registration stays.
 const MAX_LEASE_MS: u64 = 8000;
@@ -50,6 +57,7 @@ pub(super) struct World {
     /// All that there ever were, by their numbers from 1 on.
     workers: Mutex<Vec<Arc<Worker>>>,
     fates: Mutex<BTreeMap<String, Vec<Fate>>>,
+    pub(super) searches: Searches,
     /// Since when the store can be reached; none: it cannot.
     store_since: Mutex<Option<Instant>>,
     /// A hash of all that happened.
@@ -83,6 +91,7 @@ impl World {
             random: Mutex::new(random),
             workers: Mutex::default(),
             fates: Mutex::default(),
+            searches: Searches::default(),
             store_since: Mutex::new(Some(Instant::now())),
             trace: Mutex::default(),
             is_loud,
@@ -150,6 +159,7 @@ impl World {
             world.tell(format_args!("{} joins", worker.id));
             let lease = world.store.register(world.instance(&worker, false)).await.unwrap();
             *worker.lease.lock().unwrap() = Some(lease);
+            world.owe(&worker, KNOWN_WITHIN);
         });
     }
 
@@ -166,7 +176,7 @@ impl World {
         self.tell(format_args!("{} dies", worker.id));
         worker.die();
         let (world, worker) = (self.clone(), worker.clone());
-        let lease = worker.lease.lock().unwrap().take();
+        let lease = worker.take_lease();
         let stays_ms = self.roll(1, MAX_LEASE_MS);
         self.tasks.spawn("death", async move {
             world.moments.sleep(stays_ms).await;
@@ -181,12 +191,53 @@ impl World {
         self.tell(format_args!("the store can be reached: {is_reachable}"));
         *self.store_since.lock().unwrap() = is_reachable.then(Instant::now);
         self.store.set_reachable(is_reachable);
+        for worker in self.workers() {
+            match is_reachable {
+                true => self.owe(&worker, CURED_WITHIN),
+                false => worker.wait_for_store(),
+            }
+        }
     }
 
-    /// Notes what a worker did with a request.
-    pub(super) fn note(&self, request: &str, worker: InstanceId, fate: Fate) {
-        self.tell(format_args!("{request} at {worker}: {fate:?}"));
-        self.fates.lock().unwrap().entry(request.to_owned()).or_default().push(fate);
+    /// Lets the store forget who is registered.
+    pub(super) fn forget(&self) {
+        self.store.forget();
+        self.workers().iter().for_each(|worker| self.owe(worker, KNOWN_WITHIN));
+    }
+
+    /// Breaks the connections of a worker.
+    pub(super) fn cut(&self, worker: &Worker) {
+        worker.cut();
+        self.owe(worker, CURED_WITHIN);
+    }
+
+    /// Lets a worker go on if it hangs.
+    pub(super) fn revive(&self, worker: &Worker) {
+        worker.revive();
+        self.owe(worker, CURED_WITHIN);
+    }
+
+    /// Takes a suspicion to the membership.
+    pub(super) fn suspect(&self, id: InstanceId) {
+        let worker = self.worker(id);
+        assert!(worker.was_hurt(), "{id} is suspected and well");
+        self.owe(&worker, CURED_WITHIN);
+        self.membership().suspect(id);
+    }
+
+    /// Gives the frontend so much time to call a worker that is well and registered.
+    fn owe(&self, worker: &Worker, within: Duration) {
+        let is_there = worker.is_settled() && worker.health() == Health::Well;
+        let is_reachable = self.store_since.lock().unwrap().is_some();
+        worker.set_known_by((is_there && is_reachable).then(|| Instant::now() + within));
+    }
+
+    /// Notes what a worker did with a request, for one of its searches.
+    pub(super) fn note(&self, search: &str, worker: InstanceId, fate: Fate) {
+        self.tell(format_args!("{search} at {worker}: {fate:?}"));
+        self.searches.hear(search, fate);
+        let request = search.split(',').next().unwrap().to_owned();
+        self.fates.lock().unwrap().entry(request).or_default().push(fate);
     }
 
     /// Returns what workers did with a request.
@@ -212,9 +263,14 @@ impl World {
         }
     }
 
-    /// Checks that a worker may be suspected.
-    pub(super) fn check_suspicion(&self, id: InstanceId) {
-        assert!(self.worker(id).was_hurt(), "{id} is suspected and well");
+    /// Checks that everybody can be asked who has been there for as long as it takes to know that.
+    pub(super) fn check_view(&self, candidates: &[Arc<Candidate>]) {
+        let now = Instant::now();
+        for worker in self.workers() {
+            let is_owed = worker.known_by().is_some_and(|known_by| known_by < now);
+            let is_seen = || candidates.iter().any(|candidate| candidate.id == worker.id);
+            assert!(!is_owed || is_seen(), "{} is there and cannot be asked", worker.id);
+        }
     }
 
     /// Returns the workers that are there in the calm.
