@@ -97,7 +97,7 @@ def test_a_frontend_without_certificate_is_not_let_in(discovery, authority, stra
             eventually(words, lambda: told(server, words))
             assert told(server, words) == 1
         # A worker that stands still is another matter.
-        assert told(right, "cannot be called") == told(right, "no answer within")
+        assert told(right, "cannot be called") == told(right, "no answer within") <= 1
 
 
 def test_a_worker_of_another_authority_is_not_called(discovery, authority, stranger):

@@ -98,7 +98,7 @@ def test_shutdown_lets_requests_finish_and_refuses_new_ones():
                  "identity") as server, stub_of(server) as stub:
         stream = Stream(stub)
         stream.send(text_request("mock", "hello", extra=[tensor("streaming", "BOOL", [1])],
-                                 raw=[b"\1"], max_tokens=300))
+                                 raw=[b"\1"], max_tokens=600))
         stream.next()
         server.terminate()
         made = request("identity", [tensor("INPUT0", "FP32", [1])], [bytes(4)])
@@ -112,7 +112,8 @@ def test_shutdown_lets_requests_finish_and_refuses_new_ones():
             return False
 
         eventually(is_refused)
-        assert len(stream.until_final()) == 299, "the request under way finishes"
+        assert server.process.poll() is None, "it refuses before it ends"
+        assert len(stream.until_final()) == 599, "the request under way finishes"
         stream.close()
         assert server.wait() == 0
 

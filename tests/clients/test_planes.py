@@ -147,18 +147,18 @@ class Cell:
         way = "nats" if self.is_by_nats else direct
         for worker in there:
             came(worker, way, front)
-        moved = lambda: self.nats.carried() - self.before
         if self.is_by_nats:
             assert set(ways(there[1])) == {"nats"}
 
             def has_carried():
+                before = self.nats.carried()
                 with client_of(front) as client:
                     identity(client, LARGE)
-                return moved() >= 2 * 4 * LARGE
+                return self.nats.carried() - before >= 2 * 4 * LARGE
 
             eventually("NATS carried a tensor", has_carried)
         else:
-            assert moved() < 4 * LARGE, "NATS carried it"
+            assert self.nats.carried() - self.before < 4 * LARGE, "NATS carried it"
 
     def check_events(self, front):
         """Checks what carried events: what both workers published came to the frontend, or it

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import time
 
 import httpx
 import numpy as np
@@ -71,7 +72,9 @@ def test_a_worker_puts_back_its_key_while_its_lease_lives(tmp_path, harm):
         assert not worker.says("cannot register")
         worker.terminate()
         assert worker.wait() == 0
+        ended = time.monotonic()
         eventually("its key is gone", lambda: keys.read() == [])
+        assert time.monotonic() - ended < 5, "only with its lease"
 
 
 def test_a_worker_that_nobody_harms_says_nothing_of_its_key(tmp_path):

@@ -44,7 +44,7 @@ def fleet(tmp_path_factory, tokenizer):
         yield front, faulty
         assert faulty.is_running(), "".join(faulty.log[-50:])
         # Among other things: nobody minded the frontend's pings. One may be late with an answer.
-        assert joined(front, "lost a worker") == joined(front, "lost a worker: it is silent")
+        assert joined(front, "lost a worker") == joined(front, "lost a worker: it is silent") <= 1
 
 
 @pytest.fixture

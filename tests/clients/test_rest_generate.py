@@ -137,7 +137,7 @@ def test_a_real_model_streams_what_it_generates(server):
 def test_events_come_one_by_one(served):
     with begun(served, "mock", text_input="hi", max_tokens=200) as answer:
         times = [time.monotonic() for _ in iter(lambda: event(answer), None)]
-    assert len(times) == 200 and times[-1] - times[0] > 0.1, "199 waits of 20 ms"
+    assert len(times) == 200 and times[-1] - times[0] > 1, "199 waits of 20 ms"
 
 
 def test_decoupled_models_give_an_event_a_response(served):

@@ -158,7 +158,7 @@ def test_tokens_come_one_by_one(front):
         for chunk in chunks:
             times += [time.monotonic()] if chunk.choices and chunk.choices[0].delta.content else []
     assert len(times) >= 15
-    assert times[-1] - times[0] > 0.2, "20 ms a token, and not all at the end"
+    assert times[-1] - times[0] > 1, "20 ms a token, and not all at the end"
 
 
 def ask_kserve(client, model, **inputs):

@@ -72,7 +72,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let options = CpuOptions {
         threads: 2,
-        context_length: None,
+        context_length: Some(8192),
         kv_cache_bytes: 1 << 30,
         batch_tokens: BATCH,
     };

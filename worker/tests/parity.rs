@@ -76,32 +76,29 @@ fn prompts(vocabulary: usize) -> Vec<Prompt> {
     texts.into_iter().zip(rows).map(|(tokens, logits)| Prompt { tokens, logits }).collect()
 }
 
-/// The lengths at which the long prompt is compared, of the 8,192 tokens that the model can take,
-/// and the divergence and the error of llama.cpp's logits there, with the same prompt and file. A
-/// row's own are a matter of chance: ours may be no larger in the mean.
-const LONG: [(usize, f64, f64); 17] = [
-    (500, 0.0058, 0.329),
-    (1000, 0.0005, 0.194),
-    (1500, 0.0004, 0.188),
-    (2000, 0.0086, 0.420),
-    (2500, 0.0034, 0.230),
-    (3000, 0.0026, 0.135),
-    (3500, 0.0027, 0.117),
-    (4000, 0.0097, 0.190),
-    (4500, 0.0064, 0.309),
-    (5000, 0.0025, 0.090),
-    (5500, 0.0085, 0.161),
-    (6000, 0.0000, 0.124),
-    (6500, 0.0002, 0.165),
-    (7000, 0.0087, 0.476),
-    (7500, 0.0035, 0.217),
-    (8000, 0.0009, 0.205),
-    (8100, 0.0011, 0.107),
+/// The lengths at which the long prompt is compared, of the 8,192 tokens that the model can take.
+const LONG: [usize; 17] = [
+    500, 1000, 1500, 2000, 2500, 3000, 3500, 4000, 4500, 5000, 5500, 6000, 6500, 7000, 7500, 8000,
+    8100,
 ];
 
-/// What our error of one row may be, in times of llama.cpp's: 1.39 at most with AVX-512, and 0.54
-/// in the mean.
+/// The divergence and the error of llama.cpp's logits there, with the same prompt and file. A row's
+/// own are a matter of chance, but not their means.
+const THEIR_KL: [f64; 17] = [
+    0.0058, 0.0005, 0.0004, 0.0086, 0.0034, 0.0026, 0.0027, 0.0097, 0.0064, 0.0025, 0.0085, 0.0000,
+    0.0002, 0.0087, 0.0035, 0.0009, 0.0011,
+];
+const THEIR_RMS: [f64; 17] = [
+    0.329, 0.194, 0.188, 0.420, 0.230, 0.135, 0.117, 0.190, 0.309, 0.090, 0.161, 0.124, 0.165,
+    0.476, 0.217, 0.205, 0.107,
+];
+
+/// What our error of one row may be, in times of llama.cpp's: 1.39 at most with AVX-512.
 const MOST_TIMES: f64 = 1.5;
+/// What our mean error and divergence may be, in times of llama.cpp's: 0.54 and 0.49 there.
+const MOST_TIMES_MEAN: f64 = 0.75;
+/// What the divergence of one row may be: 0.0077 there, and 0.0097 with llama.cpp.
+const MOST_KL: f64 = 0.01;
 
 /// Returns the long prompt: pieces of the others, as `make_golden.py` cuts them.
 fn long_prompt(length: usize) -> Vec<u32> {
@@ -204,25 +201,24 @@ fn check_long(count: usize) -> (Vec<Vec<f32>>, String) {
     assert_eq!(exact.len(), LONG.len());
     let mut runner = runner_of(2, Isa::best(), 8192);
     assert_eq!(runner.limits().context_length, 8192);
-    let lengths = LONG.map(|(length, ..)| length);
-    let ours = prefixes(&mut runner, &long_prompt(lengths[count - 1]), &lengths[..count], 1024);
+    let ours = prefixes(&mut runner, &long_prompt(LONG[count - 1]), &LONG[..count], 1024);
     assert_eq!(ours.len(), count);
     let (mut text, mut is_close) = (String::new(), true);
     let (mut sums, mut their_sums) = ((0.0, 0.0), (0.0, 0.0));
     for (index, ours) in ours.iter().enumerate() {
-        let (length, their_kl, their_rms) = LONG[index];
-        let place = format!("{length} tokens");
+        let place = format!("{} tokens", LONG[index]);
         let (kl, rms) = distance(ours, &exact[index], &place);
+        let (their_kl, their_rms) = (THEIR_KL[index], THEIR_RMS[index]);
         sums = (sums.0 + kl, sums.1 + rms);
         their_sums = (their_sums.0 + their_kl, their_sums.1 + their_rms);
-        is_close &= rms <= their_rms * MOST_TIMES;
+        is_close &= rms <= their_rms * MOST_TIMES && kl <= MOST_KL;
         text += &format!("{place}: KL {kl:.4} to {their_kl}, RMS error {rms:.3} to {their_rms}\n");
     }
     let mean = |sum| sum / count as f64;
     let (kl, rms, their_kl, their_rms) =
         (mean(sums.0), mean(sums.1), mean(their_sums.0), mean(their_sums.1));
     text += &format!("mean: KL {kl:.4} to {their_kl:.4}, RMS error {rms:.3} to {their_rms:.3}");
-    is_close &= kl <= their_kl && rms <= their_rms;
+    is_close &= kl <= their_kl * MOST_TIMES_MEAN && rms <= their_rms * MOST_TIMES_MEAN;
     assert!(is_close, "ours to llama.cpp's:\n{text}");
     (ours, text)
 }
@@ -232,8 +228,12 @@ fn long_contexts_match_the_f32_forward_pass_in_any_chunks() {
     // To 4,000 tokens.
     let (ours, text) = check_long(8);
     println!("{text}");
-    let other = prefixes(&mut runner_of(3, Isa::best(), 8192), &long_prompt(2000), &[2000], 300);
-    assert!(other[0] == ours[3], "chunks and threads change the logits");
+    assert_eq!(LONG[3], 2000);
+    for chunk in [300, 1024] {
+        let mut runner = runner_of(3, Isa::best(), 8192);
+        let other = prefixes(&mut runner, &long_prompt(2000), &[2000], chunk);
+        assert!(other[0] == ours[3], "chunks and threads change the logits");
+    }
 }
 
 #[test]

@@ -23,8 +23,8 @@ pub struct ProcessArgs {
     #[arg(long, value_name = "N", default_value_t = 0, env = "STATOR_RUNTIME_THREADS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub runtime_threads: u32,
-    /// Microseconds for which a thread looks for the next request before it sleeps, while requests
-    /// come within twice that of each other; 0: it sleeps at once
+    /// Microseconds for which to look for the next request before sleeping, where one came within
+    /// twice that of the one before; 0 sleeps at once, as several mock workers in a process do
     #[arg(long, value_name = "US", default_value_t = 200, env = "STATOR_BUSY_POLL_US")]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=100_000))]
     pub busy_poll_us: u64,

@@ -51,7 +51,9 @@ impl Fleet {
         // The stream is there before the frontend.
         let (context, name) =
             (jetstream::new(frontend.client.clone()), stream_name(&event_subject(&namespace)));
+        let begun = Instant::now();
         while nats.has_jetstream() && context.get_stream(&name).await.is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no stream in 60 s");
             sleep(Duration::from_millis(20)).await;
         }
         let plane = NatsEvents::new(&frontend, &tasks);
