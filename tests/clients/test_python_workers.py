@@ -321,9 +321,9 @@ def test_a_text_goes_on_elsewhere_when_its_worker_is_killed(tmp_path, tokenizer)
             # A part may have several letters already.
             begun = [next(text).choices[0].text for text in texts]
             one.stop()
-            for first, text in zip(begun, texts):
+            for start, text in zip(begun, texts):
                 # It says its prompt and what it said before, so the first 150 stay the same.
-                assert len(first + "".join(chunk.choices[0].text for chunk in text)) == 150
+                assert len(start + "".join(chunk.choices[0].text for chunk in text)) == 150
         assert first.is_running()
 
 
