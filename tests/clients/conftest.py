@@ -54,7 +54,7 @@ SCRIPTS = [
 ]
 
 
-# Ports that Linux gives nobody by itself, neither to who listens nor to who connects.
+# Ports that Linux by default gives nobody by itself, neither to who listens nor to who connects.
 PORTS = range(20_000, 32_000)
 GIVEN_PORTS = set()
 
