@@ -25,7 +25,7 @@ const UNSAFE_FILES: [&str; 17] = [
     "server/src/shared_memory/guard.rs",
     "server/src/shared_memory/cuda.rs",
     "server/src/shared_memory/system.rs",
-    "worker/src/cpu/activations.rs",
+    "worker/src/cpu/activations/quantize.rs",
     "worker/src/cpu/attention.rs",
     "worker/src/cpu/attention/lanes.rs",
     "worker/src/cpu/avx2.rs",

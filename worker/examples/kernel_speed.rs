@@ -68,7 +68,7 @@ fn best(linear: &Linear, compute: &Compute, tokens: usize) -> f64 {
         let step = Instant::now();
         activations.floats(tokens, COLUMNS).copy_from_slice(&x);
         activations.fill(compute, linear.form(compute.isa), |_, _| {});
-        linear.apply(compute, activations.view(), Product::Set(&mut out));
+        linear.apply(compute, &activations, Product::Set(&mut out));
         best = best.min(step.elapsed().as_secs_f64());
     }
     best

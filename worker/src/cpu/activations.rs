@@ -9,20 +9,18 @@
 //!
 //! Four rows lie together in panels, block by block, since a kernel reads the same block of several
 //! rows: it walks through memory in order, whatever the width of a row.
-#![cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "calls a function that needs checked CPU features")
-)]
+
+use std::sync::{Mutex, PoisonError};
 
 use super::Isa;
-#[cfg(target_arch = "x86_64")]
-use super::isa::Kind;
-use super::isa::dispatched;
 use super::linear::Compute;
-use super::vector::LANES;
+use super::memory::Lines;
 
+mod quantize;
 mod rounded;
 
+use quantize::quantize_with_best;
+pub(super) use quantize::{add_seconds, inverse};
 pub(super) use rounded::Rounded;
 use rounded::round;
 
@@ -84,10 +82,27 @@ pub(super) struct Panel {
     pub values: [[i8; BLOCK]; PANEL_ROWS],
     /// What a first digit is worth.
     pub scales: [f32; PANEL_ROWS],
-    /// The sum of the first digits.
-    pub sums: [f32; PANEL_ROWS],
-    /// The sums of the first and of the second 16 of them.
-    pub half_sums: [[i32; 2]; PANEL_ROWS],
+    /// -8 times the sum of the first digits: where a product with codes of 4 bits begins whose centre
+    /// is 8.
+    pub starts: [i32; PANEL_ROWS],
+    /// -16 times the sums of the first and of the second 16 of them.
+    pub half_starts: [[i16; 2]; PANEL_ROWS],
+}
+
+impl Panel {
+    /// Keeps the sums of the two halves of a row's digits.
+    #[inline(always)]
+    pub(super) fn set_sums(&mut self, row: usize, halves: [i32; 2]) {
+        self.starts[row] = -8 * (halves[0] + halves[1]);
+        // At most 16 * 16 * 127 of size.
+        self.half_starts[row] = halves.map(|half| (-16 * half) as i16);
+    }
+
+    /// Returns the sum of a row's digits.
+    #[inline(always)]
+    pub(super) fn sum(&self, row: usize) -> f32 {
+        self.starts[row] as f32 * (-1.0 / 8.0)
+    }
 }
 
 /// The second digits of a block of one row.
@@ -96,28 +111,57 @@ pub(super) struct Panel {
 pub(super) struct Second {
     /// Second digits.
     pub values: [i8; BLOCK],
-    /// The sum of the second digits.
-    pub sum: f32,
     /// What a second digit is worth.
     pub scale: f32,
     /// Which block of the row.
     pub block: u32,
     /// Which row of the panel.
     pub row: u32,
+    /// The sums of the first and of the second 16 of them.
+    pub half_sums: [i16; 2],
+}
+
+impl Second {
+    /// Returns the sum of the second digits.
+    #[inline(always)]
+    pub(super) fn sum(&self) -> i32 {
+        i32::from(self.half_sums[0]) + i32::from(self.half_sums[1])
+    }
 }
 
 /// Rows of activations; the memory is kept between uses.
+///
+/// Few rows become digits when a thread first reads them, in a copy of its own: that takes less time
+/// than waiting for another thread to do it, and for its writes to come over.
 #[derive(Debug, Default)]
 pub struct Activations {
     rows: usize,
     columns: usize,
-    floats: Vec<f32>,
-    panels: Vec<Panel>,
-    seconds: Vec<Second>,
-    counts: Vec<u32>,
+    floats: Lines,
+    /// The digits of many rows.
+    digits: Digits,
+    /// Those of few rows, for each thread.
+    copies: Vec<Mutex<Own>>,
+    /// Counts what was filled in; copies of another count are of what was there before.
+    generation: u64,
     rounded: Vec<Rounded>,
     /// What there is of the rows.
     form: Form,
+}
+
+/// The digits of rows; the memory is kept between uses.
+#[derive(Debug, Default)]
+struct Digits {
+    panels: Vec<Panel>,
+    seconds: Vec<Second>,
+    counts: Vec<u32>,
+}
+
+/// A thread's own digits.
+#[derive(Debug, Default)]
+struct Own {
+    generation: u64,
+    digits: Digits,
 }
 
 /// Rows to be read.
@@ -137,9 +181,8 @@ pub struct View<'a> {
     rounded: &'a [Rounded],
 }
 
-/// Quantised rows to be written.
-pub(super) struct RowsMut<'a> {
-    pub floats: &'a mut [f32],
+/// Room for the digits of rows.
+pub(super) struct DigitsMut<'a> {
     pub panels: &'a mut [Panel],
     pub seconds: &'a mut [Second],
     pub counts: &'a mut [u32],
@@ -163,8 +206,17 @@ impl Activations {
     /// Makes room for `rows` rows of `columns` floats, of any content, and returns them.
     pub fn floats(&mut self, rows: usize, columns: usize) -> &mut [f32] {
         (self.rows, self.columns) = (rows, columns);
-        reserve(&mut self.floats, rows * columns);
-        &mut self.floats[..rows * columns]
+        self.floats.resize(rows * columns)
+    }
+
+    /// Returns the length of a row.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Returns the floats of all rows.
+    pub fn rows(&self) -> &[f32] {
+        &self.floats
     }
 
     /// Has `make` write each of the rows that [`floats`](Self::floats) made room for, or leave it
@@ -172,58 +224,98 @@ impl Activations {
     pub fn fill(&mut self, compute: &Compute, form: Form, make: impl Fn(usize, &mut [f32]) + Sync) {
         let (rows, columns, blocks) = (self.rows, self.columns, self.columns / BLOCK);
         self.form = form;
+        self.generation += 1;
+        self.copies.resize_with(compute.pool.threads(), Mutex::default);
         let quads = rows.div_ceil(PANEL_ROWS);
-        let digits = if form.digits.is_some() { quads * blocks } else { 0 };
+        let digits = if self.digits_are_shared() { quads } else { 0 };
         let rounded = if form.bf16 { quads * blocks } else { 0 };
-        reserve(&mut self.panels, digits);
-        reserve(&mut self.seconds, PANEL_ROWS * digits);
-        reserve(&mut self.counts, quads);
+        let mut digits = self.digits.make_room(digits, blocks);
         reserve(&mut self.rounded, rounded);
         let grain = match rows * columns < SHARED_NUMBERS {
             true => rows,
             false => rows.div_ceil(4 * compute.pool.threads()).min(GRAIN),
         };
         let share = grain.div_ceil(PANEL_ROWS);
-        let mut floats = &mut self.floats[..rows * columns];
-        let mut panels = &mut self.panels[..digits];
-        let mut seconds = &mut self.seconds[..PANEL_ROWS * digits];
-        let mut counts = &mut self.counts[..quads];
+        let mut floats = &mut self.floats[..];
         let mut rounded = &mut self.rounded[..rounded];
         let parts = (0..quads.div_ceil(share.max(1))).map(|part| {
-            let rows = RowsMut {
-                floats: cut(&mut floats, share * PANEL_ROWS * columns),
-                panels: cut(&mut panels, share * blocks),
-                seconds: cut(&mut seconds, share * PANEL_ROWS * blocks),
-                counts: cut(&mut counts, share),
-            };
-            (part * share * PANEL_ROWS, rows, cut(&mut rounded, share * blocks))
+            let floats = cut(&mut floats, share * PANEL_ROWS * columns);
+            let digits = digits.cut(share, blocks);
+            (part * share * PANEL_ROWS, floats, digits, cut(&mut rounded, share * blocks))
         });
-        compute.pool.each(parts, |_, (first, rows, rounded)| {
-            for (row, floats) in rows.floats.chunks_exact_mut(columns).enumerate() {
+        compute.pool.each_by_part(parts, |_, (first, floats, digits, rounded)| {
+            for (row, floats) in floats.chunks_exact_mut(columns).enumerate() {
                 make(first + row, floats);
             }
             if form.bf16 {
-                round(compute.isa, rows.floats, rounded, columns);
+                round(compute.isa, floats, rounded, columns);
             }
-            if let Some(precision) = form.digits {
-                quantize_with_best(compute.isa, rows, columns, precision.excess);
+            if let Some(precision) = form.digits
+                && !digits.counts.is_empty()
+            {
+                quantize_with_best(compute.isa, floats, digits, columns, precision.excess);
             }
         });
     }
 
-    /// Returns the rows.
-    pub fn view(&self) -> View<'_> {
+    /// Are there digits that all threads read?
+    fn digits_are_shared(&self) -> bool {
+        self.form.digits.is_some() && self.rows * self.columns >= SHARED_NUMBERS
+    }
+
+    /// Calls `work` with the rows, as a thread reads them.
+    pub(super) fn read<R>(&self, isa: Isa, thread: usize, work: impl FnOnce(View<'_>) -> R) -> R {
+        let precision = match self.form.digits {
+            Some(precision) if !self.digits_are_shared() => precision,
+            _ => return work(self.view(&self.digits)),
+        };
+        let mut own = self.copies[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        if own.generation != self.generation {
+            let quads = self.rows.div_ceil(PANEL_ROWS);
+            let digits = own.digits.make_room(quads, self.columns / BLOCK);
+            quantize_with_best(isa, &self.floats, digits, self.columns, precision.excess);
+            own.generation = self.generation;
+        }
+        work(self.view(&own.digits))
+    }
+
+    fn view<'a>(&'a self, digits: &'a Digits) -> View<'a> {
         let all = self.rows.div_ceil(PANEL_ROWS);
         let blocks = self.columns / BLOCK;
         let quads = if self.form.digits.is_some() { all } else { 0 };
         let rounded = if self.form.bf16 { all * blocks } else { 0 };
         View {
             columns: self.columns,
-            floats: &self.floats[..self.rows * self.columns],
-            panels: &self.panels[..quads * blocks],
-            seconds: &self.seconds[..quads * PANEL_ROWS * blocks],
-            counts: &self.counts[..quads],
+            floats: &self.floats,
+            panels: &digits.panels[..quads * blocks],
+            seconds: &digits.seconds[..quads * PANEL_ROWS * blocks],
+            counts: &digits.counts[..quads],
             rounded: &self.rounded[..rounded],
+        }
+    }
+}
+
+impl Digits {
+    /// Makes room for panels of four rows, of so many blocks each.
+    fn make_room(&mut self, quads: usize, blocks: usize) -> DigitsMut<'_> {
+        reserve(&mut self.panels, quads * blocks);
+        reserve(&mut self.seconds, quads * PANEL_ROWS * blocks);
+        reserve(&mut self.counts, quads);
+        DigitsMut {
+            panels: &mut self.panels[..quads * blocks],
+            seconds: &mut self.seconds[..quads * PANEL_ROWS * blocks],
+            counts: &mut self.counts[..quads],
+        }
+    }
+}
+
+impl<'a> DigitsMut<'a> {
+    /// Cuts off the room of the next panels of four rows, as much as there is.
+    fn cut(&mut self, quads: usize, blocks: usize) -> DigitsMut<'a> {
+        DigitsMut {
+            panels: cut(&mut self.panels, quads * blocks),
+            seconds: cut(&mut self.seconds, quads * PANEL_ROWS * blocks),
+            counts: cut(&mut self.counts, quads),
         }
     }
 }
@@ -287,192 +379,68 @@ impl<'a> View<'a> {
     }
 }
 
-/// Returns the step of 32 numbers: their largest size over [`MOST`]; NaN if one of them is NaN or
-/// infinite, so that every product with the block is NaN, whatever its digits are.
-#[inline(always)]
-fn step(x: &[f32; BLOCK]) -> f32 {
-    // As whole numbers the bits of sizes have the order of the sizes, with NaN above all.
-    let mut lanes = [0i32; LANES];
-    let (halves, _) = x.as_chunks::<LANES>();
-    for half in halves {
-        for (lane, value) in lanes.iter_mut().zip(half) {
-            let size = value.abs().to_bits() as i32;
-            *lane = if size > *lane { size } else { *lane };
-        }
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            let other = lanes[lane + width];
-            lanes[lane] = if other > lanes[lane] { other } else { lanes[lane] };
-        }
-        width /= 2;
-    }
-    let step = f32::from_bits(lanes[0] as u32) / MOST;
-    // Zero times infinity is NaN.
-    step + 0.0 * step
-}
-
-/// Quantises rows of `columns` numbers with the fastest code there is.
-fn quantize_with_best(isa: Isa, rows: RowsMut<'_>, columns: usize, excess: f32) {
-    #[cfg(target_arch = "x86_64")]
-    if matches!(isa.kind(), Kind::Avx512 | Kind::Avx512Bf16) {
-        // SAFETY: this `Isa` exists only where the features were detected.
-        return unsafe { super::avx512::quantize(rows, columns, excess) };
-    }
-    quantize(isa, rows, columns, excess);
-}
-
-dispatched! {
-    /// Quantises rows of `columns` numbers.
-    fn quantize(rows: RowsMut<'_>, columns: usize, excess: f32) = quantize_body
-}
-
-#[inline(always)]
-fn quantize_body<const FMA: bool>(rows: RowsMut<'_>, columns: usize, excess: f32) {
-    let RowsMut { floats, panels, seconds, counts } = rows;
-    let blocks = columns / BLOCK;
-    let rooms = seconds.chunks_exact_mut(PANEL_ROWS * blocks).zip(counts);
-    let quads = floats.chunks(PANEL_ROWS * columns).zip(panels.chunks_exact_mut(blocks));
-    for ((rows, panels), room) in quads.zip(rooms) {
-        let mut limits = [0.0; PANEL_ROWS];
-        for ((row, x), limit) in rows.chunks_exact(columns).enumerate().zip(&mut limits) {
-            *limit = quantize_row(x.as_chunks().0, panels, row) * excess;
-        }
-        add_seconds(rows, panels, &limits, room, second_digits);
-    }
-}
-
-/// Quantises a row of a panel, and returns the mean of its squared steps.
-#[inline(always)]
-fn quantize_row(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> f32 {
-    let mut squares = 0.0;
-    for (x, panel) in x.iter().zip(&mut *panels) {
-        let scale = step(x);
-        panel.scales[row] = scale;
-        squares += scale * scale;
-    }
-    for (x, panel) in x.iter().zip(&mut *panels) {
-        let inverse = inverse(panel.scales[row]);
-        let halves = rounded(&mut panel.values[row], |column| x[column] * inverse + ROUNDING);
-        panel.sums[row] = (halves[0] + halves[1]) as f32;
-        panel.half_sums[row] = halves;
-    }
-    squares / panels.len() as f32
-}
-
-/// Returns what a number is multiplied with to become a digit: 0 where the step is none, NaN, or so
-/// small that its inverse would be infinite.
-#[inline(always)]
-pub(super) fn inverse(scale: f32) -> f32 {
-    if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
-}
-
-/// Writes the second digits of the rows of a panel where a block's squared step is above its row's
-/// limit, block after block, so that a kernel can unpack a block of weights once for all of them;
-/// `digits` writes those of a block, given what a number is multiplied with to become a first
-/// digit, and returns their sum.
-#[inline(always)]
-pub(super) fn add_seconds(
-    rows: &[f32],
-    panels: &[Panel],
-    limits: &[f32; PANEL_ROWS],
-    (seconds, count): (&mut [Second], &mut u32),
-    digits: impl Fn(&[f32; BLOCK], f32, &mut [i8; BLOCK]) -> i32,
-) {
-    *count = 0;
-    let rows = rows.as_chunks::<BLOCK>().0.chunks_exact(panels.len());
-    for (block, panel) in panels.iter().enumerate() {
-        for ((row, x), limit) in rows.clone().enumerate().zip(limits) {
-            let scale = panel.scales[row];
-            if scale * scale > *limit {
-                let second = &mut seconds[*count as usize];
-                *count += 1;
-                second.sum = digits(&x[block], inverse(scale), &mut second.values) as f32;
-                second.scale = scale * (1.0 / BASE);
-                (second.block, second.row) = (block as u32, row as u32);
-            }
-        }
-    }
-}
-
-/// Writes the digits of what first digits left over, and returns their sum.
-#[inline(always)]
-fn second_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> i32 {
-    let halves = rounded(out, |column| {
-        let x = x[column] * inverse;
-        let first = (x + ROUNDING) - ROUNDING;
-        ((x - first) * BASE).clamp(-MOST, MOST) + ROUNDING
-    });
-    halves[0] + halves[1]
-}
-
-/// Adding this to a number of at most 2^22 rounds it to a whole one, ties to even, whose low byte
-/// is then the lowest of the bits.
-const ROUNDING: f32 = 12_582_912.0;
-
-/// Writes the lowest bytes of rounded numbers, and returns the sums of the two halves.
-#[inline(always)]
-fn rounded(out: &mut [i8; BLOCK], number: impl Fn(usize) -> f32) -> [i32; 2] {
-    let mut sums = [0; 2];
-    for (half, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        for (lane, out) in out.iter_mut().enumerate() {
-            *out = number(half * LANES + lane).to_bits() as i8;
-        }
-        sums[half] = out.iter().map(|&digit| i32::from(digit)).sum();
-    }
-    sums
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpu::Isa;
     use crate::cpu::pool::Pool;
 
+    /// Columns of the rows below.
+    const COLUMNS: usize = 96;
+
     #[test]
     fn numbers_come_back_within_half_a_step() {
-        const COLUMNS: usize = 96;
-        let x: Vec<f32> =
-            (0..40 * COLUMNS).map(|i| (i as f32 * 1.7).sin() * (i / 32 % 7) as f32).collect();
+        let all: Vec<f32> =
+            (0..50 * COLUMNS).map(|i| (i as f32 * 1.7).sin() * (i / 32 % 7) as f32).collect();
         for (isa, precision) in Isa::available().into_iter().flat_map(|isa| {
             let some = Precision { excess: 1.5 };
             [(isa, Precision::NARROW), (isa, Precision::WIDE), (isa, some)]
         }) {
             let compute = Compute { pool: Pool::start(2).unwrap(), isa };
             let mut activations = Activations::default();
-            activations.floats(40, COLUMNS);
-            let form = Form { digits: Some(precision), bf16: true };
-            activations.fill(&compute, form, |row, out| {
-                out.copy_from_slice(&x[row * COLUMNS..][..COLUMNS]);
-            });
-            let view = activations.view();
-            assert_eq!(view.floats, x);
-            for (block, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-                let (row, column) = (block / 3, block % 3);
-                let (panels, lane) = (row / PANEL_ROWS * 3, row % PANEL_ROWS);
-                let second = view.second(row, column);
-                let is_wide = second.is_some();
-                let steps = [0, 1, 2].map(|column| view.panels[panels + column].scales[lane]);
-                let mean = steps.iter().map(|step| step * step).sum::<f32>() / 3.0;
-                let step = steps[column];
-                assert_eq!(is_wide, step * step > mean * precision.excess);
-                for (offset, x) in x.iter().enumerate() {
-                    let back = view.number(row, column * BLOCK + offset) as f32;
-                    let allowed = if is_wide { step / BASE * 0.6 } else { step * 0.501 };
-                    assert!((back - x).abs() <= allowed, "{isa:?}: {x} became {back}");
+            // Digits of few rows are each thread's own, and anew whenever rows are filled in.
+            for (rows, offset) in [(50, 0), (5, 0), (5, 7), (40, 3)] {
+                let x = &all[offset * COLUMNS..][..rows * COLUMNS];
+                activations.floats(rows, COLUMNS);
+                let form = Form { digits: Some(precision), bf16: true };
+                activations.fill(&compute, form, |row, out| {
+                    out.copy_from_slice(&x[row * COLUMNS..][..COLUMNS]);
+                });
+                assert_eq!(activations.digits_are_shared(), rows == 50);
+                for thread in [1, 0, 1] {
+                    activations.read(isa, thread, |view| assert_near(view, x, isa, precision));
                 }
-                let digits = view.panels[panels + column].values[lane];
-                let sum = |digits: [i8; BLOCK]| digits.map(f32::from).iter().sum::<f32>();
-                assert!(digits.iter().all(|&digit| digit > i8::MIN));
-                let panel = view.panels[panels + column];
-                assert_eq!(panel.sums[lane], sum(digits));
-                let first: i32 = digits[..16].iter().map(|&digit| i32::from(digit)).sum();
-                assert_eq!(panel.half_sums[lane], [first, sum(digits) as i32 - first]);
-                if let Some(second) = second {
-                    assert!(second.values.iter().all(|&digit| digit > i8::MIN));
-                    assert_eq!(second.sum, sum(second.values));
-                }
+            }
+        }
+    }
+
+    fn assert_near(view: View<'_>, x: &[f32], isa: Isa, precision: Precision) {
+        assert_eq!(view.floats, x);
+        for (block, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let (row, column) = (block / 3, block % 3);
+            let (panels, lane) = (row / PANEL_ROWS * 3, row % PANEL_ROWS);
+            let second = view.second(row, column);
+            let is_wide = second.is_some();
+            let steps = [0, 1, 2].map(|column| view.panels[panels + column].scales[lane]);
+            let mean = steps.iter().map(|step| step * step).sum::<f32>() / 3.0;
+            let step = steps[column];
+            assert_eq!(is_wide, step * step > mean * precision.excess);
+            for (offset, x) in x.iter().enumerate() {
+                let back = view.number(row, column * BLOCK + offset) as f32;
+                let allowed = if is_wide { step / BASE * 0.6 } else { step * 0.501 };
+                assert!((back - x).abs() <= allowed, "{isa:?}: {x} became {back}");
+            }
+            let digits = view.panels[panels + column].values[lane];
+            let sum = |digits: &[i8]| digits.iter().map(|&digit| i32::from(digit)).sum::<i32>();
+            assert!(digits.iter().all(|&digit| digit > i8::MIN));
+            let panel = view.panels[panels + column];
+            assert_eq!(panel.sum(lane), sum(&digits) as f32);
+            assert_eq!(panel.starts[lane], -8 * sum(&digits));
+            let halves = [&digits[..BLOCK / 2], &digits[BLOCK / 2..]].map(sum);
+            assert_eq!(panel.half_starts[lane].map(i32::from), halves.map(|sum| -16 * sum));
+            if let Some(second) = second {
+                assert!(second.values.iter().all(|&digit| digit > i8::MIN));
+                assert_eq!(second.sum(), sum(&second.values));
             }
         }
     }

@@ -115,23 +115,28 @@ impl Cache {
         Layer { geometry: self.geometry, bits: &self.bits[layer * size..][..size] }
     }
 
-    /// Writes the keys and values of a pass's tokens in one layer; `row` returns those of a token,
-    /// `[kv heads, head_dim]` each.
-    pub fn write<'a>(
+    /// Writes the keys and values of a pass's tokens in one layer: `make` returns those of one of the
+    /// `rows`, `[kv heads, head_dim]` each, which may have to be made first.
+    pub fn write<'a, T: Send + 'a>(
         &mut self,
         compute: &Compute,
         layer: usize,
         places: &Places,
-        row: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
+        rows: impl ExactSizeIterator<Item = T>,
+        make: impl Fn(T) -> (&'a [f32], &'a [f32]) + Sync,
     ) {
         let geometry = self.geometry;
         let size = geometry.blocks * geometry.block_halves();
         let target = Target { bits: self.bits[layer * size..][..size].as_mut_ptr(), geometry };
-        compute.pool.share(places.0.len(), GRAIN, |_, tokens| {
-            for token in tokens {
-                let (keys, values) = row(token);
+        assert_eq!(rows.len(), places.0.len());
+        let mut rows = places.0.iter().zip(rows);
+        let parts = (0..places.0.len().div_ceil(GRAIN))
+            .map(|_| std::array::from_fn::<_, GRAIN, _>(|_| rows.next()));
+        compute.pool.each_by_part(parts, |_, part| {
+            for (place, row) in part.into_iter().flatten() {
+                let (keys, values) = make(row);
                 // SAFETY: no two tokens have the same place, and each is written by one thread.
-                unsafe { target.write(places.0[token], keys, values) };
+                unsafe { target.write(*place, keys, values) };
             }
         });
     }

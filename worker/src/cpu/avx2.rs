@@ -59,8 +59,7 @@ fn rows<F: Format, const M: usize>(
                     let row = lane + m;
                     let panel = &x.panels[row / PANEL_ROWS * blocks + b];
                     let row = row % PANEL_ROWS;
-                    let product =
-                        product::<F>(&planes, &panel.values[row], panel.sums[row], scales);
+                    let product = product::<F>(&planes, &panel.values[row], panel.sum(row), scales);
                     let worth = _mm256_set1_ps(panel.scales[row]);
                     sums[half] = _mm256_fmadd_ps(worth, product, sums[half]);
                 }
@@ -87,7 +86,7 @@ fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f3
             for (half, out) in out[row].as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
                 let scales = scales::<F>(header, inner, half);
                 let planes = unpack::<F>(codes, half);
-                let product = product::<F>(&planes, &second.values, second.sum, scales);
+                let product = product::<F>(&planes, &second.values, second.sum() as f32, scales);
                 // SAFETY: `out` is 8 floats, which is what the load reads.
                 let sum = unsafe { _mm256_loadu_ps(out.as_ptr()) };
                 let sum = _mm256_fmadd_ps(_mm256_set1_ps(second.scale), product, sum);

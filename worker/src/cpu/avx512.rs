@@ -6,7 +6,7 @@ mod quantize;
 
 use std::arch::x86_64::*;
 
-use super::activations::{BLOCK, PANEL_ROWS, Panel, View};
+use super::activations::{BLOCK, PANEL_ROWS, Panel, Second, View};
 use super::packed::{
     Bf16, Codes, Dense, F16, F32, Float, Format, NESTED_MINIMA, PLANE, PLANES, ROWS, Scales,
     with_format,
@@ -17,6 +17,9 @@ pub(super) use quantize::quantize;
 
 /// How far ahead weights are fetched, in bytes; past the end of a group lies the next one.
 const PREFETCH_BYTES: usize = 6144;
+
+/// The most rows of activations at a time.
+const TOKENS: usize = 16;
 
 /// Does the same for each row `$m` below `$count`, up to 16. It is written out, since the sums of
 /// rows that a loop counts through live in memory and not in registers.
@@ -184,20 +187,23 @@ fn unpack<F: Format>(block: &[u8]) -> [__m512i; PLANES] {
 }
 
 /// Returns the scales of a block, for [`Scales::Halves`] those of its first and second columns,
-/// else those of all columns and the minima.
+/// else those of all columns and minus an eighth of the minima.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn scales<F: Format>(header: &[u8], block: usize) -> (__m512, __m512) {
     let factor = halves(header, 0);
     match F::CODES.scales() {
         Scales::Centred => (factor, _mm512_setzero_ps()),
-        Scales::Minimum => (factor, halves(header, 2 * ROWS)),
+        Scales::Minimum => {
+            let eighth = _mm512_set1_ps(-1.0 / 8.0);
+            (factor, _mm512_mul_ps(halves(header, 2 * ROWS), eighth))
+        }
         Scales::Nested => {
             let widen = |at| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(header, at)));
             let minimum = widen(NESTED_MINIMA + block * ROWS);
             let minimum = _mm512_mul_ps(halves(header, 2 * ROWS), minimum);
-            let minimum = _mm512_sub_ps(_mm512_setzero_ps(), minimum);
-            (_mm512_mul_ps(factor, widen((4 + block) * ROWS)), minimum)
+            let eighth = _mm512_mul_ps(minimum, _mm512_set1_ps(1.0 / 8.0));
+            (_mm512_mul_ps(factor, widen((4 + block) * ROWS)), eighth)
         }
         Scales::Halves => {
             let widen = |at| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(header, at)));
@@ -239,39 +245,61 @@ fn tiles<F: Format, const M: usize>(group: &[u8], x: View<'_>, lane: usize) -> [
 }
 
 /// Adds the products with the second digits of blocks that have any: few, and so apart.
+///
+/// It goes through the blocks of all panels at once, since what makes a block coarse is mostly the
+/// same in all rows, and unpacks each block once.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f32; ROWS]]) {
-    for (quad, seconds) in x.seconds().enumerate() {
-        let mut block = None;
-        let (mut planes, zero) = ([_mm512_setzero_si512(); PLANES], _mm512_setzero_ps());
-        let mut worth = (zero, zero);
-        for second in seconds {
-            let row = (quad * PANEL_ROWS + second.row as usize).wrapping_sub(lane);
-            if row >= out.len() {
-                continue;
-            }
-            if block != Some(second.block) {
-                block = Some(second.block);
-                let (header, inner, codes) = F::CODES.find(group, second.block as usize);
-                (planes, worth) = (unpack::<F>(codes), scales::<F>(header, inner));
-            }
-            let product = match F::CODES.scales() {
-                Scales::Halves => {
-                    let sum = |digits: &[i8]| digits.iter().map(|&digit| i32::from(digit)).sum();
-                    let (first, last) = second.values.split_at(BLOCK / 2);
-                    let sums = [sum(first), sum(last)];
-                    product_of_halves(&planes, &second.values, sums, worth)
+    let mut panels: [&[Second]; TOKENS / PANEL_ROWS] = Default::default();
+    for (panel, seconds) in panels.iter_mut().zip(x.seconds()) {
+        *panel = seconds;
+    }
+    loop {
+        let first = |seconds: &&[Second]| seconds.first().map_or(u32::MAX, |second| second.block);
+        let block = panels.iter().map(first).fold(u32::MAX, u32::min);
+        if block == u32::MAX {
+            return;
+        }
+        let (header, inner, codes) = F::CODES.find(group, block as usize);
+        let (planes, worth) = (unpack::<F>(codes), scales::<F>(header, inner));
+        for (index, seconds) in panels.iter_mut().enumerate() {
+            while let [second, rest @ ..] = *seconds
+                && second.block == block
+            {
+                *seconds = rest;
+                let row = (index * PANEL_ROWS + second.row as usize).wrapping_sub(lane);
+                if let Some(out) = out.get_mut(row) {
+                    add_second::<F>(&planes, second, worth, out);
                 }
-                _ => product_of_all::<F>(&planes, &second.values, second.sum, worth),
-            };
-            let out = &mut out[row];
-            // SAFETY: a row of `out` is 16 floats, which is what the load reads.
-            let sum = unsafe { _mm512_loadu_ps(out.as_ptr()) };
-            let sum = _mm512_fmadd_ps(_mm512_set1_ps(second.scale), product, sum);
-            // SAFETY: a row of `out` is 16 floats, which is what the store writes.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
+            }
         }
     }
+}
+
+/// Adds the products with the second digits of one block of a token.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn add_second<F: Format>(
+    planes: &[__m512i; PLANES],
+    second: &Second,
+    scales: (__m512, __m512),
+    out: &mut [f32; ROWS],
+) {
+    let (values, centre) = (&second.values, F::CODES.centre());
+    let start = |sum: i32| _mm512_set1_epi32(-centre * sum);
+    let product = match F::CODES.scales() {
+        Scales::Halves => {
+            let starts = second.half_sums.map(|sum| start(i32::from(sum)));
+            product_of_halves(planes, values, starts, scales)
+        }
+        Scales::Centred => product_of_centred(planes, values, start(second.sum()), scales.0),
+        _ => product_of_all(planes, values, _mm512_set1_epi32(-8 * second.sum()), scales),
+    };
+    // SAFETY: 16 floats, which is what the load reads.
+    let sum = unsafe { _mm512_loadu_ps(out.as_ptr()) };
+    let sum = _mm512_fmadd_ps(_mm512_set1_ps(second.scale), product, sum);
+    // SAFETY: 16 floats, which is what the store writes.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
 }
 
 /// Returns the products of 32 columns of 16 rows with a token's first digits, without their worth.
@@ -285,49 +313,78 @@ fn product<F: Format>(
 ) -> __m512 {
     let values = &panel.values[row];
     match F::CODES.scales() {
-        Scales::Halves => product_of_halves(planes, values, panel.half_sums[row], scales),
-        _ => product_of_all::<F>(planes, values, panel.sums[row], scales),
+        Scales::Halves => {
+            let [first, second] = panel.half_starts[row];
+            let both = _mm512_set1_epi32(i32::from(first as u16) | i32::from(second) << 16);
+            // Twice as much as what is kept: codes are by 32 too large.
+            let first = _mm512_srai_epi32::<15>(_mm512_slli_epi32::<16>(both));
+            let second = _mm512_slli_epi32::<1>(_mm512_srai_epi32::<16>(both));
+            product_of_halves(planes, values, [first, second], scales)
+        }
+        Scales::Centred => {
+            let start = _mm512_set1_epi32(panel.starts[row]);
+            let start = match F::CODES.bits() {
+                4 => start,
+                5 => _mm512_slli_epi32::<1>(start),
+                _ => _mm512_slli_epi32::<4>(start),
+            };
+            product_of_centred(planes, values, start, scales.0)
+        }
+        _ => product_of_all(planes, values, _mm512_set1_epi32(panel.starts[row]), scales),
     }
 }
 
+/// Returns sums of products that begin at `start`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn product_of_all<F: Format>(
-    planes: &[__m512i; PLANES],
-    values: &[i8; BLOCK],
-    sum: f32,
-    (scale, minimum): (__m512, __m512),
-) -> __m512 {
-    let mut dot = _mm512_setzero_si512();
+fn dot(planes: &[__m512i; PLANES], values: &[i8; BLOCK], start: __m512i) -> __m512 {
+    let mut dot = start;
     for (k, plane) in planes.iter().enumerate() {
         dot = _mm512_dpbusd_epi32(dot, *plane, broadcast(values, 4 * k));
     }
-    let (dot, sum) = (_mm512_cvtepi32_ps(dot), _mm512_set1_ps(sum));
-    match F::CODES.scales() {
-        Scales::Centred => {
-            // All whole numbers below 2^24, and so exact.
-            let centre = _mm512_set1_ps(-F::CODES.centre() as f32);
-            _mm512_mul_ps(scale, _mm512_fmadd_ps(centre, sum, dot))
-        }
-        _ => _mm512_fmadd_ps(scale, dot, _mm512_mul_ps(minimum, sum)),
-    }
+    _mm512_cvtepi32_ps(dot)
 }
 
-/// Returns the products where the two halves of the columns have scales of their own; `sums` are
-/// those of the digits of each half.
+/// Returns the products where codes have a minimum, of which `scales` has minus an eighth: `eighths`
+/// is -8 times the sum of the digits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn product_of_all(
+    planes: &[__m512i; PLANES],
+    values: &[i8; BLOCK],
+    eighths: __m512i,
+    (scale, minimum): (__m512, __m512),
+) -> __m512 {
+    let dot = dot(planes, values, _mm512_setzero_si512());
+    _mm512_fmadd_ps(scale, dot, _mm512_mul_ps(minimum, _mm512_cvtepi32_ps(eighths)))
+}
+
+/// Returns the products where codes have a centre, by which each is too large: `start` is the sum
+/// of the digits times what takes that away.
+///
+/// Beginning there costs nothing, while a multiplication has the pipes of the integer products.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn product_of_centred(
+    planes: &[__m512i; PLANES],
+    values: &[i8; BLOCK],
+    start: __m512i,
+    scale: __m512,
+) -> __m512 {
+    _mm512_mul_ps(scale, dot(planes, values, start))
+}
+
+/// Returns the products where the two halves of the columns have scales of their own; `starts` are
+/// as for [`product_of_centred`], of each half.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn product_of_halves(
     planes: &[__m512i; PLANES],
     values: &[i8; BLOCK],
-    sums: [i32; 2],
+    starts: [__m512i; 2],
     (first, second): (__m512, __m512),
 ) -> __m512 {
-    // Codes are by 32 too large.
-    let mut dots = sums.map(|sum| {
-        let excess = _mm512_slli_epi32::<5>(_mm512_set1_epi32(sum));
-        _mm512_sub_epi32(_mm512_setzero_si512(), excess)
-    });
+    let mut dots = starts;
     for (k, plane) in planes.iter().enumerate() {
         let dot = &mut dots[2 * k / PLANES];
         *dot = _mm512_dpbusd_epi32(*dot, *plane, broadcast(values, 4 * k));

@@ -3,6 +3,9 @@
 //! Small pages cost a third to a half of the bandwidth, and a system gives large ones only where
 //! they are asked for. Many matrices are smaller than a page, so they share chunks: a piece has
 //! its own part of a chunk, which lives as long as any piece of it.
+//!
+//! What a pass writes and reads once is in small pages, but begins at a line of the cache: the
+//! kernels write 16 numbers at a time, which are then one line and not parts of two.
 #![expect(unsafe_code, reason = "pieces of one mapping are lent out as disjoint slices")]
 
 use std::io;
@@ -124,9 +127,65 @@ impl<T: Plain> DerefMut for Pages<T> {
     }
 }
 
+/// Numbers that begin at a line of the cache; the memory is kept between uses.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    numbers: Vec<f32>,
+    start: usize,
+    length: usize,
+}
+
+impl Lines {
+    /// Makes room for so many numbers, of any content, and returns them.
+    pub(crate) fn resize(&mut self, length: usize) -> &mut [f32] {
+        const NUMBERS: usize = ALIGNMENT / size_of::<f32>();
+        if self.start + length > self.numbers.len() {
+            // Not made longer: that would copy what nobody needs.
+            self.numbers = vec![0.0; length + NUMBERS];
+            self.start = self.numbers.as_ptr().align_offset(ALIGNMENT).min(NUMBERS);
+        }
+        self.length = length;
+        self
+    }
+
+    /// Keeps the first numbers alone.
+    pub(crate) fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+}
+
+impl Deref for Lines {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.numbers[self.start..][..self.length]
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.numbers[self.start..][..self.length]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_begin_at_a_line_and_stay_when_there_are_fewer() {
+        let mut lines = Lines::default();
+        assert!(lines.is_empty());
+        for length in [1, 33, 7, 4096, 5000] {
+            let numbers = lines.resize(length);
+            assert_eq!(numbers.len(), length);
+            assert!(numbers.as_ptr().addr().is_multiple_of(ALIGNMENT));
+            numbers.fill(length as f32);
+            lines.truncate(5);
+            assert_eq!(lines.len(), length.min(5));
+            assert!(lines.iter().all(|&number| number == length as f32));
+        }
+    }
 
     #[test]
     fn pieces_are_zeros_of_their_own_also_when_others_are_gone() {

@@ -87,7 +87,7 @@ fn rows<F: Format, const DOT: bool, const M: usize>(
                     let row = lane + m;
                     let panel = &x.panels[row / PANEL_ROWS * blocks + b];
                     let row = row % PANEL_ROWS;
-                    let (values, sum) = (&panel.values[row], panel.sums[row]);
+                    let (values, sum) = (&panel.values[row], panel.sum(row));
                     let product = product::<F, DOT>(&planes, values, sum, scales);
                     sums[quarter] = vfmaq_n_f32(sums[quarter], product, panel.scales[row]);
                 }
@@ -117,7 +117,8 @@ fn add_seconds<F: Format, const DOT: bool>(
             for (quarter, out) in out[row].as_chunks_mut::<4>().0.iter_mut().enumerate() {
                 let scales = scales::<F>(header, inner, quarter);
                 let planes = unpack::<F>(codes, quarter);
-                let product = product::<F, DOT>(&planes, &second.values, second.sum, scales);
+                let product =
+                    product::<F, DOT>(&planes, &second.values, second.sum() as f32, scales);
                 // SAFETY: `out` is 4 floats, which is what the load reads.
                 let sum = unsafe { vld1q_f32(out.as_ptr()) };
                 let sum = vfmaq_n_f32(sum, product, second.scale);

@@ -60,8 +60,8 @@ struct Shared {
 
 /// Items that are left, in a cache line of their own.
 #[repr(align(128))]
-#[derive(Default)]
-struct Part(AtomicU64);
+#[derive(Debug, Default)]
+pub struct Part(AtomicU64);
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -131,18 +131,25 @@ impl Pool {
         self.0.workers.len() + 1
     }
 
-    /// Shares `count` items among the threads and returns when all are done.
+    /// Shares `count` items among the threads and returns when all are done: `work` is called with
+    /// the index of the thread and items, once or more often on each.
     ///
     /// Each thread has its even part of the items, takes `grain` of them at a time, and then helps
-    /// the others: `work` is called with the index of the thread and the items. Which thread gets
-    /// which items is not the same twice.
+    /// the others. Which thread gets which items is not the same twice.
     ///
     /// Panics: as the work does, on whichever thread.
     pub fn share(&self, count: usize, grain: usize, work: impl Fn(usize, Range<usize>) + Sync) {
+        self.share_out(count, grain, |thread, items| items.for_each(|items| work(thread, items)));
+    }
+
+    /// Does what [`share`](Self::share) does for work that has something to prepare: it is called
+    /// once on each thread that comes, with what gives it items as long as there are any.
+    pub fn share_out(&self, count: usize, grain: usize, work: impl Fn(usize, Items<'_>) + Sync) {
         let grain = grain.max(1);
         if self.0.workers.is_empty() || count <= grain {
-            return if count > 0 {
-                work(0, 0..count)
+            return match count {
+                0 => {}
+                _ => work(0, Items::All(Some(0..count))),
             };
         }
         assert!(u32::try_from(count).is_ok(), "a job has fewer than 2^32 items");
@@ -153,8 +160,26 @@ impl Pool {
             part.0.store(pack(start, end), Ordering::Relaxed);
         }
         self.lend(&|thread| {
-            while let Some(items) = self.0.shared.claim(thread, grain) {
-                work(thread, items);
+            work(thread, Items::Shared { parts: &self.0.shared.parts, thread, grain });
+        });
+    }
+
+    /// Calls `work` once with each of the items: each thread has its even part of them, in order, and
+    /// then helps the others. So jobs whose items are parts of the same rows find most of what they
+    /// read in the thread's own cache.
+    ///
+    /// Panics: as the work does, on whichever thread.
+    pub fn each_by_part<T: Send>(
+        &self,
+        items: impl Iterator<Item = T>,
+        work: impl Fn(usize, T) + Sync,
+    ) {
+        let items: Vec<Mutex<Option<T>>> = items.map(|item| Mutex::new(Some(item))).collect();
+        self.share(items.len(), 1, |thread, range| {
+            for item in &items[range] {
+                if let Some(item) = lock(item).take() {
+                    work(thread, item);
+                }
             }
         });
     }
@@ -286,31 +311,58 @@ impl Shared {
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
         found
     }
+}
 
-    /// Takes items: from the front of the thread's own part, or else from the end of another's.
-    fn claim(&self, thread: usize, grain: usize) -> Option<Range<usize>> {
-        let count = self.parts.len();
-        (0..count).find_map(|offset| {
-            let part = &self.parts[(thread + offset) % count].0;
-            let mut left = part.load(Ordering::Relaxed);
-            loop {
-                let (start, end) = ((left >> 32) as usize, left as u32 as usize);
-                if start >= end {
-                    return None;
-                }
-                let size = grain.min(end - start);
-                let (taken, kept) = match offset {
-                    0 => (start..start + size, pack(start + size, end)),
-                    _ => (end - size..end, pack(start, end - size)),
-                };
-                let order = Ordering::Relaxed;
-                match part.compare_exchange_weak(left, kept, order, order) {
-                    Ok(_) => return Some(taken),
-                    Err(other) => left = other,
-                }
-            }
-        })
+/// The items of a job that a thread works on.
+#[derive(Debug)]
+pub enum Items<'a> {
+    /// All of them, at once.
+    All(Option<Range<usize>>),
+    /// Some at a time, as long as no other thread has taken them.
+    Shared {
+        /// What is left of each thread's part.
+        parts: &'a [Part],
+        /// The thread.
+        thread: usize,
+        /// How many at a time.
+        grain: usize,
+    },
+}
+
+impl Iterator for Items<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        match self {
+            Self::All(items) => items.take(),
+            Self::Shared { parts, thread, grain } => claim(parts, *thread, *grain),
+        }
     }
+}
+
+/// Takes items: from the front of the thread's own part, or else from the end of another's.
+fn claim(parts: &[Part], thread: usize, grain: usize) -> Option<Range<usize>> {
+    let count = parts.len();
+    (0..count).find_map(|offset| {
+        let part = &parts[(thread + offset) % count].0;
+        let mut left = part.load(Ordering::Relaxed);
+        loop {
+            let (start, end) = ((left >> 32) as usize, left as u32 as usize);
+            if start >= end {
+                return None;
+            }
+            let size = grain.min(end - start);
+            let (taken, kept) = match offset {
+                0 => (start..start + size, pack(start + size, end)),
+                _ => (end - size..end, pack(start, end - size)),
+            };
+            let order = Ordering::Relaxed;
+            match part.compare_exchange_weak(left, kept, order, order) {
+                Ok(_) => return Some(taken),
+                Err(other) => left = other,
+            }
+        }
+    })
 }
 
 fn pack(start: usize, end: usize) -> u64 {
@@ -333,6 +385,8 @@ mod tests {
                 let mut hits = vec![0u32; count];
                 pool.each(hits.iter_mut(), |_, hit| *hit += 1);
                 assert!(hits.iter().all(|&hit| hit == 1), "{threads} threads, {count} items");
+                pool.each_by_part(hits.iter_mut(), |_, hit| *hit += 1);
+                assert!(hits.iter().all(|&hit| hit == 2), "{threads} threads, {count} items");
                 for grain in [0, 1, 3, 2000] {
                     let hits: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
                     pool.share(count, grain, |thread, items| {

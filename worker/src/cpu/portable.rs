@@ -28,7 +28,7 @@ pub(super) fn coded(
         for (row, out) in out.iter_mut().enumerate() {
             let panel = &x.panels[(lane + row) / PANEL_ROWS * blocks + b];
             let row = (lane + row) % PANEL_ROWS;
-            add(out, &weights, &panel.values[row], panel.sums[row], panel.scales[row]);
+            add(out, &weights, &panel.values[row], panel.sum(row), panel.scales[row]);
         }
     }
     for (quad, seconds) in x.seconds().enumerate() {
@@ -38,7 +38,7 @@ pub(super) fn coded(
                 continue;
             }
             let weights = weights(second.block as usize);
-            add(&mut out[row], &weights, &second.values, second.sum, second.scale);
+            add(&mut out[row], &weights, &second.values, second.sum() as f32, second.scale);
         }
     }
 }

@@ -197,7 +197,7 @@ fn fingerprint(updates: &[Option<LowRank>]) -> u64 {
 }
 
 /// The adapters of a pass: which of its tokens belong to which.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Deltas<'a> {
     /// Neighbouring tokens of one adapter.
     spans: Vec<(Range<usize>, &'a Adapter)>,
@@ -223,6 +223,19 @@ impl<'a> Deltas<'a> {
             }
             _ => self.spans.push((start..start + tokens, adapter)),
         }
+    }
+
+    /// Returns those of some of the tokens alone, given in ascending order.
+    pub fn narrow(&self, tokens: &[usize]) -> Self {
+        let mut narrow = Self::default();
+        for (span, adapter) in &self.spans {
+            let start = tokens.partition_point(|&token| token < span.start);
+            let end = tokens.partition_point(|&token| token < span.end);
+            if start < end {
+                narrow.push(start, end - start, adapter);
+            }
+        }
+        narrow
     }
 
     /// Returns whether any of the tokens' adapters updates one of these matrices.

@@ -10,7 +10,8 @@ use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
 use crate::model::bert::tests::Made;
 use crate::model::{
-    Buffers, Checkpoint, Family, Hyperparameters, Llama, Loading, Names, Position, Rope, Tokens,
+    Buffers, Checkpoint, Family, Hyperparameters, Input, Llama, Loading, Names, Position, Rope,
+    Tokens,
 };
 use crate::weights::Summed;
 
@@ -126,6 +127,17 @@ type Asked<'a> = (&'a [TokenId], Option<&'a Adapter>);
 
 /// Returns the logits after each token of some sequences of one pass.
 fn logits(model: &Llama, compute: &Compute, asked: &[Asked<'_>]) -> Vec<Vec<f32>> {
+    let all: usize = asked.iter().map(|(text, _)| text.len()).sum();
+    let out = logits_of(model, compute, asked, &(0..all).collect::<Vec<_>>());
+    let mut rows = out.chunks_exact(VOCABULARY);
+    asked
+        .iter()
+        .map(|(text, _)| rows.by_ref().take(text.len()).flatten().copied().collect())
+        .collect()
+}
+
+/// Returns the logits after some of all tokens.
+fn logits_of(model: &Llama, compute: &Compute, asked: &[Asked<'_>], wanted: &[usize]) -> Vec<f32> {
     let geometry = Geometry { layers: 2, blocks: 16, kv_heads: 2, head_dim: HEAD };
     let mut cache = Cache::new(geometry).unwrap();
     let tables: Vec<[u32; 2]> = (0..asked.len() as u32).map(|i| [2 * i, 2 * i + 1]).collect();
@@ -136,14 +148,11 @@ fn logits(model: &Llama, compute: &Compute, asked: &[Asked<'_>]) -> Vec<Vec<f32>
         tokens.extend(positions.map(|(position, &token)| Position { token, position, blocks }));
     }
     let mut buffers = Buffers::default();
-    model.forward(compute, (&tokens, &deltas), &mut cache, &mut buffers);
-    let (wanted, mut out): (Vec<usize>, _) = ((0..tokens.len()).collect(), Vec::new());
-    model.logits(compute, &wanted, &mut buffers, &mut out);
-    let mut rows = out.chunks_exact(VOCABULARY);
-    asked
-        .iter()
-        .map(|(text, _)| rows.by_ref().take(text.len()).flatten().copied().collect())
-        .collect()
+    let input = Input { tokens: &tokens, wanted, deltas: &deltas };
+    model.forward(compute, input, &mut cache, &mut buffers);
+    let (rows, mut out): (Vec<usize>, _) = ((0..wanted.len()).collect(), Vec::new());
+    model.logits(compute, &rows, &mut buffers, &mut out);
+    out
 }
 
 fn text(seed: u64, length: usize) -> Vec<TokenId> {
@@ -201,6 +210,14 @@ fn a_batch_of_several_adapters_and_none_is_as_each_alone() {
                 assert_eq!(alone, got, "{isa:?}, sequence {index}");
             }
             assert_eq!(*seen.get_or_insert_with(|| together.clone()), together, "{isa:?}");
+            // Some tokens of some sequences, the adapters' first, last and only ones among them.
+            let wanted = [0, 9, 10, 26, 30, 31, 32, 61, 62];
+            let some = logits_of(&base, &compute, &asked, &wanted);
+            let all: Vec<&[f32]> =
+                together.iter().flat_map(|rows| rows.chunks_exact(VOCABULARY)).collect();
+            let expected: Vec<&[f32]> = wanted.iter().map(|&token| all[token]).collect();
+            assert_eq!(some.chunks_exact(VOCABULARY).collect::<Vec<_>>(), expected, "{isa:?}");
+            assert!(logits_of(&base, &compute, &asked, &[]).is_empty());
         }
     }
 }

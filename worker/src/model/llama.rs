@@ -13,7 +13,7 @@ use crate::cpu::vector::Rope;
 use crate::lora;
 use crate::weights::{StoredTensor, Weights, floats};
 
-pub use forward::{Buffers, Position};
+pub use forward::{Buffers, Input, Position};
 
 /// How exactly activations meet the matrices of each kind.
 #[derive(Clone, Copy, Debug)]

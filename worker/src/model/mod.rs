@@ -16,7 +16,7 @@ mod vocabulary;
 pub use checkpoint::Checkpoint;
 pub use config::Hyperparameters;
 pub use family::{Family, KNOWN_ARCHITECTURES};
-pub use llama::{Buffers, Llama, Position, Precisions};
+pub use llama::{Buffers, Input, Llama, Position, Precisions};
 pub use loading::Loading;
 pub use names::{Names, Part};
 pub use rope::{Rope, Scaling};

@@ -13,7 +13,9 @@ use crate::cpu::attention::{BLOCK_TOKENS, Cache, Geometry};
 use crate::cpu::linear::Compute;
 use crate::cpu::pool::Pool;
 use crate::lora::{self, Adapter, Adapters, Deltas};
-use crate::model::{Buffers, Checkpoint, Hyperparameters, Llama, Loading, Position, Precisions};
+use crate::model::{
+    Buffers, Checkpoint, Hyperparameters, Input, Llama, Loading, Position, Precisions,
+};
 use crate::turns::Turns;
 
 /// The revision of the code that computes and stores keys and values, a part of the fingerprint of
@@ -207,7 +209,8 @@ impl Runner for CpuRunner {
 
     fn forward(&mut self, batch: &[Entry<'_>]) -> Result<Outputs<'_>, Error> {
         let mut tokens = Vec::new();
-        let (mut scored, mut pooled) = (Vec::new(), Vec::new());
+        // What is wanted of the pass, and which of that is wanted as logits, and as it is.
+        let (mut wanted, mut scored, mut pooled) = (Vec::new(), Vec::new(), Vec::new());
         let adapters = self.adapters_of(batch)?;
         let mut deltas = Deltas::default();
         for (entry, adapter) in batch.iter().zip(&adapters) {
@@ -218,17 +221,22 @@ impl Runner for CpuRunner {
                 let position = entry.start + offset;
                 tokens.push(Position { token, position, blocks: entry.blocks });
             }
-            let own = tokens.len() - entry.tokens.len()..tokens.len();
-            match entry.wants {
-                Wants::Nothing => {}
-                Wants::Last => scored.extend(own.last()),
-                Wants::All => scored.extend(own),
-                Wants::Hidden => pooled.extend(own),
-            }
+            let mut own = tokens.len() - entry.tokens.len()..tokens.len();
+            let rows = match entry.wants {
+                Wants::Nothing => continue,
+                Wants::Hidden => &mut pooled,
+                Wants::All => &mut scored,
+                Wants::Last => {
+                    own.start = own.start.max(own.end.saturating_sub(1));
+                    &mut scored
+                }
+            };
+            rows.extend(wanted.len()..wanted.len() + own.len());
+            wanted.extend(own);
         }
         self.compute.pool.keep();
-        let pass = (&tokens[..], &deltas);
-        self.model.forward(&self.compute, pass, &mut self.cache, &mut self.buffers);
+        let input = Input { tokens: &tokens, wanted: &wanted, deltas: &deltas };
+        self.model.forward(&self.compute, input, &mut self.cache, &mut self.buffers);
         self.model.hidden(&self.compute, &pooled, &self.buffers, &mut self.hidden);
         self.model.logits(&self.compute, &scored, &mut self.buffers, &mut self.logits);
         Ok(Outputs {

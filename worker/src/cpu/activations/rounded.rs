@@ -71,7 +71,7 @@ mod tests {
             let mut activations = Activations::default();
             activations.floats(5, COLUMNS).copy_from_slice(&x);
             activations.fill(&compute, Form { digits: None, bf16: true }, |_, _| {});
-            let view = activations.view();
+            let view = activations.view(&activations.digits);
             for (at, &x) in x.iter().enumerate() {
                 let got = view.rounded_number(at / COLUMNS, at % COLUMNS) as f32;
                 let nearest = half::bf16::from_f32(x).to_f32();

@@ -111,6 +111,17 @@ pub(super) fn attend_body<L: Lanes, const FMA: bool>(
     }
 }
 
+/// Makes an array of what a function says, whose loop is always part of the kernel: that of
+/// [`std::array::from_fn`] may stay a function of its own, without the kernel's instructions.
+#[inline(always)]
+fn filled<T: Copy, const N: usize>(any: T, make: impl Fn(usize) -> T) -> [T; N] {
+    let mut all = [any; N];
+    for (index, element) in all.iter_mut().enumerate() {
+        *element = make(index);
+    }
+    all
+}
+
 /// Some rows from `first` on.
 #[derive(Clone, Copy)]
 struct Tile<'a, L: Lanes> {
@@ -203,14 +214,15 @@ impl<L: Lanes> Tile<'_, L> {
         let (lanes, layer) = (self.lanes, self.queries.layer);
         let dim = layer.geometry.head_dim;
         let head = |block| layer.head(block, self.queries.head);
-        let keys = blocks.map(|block| &head(block).0[..dim]);
+        let keys: [&[[u16; LANES]]; N] = filled(&[], |n| &head(blocks[n]).0[..dim]);
         // What is read next: these tokens' values, and the keys of the next ones.
-        let soon: [[&[[u16; LANES]]; 2]; N] = std::array::from_fn(|n| {
+        let soon: [[&[[u16; LANES]]; 2]; N] = filled([&[], &[]], |n| {
             [head(blocks[n]).1, next.get(n).map_or(head(blocks[n]).1, |block| head(*block).0)]
         });
         let mut sums = [[lanes.splat(0.0); N]; M];
         for (dimension, row) in rows[..dim].iter().enumerate() {
-            let keys: [L::Floats; N] = std::array::from_fn(|n| lanes.widen(&keys[n][dimension]));
+            let keys: [L::Floats; N] =
+                filled(lanes.splat(0.0), |n| lanes.widen(&keys[n][dimension]));
             if M >= FETCHING_ROWS && dimension % 2 == 0 {
                 for halves in soon.as_flattened() {
                     lanes.fetch(&halves[dimension.min(halves.len() - 1)]);
@@ -249,13 +261,13 @@ impl<L: Lanes> Tile<'_, L> {
         for (m, row) in rows.iter().enumerate() {
             let (scores, state) = (&scores[m * SEGMENT_TOKENS..], &mut states[m * width..]);
             let before = row.start..row.end.min(start);
-            self.blend::<1, 1>(blocks, before, scores, state);
+            self.blend::<1, 4>(blocks, before, scores, state);
         }
         self.blend::<M, N>(blocks, start..end, scores, states);
         for (m, row) in rows.iter().enumerate() {
             let (scores, state) = (&scores[m * SEGMENT_TOKENS..], &mut states[m * width..]);
             let after = row.start.max(end)..row.end;
-            self.blend::<1, 1>(blocks, after, scores, state);
+            self.blend::<1, 4>(blocks, after, scores, state);
         }
     }
 
@@ -294,14 +306,18 @@ impl<L: Lanes> Tile<'_, L> {
         let (lanes, layer, width) = (self.lanes, self.queries.layer, self.queries.state_width());
         let strips = layer.geometry.value_width() / LANES;
         let place = |m: usize, n: usize| m * width + (strip + n) * LANES;
-        let mut sums: [[L::Floats; N]; M] = std::array::from_fn(|m| {
-            std::array::from_fn(|n| lanes.load(&states[place(m, n)..].as_chunks().0[0]))
-        });
+        let zero = lanes.splat(0.0);
+        let mut sums = [[zero; N]; M];
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (n, sum) in sums.iter_mut().enumerate() {
+                *sum = lanes.load(&states[place(m, n)..].as_chunks().0[0]);
+            }
+        }
         let first = tokens.start / BLOCK_TOKENS;
         let last = tokens.end.div_ceil(BLOCK_TOKENS);
         for (block, id) in blocks[..last].iter().enumerate().skip(first) {
             let values = layer.head(*id, self.queries.head).1;
-            let weights: [&[f32; BLOCK_TOKENS]; M] = std::array::from_fn(|m| {
+            let weights: [&[f32; BLOCK_TOKENS]; M] = filled(&[0.0; BLOCK_TOKENS], |m| {
                 let scores = &scores[m * SEGMENT_TOKENS..][..SEGMENT_TOKENS];
                 &scores.as_chunks().0[block]
             });
@@ -309,7 +325,7 @@ impl<L: Lanes> Tile<'_, L> {
             let end = (tokens.end - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
             for (token, values) in (begin..end).zip(values[begin * strips..].chunks_exact(strips)) {
                 let values = &values[strip..][..N];
-                let values: [L::Floats; N] = std::array::from_fn(|n| lanes.widen(&values[n]));
+                let values: [L::Floats; N] = filled(zero, |n| lanes.widen(&values[n]));
                 for (weights, sums) in weights.iter().zip(&mut sums) {
                     let weight = lanes.splat(weights[token % BLOCK_TOKENS]);
                     for (sum, values) in sums.iter_mut().zip(values) {

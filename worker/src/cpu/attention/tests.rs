@@ -34,7 +34,7 @@ impl Case {
         let places =
             Places::new((0..tokens).map(|t| (case.blocks[t / BLOCK_TOKENS], t % BLOCK_TOKENS)));
         let compute = Compute { pool: Pool::start(2).unwrap(), isa: Isa::best() };
-        case.cache.write(&compute, 1, &places, |token| (&rows[token][0], &rows[token][1]));
+        case.cache.write(&compute, 1, &places, rows.iter(), |row| (&row[0], &row[1]));
         case
     }
 
@@ -248,7 +248,7 @@ fn a_block_is_copied_read_and_written_in_all_layers() {
         };
         let rows: Vec<[Vec<f32>; 2]> =
             (0..BLOCK_TOKENS).map(|place| [row(place, 0), row(place, 500)]).collect();
-        cache.write(&compute, layer, &places, |token| (&rows[token][0], &rows[token][1]));
+        cache.write(&compute, layer, &places, rows.iter(), |row| (&row[0], &row[1]));
     }
     let read = |cache: &Cache, block| {
         let mut bytes = Vec::new();

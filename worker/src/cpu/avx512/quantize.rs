@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use crate::cpu::activations::{
-    BASE, BLOCK, MOST, PANEL_ROWS, Panel, RowsMut, add_seconds, inverse,
+    BASE, BLOCK, DigitsMut, MOST, PANEL_ROWS, Panel, add_seconds, inverse,
 };
 
 /// Blocks at a time.
@@ -13,8 +13,8 @@ const FOUR: usize = 4;
 
 /// Does what [`quantize`](crate::cpu::activations) does.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::cpu) fn quantize(rows: RowsMut<'_>, columns: usize, excess: f32) {
-    let RowsMut { floats, panels, seconds, counts } = rows;
+pub(in crate::cpu) fn quantize(floats: &[f32], digits: DigitsMut<'_>, columns: usize, excess: f32) {
+    let DigitsMut { panels, seconds, counts } = digits;
     let blocks = columns / BLOCK;
     let rooms = seconds.chunks_exact_mut(PANEL_ROWS * blocks).zip(counts);
     let quads = floats.chunks(PANEL_ROWS * columns).zip(panels.chunks_exact_mut(blocks));
@@ -38,18 +38,14 @@ fn quantize_row(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> f32 {
         // Infinity less infinity is NaN.
         let steps = _mm_add_ps(steps, _mm_sub_ps(steps, steps));
         squares = _mm_fmadd_ps(steps, steps, squares);
-        for (panel, step) in panels.iter_mut().zip(floats_of(steps)) {
-            panel.scales[row] = step;
-        }
-    }
-    for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
         let mut quarters = [_mm256_setzero_si256(); FOUR];
-        for ((x, panel), quarters) in x.iter().zip(&mut *panels).zip(&mut quarters) {
-            *quarters = first_digits(x, inverse(panel.scales[row]), &mut panel.values[row]);
+        let blocks = x.iter().zip(&mut *panels).zip(floats_of(steps));
+        for (((x, panel), step), quarters) in blocks.zip(&mut quarters) {
+            panel.scales[row] = step;
+            *quarters = first_digits(x, inverse(step), &mut panel.values[row]);
         }
         for (panel, halves) in panels.iter_mut().zip(sums(quarters)) {
-            panel.half_sums[row] = halves;
-            panel.sums[row] = (halves[0] + halves[1]) as f32;
+            panel.set_sums(row, halves);
         }
     }
     let [a, b, c, d] = floats_of(squares);
@@ -108,10 +104,10 @@ fn first_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> __m256
     write(halves_of(x).map(|half| _mm512_mul_ps(half, inverse)), out)
 }
 
-/// Writes the digits of what first digits left over, and returns their sum.
+/// Writes the digits of what first digits left over, and returns the sums of the two halves.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn second_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> i32 {
+fn second_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> [i32; 2] {
     let inverse = _mm512_set1_ps(inverse);
     let rest = halves_of(x).map(|half| {
         let scaled = _mm512_mul_ps(half, inverse);
@@ -119,8 +115,8 @@ fn second_digits(x: &[f32; BLOCK], inverse: f32, out: &mut [i8; BLOCK]) -> i32 {
         let rest = _mm512_mul_ps(rest, _mm512_set1_ps(BASE));
         _mm512_max_ps(_mm512_min_ps(rest, _mm512_set1_ps(MOST)), _mm512_set1_ps(-MOST))
     });
-    let [[first, second], ..] = sums([write(rest, out); FOUR]);
-    first + second
+    let [halves, ..] = sums([write(rest, out); FOUR]);
+    halves
 }
 
 /// Writes rounded numbers, and returns the sums of each four of them.

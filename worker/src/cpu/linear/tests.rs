@@ -111,14 +111,15 @@ fn filled(linear: &Linear, compute: &Compute, x: &[f32]) -> Activations {
 }
 
 /// The activations as the kernel sees them: floats, or what quantisation or rounding makes of them.
-fn seen(activations: &Activations, form: Form) -> Vec<f64> {
-    let view = activations.view();
-    let numbers = (0..view.floats.len()).map(|i| match form {
-        Form { digits: Some(_), .. } => view.number(i / view.columns, i % view.columns),
-        Form { bf16: true, .. } => view.rounded_number(i / view.columns, i % view.columns),
-        _ => f64::from(view.floats[i]),
-    });
-    numbers.collect()
+fn seen(activations: &Activations, form: Form, isa: Isa) -> Vec<f64> {
+    activations.read(isa, 0, |view| {
+        let numbers = (0..view.floats.len()).map(|i| match form {
+            Form { digits: Some(_), .. } => view.number(i / view.columns, i % view.columns),
+            Form { bf16: true, .. } => view.rounded_number(i / view.columns, i % view.columns),
+            _ => f64::from(view.floats[i]),
+        });
+        numbers.collect()
+    })
 }
 
 /// Numbers with blocks of zeros, and others far larger and far smaller than the rest of their rows.
@@ -149,11 +150,11 @@ fn products_match_a_float64_reference() {
         for isa in Isa::available() {
             let compute = Compute { pool: Pool::start(2).unwrap(), isa };
             let activations = filled(&linear, &compute, &x);
-            let seen = seen(&activations, linear.form(isa));
+            let seen = seen(&activations, linear.form(isa), isa);
             let mut out = vec![1.0; tokens * rows];
-            linear.apply(&compute, activations.view(), Product::Set(&mut out));
+            linear.apply(&compute, &activations, Product::Set(&mut out));
             let mut twice = out.clone();
-            linear.apply(&compute, activations.view(), Product::Add(&mut twice));
+            linear.apply(&compute, &activations, Product::Add(&mut twice));
             for (at, got) in out.iter().enumerate() {
                 assert_eq!(twice[at], got + got);
                 let (token, row) = (at / rows, at % rows);
@@ -188,7 +189,7 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
                     let x = &x[tokens.start * columns..tokens.end * columns];
                     let mut out = vec![0.0; tokens.len() * linear.rows()];
                     let activations = filled(&linear, &compute, x);
-                    linear.apply(&compute, activations.view(), Product::Set(&mut out));
+                    linear.apply(&compute, &activations, Product::Set(&mut out));
                     out
                 };
                 let whole = run(1, 0..40);
@@ -219,8 +220,8 @@ fn what_is_no_number_makes_none_of_its_token_and_harms_no_other() {
             let run = |x: &[f32]| {
                 let activations = filled(&linear, &compute, x);
                 let mut outs = [(); 2].map(|()| vec![0.0; tokens * rows]);
-                linear.apply(&compute, activations.view(), Product::Set(&mut outs[0]));
-                linear.apply_gated(&linear, &compute, activations.view(), &mut outs[1]);
+                linear.apply(&compute, &activations, Product::Set(&mut outs[0]));
+                linear.apply_gated(&linear, &compute, &activations, &mut outs[1]);
                 outs
             };
             let sound = run(&x);
@@ -259,9 +260,9 @@ fn a_gated_product_is_silu_of_the_one_times_the_other() {
         let compute = Compute { pool: Pool::start(2).unwrap(), isa };
         let activations = filled(&gate, &compute, &x);
         let mut outs = [(); 3].map(|()| vec![0.0; tokens * rows]);
-        gate.apply(&compute, activations.view(), Product::Set(&mut outs[0]));
-        up.apply(&compute, activations.view(), Product::Set(&mut outs[1]));
-        gate.apply_gated(&up, &compute, activations.view(), &mut outs[2]);
+        gate.apply(&compute, &activations, Product::Set(&mut outs[0]));
+        up.apply(&compute, &activations, Product::Set(&mut outs[1]));
+        gate.apply_gated(&up, &compute, &activations, &mut outs[2]);
         let [gates, ups, gated] = outs;
         for ((gate, up), gated) in gates.iter().zip(ups).zip(gated) {
             let (gate, up) = (f64::from(*gate), f64::from(up));

@@ -54,7 +54,7 @@ impl Bert {
             self.attention(compute, layer, &lengths, buffers);
             self.feed_forward(compute, layer, lengths.iter().sum(), buffers);
         }
-        buffers.states.view().floats
+        buffers.states.rows()
     }
 
     fn embed(&self, compute: &Compute, texts: &[&[TokenId]], buffers: &mut Buffers) {
@@ -118,7 +118,7 @@ impl Bert {
         (Dense { matrix, bias }, norm): (&Dense, &LayerNorm),
         buffers: &mut Buffers,
     ) {
-        let (width, count) = (self.sizes.hidden, buffers.states.view().floats.len());
+        let (width, count) = (self.sizes.hidden, buffers.states.rows().len());
         buffers.update.resize(count, 0.0);
         multiply(matrix, compute, &mut buffers.inner, &mut buffers.update);
         let states = buffers.states.floats(count / width, width);
@@ -132,5 +132,5 @@ impl Bert {
 /// Writes `x * W^T`, `[tokens, rows]`.
 fn multiply(matrix: &Linear, compute: &Compute, x: &mut Activations, out: &mut [f32]) {
     x.fill(compute, matrix.form(compute.isa), |_, _| {});
-    matrix.apply(compute, x.view(), Product::Set(out));
+    matrix.apply(compute, x, Product::Set(out));
 }
