@@ -152,12 +152,26 @@ impl Pool {
                 _ => work(0, Items::All(Some(0..count))),
             };
         }
+        let threads = self.threads();
+        self.share_parts(count, grain, |thread| count * (thread + 1) / threads, work);
+    }
+
+    /// Shares items of which each thread's part ends where `end` says.
+    fn share_parts(
+        &self,
+        count: usize,
+        grain: usize,
+        end: impl Fn(usize) -> usize,
+        work: impl Fn(usize, Items<'_>) + Sync,
+    ) {
         assert!(u32::try_from(count).is_ok(), "a job has fewer than 2^32 items");
         let _turn = lock(&self.0.turn);
-        let threads = self.threads();
-        for (index, part) in self.0.shared.parts.iter().enumerate() {
-            let (start, end) = (count * index / threads, count * (index + 1) / threads);
+        let mut start = 0;
+        for (thread, part) in self.0.shared.parts.iter().enumerate() {
+            let is_last = thread + 1 == self.threads();
+            let end = if is_last { count } else { end(thread).clamp(start, count) };
             part.0.store(pack(start, end), Ordering::Relaxed);
+            start = end;
         }
         self.lend(&|thread| {
             work(thread, Items::Shared { parts: &self.0.shared.parts, thread, grain });
@@ -174,9 +188,25 @@ impl Pool {
         items: impl Iterator<Item = T>,
         work: impl Fn(usize, T) + Sync,
     ) {
-        let items: Vec<Mutex<Option<T>>> = items.map(|item| Mutex::new(Some(item))).collect();
-        self.share(items.len(), 1, |thread, range| {
-            for item in &items[range] {
+        let items: Vec<T> = items.collect();
+        let (count, threads) = (items.len(), self.threads());
+        self.each_of_parts(items, |thread| count * (thread + 1) / threads, work);
+    }
+
+    /// Does what [`each_by_part`](Self::each_by_part) does; `end` says where a thread's part ends.
+    pub fn each_of_parts<T: Send>(
+        &self,
+        items: Vec<T>,
+        end: impl Fn(usize) -> usize,
+        work: impl Fn(usize, T) + Sync,
+    ) {
+        if self.0.workers.is_empty() || items.len() < 2 {
+            return items.into_iter().for_each(|item| work(0, item));
+        }
+        let items: Vec<Mutex<Option<T>>> =
+            items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+        self.share_parts(items.len(), 1, end, |thread, range| {
+            for item in range.flat_map(|range| &items[range]) {
                 if let Some(item) = lock(item).take() {
                     work(thread, item);
                 }

@@ -135,18 +135,22 @@ impl<'a> Pass<'a> {
             // The other groups are computed beside the first round.
             let mut items: Vec<Item<'_>> = std::mem::take(&mut others);
             items.extend(round.pieces().into_iter().map(Item::Piece));
-            items.sort_by_key(|item| Reverse(self.cost(item)));
-            compute.pool.each(items.into_iter(), |thread, item| {
-                let mut own = threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
-                match item {
-                    Item::Piece(Piece { queries, segments, states }) => {
-                        attend(compute.isa, queries, segments, &mut own.scratch, states);
+            let ends = self.sort(&mut items, compute.pool.threads());
+            compute.pool.each_of_parts(
+                items,
+                |thread| ends[thread],
+                |thread, item| {
+                    let mut own = threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
+                    match item {
+                        Item::Piece(Piece { queries, segments, states }) => {
+                            attend(compute.isa, queries, segments, &mut own.scratch, states);
+                        }
+                        Item::Heads { part, heads } => {
+                            self.attend_heads(compute, part, heads, &mut own);
+                        }
                     }
-                    Item::Heads { part, heads } => {
-                        self.attend_heads(compute, part, heads, &mut own);
-                    }
-                }
-            });
+                },
+            );
             ended += round.fold(compute, threads);
             if ended == deep.len() {
                 return;
@@ -186,6 +190,26 @@ impl<'a> Pass<'a> {
             token += group.tokens;
         }
         (deep, others)
+    }
+
+    /// Divides the items, which are in the order of their tokens, into a part for each thread that has
+    /// as much to do, and puts the largest first in each; returns where each part ends.
+    ///
+    /// So the thread that writes a sequence's keys and values mostly reads them as well.
+    fn sort(&self, items: &mut [Item<'_>], threads: usize) -> Vec<usize> {
+        let all: usize = items.iter().map(|item| self.cost(item)).sum();
+        let (mut ends, mut start, mut before) = (Vec::with_capacity(threads), 0, 0);
+        for thread in 0..threads {
+            let mut end = start;
+            while end < items.len() && before * threads < all * (thread + 1) {
+                before += self.cost(&items[end]);
+                end += 1;
+            }
+            items[start..end].sort_by_key(|item| Reverse(self.cost(item)));
+            ends.push(end);
+            start = end;
+        }
+        ends
     }
 
     /// Returns how many tokens a group's attend to, those of each added up.
