@@ -147,6 +147,19 @@ fn bits_depend_neither_on_chunks_nor_threads_nor_company() {
         let expected: Vec<f32> =
             std::iter::once(&whole[39]).chain(&whole).flatten().copied().collect();
         assert_eq!(outputs.logits, expected, "{model}: {isa:?}");
+        // Whatever is wanted of whom.
+        let [hidden, nothing] = [Wants::Hidden, Wants::Nothing].map(|wants| Entry { wants, ..one });
+        let states = other.forward(&[hidden]).unwrap().hidden.to_vec();
+        for wants in [Wants::All, Wants::Last] {
+            let two = Entry { wants, ..two };
+            let rows = if wants == Wants::All { &whole[..] } else { &whole[whole.len() - 1..] };
+            for entries in [[hidden, two], [two, hidden], [nothing, two]] {
+                let outputs = other.forward(&entries).unwrap();
+                assert_eq!(outputs.logits, rows.concat(), "{model}: {isa:?}");
+                let is_wanted = entries.iter().any(|entry| entry.wants == Wants::Hidden);
+                assert_eq!(outputs.hidden, if is_wanted { &states[..] } else { &[] });
+            }
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod quantize;
 mod rounded;
 
 use quantize::quantize_with_best;
+#[cfg(target_arch = "x86_64")]
 pub(super) use quantize::{add_seconds, inverse};
 pub(super) use rounded::Rounded;
 use rounded::round;
@@ -263,7 +264,7 @@ impl Activations {
         self.form.digits.is_some() && self.rows * self.columns >= SHARED_NUMBERS
     }
 
-    /// Calls `work` with the rows, as a thread reads them.
+    /// Calls `work` with the rows, as a thread reads them, one of those that they were filled in with.
     pub(super) fn read<R>(&self, isa: Isa, thread: usize, work: impl FnOnce(View<'_>) -> R) -> R {
         let precision = match self.form.digits {
             Some(precision) if !self.digits_are_shared() => precision,

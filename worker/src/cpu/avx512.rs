@@ -71,6 +71,7 @@ fn rows<F: Format, const M: usize>(
     first: usize,
     out: &mut [[f32; ROWS]],
 ) -> usize {
+    const { assert!(M <= TOKENS) };
     assert_eq!(group.len() * F::CODES.blocks(), x.columns / BLOCK * F::CODES.tile_bytes());
     let (x, lane) = (x.rows(first, M), first % PANEL_ROWS);
     store(out, tiles::<F, M>(group, x, lane));
@@ -326,7 +327,8 @@ fn product<F: Format>(
             let start = match F::CODES.bits() {
                 4 => start,
                 5 => _mm512_slli_epi32::<1>(start),
-                _ => _mm512_slli_epi32::<4>(start),
+                8 => _mm512_slli_epi32::<4>(start),
+                _ => unreachable!("codes with a centre have 4, 5 or 8 bits"),
             };
             product_of_centred(planes, values, start, scales.0)
         }

@@ -1,5 +1,5 @@
 //! A matrix product: quantise the activations, then each thread computes some of the outputs.
-#![expect(unsafe_code, reason = "threads write disjoint columns of one output")]
+#![expect(unsafe_code, reason = "threads write disjoint columns and rows of one output")]
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -104,7 +104,7 @@ impl Linear {
     }
 
     /// Computes `x * W^T` for the rows of `x`, which was filled in with this layer's
-    /// [`form`](Self::form); the result is `[tokens, rows]`.
+    /// [`form`](Self::form) by the same threads; the result is `[tokens, rows]`.
     pub fn apply(&self, compute: &Compute, x: &Activations, product: Product<'_>) {
         let (out, is_sum) = match product {
             Product::Set(out) => (out, false),
@@ -297,7 +297,7 @@ struct Output<'a> {
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the only access is `write`, whose callers never overlap.
+// SAFETY: the only access is `write`, whose callers never overlap; `fetch` reads nothing.
 unsafe impl Sync for Output<'_> {}
 
 impl<'a> Output<'a> {

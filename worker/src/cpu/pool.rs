@@ -193,7 +193,8 @@ impl Pool {
         self.each_of_parts(items, |thread| count * (thread + 1) / threads, work);
     }
 
-    /// Does what [`each_by_part`](Self::each_by_part) does; `end` says where a thread's part ends.
+    /// Does what [`each_by_part`](Self::each_by_part) does; `end` says where a thread's part ends, at
+    /// the earliest where it begins, and the last thread's has what is left.
     pub fn each_of_parts<T: Send>(
         &self,
         items: Vec<T>,
@@ -417,6 +418,9 @@ mod tests {
                 assert!(hits.iter().all(|&hit| hit == 1), "{threads} threads, {count} items");
                 pool.each_by_part(hits.iter_mut(), |_, hit| *hit += 1);
                 assert!(hits.iter().all(|&hit| hit == 2), "{threads} threads, {count} items");
+                let odd_ends = |thread: usize| [1, 0, 5000][thread % 3];
+                pool.each_of_parts(hits.iter_mut().collect(), odd_ends, |_, hit| *hit += 1);
+                assert!(hits.iter().all(|&hit| hit == 3), "{threads} threads, {count} items");
                 for grain in [0, 1, 3, 2000] {
                     let hits: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
                     pool.share(count, grain, |thread, items| {

@@ -1,7 +1,7 @@
 //! The forward pass of the Llama family.
 //!
 //! A layer is a few jobs that the threads share; what lies between them is a row or two when few
-//! tokens are decoded, and is then done by the caller alone.
+//! tokens are decoded, and is then done by the caller alone, or by each thread for itself.
 
 use std::borrow::Cow;
 
@@ -17,7 +17,7 @@ use crate::cpu::vector::{add, normalize_heads, rms_norm, rotate, swiglu};
 use crate::lora::{Deltas, Part, Target};
 use crate::runner::BlockId;
 
-/// Tokens at a time that a thread rotates.
+/// Tokens at a time that a thread embeds.
 const GRAIN: usize = 4;
 
 /// The matrices whose products are multiplied with each other.
@@ -39,7 +39,7 @@ pub struct Position<'a> {
 pub struct Input<'a> {
     /// The tokens: those of a sequence one after the other.
     pub tokens: &'a [Position<'a>],
-    /// Indices of those whose hidden states or logits are wanted, ascending.
+    /// Indices of those whose hidden states or logits are wanted, each larger than the one before.
     pub wanted: &'a [usize],
     /// Which tokens have adapters.
     pub deltas: &'a Deltas<'a>,
@@ -84,6 +84,8 @@ impl Llama {
         buffers: &mut Buffers,
     ) {
         let tokens = input.tokens;
+        let is_ascending = input.wanted.is_sorted_by(|one, next| one < next);
+        assert!(is_ascending && input.wanted.last().is_none_or(|&last| last < tokens.len()));
         self.embed(compute, tokens, buffers);
         let shape = self.attention_shape();
         let place = |token: &Position<'_>| {
