@@ -32,15 +32,15 @@ pub struct Precisions {
 
 impl Default for Precisions {
     /// Returns those that make the logits' error as small as others' at the least cost: second
-    /// digits above 4 times a row's mean before queries, keys, values, gates and what they gate,
+    /// digits above twice a row's mean before queries, keys, values, gates and what they gate,
     /// above 8 times before the way back and the output matrix, and none behind attention. The
     /// table in `docs/engine.md` has what others cost; `examples/precision.rs` measures it.
     fn default() -> Self {
         let above = |excess| Precision { excess };
         Self {
-            query_key_value: above(4.0),
+            query_key_value: above(2.0),
             attention_output: Precision::NARROW,
-            gate_up: above(4.0),
+            gate_up: above(2.0),
             down: above(8.0),
             head: above(8.0),
         }
