@@ -4,7 +4,7 @@
     python3 -m venv venv && PATH=$PWD/venv/bin:$PATH CMAKE_ARGS="-DGGML_NATIVE=ON" \\
         venv/bin/pip install --no-binary llama-cpp-python llama-cpp-python==0.3.36 cmake ninja
     cargo build --release -p stator-worker --example decode_speed
-    venv/bin/python scripts/bench_llama_cpp.py MODEL.gguf [--theirs OTHER.gguf | --requantize]
+    venv/bin/python scripts/bench_llama_cpp.py MODEL.gguf [--theirs FILE | --requantize [both]]
 
 The shapes are those of `worker::bench`: a prefill of 512 tokens with the logits after the last,
 and decode steps of 1, 8 and 16 sequences from a context of 128 on, logits for each. Both engines
@@ -12,7 +12,8 @@ run in processes of their own, one after the other, in every round; a figure is 
 rounds' quartiles, so that what else the machine does in between hits both alike.
 
 --theirs      the file that llama.cpp runs; without it, the same as ours
---requantize  let llama.cpp run a Q4_0 file that it makes of ours, its fastest format
+--requantize  let llama.cpp, or both, run a Q4_0 file that llama.cpp makes of the model: the
+              fastest format of both engines
 --threads     numbers of threads to measure with (default: 1 2)
 --rounds      how often each is measured (default: 3)
 --ours        the program that measures our engine
@@ -159,7 +160,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("--theirs", type=pathlib.Path)
-    parser.add_argument("--requantize", action="store_true")
+    parser.add_argument("--requantize", nargs="?", const="theirs", choices=["theirs", "both"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=64)
@@ -175,6 +176,8 @@ def main():
         if options.requantize:
             theirs = pathlib.Path(folder) / f"{options.model.stem}.Q4_0.gguf"
             requantize(options.model, theirs)
+        if options.requantize == "both":
+            options.model = theirs
         compare(options, theirs)
 
 
