@@ -193,8 +193,8 @@ impl<'a> Pass<'a> {
     }
 
     /// Divides the items, which are in the order of their tokens but for the pieces of deep groups at
-    /// the end, into a part for each thread that has
-    /// as much to do, and puts the largest first in each; returns where each part ends.
+    /// the end, into a part for each thread that has as much to do as another's, and puts the largest
+    /// first in each; returns where each part ends.
     ///
     /// So the thread that writes a sequence's keys and values mostly reads them as well.
     fn sort(&self, items: &mut [Item<'_>], threads: usize) -> Vec<usize> {
