@@ -21,7 +21,7 @@ mod rounded;
 
 use quantize::quantize_with_best;
 #[cfg(target_arch = "x86_64")]
-pub(super) use quantize::{add_seconds, inverse};
+pub(super) use quantize::{inverse, quantize_rows};
 pub(super) use rounded::Rounded;
 use rounded::round;
 

@@ -65,6 +65,19 @@ fn quantize_body<const FMA: bool>(
     columns: usize,
     excess: f32,
 ) {
+    quantize_rows(floats, digits, (columns, excess), quantize_row, second_digits);
+}
+
+/// Quantises rows, four to a panel: `quantize_row` does so with a row of a panel and returns the mean
+/// of its squared steps, `second_digits` is as for [`add_seconds`].
+#[inline(always)]
+pub(in crate::cpu) fn quantize_rows(
+    floats: &[f32],
+    digits: DigitsMut<'_>,
+    (columns, excess): (usize, f32),
+    quantize_row: impl Fn(&[[f32; BLOCK]], &mut [Panel], usize) -> f32,
+    second_digits: impl Fn(&[f32; BLOCK], f32, &mut [i8; BLOCK]) -> [i32; 2],
+) {
     let DigitsMut { panels, seconds, counts } = digits;
     let blocks = columns / BLOCK;
     let rooms = seconds.chunks_exact_mut(PANEL_ROWS * blocks).zip(counts);
@@ -74,7 +87,7 @@ fn quantize_body<const FMA: bool>(
         for ((row, x), limit) in rows.chunks_exact(columns).enumerate().zip(&mut limits) {
             *limit = quantize_row(x.as_chunks().0, panels, row) * excess;
         }
-        add_seconds(rows, panels, &limits, room, second_digits);
+        add_seconds(rows, panels, &limits, room, &second_digits);
     }
 }
 
@@ -107,7 +120,7 @@ pub(in crate::cpu) fn inverse(scale: f32) -> f32 {
 /// `digits` writes those of a block, given what a number is multiplied with to become a first
 /// digit, and returns the sums of their halves.
 #[inline(always)]
-pub(in crate::cpu) fn add_seconds(
+fn add_seconds(
     rows: &[f32],
     panels: &[Panel],
     limits: &[f32; PANEL_ROWS],

@@ -4,9 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::activations::{
-    BASE, BLOCK, DigitsMut, MOST, PANEL_ROWS, Panel, add_seconds, inverse,
-};
+use crate::cpu::activations::{BASE, BLOCK, DigitsMut, MOST, Panel, inverse, quantize_rows};
 
 /// Blocks at a time.
 const FOUR: usize = 4;
@@ -14,18 +12,9 @@ const FOUR: usize = 4;
 /// Does what [`quantize`](crate::cpu::activations) does.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(in crate::cpu) fn quantize(floats: &[f32], digits: DigitsMut<'_>, columns: usize, excess: f32) {
-    let DigitsMut { panels, seconds, counts } = digits;
-    let blocks = columns / BLOCK;
-    let rooms = seconds.chunks_exact_mut(PANEL_ROWS * blocks).zip(counts);
-    let quads = floats.chunks(PANEL_ROWS * columns).zip(panels.chunks_exact_mut(blocks));
-    for ((rows, panels), room) in quads.zip(rooms) {
-        let mut limits = [0.0; PANEL_ROWS];
-        for ((row, x), limit) in rows.chunks_exact(columns).enumerate().zip(&mut limits) {
-            *limit = quantize_row(x.as_chunks().0, panels, row) * excess;
-        }
-        let digits = |x: &_, inverse, out: &mut _| second_digits(x, inverse, out);
-        add_seconds(rows, panels, &limits, room, digits);
-    }
+    let row = |x: &[_], panels: &mut [_], row| quantize_row(x, panels, row);
+    let seconds = |x: &_, inverse, out: &mut _| second_digits(x, inverse, out);
+    quantize_rows(floats, digits, (columns, excess), row, seconds);
 }
 
 /// Quantises a row of a panel, and returns the mean of its squared steps.
