@@ -19,9 +19,9 @@ use super::memory::Lines;
 mod quantize;
 mod rounded;
 
-use quantize::quantize_with_best;
 #[cfg(target_arch = "x86_64")]
-pub(super) use quantize::{inverse, quantize_rows};
+pub(super) use quantize::quantize_rows;
+use quantize::quantize_with_best;
 pub(super) use rounded::Rounded;
 use rounded::round;
 

@@ -111,7 +111,7 @@ fn quantize_row(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> f32 {
 /// Returns what a number is multiplied with to become a digit: 0 where the step is none, NaN, or so
 /// small that its inverse would be infinite.
 #[inline(always)]
-pub(in crate::cpu) fn inverse(scale: f32) -> f32 {
+fn inverse(scale: f32) -> f32 {
     if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
 }
 

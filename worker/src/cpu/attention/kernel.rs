@@ -358,7 +358,7 @@ fn weigh<const FMA: bool>(scores: &mut [f32], range: Range<usize>, end: usize, s
             *most = if score > *most { score } else { *most };
         }
     }
-    let most = most.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    let most = largest(most);
     let mut sums = [0f32; LANES];
     for scores in scores.iter_mut() {
         for (sum, score) in sums.iter_mut().zip(scores) {
@@ -370,6 +370,20 @@ fn weigh<const FMA: bool>(scores: &mut [f32], range: Range<usize>, end: usize, s
     let [.., largest, sum] = state else { return };
     *largest = most;
     *sum = sums.iter().sum();
+}
+
+/// Returns the largest of some numbers, found by halves: the exponentials wait for it.
+#[inline(always)]
+fn largest(mut numbers: [f32; LANES]) -> f32 {
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            let other = numbers[lane + width];
+            numbers[lane] = if other > numbers[lane] { other } else { numbers[lane] };
+        }
+    }
+    numbers[0]
 }
 
 fn clear(state: &mut [f32]) {

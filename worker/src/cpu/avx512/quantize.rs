@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::activations::{BASE, BLOCK, DigitsMut, MOST, Panel, inverse, quantize_rows};
+use crate::cpu::activations::{BASE, BLOCK, DigitsMut, MOST, Panel, quantize_rows};
 
 /// Blocks at a time.
 const FOUR: usize = 4;
@@ -23,22 +23,46 @@ pub(in crate::cpu) fn quantize(floats: &[f32], digits: DigitsMut<'_>, columns: u
 fn quantize_row(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> f32 {
     let mut squares = _mm_setzero_ps();
     for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
-        let steps = _mm_mul_ps(largest(x), _mm_set1_ps(1.0 / MOST));
-        // Infinity less infinity is NaN.
-        let steps = _mm_add_ps(steps, _mm_sub_ps(steps, steps));
+        // The count is a constant of each, so that their registers stay registers.
+        let steps = match x.len() {
+            FOUR => quantize_blocks::<4>(x, panels, row),
+            3 => quantize_blocks::<3>(x, panels, row),
+            2 => quantize_blocks::<2>(x, panels, row),
+            _ => quantize_blocks::<1>(x, panels, row),
+        };
         squares = _mm_fmadd_ps(steps, steps, squares);
-        let mut quarters = [_mm256_setzero_si256(); FOUR];
-        let blocks = x.iter().zip(&mut *panels).zip(floats_of(steps));
-        for (((x, panel), step), quarters) in blocks.zip(&mut quarters) {
-            panel.scales[row] = step;
-            *quarters = first_digits(x, inverse(step), &mut panel.values[row]);
-        }
-        for (panel, halves) in panels.iter_mut().zip(sums(quarters)) {
-            panel.set_sums(row, halves);
-        }
     }
     let [a, b, c, d] = floats_of(squares);
     ((a + b) + (c + d)) / panels.len() as f32
+}
+
+/// Quantises up to four blocks, and returns their steps.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn quantize_blocks<const N: usize>(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> __m128 {
+    let (x, panels) = (&x[..N], &mut panels[..N]);
+    let steps = _mm_mul_ps(largest(x), _mm_set1_ps(1.0 / MOST));
+    // Infinity less infinity is NaN.
+    let steps = _mm_add_ps(steps, _mm_sub_ps(steps, steps));
+    let (worth, inverses) = (floats_of(steps), floats_of(inverses(steps)));
+    let mut quarters = [_mm256_setzero_si256(); FOUR];
+    for block in 0..N {
+        panels[block].scales[row] = worth[block];
+        quarters[block] = first_digits(&x[block], inverses[block], &mut panels[block].values[row]);
+    }
+    let halves = sums(quarters);
+    for block in 0..N {
+        panels[block].set_sums(row, halves[block]);
+    }
+    steps
+}
+
+/// Does what [`inverse`](crate::cpu::activations::inverse) does, for four steps.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn inverses(steps: __m128) -> __m128 {
+    let usable = _mm_cmp_ps_mask::<_CMP_GE_OQ>(steps, _mm_set1_ps(f32::MIN_POSITIVE));
+    _mm_maskz_div_ps(usable, _mm_set1_ps(1.0), steps)
 }
 
 #[inline]
