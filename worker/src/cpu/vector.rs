@@ -5,7 +5,7 @@
 use super::isa::dispatched;
 
 /// The lanes of a sum.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Returns `a * b + c`, fused where that is one instruction.
 #[inline(always)]
@@ -100,45 +100,6 @@ fn add_body<const FMA: bool>(sum: &mut [f32], other: &[f32]) {
     for (sum, other) in sum.iter_mut().zip(other) {
         *sum += other;
     }
-}
-
-/// The logit distance, after temperature, from which on a token weighs nothing.
-const NEGLIGIBLE: f32 = -80.0;
-
-dispatched! {
-    /// Turns logits into softmax weights of which the largest is 1: `e^((logit - top) * inverse)`.
-    pub fn weigh(logits: &mut [f32], top: f32, inverse: f32) = weigh_body
-}
-
-#[inline(always)]
-fn weigh_body<const FMA: bool>(logits: &mut [f32], top: f32, inverse: f32) {
-    for logit in logits {
-        let distance = (*logit - top) * inverse;
-        // Also minus infinity, which `exp` would not take to 0, and what is not a number.
-        let weight = exp::<FMA>(distance);
-        *logit = if distance >= NEGLIGIBLE { weight } else { 0.0 };
-    }
-}
-
-dispatched! {
-    /// Writes the largest number of a row to `out`: minus infinity if there is none, and NaN if one
-    /// of them is NaN.
-    pub fn maximum(row: &[f32], out: &mut f32) = maximum_body
-}
-
-#[inline(always)]
-fn maximum_body<const FMA: bool>(row: &[f32], out: &mut f32) {
-    let (mut lanes, mut odd) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
-    let (chunks, rest) = row.as_chunks::<LANES>();
-    for chunk in chunks {
-        for ((lane, odd), &value) in lanes.iter_mut().zip(&mut odd).zip(chunk) {
-            *lane = if value > *lane { value } else { *lane };
-            *odd |= value.is_nan();
-        }
-    }
-    let is_odd = odd.contains(&true) || rest.iter().any(|value| value.is_nan());
-    let most = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    *out = if is_odd { f32::NAN } else { most };
 }
 
 dispatched! {
@@ -255,25 +216,6 @@ mod tests {
             normalize_heads(isa, &mut heads, &weight, 1e-5);
             for head in heads.chunks_exact(83) {
                 assert_eq!(head, out, "{isa:?}: heads are normalised as rows are");
-            }
-        }
-    }
-
-    #[test]
-    fn the_largest_number_is_none_where_one_is_none() {
-        for isa in Isa::available() {
-            let largest = |row: &[f32]| {
-                let mut out = 0.0;
-                maximum(isa, row, &mut out);
-                out
-            };
-            let mut row: Vec<f32> = (0..83).map(|i| -(i as f32 - 40.0).abs()).collect();
-            row[3] = f32::NEG_INFINITY;
-            assert_eq!((largest(&row), largest(&[])), (0.0, f32::NEG_INFINITY));
-            for place in [0, 31, 82] {
-                let mut row = row.clone();
-                row[place] = f32::NAN;
-                assert!(largest(&row).is_nan(), "{isa:?} {place}");
             }
         }
     }

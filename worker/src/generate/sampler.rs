@@ -8,13 +8,9 @@ use std::collections::HashMap;
 use engine::{Sampling, TokenId};
 
 use crate::cpu::Isa;
-use crate::cpu::vector::{maximum, weigh};
+use crate::cpu::softmax::{PART, maximum};
 
-/// Candidates that are sorted first when looking for the top-p set; most sets are smaller.
-const FIRST_SORTED: usize = 64;
-
-/// Weights that are summed at once when all tokens are candidates.
-const SUMMED: usize = 64;
+use choice::Choice;
 
 /// Below this temperature a draw is greedy: the inverse would overflow, and nothing else is left.
 const COLDEST: f32 = 1e-5;
@@ -23,15 +19,15 @@ const COLDEST: f32 = 1e-5;
 #[derive(Debug)]
 pub(super) struct Scratch {
     isa: Isa,
+    /// Logits of which biases, penalties and rules have taken theirs.
     logits: Vec<f32>,
-    sums: Vec<f32>,
-    candidates: Vec<(f32, TokenId)>,
+    choice: Choice,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        let (logits, sums, candidates) = Default::default();
-        Self { isa: Isa::best(), logits, sums, candidates }
+        let isa = Isa::best();
+        Self { isa, logits: Vec::new(), choice: Choice::new(isa) }
     }
 }
 
@@ -117,22 +113,30 @@ impl Sampler {
         let has_rules =
             rules.allowed.is_some() || rules.barred.iter().any(|tokens| !tokens.is_empty());
         let is_plain = self.seen.is_none() && self.sampling.logit_bias.is_empty() && !has_rules;
-        let is_greedy = self.is_greedy();
-        if is_plain && is_greedy {
-            return largest(scratch.isa, logits);
+        if is_plain {
+            return self.draw_from(logits, scratch);
         }
-        scratch.logits.clear();
-        scratch.logits.extend_from_slice(logits);
+        let mut changed = std::mem::take(&mut scratch.logits);
+        changed.clear();
+        changed.extend_from_slice(logits);
         for &(token, bias) in &self.sampling.logit_bias {
-            if let Some(logit) = scratch.logits.get_mut(token as usize) {
+            if let Some(logit) = changed.get_mut(token as usize) {
                 *logit += bias;
             }
         }
-        self.penalize(&mut scratch.logits);
-        rules.apply(&mut scratch.logits);
-        match is_greedy {
-            true => largest(scratch.isa, &scratch.logits),
-            false => self.choose(scratch),
+        self.penalize(&mut changed);
+        rules.apply(&mut changed);
+        let token = self.draw_from(&changed, scratch);
+        scratch.logits = changed;
+        token
+    }
+
+    /// Draws by the logits as they are.
+    fn draw_from(&mut self, logits: &[f32], scratch: &mut Scratch) -> Option<TokenId> {
+        let top = largest(scratch.isa, logits)?;
+        match self.is_greedy() {
+            true => first(top, logits),
+            false => scratch.choice.choose(logits, top, &self.sampling, self.random.f64()),
         }
     }
 
@@ -158,61 +162,6 @@ impl Sampler {
                 *logit -= presence_penalty + frequency_penalty * seen.drawn as f32;
             }
         }
-    }
-
-    /// Draws from the softmax of what min-p, top-k and top-p leave.
-    fn choose(&mut self, scratch: &mut Scratch) -> Option<TokenId> {
-        let Scratch { isa, logits, sums, candidates } = scratch;
-        let top = logits[largest(*isa, logits)? as usize];
-        weigh(*isa, logits, top, 1.0 / self.sampling.temperature);
-        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
-        if top_k == 0 && top_p >= 1.0 && min_p <= 0.0 {
-            return self.choose_among_all(logits, sums);
-        }
-        candidates.clear();
-        let weighted = logits.iter().zip(0..).filter(|&(&weight, _)| weight > 0.0);
-        candidates.extend(weighted.filter(|&(&w, _)| w >= min_p).map(|(&w, token)| (w, token)));
-        let top_k = top_k as usize;
-        if top_k > 0 && top_k < candidates.len() {
-            candidates.select_nth_unstable_by(top_k - 1, likelier);
-            candidates.truncate(top_k);
-        }
-        if top_p < 1.0 {
-            keep_top_p(candidates, top_p);
-        }
-        let total: f64 = candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
-        let mut left = self.random.f64() * total;
-        for &(weight, token) in candidates.iter() {
-            left -= f64::from(weight);
-            if left < 0.0 {
-                return Some(token);
-            }
-        }
-        candidates.last().map(|&(_, token)| token)
-    }
-
-    /// Draws from all weights: first which 64, then which of them.
-    fn choose_among_all(&mut self, weights: &[f32], sums: &mut Vec<f32>) -> Option<TokenId> {
-        sums.clear();
-        sums.extend(weights.chunks(SUMMED).map(|chunk| chunk.iter().sum::<f32>()));
-        let total: f64 = sums.iter().map(|&sum| f64::from(sum)).sum();
-        let mut left = self.random.f64() * total;
-        let mut last = None;
-        for (index, (chunk, &sum)) in weights.chunks(SUMMED).zip(sums.iter()).enumerate() {
-            if left >= f64::from(sum) {
-                left -= f64::from(sum);
-                continue;
-            }
-            for (offset, &weight) in chunk.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
-                last = Some((index * SUMMED + offset) as TokenId);
-                left -= f64::from(weight);
-                if left < 0.0 {
-                    return last;
-                }
-            }
-        }
-        // Rounding can leave a rest behind the last token that has a weight.
-        last.or_else(|| weights.iter().rposition(|&w| w > 0.0).map(|token| token as TokenId))
     }
 }
 
@@ -241,48 +190,22 @@ impl Rules<'_> {
     }
 }
 
-/// Orders candidates: heavier first, then lower ids, so that the order is total.
-fn likelier(a: &(f32, TokenId), b: &(f32, TokenId)) -> std::cmp::Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
-}
-
-/// Keeps the smallest set of the heaviest candidates that has a share `top_p` of the weight.
-fn keep_top_p(candidates: &mut Vec<(f32, TokenId)>, top_p: f32) {
-    let total: f64 = candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
-    let enough = total * f64::from(top_p);
-    let (mut sorted, mut sum) = (0, 0.0);
-    let mut next = FIRST_SORTED;
-    while sorted < candidates.len() {
-        let end = next.min(candidates.len());
-        if end < candidates.len() {
-            candidates[sorted..].select_nth_unstable_by(end - sorted - 1, likelier);
-        }
-        candidates[sorted..end].sort_unstable_by(likelier);
-        for (index, &(weight, _)) in candidates.iter().enumerate().take(end).skip(sorted) {
-            sum += f64::from(weight);
-            if sum >= enough {
-                candidates.truncate(index + 1);
-                return;
-            }
-        }
-        sorted = end;
-        next *= 4;
-    }
-}
-
-/// Returns the first of the largest logits; none if one is NaN or none can be drawn.
-fn largest(isa: Isa, logits: &[f32]) -> Option<TokenId> {
+/// Returns the largest logit; none if one is no number or none can be drawn.
+fn largest(isa: Isa, logits: &[f32]) -> Option<f32> {
     let mut top = f32::NEG_INFINITY;
     maximum(isa, logits, &mut top);
-    if top.is_nan() || top == f32::NEG_INFINITY {
-        return None;
-    }
+    (top > f32::NEG_INFINITY).then_some(top)
+}
+
+/// Returns the first token with a logit.
+fn first(top: f32, logits: &[f32]) -> Option<TokenId> {
     // A chunk is looked at as a whole, which vectorises; the search inside it is short.
     let has_top = |chunk: &[f32]| chunk.iter().fold(false, |found, &logit| found | (logit == top));
-    let chunk = logits.chunks(SUMMED).position(has_top)? * SUMMED;
+    let chunk = logits.chunks(PART).position(has_top)? * PART;
     let offset = logits[chunk..].iter().position(|&logit| logit == top)?;
     Some((chunk + offset) as TokenId)
 }
 
+mod choice;
 #[cfg(test)]
 mod tests;

@@ -65,25 +65,6 @@ fn filters_keep_exactly_their_sets() {
 }
 
 #[test]
-fn top_p_keeps_the_set_that_a_full_sort_keeps() {
-    let mut random = fastrand::Rng::with_seed(3);
-    for top_p in [0.05f32, 0.5, 0.9, 0.999] {
-        let weights: Vec<(f32, TokenId)> = (0..2000).map(|t| (random.f32().powi(4), t)).collect();
-        let mut sorted = weights.clone();
-        sorted.sort_by(likelier);
-        let total: f64 = sorted.iter().map(|w| f64::from(w.0)).sum();
-        let mut sum = 0.0;
-        let size = sorted.iter().position(|w| {
-            sum += f64::from(w.0);
-            sum >= total * f64::from(top_p)
-        });
-        let mut kept = weights;
-        keep_top_p(&mut kept, top_p);
-        assert_eq!(kept, sorted[..=size.unwrap()], "{top_p}");
-    }
-}
-
-#[test]
 fn penalties_are_those_of_the_formula() {
     let sampling = Sampling {
         repetition_penalty: 2.0,
