@@ -1,11 +1,14 @@
 //! Measures streams through the scheduler without a server, in tokens a second:
-//! `scheduler_speed [STREAMS [TOKENS [MODEL [THREADS]]]]`; without a model the mock, which takes no
-//! time of its own.
+//! `scheduler_speed [STREAMS [TOKENS [MODEL [THREADS [TEMPERATURE]]]]]`; without a model, or with
+//! `-`, the mock, which takes no time of its own.
+//!
+//! Each stream has a prompt of its own: equal ones would be read from the same blocks of the cache
+//! for as long as their tokens agree.
 
 use std::path::Path;
 use std::time::Instant;
 
-use engine::{Context, Engine, GenerateRequest, StopConditions};
+use engine::{Context, Engine, GenerateRequest, Sampling, StopConditions, TokenId};
 use futures_util::StreamExt;
 use futures_util::future::try_join_all;
 use worker::generate::{GenerateEngine, SchedulerConfig};
@@ -34,9 +37,17 @@ fn start(streams: usize, model: Option<&str>, threads: usize) -> Result<Generate
 }
 
 /// Runs one stream; returns its tokens and outputs.
-async fn run(engine: &GenerateEngine, tokens: u32) -> engine::Result<(usize, usize)> {
-    let stop = StopConditions { ignore_eos: true, ..StopConditions::after(tokens) };
-    let mut stream = engine.call(GenerateRequest::new(vec![1; 16], stop), Context::new("")).await?;
+async fn run(
+    engine: &GenerateEngine,
+    stream: usize,
+    tokens: usize,
+    temperature: f32,
+) -> engine::Result<(usize, usize)> {
+    let stop = StopConditions { ignore_eos: true, ..StopConditions::after(tokens as u32) };
+    let prompt = (0..16).map(|token| (stream * 7 + token * 11) as TokenId % 250 + 1);
+    let mut request = GenerateRequest::new(prompt.collect::<Vec<_>>(), stop);
+    request.sampling = Sampling { temperature, ..Sampling::default() };
+    let mut stream = engine.call(request, Context::new("")).await?;
     let (mut tokens, mut outputs) = (0, 0);
     while let Some(output) = stream.next().await {
         tokens += output?.tokens.len();
@@ -54,11 +65,13 @@ fn main() -> Result<(), Error> {
         arguments.get(index).map_or(Ok(default), |text| text.parse::<usize>())
     };
     let (streams, tokens) = (number(0, 32)?, number(1, 8000)?);
-    let engine = start(streams, arguments.get(2).map(String::as_str), number(3, 2)?)?;
+    let model = arguments.get(2).map(String::as_str).filter(|model| *model != "-");
+    let engine = start(streams, model, number(3, 2)?)?;
+    let temperature = arguments.get(4).map_or(Ok(0.0), |text| text.parse::<f32>())?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for _ in 0..ROUNDS {
         let started = Instant::now();
-        let each = (0..streams).map(|_| run(&engine, tokens as u32));
+        let each = (0..streams).map(|stream| run(&engine, stream, tokens, temperature));
         let sums = runtime.block_on(try_join_all(each))?;
         let (tokens, outputs) =
             sums.into_iter().fold((0, 0), |(t, o), (tokens, outputs)| (t + tokens, o + outputs));
