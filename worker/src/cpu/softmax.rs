@@ -1,4 +1,4 @@
-//! Softmax weights of a row of logits, and what choosing among them asks of all of them.
+//! Softmax weights of a row of logits, and what choosing among them and scoring ask of all of them.
 //!
 //! Sums run over sixteen fixed lanes of fixed parts of a row, so that they vectorise and always add
 //! in the same order.
@@ -99,26 +99,39 @@ fn sum_from_body<const FMA: bool>(weights: &[f32], least: f32, sums: &mut [f32])
     }
 }
 
+/// The groups of a part, which share out all that is in it.
+pub const GROUPS: usize = LANES;
+
 dispatched! {
-    /// Writes the largest weights of groups: sixteen of each part, which share out all its weights.
-    pub fn maxima(weights: &[f32], out: &mut [f32]) = maxima_body
+    /// Writes the largest number of each group of each part: minus infinity if it has none.
+    pub fn maxima(row: &[f32], out: &mut [f32]) = maxima_body
 }
 
 #[inline(always)]
-fn maxima_body<const FMA: bool>(weights: &[f32], out: &mut [f32]) {
-    for (weights, out) in weights.chunks(PART).zip(out.as_chunks_mut::<LANES>().0) {
-        let mut lanes = [0f32; LANES];
-        let (whole, left) = weights.as_chunks::<LANES>();
-        for weights in whole {
-            for (lane, weight) in lanes.iter_mut().zip(weights) {
-                *lane = if *weight > *lane { *weight } else { *lane };
+fn maxima_body<const FMA: bool>(row: &[f32], out: &mut [f32]) {
+    for (part, out) in row.chunks(PART).zip(out.as_chunks_mut::<LANES>().0) {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (whole, left) = part.as_chunks::<LANES>();
+        for values in whole {
+            for (lane, value) in lanes.iter_mut().zip(values) {
+                *lane = if *value > *lane { *value } else { *lane };
             }
         }
-        for (lane, weight) in lanes.iter_mut().zip(left) {
-            *lane = if *weight > *lane { *weight } else { *lane };
+        for (lane, value) in lanes.iter_mut().zip(left) {
+            *lane = if *value > *lane { *value } else { *lane };
         }
         *out = lanes;
     }
+}
+
+dispatched! {
+    /// Counts the numbers of a row that are above a bound.
+    pub fn count_above(row: &[f32], bound: f32, out: &mut u32) = count_above_body
+}
+
+#[inline(always)]
+fn count_above_body<const FMA: bool>(row: &[f32], bound: f32, out: &mut u32) {
+    *out = row.iter().map(|&value| u32::from(value > bound)).sum();
 }
 
 dispatched! {
@@ -209,6 +222,10 @@ mod tests {
                 let group = group(at).take(PART / LANES).map(|token| weights[token]);
                 assert_eq!(largest, group.fold(0.0, f32::max), "{isa:?} {at}");
             }
+            let mut above = 0;
+            count_above(isa, &weights, 0.5, &mut above);
+            let heavy = weights.iter().filter(|weight| **weight > 0.5);
+            assert_eq!(above as usize, heavy.count(), "{isa:?}");
             cut(isa, &mut left, 0.5);
             let kept = |&weight: &f32| if weight >= 0.5 { weight } else { 0.0 };
             assert!(left == weights.iter().map(kept).collect::<Vec<_>>(), "{isa:?}");

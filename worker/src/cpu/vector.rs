@@ -5,7 +5,7 @@
 use super::isa::dispatched;
 
 /// The lanes of a sum.
-pub(crate) const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Returns `a * b + c`, fused where that is one instruction.
 #[inline(always)]

@@ -3,10 +3,25 @@
 use engine::{Error, FinishReason, GenerateRequest, Result, StopConditions, TokenId};
 use engine::{TokenLogprobs, Usage};
 
-use super::logprobs::logprobs;
+use super::logprobs::Scorer;
 use super::output::{Addition, Told};
-use super::sampler::{Rules, Sampler, Scratch};
+use super::sampler::{self, Rules, Sampler};
+use crate::cpu::Isa;
 use crate::guided::{Guide, Progress};
+
+/// Memory that draws of all continuations share.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    sampler: sampler::Scratch,
+    scorer: Scorer,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        let isa = Isa::best();
+        Self { sampler: sampler::Scratch::new(isa), scorer: Scorer::new(isa) }
+    }
+}
 
 /// The draws of one continuation.
 #[derive(Debug)]
@@ -81,11 +96,17 @@ impl Drawing {
 
     /// Notes how likely a token of the prompt was, if that is not known already: a sequence may
     /// have been computed before.
-    pub(super) fn score(&mut self, logits: &[f32], position: usize, token: TokenId) {
+    pub(super) fn score(
+        &mut self,
+        logits: &[f32],
+        position: usize,
+        token: TokenId,
+        scratch: &mut Scratch,
+    ) {
         if let Some(scores) = &mut self.scores
             && scores.entries.len() == position
         {
-            scores.entries.push(Some(logprobs(logits, token, scores.top)));
+            scores.entries.push(Some(scratch.scorer.score(logits, token, scores.top)));
         }
     }
 
@@ -115,7 +136,7 @@ impl Drawing {
         eos_tokens: &[TokenId],
         scratch: &mut Scratch,
     ) -> Result<(Option<Told>, Option<FinishReason>)> {
-        let token = self.draw(logits, eos_tokens, scratch)?;
+        let token = self.draw(logits, eos_tokens, &mut scratch.sampler)?;
         self.sampler.note(token);
         self.drawn += 1;
         // A constraint lets an end-of-sequence token through only where the text may end.
@@ -127,7 +148,8 @@ impl Drawing {
             Some(guide) => guide.accept(token)?,
             None => Progress::Open,
         };
-        let details = self.logprobs.map(|top| logprobs(logits, token, top as usize));
+        let scorer = &mut scratch.scorer;
+        let details = self.logprobs.map(|top| scorer.score(logits, token, top as usize));
         let end = match progress {
             Progress::Complete => Some(FinishReason::Stop),
             Progress::Open => (self.drawn >= self.max_tokens).then_some(FinishReason::Length),
@@ -139,7 +161,7 @@ impl Drawing {
         &mut self,
         logits: &[f32],
         eos_tokens: &[TokenId],
-        scratch: &mut Scratch,
+        scratch: &mut sampler::Scratch,
     ) -> Result<TokenId> {
         let is_early = self.drawn < self.stop.min_tokens;
         let stop_tokens: &[TokenId] = if is_early { &self.stop.stop_token_ids } else { &[] };

@@ -2,24 +2,43 @@
 
 use engine::{TokenId, TokenLogprobs};
 
-/// Returns the natural-log probabilities under the softmax of the untouched logits.
-pub(super) fn logprobs(logits: &[f32], drawn: TokenId, top: usize) -> TokenLogprobs {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - largest).exp())).sum();
-    let normalizer = largest + sum.ln() as f32;
-    let mut best: Vec<(TokenId, f32)> = Vec::with_capacity(top + 1);
-    for (token, &logit) in logits.iter().enumerate() {
-        if best.len() == top && best.last().is_none_or(|&(_, worst)| logit <= worst) {
-            continue;
-        }
-        let place = best.partition_point(|&(_, other)| other >= logit);
-        best.insert(place, (token as TokenId, logit));
-        best.truncate(top);
+use super::heaviest::Heaviest;
+use crate::cpu::Isa;
+use crate::cpu::softmax::{PART, Softmax, count_above, maximum, weigh};
+
+/// Computes log-probabilities; holds the memory that this takes.
+#[derive(Debug)]
+pub(super) struct Scorer {
+    isa: Isa,
+    weights: Vec<f32>,
+    sums: Vec<f32>,
+    heaviest: Heaviest,
+}
+
+impl Scorer {
+    /// Makes one.
+    pub(super) fn new(isa: Isa) -> Self {
+        Self { isa, weights: Vec::new(), sums: Vec::new(), heaviest: Heaviest::new(isa) }
     }
-    best.iter_mut().for_each(|(_, logit)| *logit -= normalizer);
-    let own = logits.get(drawn as usize).copied().unwrap_or(f32::NEG_INFINITY);
-    let rank = 1 + logits.iter().filter(|&&logit| logit > own).count() as u32;
-    TokenLogprobs { logprob: own - normalizer, rank, top: best }
+
+    /// Returns the natural-log probabilities under the softmax of the untouched logits; NaN if one
+    /// of these is no number, or all are infinite.
+    pub(super) fn score(&mut self, logits: &[f32], drawn: TokenId, top: usize) -> TokenLogprobs {
+        let mut largest = f32::NEG_INFINITY;
+        maximum(self.isa, logits, &mut largest);
+        self.weights.resize(logits.len(), 0.0);
+        self.sums.resize(logits.len().div_ceil(PART), 0.0);
+        let softmax = Softmax { top: largest, inverse: 1.0, floor: 0.0 };
+        weigh(self.isa, &softmax, logits, &mut self.weights, &mut self.sums);
+        let sum: f64 = self.sums.iter().copied().map(f64::from).sum();
+        let normalizer = largest + sum.ln() as f32;
+        let best = self.heaviest.find(logits, top, f32::NEG_INFINITY);
+        let best = best.iter().map(|&(logit, token)| (token, logit - normalizer)).collect();
+        let own = logits.get(drawn as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        let mut better = 0;
+        count_above(self.isa, logits, own, &mut better);
+        TokenLogprobs { logprob: own - normalizer, rank: 1 + better, top: best }
+    }
 }
 
 #[cfg(test)]
@@ -29,13 +48,45 @@ mod tests {
     #[test]
     fn the_best_come_first_and_probabilities_sum_to_one() {
         let logits = [0.5, 3.0, -1.0, 3.0, 2.0];
-        let found = logprobs(&logits, 4, 5);
+        let mut scorer = Scorer::new(Isa::best());
+        let found = scorer.score(&logits, 4, 5);
         let tokens: Vec<TokenId> = found.top.iter().map(|(token, _)| *token).collect();
         assert_eq!(tokens, [1, 3, 4, 0, 2]);
         let sum: f32 = found.top.iter().map(|(_, logprob)| logprob.exp()).sum();
         assert!((sum - 1.0).abs() < 1e-6);
         assert_eq!((found.logprob, found.rank), (found.top[2].1, 3));
-        assert!(logprobs(&logits, 0, 0).top.is_empty());
-        assert_eq!(logprobs(&logits, 0, 2).top.len(), 2);
+        assert!(scorer.score(&logits, 0, 0).top.is_empty());
+        assert_eq!(scorer.score(&logits, 0, 2).top.len(), 2);
+    }
+
+    #[test]
+    fn probabilities_match_a_float64_reference() {
+        let logits: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.37).sin() * 20.0).collect();
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+        for isa in Isa::available() {
+            for drawn in [0, 17, 4999] {
+                let found = Scorer::new(isa).score(&logits, drawn, 20);
+                let logit = logits[drawn as usize];
+                let exact = f64::from(logit) - sum.ln();
+                assert!((f64::from(found.logprob) - exact).abs() < 1e-5, "{isa:?} {drawn}");
+                let rank = 1 + logits.iter().filter(|&&other| other > logit).count();
+                assert_eq!(found.rank as usize, rank, "{isa:?} {drawn}");
+                for (token, logprob) in found.top {
+                    let exact = f64::from(logits[token as usize]) - sum.ln();
+                    assert!((f64::from(logprob) - exact).abs() < 1e-5, "{isa:?} {token}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_have_no_probability() {
+        for odd in [f32::NAN, f32::INFINITY] {
+            let mut logits = vec![1.0; 100];
+            logits[63] = odd;
+            assert!(Scorer::new(Isa::best()).score(&logits, 5, 3).logprob.is_nan(), "{odd}");
+        }
+        let nothing = [f32::NEG_INFINITY; 100];
+        assert!(Scorer::new(Isa::best()).score(&nothing, 5, 3).logprob.is_nan());
     }
 }

@@ -10,6 +10,7 @@ mod drawing;
 mod engine;
 mod exchange;
 mod guides;
+mod heaviest;
 mod intake;
 mod logprobs;
 mod output;

@@ -24,9 +24,9 @@ pub(super) struct Scratch {
     choice: Choice,
 }
 
-impl Default for Scratch {
-    fn default() -> Self {
-        let isa = Isa::best();
+impl Scratch {
+    /// Makes it for some instructions.
+    pub(super) fn new(isa: Isa) -> Self {
         Self { isa, logits: Vec::new(), choice: Choice::new(isa) }
     }
 }

@@ -8,8 +8,8 @@ use engine::{Error, ErrorKind, KvEvents, TokenId, WorkerTotals};
 
 use super::SchedulerConfig;
 use super::counters::Counters;
+use super::drawing::Scratch;
 use super::pace::Pace;
-use super::sampler::Scratch;
 use super::sequence::{Rows, Sequence, Tools, Urgency};
 use super::waiting::{Job, Key, Waiting};
 use crate::kv::BlockPool;

@@ -11,10 +11,9 @@ use bytes::Bytes;
 use engine::{Adapter, Context, Error, KvBlocks, KvHandoff, SequenceHash, TokenId};
 
 use super::draft::Drafter;
-use super::drawing::Drawing;
+use super::drawing::{Drawing, Scratch};
 use super::output::Writer;
 use super::pooling::Pooling;
-use super::sampler::Scratch;
 use super::waiting::{Generation, Job, Key, Work};
 use crate::kv::{BlockPool, Table};
 use crate::runner::{Entry, Limits, Outputs, Wants};
@@ -319,7 +318,7 @@ impl Sequence {
                     for position in start + 1..=self.computed {
                         let row = rows.logits.next()?;
                         match self.tokens.get(position) {
-                            Some(&token) => drawing.score(row, position, token),
+                            Some(&token) => drawing.score(row, position, token, tools.scratch),
                             None => last = Some(row),
                         }
                     }

@@ -82,7 +82,7 @@ pub(super) struct Scratch {
     states: Vec<f32>,
 }
 
-/// What [`attend`](super::attend) does, on given lanes.
+/// What [`attend`](super::lanes::attend) does, on given lanes.
 #[inline(always)]
 pub(super) fn attend_body<L: Lanes, const FMA: bool>(
     lanes: L,

@@ -57,7 +57,7 @@ fn quantize_blocks<const N: usize>(x: &[[f32; BLOCK]], panels: &mut [Panel], row
     steps
 }
 
-/// Does what [`inverse`](crate::cpu::activations::inverse) does, for four steps.
+/// Returns the inverses of four steps, as `inverse` does of one for every other kernel.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
 fn inverses(steps: __m128) -> __m128 {

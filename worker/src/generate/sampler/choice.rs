@@ -1,15 +1,14 @@
 //! Chooses a token by the softmax weights of a row: min-p, top-k and top-p.
 //!
-//! Nothing sorts or copies a whole row. Top-k looks only at tokens that are as heavy as the k-th
-//! heaviest of many groups, which are hardly more than k. Top-p draws from all tokens and keeps what
+//! Nothing sorts a whole row. Top-p draws from all tokens and keeps what
 //! it has drawn if all that is heavier is not enough yet; if it is, neither that token nor a lighter
 //! one is in the set, and it draws again from the rest. What is kept is distributed as in the set.
 
 use engine::{Sampling, TokenId};
 
 use crate::cpu::Isa;
-use crate::cpu::softmax::{PART, Softmax, cut, maxima, sum_from, weigh};
-use crate::cpu::vector::LANES;
+use crate::cpu::softmax::{PART, Softmax, cut, sum_from, weigh};
+use crate::generate::heaviest::Heaviest;
 
 /// The weights of a row, and memory that choosing needs.
 #[derive(Debug)]
@@ -20,15 +19,14 @@ pub(super) struct Choice {
     sums: Vec<f32>,
     /// Sums of parts of some of the weights.
     heavier: Vec<f32>,
-    maxima: Vec<f32>,
-    heaviest: Vec<(f32, TokenId)>,
+    heaviest: Heaviest,
 }
 
 impl Choice {
     /// Makes one without weights.
     pub(super) fn new(isa: Isa) -> Self {
-        let (weights, sums, heavier, maxima, heaviest) = Default::default();
-        Self { isa, weights, sums, heavier, maxima, heaviest }
+        let (weights, sums, heavier) = Default::default();
+        Self { isa, weights, sums, heavier, heaviest: Heaviest::new(isa) }
     }
 
     /// Chooses from the softmax of what min-p, top-k and top-p leave, by a random number from 0 to
@@ -47,8 +45,8 @@ impl Choice {
         weigh(self.isa, &softmax, logits, &mut self.weights, &mut self.sums);
         match top_k as usize {
             top_k if 0 < top_k && top_k < logits.len() => {
-                self.find_heaviest(top_k);
-                self.among_heaviest(top_p, random)
+                self.heaviest.find(&self.weights, top_k, f32::MIN_POSITIVE);
+                among_heaviest(self.heaviest.found(), top_p, random)
             }
             _ if top_p < 1.0 => self.among_enough(top_p, random),
             _ => self.among_all(random),
@@ -107,61 +105,32 @@ impl Choice {
         }
         heavier
     }
+}
 
-    /// Chooses from the heaviest that were found, as far as they have a share `top_p` of their weight.
-    fn among_heaviest(&self, top_p: f32, random: f64) -> Option<TokenId> {
-        let sum = |tokens: &[(f32, TokenId)]| tokens.iter().map(|t| f64::from(t.0)).sum::<f64>();
-        let mut kept = &self.heaviest[..];
-        if top_p < 1.0 {
-            let mut left = sum(kept) * f64::from(top_p);
-            let last = kept.iter().position(|&(weight, _)| {
-                left -= f64::from(weight);
-                left <= 0.0
-            });
-            kept = last.map_or(kept, |last| &kept[..=last]);
-        }
-        let mut left = random * sum(kept);
-        let chosen = kept.iter().find(|&&(weight, _)| {
+/// Chooses from tokens of which the heaviest come first, as far as they have a share `top_p` of their
+/// weight.
+fn among_heaviest(tokens: &[(f32, TokenId)], top_p: f32, random: f64) -> Option<TokenId> {
+    let sum = |tokens: &[(f32, TokenId)]| tokens.iter().map(|t| f64::from(t.0)).sum::<f64>();
+    let mut kept = tokens;
+    if top_p < 1.0 {
+        let mut left = sum(kept) * f64::from(top_p);
+        let last = kept.iter().position(|&(weight, _)| {
             left -= f64::from(weight);
-            left < 0.0
+            left <= 0.0
         });
-        // Rounding can leave a rest behind the last.
-        chosen.or(kept.last()).map(|&(_, token)| token)
+        kept = last.map_or(kept, |last| &kept[..=last]);
     }
-
-    /// Finds the `top_k` heaviest tokens that have a weight, the heaviest first, and of equally heavy
-    /// ones those with lower ids.
-    fn find_heaviest(&mut self, top_k: usize) {
-        self.maxima.resize(self.sums.len() * LANES, 0.0);
-        maxima(self.isa, &self.weights, &mut self.maxima);
-        // As many tokens as groups are as heavy as the lightest of these groups' maxima.
-        let least = match top_k <= self.maxima.len() {
-            true => *self.maxima.select_nth_unstable_by(top_k - 1, |a, b| b.total_cmp(a)).1,
-            false => 0.0,
-        };
-        let least = least.max(f32::MIN_POSITIVE);
-        self.heaviest.clear();
-        for (chunk, first) in self.weights.chunks(LANES).zip((0..).step_by(LANES)) {
-            // A chunk is looked at as a whole, which vectorises; most have none.
-            if chunk.iter().fold(false, |found, &weight| found | (weight >= least)) {
-                let tokens = chunk.iter().copied().zip(first..);
-                self.heaviest.extend(tokens.filter(|&(weight, _)| weight >= least));
-            }
-        }
-        if top_k < self.heaviest.len() {
-            self.heaviest.select_nth_unstable_by(top_k - 1, heavier_first);
-            self.heaviest.truncate(top_k);
-        }
-        self.heaviest.sort_unstable_by(heavier_first);
-    }
+    let mut left = random * sum(kept);
+    let chosen = kept.iter().find(|&&(weight, _)| {
+        left -= f64::from(weight);
+        left < 0.0
+    });
+    // Rounding can leave a rest behind the last.
+    chosen.or(kept.last()).map(|&(_, token)| token)
 }
 
 fn total(sums: &[f32]) -> f64 {
     sums.iter().copied().map(f64::from).sum()
-}
-
-fn heavier_first(a: &(f32, TokenId), b: &(f32, TokenId)) -> std::cmp::Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
 #[cfg(test)]

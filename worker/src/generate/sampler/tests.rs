@@ -4,7 +4,7 @@ use super::*;
 
 fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<TokenId> {
     let mut sampler = Sampler::new(sampling, &[], 0);
-    let mut scratch = Scratch::default();
+    let mut scratch = Scratch::new(Isa::best());
     (0..count)
         .map(|_| {
             let token = sampler.draw(logits, Rules::default(), &mut scratch).unwrap();
@@ -73,7 +73,7 @@ fn penalties_are_those_of_the_formula() {
         ..Sampling::default()
     };
     let mut sampler = Sampler::new(&sampling, &[2, 3], 0);
-    let mut scratch = Scratch::default();
+    let mut scratch = Scratch::new(Isa::best());
     let logits = [4.0f32, 1.0, -1.0, 3.0];
     for expected in [0, 3, 0] {
         assert_eq!(sampler.draw(&logits, Rules::default(), &mut scratch), Some(expected));
@@ -93,7 +93,7 @@ fn barred_tokens_are_never_drawn() {
     let rules = Rules { allowed: None, barred: &[&[0], &[2]] };
     for sampling in [Sampling::default(), warm(|_| ())] {
         let mut sampler = Sampler::new(&sampling, &[], 0);
-        let mut scratch = Scratch::default();
+        let mut scratch = Scratch::new(Isa::best());
         for _ in 0..500 {
             let token = sampler.draw(&logits, rules, &mut scratch);
             assert_eq!(token, Some(1));
@@ -107,7 +107,7 @@ fn only_allowed_tokens_are_drawn() {
     // Tokens 1, 33, 64 and 98, the last one of them barred.
     let allowed = [1 << 1, 1 << 1, 1, 1 << 2];
     let rules = Rules { allowed: Some(&allowed), barred: &[&[98]] };
-    let mut scratch = Scratch::default();
+    let mut scratch = Scratch::new(Isa::best());
     let mut greedy = Sampler::new(&Sampling::default(), &[], 0);
     assert_eq!(greedy.draw(&logits, rules, &mut scratch), Some(64));
     let mut warm = Sampler::new(&warm(|_| ()), &[], 0);
@@ -143,7 +143,7 @@ fn a_seed_repeats_and_indices_differ() {
     let run = |seed, index| {
         let sampling = warm(|s| s.seed = Some(seed));
         let mut sampler = Sampler::new(&sampling, &[], index);
-        let mut scratch = Scratch::default();
+        let mut scratch = Scratch::new(Isa::best());
         let mut draw = || sampler.draw(&logits, Rules::default(), &mut scratch).unwrap();
         (0..20).map(|_| draw()).collect::<Vec<_>>()
     };
@@ -159,7 +159,10 @@ fn logits_that_are_no_numbers_give_no_token() {
         for places in [0..40, 0..1, 17..18, 39..40] {
             let mut logits = [1.0; 40];
             logits[places].fill(f32::NAN);
-            assert_eq!(sampler.draw(&logits, Rules::default(), &mut Scratch::default()), None);
+            assert_eq!(
+                sampler.draw(&logits, Rules::default(), &mut Scratch::new(Isa::best())),
+                None
+            );
         }
     }
 }

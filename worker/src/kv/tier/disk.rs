@@ -278,7 +278,7 @@ fn write(path: &Path, block: &Kept) -> io::Result<()> {
     options.open(path)?.write_all(&bytes)
 }
 
-/// Reads what [`write`] wrote; none if a bit of it is different.
+/// Reads what [`write()`] wrote; none if a bit of it is different.
 fn parse(name: SequenceHash, bytes: &[u8]) -> Option<Kept> {
     let (checksum, rest) = bytes.split_first_chunk()?;
     if u64::from_le_bytes(*checksum) != xxh3_64(rest) {
