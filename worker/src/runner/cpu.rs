@@ -158,7 +158,7 @@ impl CpuRunner {
         self.model.set_precisions(precisions);
     }
 
-    /// Returns the bytes of weights that a pass reads.
+    /// Returns the bytes of weights that a pass with logits reads.
     pub fn bytes_read(&self) -> usize {
         self.model.bytes_read()
     }

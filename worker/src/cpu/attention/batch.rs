@@ -198,16 +198,11 @@ impl<'a> Pass<'a> {
     ///
     /// So the thread that writes a sequence's keys and values mostly reads them as well.
     fn sort(&self, items: &mut [Item<'_>], threads: usize) -> Vec<usize> {
-        let all: usize = items.iter().map(|item| self.cost(item)).sum();
-        let (mut ends, mut start, mut before) = (Vec::with_capacity(threads), 0, 0);
-        for thread in 0..threads {
-            let mut end = start;
-            while end < items.len() && before * threads < all * (thread + 1) {
-                before += self.cost(&items[end]);
-                end += 1;
-            }
+        let costs: Vec<usize> = items.iter().map(|item| self.cost(item)).collect();
+        let ends = divide(&costs, threads);
+        let mut start = 0;
+        for &end in &ends {
             items[start..end].sort_by_key(|item| Reverse(self.cost(item)));
-            ends.push(end);
             start = end;
         }
         ends
@@ -270,5 +265,37 @@ impl<'a> Pass<'a> {
             head,
             blocks: group.blocks,
         }
+    }
+}
+
+/// Returns where the part of each thread ends: where those before it and it itself have at least
+/// their share of the costs.
+fn divide(costs: &[usize], threads: usize) -> Vec<usize> {
+    let all: usize = costs.iter().sum();
+    let (mut end, mut before) = (0, 0);
+    let mut ends = Vec::with_capacity(threads);
+    for thread in 1..=threads {
+        while end < costs.len() && before * threads < all * thread {
+            before += costs[end];
+            end += 1;
+        }
+        ends.push(end);
+    }
+    ends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_have_even_parts_in_the_order_of_the_items() {
+        assert_eq!(divide(&[1; 12], 3), [4, 8, 12]);
+        assert_eq!(divide(&[1; 10], 3), [4, 7, 10]);
+        assert_eq!(divide(&[100, 1, 1, 1], 2), [1, 4], "what is too large is a part of its own");
+        assert_eq!(divide(&[1, 1, 1, 100], 2), [4, 4], "nothing is left for the second");
+        assert_eq!(divide(&[5, 5, 2, 2, 2, 2, 2], 2), [2, 7]);
+        assert_eq!(divide(&[3], 3), [1, 1, 1]);
+        assert_eq!(divide(&[], 2), [0, 0]);
     }
 }
