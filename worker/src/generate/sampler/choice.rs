@@ -1,8 +1,8 @@
 //! Chooses a token by the softmax weights of a row: min-p, top-k and top-p.
 //!
-//! Nothing sorts a whole row. Top-p draws from all tokens and keeps what
-//! it has drawn if all that is heavier is not enough yet; if it is, neither that token nor a lighter
-//! one is in the set, and it draws again from the rest. What is kept is distributed as in the set.
+//! Nothing sorts a whole row. Top-p draws from all tokens and keeps what it has drawn if all that is
+//! heavier is not enough yet; if it is, neither that token nor a lighter one is in the set, and it
+//! draws again from the rest. What is kept is distributed as in the set.
 
 use engine::{Sampling, TokenId};
 
@@ -77,7 +77,7 @@ impl Choice {
     /// Chooses from the smallest set of the heaviest that has a share `top_p` of the weight; of
     /// equally heavy tokens those with lower ids are in it first.
     fn among_enough(&mut self, top_p: f32, random: f64) -> Option<TokenId> {
-        // The heaviest token is always in the set.
+        // Above 0, so that the heaviest token is always in the set.
         let enough = (total(&self.sums) * f64::from(top_p)).max(f64::MIN_POSITIVE);
         let mut more = fastrand::Rng::with_seed(random.to_bits());
         let mut token = self.among_all(random)?;
