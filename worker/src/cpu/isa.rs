@@ -86,6 +86,20 @@ impl Isa {
     }
 }
 
+/// Does the processor fetch what a loop reads in order as early as it could be told to? AMD's do:
+/// there, telling them costs a sixth of the speed of one row on one thread. Intel's stay behind: one
+/// row of a model is 1.6 times as fast on one thread, and 1.8 times on two, if they are told.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn fetches_by_itself() -> bool {
+    use std::arch::x86_64::__cpuid;
+    use std::sync::LazyLock;
+    static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
+        let vendor = __cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+    });
+    !*IS_INTEL
+}
+
 /// Compiles a safe kernel once for each instruction set and calls the right one.
 ///
 /// The kernel is generic over `const FMA: bool`: whether fused multiply-add is one instruction.
