@@ -36,7 +36,7 @@ macro_rules! each_row {
     };
 }
 
-use each_row;
+pub(super) use each_row;
 
 /// Multiplies a group of 16 rows of codes with some rows of quantised activations.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -130,7 +130,7 @@ fn bytes(header: &[u8], at: usize) -> __m128i {
 /// Fetches what comes after these bytes, if that is wanted.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch<const FETCH: bool>(bytes: &[u8]) {
+pub(super) fn prefetch<const FETCH: bool>(bytes: &[u8]) {
     if !FETCH {
         return;
     }
@@ -143,7 +143,7 @@ fn prefetch<const FETCH: bool>(bytes: &[u8]) {
 /// Returns the codes of 32 columns of 16 rows, plane after plane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn unpack<F: Format>(block: &[u8]) -> [__m512i; PLANES] {
+pub(super) fn unpack<F: Format>(block: &[u8]) -> [__m512i; PLANES] {
     let mut planes = [_mm512_setzero_si512(); PLANES];
     if F::CODES.bits() == 8 {
         for (k, plane) in planes.iter_mut().enumerate() {
@@ -192,7 +192,7 @@ fn unpack<F: Format>(block: &[u8]) -> [__m512i; PLANES] {
 /// else those of all columns and minus an eighth of the minima.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn scales<F: Format>(header: &[u8], block: usize) -> (__m512, __m512) {
+pub(super) fn scales<F: Format>(header: &[u8], block: usize) -> (__m512, __m512) {
     let factor = halves(header, 0);
     match F::CODES.scales() {
         Scales::Centred => (factor, _mm512_setzero_ps()),
@@ -285,7 +285,7 @@ fn add_seconds<F: Format>(group: &[u8], x: View<'_>, lane: usize, out: &mut [[f3
 /// Adds the products with the second digits of one block of a token.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_second<F: Format>(
+pub(super) fn add_second<F: Format>(
     planes: &[__m512i; PLANES],
     second: &Second,
     scales: (__m512, __m512),

@@ -6,7 +6,7 @@
 use super::Isa;
 use super::isa::dispatched;
 use super::pool::Pool;
-use super::vector::{LANES, exp, multiply_add};
+use super::vector::{LANES, exp, largest, multiply_add};
 
 /// Queries that share one reading of the keys.
 const TOGETHER: usize = 4;
@@ -223,7 +223,7 @@ fn softmax<const FMA: bool>(scores: &mut [f32], length: usize, scale: f32) -> f3
             *lane = if score > *lane { score } else { *lane };
         }
     }
-    let top = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let top = largest(lanes);
     let mut sums = [0f32; LANES];
     for chunk in scores.chunks_exact_mut(LANES) {
         for (score, sum) in chunk.iter_mut().zip(&mut sums) {

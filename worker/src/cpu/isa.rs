@@ -18,6 +18,9 @@ pub(super) enum Kind {
     /// The same with products of bf16.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// The same with AMX: tiles of bf16 and of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     /// NEON.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -37,6 +40,9 @@ impl Isa {
             let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq");
             if avx2 && avx512 && has!("avx512vl") && has!("avx512vnni") {
                 if has!("avx512bf16") {
+                    if super::amx::is_usable() {
+                        found.push(Self(Kind::Amx));
+                    }
                     found.push(Self(Kind::Avx512Bf16));
                 }
                 found.push(Self(Kind::Avx512));
@@ -67,7 +73,15 @@ impl Isa {
     /// Are bf16 weights multiplied with activations rounded to bf16, and not with floats?
     pub(super) fn multiplies_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return self.0 == Kind::Avx512Bf16;
+        return matches!(self.0, Kind::Avx512Bf16 | Kind::Amx);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Has it got instructions that multiply whole tiles?
+    pub(super) fn has_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Kind::Amx;
         #[cfg(not(target_arch = "x86_64"))]
         false
     }
@@ -75,7 +89,7 @@ impl Isa {
     /// Returns the set whose results all are the same as this one's, where no weights are bf16.
     pub fn without_bf16(self) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if self.0 == Kind::Avx512Bf16 {
+        if self.multiplies_bf16() {
             return Self(Kind::Avx512);
         }
         self
@@ -127,7 +141,9 @@ macro_rules! dispatched {
                         // SAFETY: this `Isa` exists only where the features were detected.
                         return unsafe { avx2($($arg),*) };
                     }
-                    crate::cpu::isa::Kind::Avx512 | crate::cpu::isa::Kind::Avx512Bf16 => {
+                    crate::cpu::isa::Kind::Avx512
+                    | crate::cpu::isa::Kind::Avx512Bf16
+                    | crate::cpu::isa::Kind::Amx => {
                         // SAFETY: this `Isa` exists only where the features were detected.
                         return unsafe { avx512($($arg),*) };
                     }

@@ -14,8 +14,11 @@ use super::{Isa, portable};
 use crate::Error;
 use crate::gguf::StoredTensor;
 
-/// Rows of activations that one call of a tile kernel takes.
+/// Rows of activations that one call of a tile kernel takes, where no instruction takes whole tiles.
 const TOKENS: usize = 16;
+
+/// Those that a call takes where there is one.
+const MOST_TOKENS: usize = 64;
 
 /// Bytes of activations that stay in the second-level cache while all weights pass by.
 const CACHED_BYTES: usize = 256 << 10;
@@ -166,7 +169,8 @@ impl Linear {
         let blocks = (tokens * self.columns).div_ceil(CACHED_BYTES).max(1);
         let blocks =
             if splits_tokens(tokens, threads) { blocks.next_multiple_of(threads) } else { blocks };
-        let block = tokens.div_ceil(blocks).next_multiple_of(TOKENS);
+        let tile = if compute.isa.has_tiles() { MOST_TOKENS } else { TOKENS };
+        let block = tokens.div_ceil(blocks).next_multiple_of(tile);
         let blocks = tokens.div_ceil(block);
         let group_bytes = self.bytes() / groups.max(1);
         let grain = if tokens < TOKENS { GRAIN_BYTES / group_bytes.max(1) } else { 1 };
@@ -174,13 +178,16 @@ impl Linear {
             for item in items {
                 let (start, group) = (item / groups * block, item % groups);
                 let end = tokens.min(start + block);
-                for token in (start..end).step_by(TOKENS) {
-                    let count = TOKENS.min(end - token);
+                for token in (start..end).step_by(tile) {
+                    let count = tile.min(end - token);
                     work(x, (group, token), &mut first.0[..count], &mut second.0[..count]);
                 }
             }
         };
         compute.pool.share_out(blocks * groups, grain, |thread, items| {
+            // SAFETY: the activations were filled in for a set with these instructions.
+            #[cfg(target_arch = "x86_64")]
+            let _tiles = x.are_for_tiles().then(|| unsafe { super::amx::configure(tokens) });
             RESULTS.with_borrow_mut(|results| {
                 x.read(compute.isa, thread, |x| items.for_each(|items| sweep(x, items, results)));
             });
@@ -232,17 +239,27 @@ fn multiply(
     let floats = &x.floats[first * part.columns..][..out.len() * part.columns];
     match (isa.kind(), part.layout) {
         #[cfg(target_arch = "x86_64")]
+        (Kind::Amx, Layout::Dense(Dense::Bf16)) => {
+            // SAFETY: this thread's tiles have shapes, as `sweep` saw to.
+            unsafe { super::amx::bf16(tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
         (Kind::Avx512Bf16, Layout::Dense(Dense::Bf16)) => {
             // SAFETY: this `Isa` exists only where the features were detected.
             unsafe { super::avx512::bf16(tiles, x, first, out) }
         }
         #[cfg(target_arch = "x86_64")]
-        (Kind::Avx512 | Kind::Avx512Bf16, Layout::Coded(codes)) => {
+        (Kind::Amx, Layout::Coded(codes)) if !x.tiles.is_empty() => {
+            // SAFETY: this thread's tiles have shapes, as `sweep` saw to.
+            unsafe { super::amx::coded(codes, tiles, x, first, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx, Layout::Coded(codes)) => {
             // SAFETY: this `Isa` exists only where the features were detected.
             unsafe { super::avx512::coded(codes, tiles, x, first, out) }
         }
         #[cfg(target_arch = "x86_64")]
-        (Kind::Avx512 | Kind::Avx512Bf16, Layout::Dense(dense)) => {
+        (Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx, Layout::Dense(dense)) => {
             // SAFETY: this `Isa` exists only where the features were detected.
             unsafe { super::avx512::dense(dense, tiles, floats, out) }
         }
@@ -278,7 +295,7 @@ fn multiply(
 
 /// Results of some tokens, in whole lines of the cache.
 #[repr(align(64))]
-struct Tile([[f32; ROWS]; TOKENS]);
+struct Tile([[f32; ROWS]; MOST_TOKENS]);
 
 /// Those of up to two matrices.
 type Results = [Tile; 2];
@@ -286,7 +303,7 @@ type Results = [Tile; 2];
 thread_local! {
     /// Room for results: to clear it for each call would take a twentieth of the time of a product.
     static RESULTS: RefCell<Results> =
-        const { RefCell::new([Tile([[0.0; ROWS]; TOKENS]), Tile([[0.0; ROWS]; TOKENS])]) };
+        const { RefCell::new([const { Tile([[0.0; ROWS]; MOST_TOKENS]) }; 2]) };
 }
 
 /// An output that threads write at once, each its own columns.
@@ -333,16 +350,19 @@ impl<'a> Output<'a> {
         is_sum: bool,
     ) {
         assert!(token + results.len() <= self.tokens && column + width <= self.columns);
-        let mut targets: [&mut [f32]; TOKENS] = Default::default();
-        for (offset, target) in targets[..results.len()].iter_mut().enumerate() {
-            // SAFETY: the part lies inside, as checked, and no other thread touches it meanwhile;
-            // the rows of a call do not overlap.
-            *target = unsafe {
-                let start = self.values.add((token + offset) * self.columns + column);
-                std::slice::from_raw_parts_mut(start, width)
-            };
+        for (index, results) in results.chunks(TOKENS).enumerate() {
+            let mut targets: [&mut [f32]; TOKENS] = Default::default();
+            for (offset, target) in targets[..results.len()].iter_mut().enumerate() {
+                let token = token + index * TOKENS + offset;
+                // SAFETY: the part lies inside, as checked, and no other thread touches it
+                // meanwhile; the rows of a call do not overlap.
+                *target = unsafe {
+                    let start = self.values.add(token * self.columns + column);
+                    std::slice::from_raw_parts_mut(start, width)
+                };
+            }
+            put(isa, &mut targets[..results.len()], results, is_sum);
         }
-        put(isa, &mut targets[..results.len()], results, is_sum);
     }
 }
 

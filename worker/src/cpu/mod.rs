@@ -5,6 +5,8 @@
 //! nor on the number of threads.
 
 pub mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -35,6 +35,20 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     p * f32::from_bits((rounded.to_bits() << 23).wrapping_add(1f32.to_bits()))
 }
 
+/// Returns the largest of some numbers, found by halves: exponentials wait for it.
+#[inline(always)]
+pub(super) fn largest(mut numbers: [f32; LANES]) -> f32 {
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            let other = numbers[lane + width];
+            numbers[lane] = if other > numbers[lane] { other } else { numbers[lane] };
+        }
+    }
+    numbers[0]
+}
+
 dispatched! {
     /// Writes `x / rms(x) * weight` into `out`; all three are one row.
     pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) = rms_norm_body

@@ -4,7 +4,7 @@
     expect(unsafe_code, reason = "calls a function that needs checked CPU features")
 )]
 
-use super::{BASE, BLOCK, DigitsMut, MOST, PANEL_ROWS, Panel, Second};
+use super::{BASE, BLOCK, DigitsMut, MOST, Panel, Second, TILE_ROWS};
 use crate::cpu::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::Kind;
@@ -37,20 +37,26 @@ fn step(x: &[f32; BLOCK]) -> f32 {
     step + 0.0 * step
 }
 
-/// Quantises rows of `columns` numbers with the fastest code there is.
-pub(super) fn quantize_with_best(
+/// Quantises rows of some columns with the fastest code there is, into whichever of the two there is
+/// room in: panels of four rows, or those for instructions that take whole tiles.
+pub(super) fn quantize_both(
     isa: Isa,
     floats: &[f32],
-    digits: DigitsMut<'_>,
-    columns: usize,
-    excess: f32,
+    (panels, tiles): (DigitsMut<'_>, DigitsMut<'_, TILE_ROWS>),
+    (columns, excess): (usize, f32),
 ) {
     #[cfg(target_arch = "x86_64")]
-    if matches!(isa.kind(), Kind::Avx512 | Kind::Avx512Bf16) {
-        // SAFETY: this `Isa` exists only where the features were detected.
-        return unsafe { crate::cpu::avx512::quantize(floats, digits, columns, excess) };
+    if matches!(isa.kind(), Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx) {
+        use crate::cpu::avx512::quantize;
+        if panels.counts.is_empty() {
+            // SAFETY: this `Isa` exists only where the features were detected.
+            return unsafe { quantize(floats, tiles, columns, excess) };
+        }
+        // SAFETY: as above.
+        return unsafe { quantize(floats, panels, columns, excess) };
     }
-    quantize(isa, floats, digits, columns, excess);
+    debug_assert!(tiles.counts.is_empty(), "other instructions take no tiles");
+    quantize(isa, floats, panels, columns, excess);
 }
 
 dispatched! {
@@ -68,22 +74,22 @@ fn quantize_body<const FMA: bool>(
     quantize_rows(floats, digits, (columns, excess), quantize_row, second_digits);
 }
 
-/// Quantises rows, four to a panel: `quantize_row` does so with a row of a panel and returns the mean
+/// Quantises rows, `N` to a panel: `quantize_row` does so with a row of a panel and returns the mean
 /// of its squared steps, `second_digits` is as for [`add_seconds`].
 #[inline(always)]
-pub(in crate::cpu) fn quantize_rows(
+pub(in crate::cpu) fn quantize_rows<const N: usize>(
     floats: &[f32],
-    digits: DigitsMut<'_>,
+    digits: DigitsMut<'_, N>,
     (columns, excess): (usize, f32),
-    quantize_row: impl Fn(&[[f32; BLOCK]], &mut [Panel], usize) -> f32,
+    quantize_row: impl Fn(&[[f32; BLOCK]], &mut [Panel<N>], usize) -> f32,
     second_digits: impl Fn(&[f32; BLOCK], f32, &mut [i8; BLOCK]) -> [i32; 2],
 ) {
     let DigitsMut { panels, seconds, counts } = digits;
     let blocks = columns / BLOCK;
-    let rooms = seconds.chunks_exact_mut(PANEL_ROWS * blocks).zip(counts);
-    let quads = floats.chunks(PANEL_ROWS * columns).zip(panels.chunks_exact_mut(blocks));
+    let rooms = seconds.chunks_exact_mut(N * blocks).zip(counts);
+    let quads = floats.chunks(N * columns).zip(panels.chunks_exact_mut(blocks));
     for ((rows, panels), room) in quads.zip(rooms) {
-        let mut limits = [0.0; PANEL_ROWS];
+        let mut limits = [0.0; N];
         for ((row, x), limit) in rows.chunks_exact(columns).enumerate().zip(&mut limits) {
             *limit = quantize_row(x.as_chunks().0, panels, row) * excess;
         }
@@ -120,10 +126,10 @@ fn inverse(scale: f32) -> f32 {
 /// `digits` writes those of a block, given what a number is multiplied with to become a first
 /// digit, and returns the sums of their halves.
 #[inline(always)]
-fn add_seconds(
+fn add_seconds<const N: usize>(
     rows: &[f32],
-    panels: &[Panel],
-    limits: &[f32; PANEL_ROWS],
+    panels: &[Panel<N>],
+    limits: &[f32; N],
     (seconds, count): (&mut [Second], &mut u32),
     digits: impl Fn(&[f32; BLOCK], f32, &mut [i8; BLOCK]) -> [i32; 2],
 ) {

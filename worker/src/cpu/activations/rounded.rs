@@ -1,28 +1,34 @@
 //! Activations in bf16, for processors that multiply bf16 with bf16.
 
-use super::{BLOCK, PANEL_ROWS};
+use super::BLOCK;
 use crate::cpu::isa::dispatched;
 
-/// A block of four rows, rounded to bf16: a word holds the numbers of two columns, the lower column
-/// in its lower half.
+/// A block of a row, rounded to bf16: a word holds the numbers of two columns, the lower column in
+/// its lower half.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub(in crate::cpu) struct Rounded {
-    pub pairs: [[u32; BLOCK / 2]; PANEL_ROWS],
+    pub pairs: [u32; BLOCK / 2],
 }
 
 dispatched! {
-    /// Rounds rows of `columns` numbers to bf16.
-    pub(super) fn round(floats: &[f32], rounded: &mut [Rounded], columns: usize) = round_body
+    /// Rounds rows of `columns` numbers to bf16, in panels of so many rows.
+    pub(super) fn round(floats: &[f32], rounded: &mut [Rounded], columns: usize, rows: usize)
+        = round_body
 }
 
 #[inline(always)]
-fn round_body<const FMA: bool>(floats: &[f32], rounded: &mut [Rounded], columns: usize) {
-    let quads = rounded.chunks_exact_mut(columns / BLOCK);
-    for (rows, panels) in floats.chunks(PANEL_ROWS * columns).zip(quads) {
-        for (row, x) in rows.chunks_exact(columns).enumerate() {
-            for (x, panel) in x.as_chunks::<BLOCK>().0.iter().zip(&mut *panels) {
-                for (pair, out) in x.as_chunks::<2>().0.iter().zip(&mut panel.pairs[row]) {
+fn round_body<const FMA: bool>(
+    floats: &[f32],
+    rounded: &mut [Rounded],
+    columns: usize,
+    rows: usize,
+) {
+    let panels = rounded.chunks_exact_mut(columns / BLOCK * rows);
+    for (floats, panel) in floats.chunks(rows * columns).zip(panels) {
+        for (row, x) in floats.chunks_exact(columns).enumerate() {
+            for (x, blocks) in x.as_chunks::<BLOCK>().0.iter().zip(panel.chunks_exact_mut(rows)) {
+                for (pair, out) in x.as_chunks::<2>().0.iter().zip(&mut blocks[row].pairs) {
                     let [low, high] = pair.map(bf16_bits);
                     *out = low | high << 16;
                 }
@@ -44,8 +50,9 @@ fn bf16_bits(x: f32) -> u32 {
 impl super::View<'_> {
     /// Returns what rounding made of a number.
     pub(in crate::cpu) fn rounded_number(&self, row: usize, column: usize) -> f64 {
-        let panel = row / PANEL_ROWS * (self.columns / BLOCK) + column / BLOCK;
-        let word = self.rounded[panel].pairs[row % PANEL_ROWS][column % BLOCK / 2];
+        let rows = self.rounded_rows;
+        let panel = row / rows * (self.columns / BLOCK) + column / BLOCK;
+        let word = self.rounded[panel * rows + row % rows].pairs[column % BLOCK / 2];
         let [low, high] = [word << 16, word & 0xffff_0000];
         f64::from(f32::from_bits(if column.is_multiple_of(2) { low } else { high }))
     }
@@ -71,7 +78,7 @@ mod tests {
             let mut activations = Activations::default();
             activations.floats(5, COLUMNS).copy_from_slice(&x);
             activations.fill(&compute, Form { digits: None, bf16: true }, |_, _| {});
-            let view = activations.view(&activations.digits);
+            let view = activations.view(&activations.digits, &activations.tiles);
             for (at, &x) in x.iter().enumerate() {
                 let got = view.rounded_number(at / COLUMNS, at % COLUMNS) as f32;
                 let nearest = half::bf16::from_f32(x).to_f32();

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::lanes::Lanes;
 use super::{BLOCK_TOKENS, Layer, SEGMENT_TOKENS};
 use crate::cpu::isa::dispatched;
-use crate::cpu::vector::{LANES, exp, multiply_add};
+use crate::cpu::vector::{LANES, exp, largest, multiply_add};
 use crate::runner::BlockId;
 
 /// The most rows of a tile.
@@ -370,20 +370,6 @@ fn weigh<const FMA: bool>(scores: &mut [f32], range: Range<usize>, end: usize, s
     let [.., largest, sum] = state else { return };
     *largest = most;
     *sum = sums.iter().sum();
-}
-
-/// Returns the largest of some numbers, found by halves: the exponentials wait for it.
-#[inline(always)]
-fn largest(mut numbers: [f32; LANES]) -> f32 {
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            let other = numbers[lane + width];
-            numbers[lane] = if other > numbers[lane] { other } else { numbers[lane] };
-        }
-    }
-    numbers[0]
 }
 
 fn clear(state: &mut [f32]) {

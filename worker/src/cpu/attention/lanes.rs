@@ -200,7 +200,7 @@ pub(super) fn attend(
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this `Isa` exists only where the features were detected.
-        Kind::Avx512 | Kind::Avx512Bf16 => unsafe {
+        Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => unsafe {
             x86::avx512(queries, segments, scratch, states)
         },
         #[cfg(target_arch = "x86_64")]

@@ -50,7 +50,9 @@ fn tiles<const M: usize, const FETCH: bool>(
 ) -> [__m512; M] {
     let blocks = group.len() / TILE_BYTES;
     let lane = if M < PANEL_ROWS { lane } else { 0 };
-    assert!(lane + M <= PANEL_ROWS.max(M) && x.len() == M.div_ceil(PANEL_ROWS) * blocks);
+    assert!(
+        lane + M <= PANEL_ROWS.max(M) && x.len() == M.div_ceil(PANEL_ROWS) * blocks * PANEL_ROWS
+    );
     // Sums of every other pair of columns, so that one product need not wait for the other.
     let mut sums = [[_mm512_setzero_ps(); 2]; M];
     for (b, tile) in group.chunks_exact(TILE_BYTES).enumerate() {
@@ -60,8 +62,8 @@ fn tiles<const M: usize, const FETCH: bool>(
             each_row!(m < M, {
                 let row = lane + m;
                 // SAFETY: there are panels for `M` rows, as asserted above.
-                let panel = unsafe { x.get_unchecked(row / PANEL_ROWS * blocks + b) };
-                let pairs = &panel.pairs[row % PANEL_ROWS];
+                let at = (row / PANEL_ROWS * blocks + b) * PANEL_ROWS + row % PANEL_ROWS;
+                let pairs = unsafe { &x.get_unchecked(at).pairs };
                 for side in 0..2 {
                     let both = words(_mm512_set1_epi32(pairs[pair + side] as i32));
                     sums[m][side] = _mm512_dpbf16_ps(sums[m][side], weights[side], both);

@@ -11,7 +11,12 @@ const FOUR: usize = 4;
 
 /// Does what [`quantize`](crate::cpu::activations) does.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::cpu) fn quantize(floats: &[f32], digits: DigitsMut<'_>, columns: usize, excess: f32) {
+pub(in crate::cpu) fn quantize<const N: usize>(
+    floats: &[f32],
+    digits: DigitsMut<'_, N>,
+    columns: usize,
+    excess: f32,
+) {
     let row = |x: &[_], panels: &mut [_], row| quantize_row(x, panels, row);
     let seconds = |x: &_, inverse, out: &mut _| second_digits(x, inverse, out);
     quantize_rows(floats, digits, (columns, excess), row, seconds);
@@ -20,15 +25,15 @@ pub(in crate::cpu) fn quantize(floats: &[f32], digits: DigitsMut<'_>, columns: u
 /// Quantises a row of a panel, and returns the mean of its squared steps.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quantize_row(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> f32 {
+fn quantize_row<const N: usize>(x: &[[f32; BLOCK]], panels: &mut [Panel<N>], row: usize) -> f32 {
     let mut squares = _mm_setzero_ps();
     for (x, panels) in x.chunks(FOUR).zip(panels.chunks_mut(FOUR)) {
         // The count is a constant of each, so that their registers stay registers.
         let steps = match x.len() {
-            FOUR => quantize_blocks::<4>(x, panels, row),
-            3 => quantize_blocks::<3>(x, panels, row),
-            2 => quantize_blocks::<2>(x, panels, row),
-            _ => quantize_blocks::<1>(x, panels, row),
+            FOUR => quantize_blocks::<4, N>(x, panels, row),
+            3 => quantize_blocks::<3, N>(x, panels, row),
+            2 => quantize_blocks::<2, N>(x, panels, row),
+            _ => quantize_blocks::<1, N>(x, panels, row),
         };
         squares = _mm_fmadd_ps(steps, steps, squares);
     }
@@ -39,25 +44,30 @@ fn quantize_row(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> f32 {
 /// Quantises up to four blocks, and returns their steps.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quantize_blocks<const N: usize>(x: &[[f32; BLOCK]], panels: &mut [Panel], row: usize) -> __m128 {
-    let (x, panels) = (&x[..N], &mut panels[..N]);
+fn quantize_blocks<const B: usize, const N: usize>(
+    x: &[[f32; BLOCK]],
+    panels: &mut [Panel<N>],
+    row: usize,
+) -> __m128 {
+    let (x, panels) = (&x[..B], &mut panels[..B]);
     let steps = _mm_mul_ps(largest(x), _mm_set1_ps(1.0 / MOST));
     // Infinity less infinity is NaN.
     let steps = _mm_add_ps(steps, _mm_sub_ps(steps, steps));
     let (worth, inverses) = (floats_of(steps), floats_of(inverses(steps)));
     let mut quarters = [_mm256_setzero_si256(); FOUR];
-    for block in 0..N {
+    for block in 0..B {
         panels[block].scales[row] = worth[block];
         quarters[block] = first_digits(&x[block], inverses[block], &mut panels[block].values[row]);
     }
     let halves = sums(quarters);
-    for block in 0..N {
+    for block in 0..B {
         panels[block].set_sums(row, halves[block]);
     }
     steps
 }
 
-/// Returns the inverses of four steps, as `inverse` does of one for every other kernel.
+/// Returns the inverses of four steps, to the bit what `inverse` makes of each: second digits are of
+/// what first ones left over, and get theirs from there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
 fn inverses(steps: __m128) -> __m128 {

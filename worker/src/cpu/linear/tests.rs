@@ -207,6 +207,33 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
 }
 
 #[test]
+fn codes_give_the_same_bits_on_instructions_for_whole_tiles() {
+    let Some(isa) = Isa::available().into_iter().find(|isa| isa.has_tiles()) else {
+        return eprintln!("SKIPPED: this processor has no AMX");
+    };
+    // Rows of more blocks than are unpacked at once, and tiles that are full or are not.
+    let (rows, columns) = (33, 40 * BLOCK);
+    let x = outliers(70, columns);
+    for (kind, precision) in WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p))) {
+        let mut linear = Linear::new(&[("w".to_owned(), matrix(kind, rows, columns))]).unwrap();
+        linear.set_precision(precision);
+        if linear.form(isa).digits.is_none() {
+            continue;
+        }
+        for tokens in [1, 11, 12, 16, 20, 31, 64, 70] {
+            let [tiled, plain] = [isa, isa.without_bf16()].map(|isa| {
+                let compute = Compute { pool: Pool::start(1).unwrap(), isa };
+                let activations = filled(&linear, &compute, &x[..tokens * columns]);
+                let mut out = vec![0.0; tokens * rows];
+                linear.apply(&compute, &activations, Product::Set(&mut out));
+                out
+            });
+            assert!(tiled == plain, "{kind:?} {precision:?}: {tokens} tokens");
+        }
+    }
+}
+
+#[test]
 fn what_is_no_number_makes_none_of_its_token_and_harms_no_other() {
     const ODD: [(usize, f32); 4] =
         [(1, f32::NAN), (2, f32::INFINITY), (5, f32::NEG_INFINITY), (6, -f32::NAN)];
