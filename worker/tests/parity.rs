@@ -413,6 +413,7 @@ const BLOCKS: (u32, [Pin; 5]) = (
                 ("Avx2", 0x3AAE_9F3D_42CF_522E),
                 ("Avx512", 0x3AAE_9F3D_42CF_522E),
                 ("Avx512Bf16", 0x57C3_3058_2694_3199),
+                ("Amx", 0xD432_D041_4CB4_5E19),
             ],
         ),
         // The real model, which is quantised.
