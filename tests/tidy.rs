@@ -20,12 +20,15 @@ const FLOOR_PLAN: [(&str, &[&str]); 7] = [
 ];
 
 /// The files that hold `unsafe` code, each block with its reason.
-const UNSAFE_FILES: [&str; 17] = [
+const UNSAFE_FILES: [&str; 20] = [
     "cluster/src/request/local.rs",
     "server/src/shared_memory/guard.rs",
     "server/src/shared_memory/cuda.rs",
     "server/src/shared_memory/system.rs",
     "worker/src/cpu/activations/quantize.rs",
+    "worker/src/cpu/amx.rs",
+    "worker/src/cpu/amx/bf16.rs",
+    "worker/src/cpu/amx/coded.rs",
     "worker/src/cpu/attention.rs",
     "worker/src/cpu/attention/lanes.rs",
     "worker/src/cpu/avx2.rs",

@@ -7,7 +7,7 @@
 //! A block with NaN or infinity in it has NaN as its scale: so every product of its row is NaN, on
 //! all instruction sets.
 //!
-//! Four rows lie together in panels, block by block, since a kernel reads the same block of several
+//! Four rows lie together in panels, 16 where an instruction takes whole tiles, block by block, since a kernel reads the same block of several
 //! rows: it walks through memory in order, whatever the width of a row.
 
 use std::sync::{Mutex, PoisonError};
@@ -23,7 +23,7 @@ mod rounded;
 use digits::{Digits, cut, reserve};
 pub(super) use digits::{DigitsMut, Panel, Second};
 
-use quantize::quantize_both;
+use quantize::quantize_either;
 #[cfg(target_arch = "x86_64")]
 pub(super) use quantize::quantize_rows;
 pub(super) use rounded::Rounded;
@@ -32,7 +32,7 @@ use rounded::round;
 /// Columns that share one scale.
 pub const BLOCK: usize = 32;
 
-/// Rows of a panel.
+/// Rows of a panel of which instructions take one at a time.
 pub(super) const PANEL_ROWS: usize = 4;
 
 /// Rows of a panel of which an instruction takes all at once.
@@ -49,7 +49,7 @@ pub(super) const MOST: f32 = 127.0;
 const GRAIN: usize = 16;
 
 /// Fewer rows than this are no work for instructions that take whole tiles.
-const LEAST_TILED: usize = 12;
+pub(super) const LEAST_TILED: usize = 12;
 
 /// Fewer numbers than this are not worth waking other threads for.
 const SHARED_NUMBERS: usize = 4096;
@@ -138,7 +138,7 @@ pub struct View<'a> {
     /// instructions that take whole tiles, and 4 for others.
     rounded: &'a [Rounded],
     /// That number.
-    rounded_rows: usize,
+    pub(super) rounded_rows: usize,
 }
 
 impl Activations {
@@ -196,7 +196,7 @@ impl Activations {
                 round(compute.isa, floats, rounded, columns, rounded_rows);
             }
             if let Some(precision) = form.digits {
-                quantize_both(compute.isa, floats, digits, (columns, precision.excess));
+                quantize_either(compute.isa, floats, digits, (columns, precision.excess));
             }
         });
     }
@@ -224,7 +224,7 @@ impl Activations {
             let (plain, tiled) = if self.are_tiled { (0, self.rows) } else { (self.rows, 0) };
             let blocks = self.columns / BLOCK;
             let digits = (own.digits.make_room(plain, blocks), own.tiles.make_room(tiled, blocks));
-            quantize_both(isa, &self.floats, digits, (self.columns, precision.excess));
+            quantize_either(isa, &self.floats, digits, (self.columns, precision.excess));
             own.generation = self.generation;
         }
         work(self.view(&own.digits, &own.tiles))
@@ -240,6 +240,8 @@ impl Activations {
             true => (seconds_of_tiles, counts_of_tiles),
             false => (seconds, counts),
         };
+        let rounded = self.rows.next_multiple_of(self.rounded_rows.max(1)) * blocks;
+        let rounded = if self.form.bf16 { rounded } else { 0 };
         View {
             columns: self.columns,
             floats: &self.floats,
@@ -247,7 +249,7 @@ impl Activations {
             tiles,
             seconds,
             counts,
-            rounded: &self.rounded,
+            rounded: &self.rounded[..rounded],
             rounded_rows: self.rounded_rows,
         }
     }

@@ -1,8 +1,9 @@
 //! The tile kernels with AMX: one instruction multiplies 16 rows of activations with 16 rows of weights.
 //!
-//! The compiler has no stable functions for these instructions, so they are written out. Of the eight
-//! tiles the first four are sums, one for each 16 rows of activations; [`configure`] has their shapes.
-//! A tile of weights is what the other kernels for AVX-512 read as well: 16 rows of four bytes.
+//! The compiler has no stable functions for these instructions, so they are written out, and code that
+//! it makes itself never uses tiles: what is in one stays there from one instruction to the next. Of the
+//! eight tiles the first four are sums, two each activations and weights; [`configure`] has their shapes.
+//! Weights lie as the other kernels for AVX-512 read them too.
 #![expect(unsafe_code, reason = "instructions that the compiler has no functions for")]
 
 mod bf16;
@@ -16,11 +17,11 @@ use std::sync::LazyLock;
 pub(super) use bf16::bf16;
 pub(super) use coded::coded;
 
-use super::activations::{BLOCK, TILE_ROWS};
+use super::activations::{BLOCK, LEAST_TILED, TILE_ROWS};
 use super::packed::PLANES;
 
-/// Rows of activations that one call of a kernel takes at most: as many as there are tiles of sums.
-const TOKENS: usize = 4 * TILE_ROWS;
+/// Rows of activations that one call of a kernel takes at most: 16 for each tile of sums.
+pub(super) const TOKENS: usize = 4 * TILE_ROWS;
 
 /// Bytes of a tile's row, and from one row to the next.
 const ROW_BYTES: usize = 64;
@@ -87,7 +88,7 @@ pub(super) unsafe fn configure(tokens: usize) -> Tiles {
     Tiles(PhantomData)
 }
 
-/// Returns the rows that tiles need for so many tokens; 2 take as long as 8.
+/// Returns the rows of tiles for so many tokens, or more than that; 2 take as long as 8.
 const fn rows_for(tokens: usize) -> usize {
     match tokens {
         0 | 1 => 1,
@@ -96,9 +97,12 @@ const fn rows_for(tokens: usize) -> usize {
     }
 }
 
+// The kernel of codes reads 16 rows.
+const _: () = assert!(rows_for(LEAST_TILED) == TILE_ROWS);
+
 impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: there is a `Tiles` only where the instructions are usable.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        unsafe { asm!("tilerelease", options(nostack)) };
     }
 }

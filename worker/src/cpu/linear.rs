@@ -17,8 +17,11 @@ use crate::gguf::StoredTensor;
 /// Rows of activations that one call of a tile kernel takes, where no instruction takes whole tiles.
 const TOKENS: usize = 16;
 
-/// Those that a call takes where there is one.
+/// Rows that such instructions take in one call.
 const MOST_TOKENS: usize = 64;
+
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(MOST_TOKENS == super::amx::TOKENS);
 
 /// Bytes of activations that stay in the second-level cache while all weights pass by.
 const CACHED_BYTES: usize = 256 << 10;
@@ -169,8 +172,8 @@ impl Linear {
         let blocks = (tokens * self.columns).div_ceil(CACHED_BYTES).max(1);
         let blocks =
             if splits_tokens(tokens, threads) { blocks.next_multiple_of(threads) } else { blocks };
+        let block = tokens.div_ceil(blocks).next_multiple_of(TOKENS);
         let tile = if compute.isa.has_tiles() { MOST_TOKENS } else { TOKENS };
-        let block = tokens.div_ceil(blocks).next_multiple_of(tile);
         let blocks = tokens.div_ceil(block);
         let group_bytes = self.bytes() / groups.max(1);
         let grain = if tokens < TOKENS { GRAIN_BYTES / group_bytes.max(1) } else { 1 };
@@ -185,8 +188,8 @@ impl Linear {
             }
         };
         compute.pool.share_out(blocks * groups, grain, |thread, items| {
-            // SAFETY: the activations were filled in for a set with these instructions.
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: the activations were filled in for a set with these instructions.
             let _tiles = x.are_for_tiles().then(|| unsafe { super::amx::configure(tokens) });
             RESULTS.with_borrow_mut(|results| {
                 x.read(compute.isa, thread, |x| items.for_each(|items| sweep(x, items, results)));
@@ -250,7 +253,8 @@ fn multiply(
         }
         #[cfg(target_arch = "x86_64")]
         (Kind::Amx, Layout::Coded(codes)) if !x.tiles.is_empty() => {
-            // SAFETY: this thread's tiles have shapes, as `sweep` saw to.
+            // SAFETY: this `Isa` exists only where the features were detected, and this thread's tiles
+            // have shapes where activations have tiles, as `sweep` saw to.
             unsafe { super::amx::coded(codes, tiles, x, first, out) }
         }
         #[cfg(target_arch = "x86_64")]

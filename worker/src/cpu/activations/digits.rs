@@ -116,9 +116,9 @@ impl<const N: usize> Digits<N> {
 }
 
 impl<'a, const N: usize> DigitsMut<'a, N> {
-    /// Cuts off the room of the next rows, as much as there is; but for the last, these are whole
-    /// panels.
+    /// Cuts off the room of the next rows, of whole panels, as much as there is.
     pub(super) fn cut(&mut self, rows: usize, blocks: usize) -> DigitsMut<'a, N> {
+        debug_assert!(self.panels.is_empty() || rows.is_multiple_of(N));
         let panels = rows / N;
         DigitsMut {
             panels: cut(&mut self.panels, panels * blocks),

@@ -39,7 +39,7 @@ fn step(x: &[f32; BLOCK]) -> f32 {
 
 /// Quantises rows of some columns with the fastest code there is, into whichever of the two there is
 /// room in: panels of four rows, or those for instructions that take whole tiles.
-pub(super) fn quantize_both(
+pub(super) fn quantize_either(
     isa: Isa,
     floats: &[f32],
     (panels, tiles): (DigitsMut<'_>, DigitsMut<'_, TILE_ROWS>),
@@ -87,8 +87,8 @@ pub(in crate::cpu) fn quantize_rows<const N: usize>(
     let DigitsMut { panels, seconds, counts } = digits;
     let blocks = columns / BLOCK;
     let rooms = seconds.chunks_exact_mut(N * blocks).zip(counts);
-    let quads = floats.chunks(N * columns).zip(panels.chunks_exact_mut(blocks));
-    for ((rows, panels), room) in quads.zip(rooms) {
+    let parts = floats.chunks(N * columns).zip(panels.chunks_exact_mut(blocks));
+    for ((rows, panels), room) in parts.zip(rooms) {
         let mut limits = [0.0; N];
         for ((row, x), limit) in rows.chunks_exact(columns).enumerate().zip(&mut limits) {
             *limit = quantize_row(x.as_chunks().0, panels, row) * excess;

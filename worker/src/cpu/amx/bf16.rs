@@ -1,4 +1,5 @@
-//! Products of bf16 with bf16: one instruction takes 32 columns of 16 rows and of 16 tokens.
+//! Products of bf16 with bf16: one instruction takes 32 columns of 16 rows and of 16 tokens. Each tile of
+//! sums is for 16 of them, from the first column to the last.
 #![expect(unsafe_code, reason = "instructions that the compiler has no functions for")]
 
 use std::arch::asm;
@@ -31,6 +32,7 @@ pub(in crate::cpu) unsafe fn bf16(
 ) {
     let blocks = x.columns / BLOCK;
     assert!(group.len() == blocks * TILE_BYTES && first.is_multiple_of(TILE_ROWS));
+    assert_eq!(x.rounded_rows, TILE_ROWS, "activations for other instructions");
     let x = x.rounded(first, out.len());
     let panels = out.len().div_ceil(TILE_ROWS);
     assert!(out.len() <= TOKENS && x.len() == panels * blocks * TILE_ROWS);
@@ -60,7 +62,12 @@ unsafe fn multiply<const N: usize>(group: &[u8], x: &[Rounded]) {
     let blocks = group.len() / TILE_BYTES;
     debug_assert_eq!(x.len(), N * blocks * TILE_ROWS);
     // SAFETY: the caller's promise.
-    unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3") };
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, options(nostack),
+        );
+    }
     for (block, weights) in group.chunks_exact(TILE_BYTES).enumerate() {
         for line in (0..TILE_BYTES).step_by(ROW_BYTES) {
             let ahead = weights.as_ptr().wrapping_add(PREFETCH_BYTES + line);
@@ -68,32 +75,32 @@ unsafe fn multiply<const N: usize>(group: &[u8], x: &[Rounded]) {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) };
         }
         macro_rules! add {
-            ($panel:literal, $product:literal) => {
+            ($panel:literal, $sums:tt, $product:literal) => {
                 if $panel < N {
                     let x = x[($panel * blocks + block) * TILE_ROWS..][..TILE_ROWS].as_ptr();
                     // SAFETY: a tile of activations has at most 16 rows, which lie there.
                     unsafe {
                         asm!(
                             "tileloadd tmm4, [{x} + {stride}*1]", $product,
-                            x = in(reg) x, stride = in(reg) ROW_BYTES, options(nostack, readonly),
+                            x = in(reg) x, stride = in(reg) ROW_BYTES,
+                            out($sums) _, out("tmm4") _, options(nostack, readonly),
                         );
                     }
                 }
             };
         }
-        let stride = ROW_BYTES;
         // SAFETY: a tile of weights is 16 rows of 64 bytes, which is what the chunk has.
         unsafe {
             asm!(
                 "tileloadd tmm5, [{weights} + {stride}*1]",
-                weights = in(reg) weights.as_ptr(), stride = in(reg) stride,
-                options(nostack, readonly),
+                weights = in(reg) weights.as_ptr(), stride = in(reg) ROW_BYTES,
+                out("tmm5") _, options(nostack, readonly),
             );
         }
-        add!(0, "tdpbf16ps tmm0, tmm4, tmm5");
-        add!(1, "tdpbf16ps tmm1, tmm4, tmm5");
-        add!(2, "tdpbf16ps tmm2, tmm4, tmm5");
-        add!(3, "tdpbf16ps tmm3, tmm4, tmm5");
+        add!(0, "tmm0", "tdpbf16ps tmm0, tmm4, tmm5");
+        add!(1, "tmm1", "tdpbf16ps tmm1, tmm4, tmm5");
+        add!(2, "tmm2", "tdpbf16ps tmm2, tmm4, tmm5");
+        add!(3, "tmm3", "tdpbf16ps tmm3, tmm4, tmm5");
     }
 }
 

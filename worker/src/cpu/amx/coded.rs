@@ -14,7 +14,7 @@ use crate::cpu::activations::{BLOCK, Panel, Second, TILE_ROWS, View};
 use crate::cpu::avx512::{add_second, each_row, prefetch, scales, unpack};
 use crate::cpu::packed::{Codes, Format, PLANES, ROWS, Scales, with_format};
 
-/// Blocks at a time: their codes stay in the first-level cache.
+/// Blocks at a time: the codes of most are in the first-level cache when the next tokens want them.
 const CHUNK: usize = 32;
 
 /// How many blocks before they are multiplied codes are unpacked: until then they are in the cache.
@@ -39,6 +39,9 @@ const START: f32 = 12_582_912.0;
 #[repr(C, align(64))]
 struct Sums([[f32; ROWS]; TILE_ROWS]);
 
+// Floats from 2^23 to 2^24 are the whole numbers there: codes and digits have 8 bits at most.
+const _: () = assert!(BLOCK * 128 * 128 < 1 << 22);
+
 static STARTS: Sums = Sums([[START; ROWS]; TILE_ROWS]);
 
 /// The codes of those columns of a block that share scales, and zeros for the others.
@@ -48,7 +51,7 @@ type BlockCodes = [__m512i; PLANES];
 /// that of a tile.
 ///
 /// # Safety
-/// This thread's tiles have [shapes](super::configure).
+/// This thread's tiles have [shapes](super::configure) of 16 rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(in crate::cpu) unsafe fn coded(
     codes: Codes,
@@ -141,8 +144,8 @@ impl<F: Format> Chunk<'_, F> {
         }
     }
 
-    /// Adds the products with a panel's first digits of these blocks to the first `M` of its rows, as
-    /// many as there are in `out`, and unpacks the blocks before if that is wanted.
+    /// Adds the products with a panel's first digits of these blocks to those of its rows that `out`
+    /// has, `M` at most, and unpacks the blocks before if that is wanted.
     ///
     /// # Safety
     /// This thread's tiles have [shapes](super::configure), of `M` rows at least, and all blocks are
@@ -186,11 +189,10 @@ impl<F: Format> Chunk<'_, F> {
             {
                 let block = product / parts;
                 let products = [product + 1 - parts, product].map(|at| &products[at % PLACES]);
-                // SAFETY: the block was unpacked, and the products stored a step ago, in all rows.
-                unsafe {
-                    let worth = self.worth[block].assume_init();
-                    add_block::<F, M>(products, worth, &digits[block], &mut sums);
-                }
+                // SAFETY: the block was unpacked.
+                let worth = unsafe { self.worth[block].assume_init() };
+                // SAFETY: the products were stored a step ago, in all rows.
+                unsafe { add_block::<F, M>(products, worth, &digits[block], &mut sums) };
             }
         }
         for (out, sum) in out.iter_mut().zip(sums) {
@@ -220,7 +222,7 @@ macro_rules! with_sums {
 #[inline(always)]
 unsafe fn launch(product: usize, codes: *const BlockCodes, digits: &[[i8; BLOCK]; TILE_ROWS]) {
     macro_rules! launch {
-        ($sums:literal) => {
+        ($sums:tt) => {
             asm!(
                 "tileloadd tmm7, [{codes} + {stride}*1]",
                 "tileloadd tmm6, [{digits} + {half}*1]",
@@ -229,7 +231,7 @@ unsafe fn launch(product: usize, codes: *const BlockCodes, digits: &[[i8; BLOCK]
                 codes = in(reg) codes, digits = in(reg) digits.as_ptr(),
                 starts = in(reg) &raw const STARTS,
                 stride = in(reg) ROW_BYTES, half = in(reg) BLOCK,
-                options(nostack, readonly),
+                out($sums) _, out("tmm6") _, out("tmm7") _, options(nostack, readonly),
             )
         };
     }

@@ -195,7 +195,10 @@ fn a_token_gets_the_same_bits_alone_and_in_any_batch() {
                     out
                 };
                 let whole = run(1, 0..50);
-                for (threads, tokens) in [(2, 0..50), (3, 0..17), (1, 5..6), (2, 49..50), (2, 3..7)]
+                for (threads, tokens) in
+                    [(2, 0..50), (3, 0..17), (1, 5..6), (2, 49..50), (2, 3..7), (1, 0..8)]
+                        .into_iter()
+                        .chain([9, 11, 12, 13].map(|count| (1, 0..count)))
                 {
                     let expected = &whole[tokens.start * linear.rows()..tokens.end * linear.rows()];
                     let got = run(threads, tokens.clone());
@@ -228,7 +231,9 @@ fn codes_give_the_same_bits_on_instructions_for_whole_tiles() {
                 linear.apply(&compute, &activations, Product::Set(&mut out));
                 out
             });
-            assert!(tiled == plain, "{kind:?} {precision:?}: {tokens} tokens");
+            let are_equal =
+                tiled.iter().zip(&plain).all(|(one, other)| one.to_bits() == other.to_bits());
+            assert!(are_equal, "{kind:?} {precision:?}: {tokens} tokens");
         }
     }
 }
@@ -237,8 +242,10 @@ fn codes_give_the_same_bits_on_instructions_for_whole_tiles() {
 fn what_is_no_number_makes_none_of_its_token_and_harms_no_other() {
     const ODD: [(usize, f32); 4] =
         [(1, f32::NAN), (2, f32::INFINITY), (5, f32::NEG_INFINITY), (6, -f32::NAN)];
-    let (rows, tokens) = (35, 9);
-    for (kind, precision) in WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p))) {
+    let rows = 35;
+    let kinds = WeightType::ALL.into_iter().flat_map(|t| PRECISIONS.map(|p| (t, p)));
+    // Few rows, and more than one tile of them.
+    for ((kind, precision), tokens) in kinds.flat_map(|kind| [(kind, 9), (kind, 21)]) {
         let columns = columns(kind);
         let stored = |name: &str| (name.to_owned(), matrix(kind, rows, columns));
         let mut linear = Linear::new(&[stored("w")]).unwrap();
@@ -270,6 +277,29 @@ fn what_is_no_number_makes_none_of_its_token_and_harms_no_other() {
                     assert!(is_right, "{kind:?} {isa:?}: {sound} became {got} by {number:?}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn rows_that_were_there_before_change_nothing() {
+    for kind in WeightType::ALL {
+        let columns = columns(kind);
+        let linear = Linear::new(&[("w".to_owned(), matrix(kind, 20, columns))]).unwrap();
+        let (odd, x) = (vec![f32::NAN; 16 * columns], floats(13 * columns));
+        for isa in Isa::available() {
+            let compute = Compute { pool: Pool::start(1).unwrap(), isa };
+            let [fresh, used] = [&[&x][..], &[&odd, &x]].map(|fillings| {
+                let mut activations = Activations::default();
+                for x in fillings {
+                    activations.floats(x.len() / columns, columns).copy_from_slice(x);
+                    activations.fill(&compute, linear.form(isa), |_, _| {});
+                }
+                let mut out = vec![0.0; 13 * linear.rows()];
+                linear.apply(&compute, &activations, Product::Set(&mut out));
+                out
+            });
+            assert!(fresh == used && fresh.iter().all(|x| x.is_finite()), "{kind:?} {isa:?}");
         }
     }
 }
