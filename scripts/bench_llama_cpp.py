@@ -6,6 +6,9 @@
     cargo build --release -p stator-worker --example decode_speed
     venv/bin/python scripts/bench_llama_cpp.py MODEL.gguf [--theirs FILE | --requantize [both]]
 
+Where the processor has AMX, GCC 12 makes a build that ends with a segmentation fault, and clang one that uses
+no AMX (CC=clang CXX=clang++ before the command): docs/engine.md says what to make of that.
+
 The shapes are those of `worker::bench`: a prefill of 512 tokens with the logits after the last,
 and decode steps of 1, 8 and 16 sequences from a context of 128 on, logits for each. Both engines
 run in processes of their own, one after the other, in every round; a figure is the best of its
