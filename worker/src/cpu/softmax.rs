@@ -71,6 +71,21 @@ fn weigh_body<const FMA: bool>(
 }
 
 dispatched! {
+    /// Writes the sum of the weights of logits, and keeps none of them.
+    pub(crate) fn sum_weights(softmax: &Softmax, logits: &[f32], out: &mut f64) = sum_weights_body
+}
+
+#[inline(always)]
+fn sum_weights_body<const FMA: bool>(softmax: &Softmax, logits: &[f32], out: &mut f64) {
+    let (mut weights, mut sum) = ([0f32; PART], [0f32]);
+    *out = 0.0;
+    for logits in logits.chunks(PART) {
+        weigh_body::<FMA>(softmax, logits, &mut weights[..logits.len()], &mut sum);
+        *out += f64::from(sum[0]);
+    }
+}
+
+dispatched! {
     /// Makes weights below `least` 0.
     pub(crate) fn cut(weights: &mut [f32], least: f32) = cut_body
 }

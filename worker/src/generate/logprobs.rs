@@ -4,21 +4,19 @@ use engine::{TokenId, TokenLogprobs};
 
 use super::heaviest::Heaviest;
 use crate::cpu::Isa;
-use crate::cpu::softmax::{PART, Softmax, count_above, maximum, weigh};
+use crate::cpu::softmax::{Softmax, count_above, maximum, sum_weights};
 
 /// Computes log-probabilities; holds the memory that this takes.
 #[derive(Debug)]
 pub(super) struct Scorer {
     isa: Isa,
-    weights: Vec<f32>,
-    sums: Vec<f32>,
     heaviest: Heaviest,
 }
 
 impl Scorer {
     /// Makes one.
     pub(super) fn new(isa: Isa) -> Self {
-        Self { isa, weights: Vec::new(), sums: Vec::new(), heaviest: Heaviest::new(isa) }
+        Self { isa, heaviest: Heaviest::new(isa) }
     }
 
     /// Returns the natural-log probabilities under the softmax of the untouched logits; NaN if one
@@ -26,11 +24,9 @@ impl Scorer {
     pub(super) fn score(&mut self, logits: &[f32], drawn: TokenId, top: usize) -> TokenLogprobs {
         let mut largest = f32::NEG_INFINITY;
         maximum(self.isa, logits, &mut largest);
-        self.weights.resize(logits.len(), 0.0);
-        self.sums.resize(logits.len().div_ceil(PART), 0.0);
         let softmax = Softmax { top: largest, inverse: 1.0, floor: 0.0 };
-        weigh(self.isa, &softmax, logits, &mut self.weights, &mut self.sums);
-        let sum: f64 = self.sums.iter().copied().map(f64::from).sum();
+        let mut sum = 0.0;
+        sum_weights(self.isa, &softmax, logits, &mut sum);
         let normalizer = largest + sum.ln() as f32;
         let best = self.heaviest.find(logits, top, f32::NEG_INFINITY);
         let best = best.iter().map(|&(logit, token)| (token, logit - normalizer)).collect();

@@ -79,6 +79,17 @@ fn what_is_more_than_80_below_the_largest_weighs_nothing() {
 }
 
 #[test]
+fn weights_that_are_not_kept_have_the_same_sum() {
+    for (isa, logits) in cases() {
+        let softmax = softmax_of(&logits, 0.0);
+        let mut sum = 7.0;
+        sum_weights(isa, &softmax, &logits, &mut sum);
+        let (_, sums) = weighed(isa, &softmax, &logits);
+        assert_eq!(sum, exact_sum(&sums), "{isa:?} {}", logits.len());
+    }
+}
+
+#[test]
 fn a_cut_leaves_what_is_heavy_enough() {
     for (isa, logits) in cases() {
         let (weights, _) = weighed(isa, &softmax_of(&logits, 0.0), &logits);
