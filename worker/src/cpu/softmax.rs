@@ -86,37 +86,53 @@ fn sum_weights_body<const FMA: bool>(softmax: &Softmax, logits: &[f32], out: &mu
 }
 
 dispatched! {
-    /// Makes weights below `least` 0.
-    pub(crate) fn cut(weights: &mut [f32], least: f32) = cut_body
+    /// Makes weights 0 that are below `least`, and those that equal it from place `end` on; writes
+    /// the sum of each part of what is left.
+    pub(crate) fn cut(weights: &mut [f32], least: f32, end: usize, sums: &mut [f32]) = cut_body
 }
 
 #[inline(always)]
-fn cut_body<const FMA: bool>(weights: &mut [f32], least: f32) {
-    for weight in weights {
-        *weight = if *weight >= least { *weight } else { 0.0 };
+fn cut_body<const FMA: bool>(weights: &mut [f32], least: f32, end: usize, sums: &mut [f32]) {
+    let above = least.next_up();
+    for ((part, sum), first) in weights.chunks_mut(PART).zip(sums).zip((0..).step_by(PART)) {
+        let (before, after) = part.split_at_mut(end.saturating_sub(first).min(part.len()));
+        for (weights, least) in [(before, least), (after, above)] {
+            for weight in weights {
+                *weight = if *weight >= least { *weight } else { 0.0 };
+            }
+        }
+        *sum = sum_of_part(part, 0.0);
     }
 }
 
 dispatched! {
-    /// Writes the sum of the weights of each part that are at least `least`.
-    pub(crate) fn sum_from(weights: &[f32], least: f32, sums: &mut [f32]) = sum_from_body
+    /// Writes the sum of the weights that are at least `least`.
+    pub(crate) fn sum_from(weights: &[f32], least: f32, out: &mut f64) = sum_from_body
 }
 
 #[inline(always)]
-fn sum_from_body<const FMA: bool>(weights: &[f32], least: f32, sums: &mut [f32]) {
-    for (weights, sum) in weights.chunks(PART).zip(sums) {
-        let mut lanes = [0f32; LANES];
-        let (whole, left) = weights.as_chunks::<LANES>();
-        for weights in whole {
-            for (lane, weight) in lanes.iter_mut().zip(weights) {
-                *lane += if *weight >= least { *weight } else { 0.0 };
-            }
-        }
-        for (lane, weight) in lanes.iter_mut().zip(left) {
+fn sum_from_body<const FMA: bool>(weights: &[f32], least: f32, out: &mut f64) {
+    *out = 0.0;
+    // In a closure it might be compiled without the instructions of its caller.
+    for part in weights.chunks(PART) {
+        *out += f64::from(sum_of_part(part, least));
+    }
+}
+
+/// Returns the sum of the weights of a part that are at least `least`.
+#[inline(always)]
+fn sum_of_part(part: &[f32], least: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (whole, left) = part.as_chunks::<LANES>();
+    for weights in whole {
+        for (lane, weight) in lanes.iter_mut().zip(weights) {
             *lane += if *weight >= least { *weight } else { 0.0 };
         }
-        *sum = lanes.iter().sum();
     }
+    for (lane, weight) in lanes.iter_mut().zip(left) {
+        *lane += if *weight >= least { *weight } else { 0.0 };
+    }
+    lanes.iter().sum()
 }
 
 dispatched! {

@@ -22,11 +22,6 @@ impl Heaviest {
         Self { isa, maxima: Vec::new(), found: Vec::new() }
     }
 
-    /// Returns those of the last search.
-    pub(super) fn found(&self) -> &[(f32, TokenId)] {
-        &self.found
-    }
-
     /// Finds the `count` largest numbers of a row that are at least `least`, with their tokens: the
     /// largest first, and of equal ones those of lower tokens. What is NaN is not found.
     pub(super) fn find(&mut self, row: &[f32], count: usize, least: f32) -> &[(f32, TokenId)] {
@@ -61,7 +56,7 @@ impl Heaviest {
 
 /// Orders numbers: larger first, then lower tokens, so that the order is total; -0 and 0 are equal.
 #[inline]
-pub(super) fn larger_first(a: &(f32, TokenId), b: &(f32, TokenId)) -> std::cmp::Ordering {
+fn larger_first(a: &(f32, TokenId), b: &(f32, TokenId)) -> std::cmp::Ordering {
     // -0 becomes 0, and nothing else changes.
     (b.0 + 0.0).total_cmp(&(a.0 + 0.0)).then(a.1.cmp(&b.1))
 }

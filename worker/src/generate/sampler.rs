@@ -10,6 +10,9 @@ use engine::{Sampling, TokenId};
 use crate::cpu::Isa;
 use crate::cpu::softmax::{PART, maximum};
 
+mod choice;
+mod weights;
+
 use choice::Choice;
 
 /// Below this temperature a draw is greedy: the inverse would overflow, and nothing else is left.
@@ -206,6 +209,5 @@ fn first(top: f32, logits: &[f32]) -> Option<TokenId> {
     Some((chunk + offset) as TokenId)
 }
 
-mod choice;
 #[cfg(test)]
 mod tests;

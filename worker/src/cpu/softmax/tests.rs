@@ -90,28 +90,43 @@ fn weights_that_are_not_kept_have_the_same_sum() {
 }
 
 #[test]
-fn a_cut_leaves_what_is_heavy_enough() {
+fn a_cut_leaves_what_is_heavier_and_of_equals_the_first() {
+    for (isa, mut weights) in cases() {
+        let length = weights.len();
+        // Many are equal.
+        weights.iter_mut().for_each(|weight| *weight = (*weight / 10.0).round().abs());
+        for end in [0, 1, PART / 2, PART, PART + 1, length / 2, length, length + 1] {
+            let (mut left, mut sums) = (weights.clone(), vec![7.0; length.div_ceil(PART)]);
+            cut(isa, &mut left, 3.0, end, &mut sums);
+            let is_left = |(place, &weight): (usize, &f32)| {
+                if weight > 3.0 || weight == 3.0 && place < end { weight } else { 0.0 }
+            };
+            let expected: Vec<f32> = weights.iter().enumerate().map(is_left).collect();
+            assert!(left == expected, "{isa:?} {length} {end}");
+            assert_sums_of_parts(&sums, &left);
+        }
+    }
+}
+
+#[test]
+fn a_cut_that_takes_nothing_leaves_the_sums_to_the_last_bit() {
     for (isa, logits) in cases() {
-        let (weights, _) = weighed(isa, &softmax_of(&logits, 0.0), &logits);
-        let mut left = weights.clone();
-        cut(isa, &mut left, 0.5);
-        let is_left = |&weight: &f32| if weight >= 0.5 { weight } else { 0.0 };
-        assert!(left == weights.iter().map(is_left).collect::<Vec<_>>(), "{isa:?}");
+        let (mut weights, sums) = weighed(isa, &softmax_of(&logits, 0.0), &logits);
+        let (before, mut again) = (weights.clone(), vec![7.0; sums.len()]);
+        cut(isa, &mut weights, 0.0, logits.len(), &mut again);
+        assert_eq!((weights, again), (before, sums), "{isa:?} {}", logits.len());
     }
 }
 
 #[test]
 fn heavy_weights_are_summed_and_counted() {
     for (isa, logits) in cases() {
-        let (weights, sums) = weighed(isa, &softmax_of(&logits, 0.0), &logits);
-        let mut again = vec![7.0; sums.len()];
-        sum_from(isa, &weights, 0.0, &mut again);
-        assert_eq!(again, sums, "{isa:?}: both add up in the same order");
+        let (weights, _) = weighed(isa, &softmax_of(&logits, 0.0), &logits);
         for bound in [0.0, weights.first().copied().unwrap_or(0.5), 0.5] {
-            let is_heavy = |&weight: &f32| if weight >= bound { weight } else { 0.0 };
-            sum_from(isa, &weights, bound, &mut again);
-            assert_sums_of_parts(&again, &weights.iter().map(is_heavy).collect::<Vec<_>>());
-            let mut above = 7;
+            let (mut sum, mut above) = (7.0, 7);
+            sum_from(isa, &weights, bound, &mut sum);
+            let heavy: Vec<f32> = weights.iter().copied().filter(|&w| w >= bound).collect();
+            assert_close(sum, exact_sum(&heavy));
             count_above(isa, &weights, bound, &mut above);
             let heavier = weights.iter().filter(|&&weight| weight > bound).count();
             assert_eq!(above as usize, heavier, "{isa:?} {bound}");
