@@ -154,15 +154,15 @@ fn a_seed_repeats_and_indices_differ() {
 
 #[test]
 fn logits_that_are_no_numbers_give_no_token() {
-    for sampling in [Sampling::default(), warm(|_| ())] {
+    let mut scratch = Scratch::new(Isa::best());
+    for sampling in [Sampling::default(), warm(|_| ()), warm(|s| s.top_k = 3)] {
         let mut sampler = Sampler::new(&sampling, &[], 0);
-        for places in [0..40, 0..1, 17..18, 39..40] {
-            let mut logits = [1.0; 40];
-            logits[places].fill(f32::NAN);
-            assert_eq!(
-                sampler.draw(&logits, Rules::default(), &mut Scratch::new(Isa::best())),
-                None
-            );
+        for odd in [f32::NAN, f32::INFINITY] {
+            for places in [0..40, 0..1, 17..18, 39..40] {
+                let mut logits = [1.0; 40];
+                logits[places].fill(odd);
+                assert_eq!(sampler.draw(&logits, Rules::default(), &mut scratch), None, "{odd}");
+            }
         }
     }
 }
