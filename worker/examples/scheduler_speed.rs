@@ -36,6 +36,13 @@ fn start(streams: usize, model: Option<&str>, threads: usize) -> Result<Generate
     Ok(GenerateEngine::start(runner, &loaded.vocabulary, eos, config)?)
 }
 
+/// Returns the prompt of a stream: its tokens go by the stream's digits to the base of 250.
+fn prompt(stream: usize) -> Vec<TokenId> {
+    let digits = std::iter::successors(Some(stream), |rest| Some(rest / 250));
+    let token = |(place, digit): (usize, usize)| (digit % 250 * 7 + place * 11) % 250 + 1;
+    digits.take(16).enumerate().map(|each| token(each) as TokenId).collect()
+}
+
 /// Runs one stream; returns its tokens and outputs.
 async fn run(
     engine: &GenerateEngine,
@@ -44,8 +51,7 @@ async fn run(
     temperature: f32,
 ) -> engine::Result<(usize, usize)> {
     let stop = StopConditions { ignore_eos: true, ..StopConditions::after(tokens as u32) };
-    let prompt = (0..16).map(|token| (stream * 7 + token * 11) as TokenId % 250 + 1);
-    let mut request = GenerateRequest::new(prompt.collect::<Vec<_>>(), stop);
+    let mut request = GenerateRequest::new(prompt(stream), stop);
     request.sampling = Sampling { temperature, ..Sampling::default() };
     let mut stream = engine.call(request, Context::new("")).await?;
     let (mut tokens, mut outputs) = (0, 0);

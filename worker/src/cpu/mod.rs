@@ -24,7 +24,7 @@ mod packed;
 pub mod pool;
 mod portable;
 pub mod postnorm;
-pub mod softmax;
+pub(crate) mod softmax;
 pub mod vector;
 
 pub use isa::Isa;

@@ -4,40 +4,37 @@ use engine::{TokenId, TokenLogprobs};
 
 use super::heaviest::Heaviest;
 use crate::cpu::Isa;
-use crate::cpu::softmax::{PART, Softmax, count_above, maximum, weigh};
+use crate::cpu::softmax::{Softmax, count_above, maximum, sum_weights};
 
 /// Computes log-probabilities; holds the memory that this takes.
 #[derive(Debug)]
 pub(super) struct Scorer {
     isa: Isa,
-    weights: Vec<f32>,
-    sums: Vec<f32>,
     heaviest: Heaviest,
 }
 
 impl Scorer {
     /// Makes one.
     pub(super) fn new(isa: Isa) -> Self {
-        Self { isa, weights: Vec::new(), sums: Vec::new(), heaviest: Heaviest::new(isa) }
+        Self { isa, heaviest: Heaviest::new(isa) }
     }
 
-    /// Returns the natural-log probabilities under the softmax of the untouched logits; NaN if one
-    /// of these is no number, or all are infinite.
+    /// Returns the natural-log probabilities under the softmax of the untouched logits: NaN if one
+    /// of these is NaN or infinity, or all are minus infinity.
     pub(super) fn score(&mut self, logits: &[f32], drawn: TokenId, top: usize) -> TokenLogprobs {
         let mut largest = f32::NEG_INFINITY;
         maximum(self.isa, logits, &mut largest);
-        self.weights.resize(logits.len(), 0.0);
-        self.sums.resize(logits.len().div_ceil(PART), 0.0);
         let softmax = Softmax { top: largest, inverse: 1.0, floor: 0.0 };
-        weigh(self.isa, &softmax, logits, &mut self.weights, &mut self.sums);
-        let sum: f64 = self.sums.iter().copied().map(f64::from).sum();
-        let normalizer = largest + sum.ln() as f32;
+        let mut sum = 0.0;
+        sum_weights(self.isa, &softmax, logits, &mut sum);
+        // The largest goes first: beside a large logit the rest would be lost.
+        let logprob = |logit: f32| (f64::from(logit) - f64::from(largest) - sum.ln()) as f32;
         let best = self.heaviest.find(logits, top, f32::NEG_INFINITY);
-        let best = best.iter().map(|&(logit, token)| (token, logit - normalizer)).collect();
+        let best = best.iter().map(|&(logit, token)| (token, logprob(logit))).collect();
         let own = logits.get(drawn as usize).copied().unwrap_or(f32::NEG_INFINITY);
         let mut better = 0;
         count_above(self.isa, logits, own, &mut better);
-        TokenLogprobs { logprob: own - normalizer, rank: 1 + better, top: best }
+        TokenLogprobs { logprob: logprob(own), rank: 1 + better, top: best }
     }
 }
 
@@ -61,21 +58,36 @@ mod tests {
 
     #[test]
     fn probabilities_match_a_float64_reference() {
-        let logits: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.37).sin() * 20.0).collect();
-        let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
-        for isa in Isa::available() {
+        let near: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.37).sin() * 20.0).collect();
+        let far = near.iter().map(|logit| logit + 1000.0).collect();
+        for (isa, logits) in
+            Isa::available().into_iter().flat_map(|isa| [(isa, &near), (isa, &far)])
+        {
+            let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let distance = |token: TokenId| f64::from(logits[token as usize]) - largest;
+            let sum: f64 = (0..5000).map(|token| distance(token).exp()).sum();
             for drawn in [0, 17, 4999] {
-                let found = Scorer::new(isa).score(&logits, drawn, 20);
+                let found = Scorer::new(isa).score(logits, drawn, 20);
                 let logit = logits[drawn as usize];
-                let exact = f64::from(logit) - sum.ln();
-                assert!((f64::from(found.logprob) - exact).abs() < 1e-5, "{isa:?} {drawn}");
                 let rank = 1 + logits.iter().filter(|&&other| other > logit).count();
                 assert_eq!(found.rank as usize, rank, "{isa:?} {drawn}");
-                for (token, logprob) in found.top {
-                    let exact = f64::from(logits[token as usize]) - sum.ln();
-                    assert!((f64::from(logprob) - exact).abs() < 1e-5, "{isa:?} {token}");
+                for (token, logprob) in found.top.into_iter().chain([(drawn, found.logprob)]) {
+                    let off = f64::from(logprob) - (distance(token) - sum.ln());
+                    assert!(off.abs() < 4e-6, "{isa:?} {token}: {logprob} is {off:e} off");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_largest_logits_share_their_probability() {
+        let mut logits = vec![0.0; 100];
+        (logits[4], logits[63]) = (1e30, 1e30);
+        for isa in Isa::available() {
+            let found = Scorer::new(isa).score(&logits, 63, 3);
+            let half = 0.5f32.ln();
+            assert_eq!((found.logprob, found.rank), (half, 1), "{isa:?}");
+            assert_eq!(found.top, [(4, half), (63, half), (0, -1e30)], "{isa:?}");
         }
     }
 
@@ -84,7 +96,11 @@ mod tests {
         for odd in [f32::NAN, f32::INFINITY] {
             let mut logits = vec![1.0; 100];
             logits[63] = odd;
-            assert!(Scorer::new(Isa::best()).score(&logits, 5, 3).logprob.is_nan(), "{odd}");
+            for drawn in [5, 63] {
+                let found = Scorer::new(Isa::best()).score(&logits, drawn, 3);
+                let all = found.top.iter().map(|&(_, logprob)| logprob).chain([found.logprob]);
+                assert!(all.into_iter().all(f32::is_nan), "{odd} {drawn}");
+            }
         }
         let nothing = [f32::NEG_INFINITY; 100];
         assert!(Scorer::new(Isa::best()).score(&nothing, 5, 3).logprob.is_nan());

@@ -8,12 +8,18 @@ use std::collections::HashMap;
 use engine::{Sampling, TokenId};
 
 use crate::cpu::Isa;
-use crate::cpu::softmax::{PART, maximum};
+use crate::cpu::softmax::maximum;
+
+mod choice;
+mod weights;
 
 use choice::Choice;
 
 /// Below this temperature a draw is greedy: the inverse would overflow, and nothing else is left.
 const COLDEST: f32 = 1e-5;
+
+/// Logits that are looked at as a whole, which vectorises.
+const CHUNK: usize = 1024;
 
 /// Memory that draws of all sequences share.
 #[derive(Debug)]
@@ -103,7 +109,7 @@ impl Sampler {
     }
 
     /// Draws a token that the rules leave; none if there is none, or the logit of one that they leave
-    /// is no number.
+    /// is NaN or infinity.
     pub(super) fn draw(
         &mut self,
         logits: &[f32],
@@ -190,22 +196,20 @@ impl Rules<'_> {
     }
 }
 
-/// Returns the largest logit; none if one is no number or none can be drawn.
+/// Returns the largest logit; none if one is NaN or infinity, or none can be drawn.
 fn largest(isa: Isa, logits: &[f32]) -> Option<f32> {
     let mut top = f32::NEG_INFINITY;
     maximum(isa, logits, &mut top);
-    (top > f32::NEG_INFINITY).then_some(top)
+    top.is_finite().then_some(top)
 }
 
-/// Returns the first token with a logit.
+/// Returns the first token whose logit is `top`.
 fn first(top: f32, logits: &[f32]) -> Option<TokenId> {
-    // A chunk is looked at as a whole, which vectorises; the search inside it is short.
     let has_top = |chunk: &[f32]| chunk.iter().fold(false, |found, &logit| found | (logit == top));
-    let chunk = logits.chunks(PART).position(has_top)? * PART;
+    let chunk = logits.chunks(CHUNK).position(has_top)? * CHUNK;
     let offset = logits[chunk..].iter().position(|&logit| logit == top)?;
     Some((chunk + offset) as TokenId)
 }
 
-mod choice;
 #[cfg(test)]
 mod tests;

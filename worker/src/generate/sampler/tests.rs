@@ -65,6 +65,104 @@ fn filters_keep_exactly_their_sets() {
 }
 
 #[test]
+fn filters_keep_exactly_their_sets_together() {
+    type Case = (&'static [f32], u32, fn(&mut Sampling), &'static [TokenId]);
+    const NONE: f32 = f32::NEG_INFINITY;
+    const ALL: u32 = u32::MAX;
+    // Probabilities of about 0.643, 0.237, 0.087, 0.032; of the last three 0.665, 0.245, 0.090.
+    const SLOPE: &[f32] = &[3.0, 2.0, 1.0, 0.0];
+    const HOLES: &[f32] = &[NONE, 2.0, NONE, 0.0, 1.0];
+    const LARGE: &[f32] = &[1e30, -1e30, 1e30, 0.0];
+    let cases: &[Case] = &[
+        // Top-k and top-p are of what min-p leaves, and top-p of what top-k leaves.
+        (SLOPE, ALL, |s| s.top_p = 0.9, &[0, 1, 2]),
+        (SLOPE, ALL, |s| (s.min_p, s.top_p) = (0.1, 0.9), &[0, 1]),
+        (SLOPE, ALL, |s| (s.min_p, s.top_k) = (0.1, 2), &[0, 1]),
+        (SLOPE, ALL, |s| (s.min_p, s.top_k) = (0.3, 3), &[0, 1]),
+        (SLOPE, ALL, |s| (s.min_p, s.top_p) = (0.1, 0.7), &[0, 1]),
+        (SLOPE, ALL, |s| (s.min_p, s.top_k, s.top_p) = (0.1, 2, 0.7), &[0]),
+        // All are of what the rules leave.
+        (SLOPE, 0b1110, |s| s.top_p = 0.6, &[1]),
+        (SLOPE, 0b1110, |s| s.top_p = 0.7, &[1, 2]),
+        (SLOPE, 0b1110, |s| s.top_k = 2, &[1, 2]),
+        (SLOPE, 0b1110, |s| s.top_k = 3, &[1, 2, 3]),
+        (SLOPE, 0b1110, |s| s.min_p = 0.1, &[1, 2, 3]),
+        (SLOPE, 0b1110, |s| s.min_p = 0.3, &[1, 2]),
+        (SLOPE, 0b1110, |s| (s.min_p, s.top_k, s.top_p) = (0.1, 2, 0.7), &[1]),
+        // Tokens that no one can draw are in no set.
+        (HOLES, ALL, |_| (), &[1, 3, 4]),
+        (HOLES, ALL, |s| s.top_k = 2, &[1, 4]),
+        (HOLES, ALL, |s| s.top_k = 4, &[1, 3, 4]),
+        (HOLES, ALL, |s| s.top_p = 0.7, &[1, 4]),
+        (HOLES, ALL, |s| s.min_p = 0.3, &[1, 4]),
+        (HOLES, 0b01101, |s| s.top_k = 2, &[3]),
+        (HOLES, 0b01101, |s| s.top_p = 0.5, &[3]),
+        (HOLES, 0b01101, |s| s.min_p = 0.5, &[3]),
+        // The least temperature that is not greedy leaves what is as likely.
+        (&[1.0, 1.0, 0.99], ALL, |s| s.temperature = COLDEST, &[0, 1]),
+        (&[1.0, 1.0, 0.99], ALL, |s| (s.temperature, s.top_k) = (COLDEST, 2), &[0, 1]),
+        (&[1.0, 1.0, 0.99], ALL, |s| (s.temperature, s.top_p) = (COLDEST, 0.5), &[0]),
+        (&[1.0, 1.0, 0.99], ALL, |s| (s.temperature, s.min_p) = (COLDEST, 0.5), &[0, 1]),
+        (LARGE, ALL, |_| (), &[0, 2]),
+        (LARGE, ALL, |s| s.temperature = 2.0, &[0, 2]),
+        (LARGE, ALL, |s| s.temperature = COLDEST, &[0, 2]),
+        (LARGE, ALL, |s| s.temperature = 0.0, &[0]),
+        (LARGE, ALL, |s| s.top_k = 3, &[0, 2]),
+        (LARGE, ALL, |s| s.top_p = 0.5, &[0]),
+        (LARGE, ALL, |s| s.top_p = 0.9, &[0, 2]),
+        (LARGE, ALL, |s| s.min_p = 1.0, &[0, 2]),
+        (LARGE, 0b1010, |_| (), &[3]),
+        (&[-1e30, NONE, -1e30], ALL, |_| (), &[0, 2]),
+        (&[f32::MIN, f32::MAX], ALL, |s| s.temperature = COLDEST, &[1]),
+    ];
+    for (index, &(logits, allowed, change, expected)) in cases.iter().enumerate() {
+        let allowed = [allowed];
+        let rules = Rules { allowed: Some(&allowed[..]).filter(|_| allowed != [ALL]), barred: &[] };
+        let mut sampler = Sampler::new(&warm(change), &[], 0);
+        let mut scratch = Scratch::new(Isa::best());
+        let mut draw = || sampler.draw(logits, rules, &mut scratch).unwrap();
+        let mut tokens: Vec<_> = (0..2000).map(|_| draw()).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        assert_eq!(tokens, expected, "case {index}: {logits:?}");
+    }
+}
+
+#[test]
+fn samplers_that_share_memory_draw_as_each_does_alone() {
+    let options: [fn(&mut Sampling); 9] = [
+        |_| (),
+        |s| s.temperature = 0.0,
+        |s| s.top_k = 3,
+        |s| (s.top_k, s.top_p) = (20, 0.8),
+        |s| (s.top_k, s.top_p) = (800, 0.9),
+        |s| s.top_p = 0.5,
+        |s| s.min_p = 0.1,
+        |s| (s.repetition_penalty, s.frequency_penalty) = (1.3, 0.5),
+        |s| s.logit_bias = vec![(2, 3.0)],
+    ];
+    let sampler = |change: &fn(&mut Sampling)| Sampler::new(&warm(change), &[], 0);
+    let mut pairs: Vec<_> =
+        options.iter().map(|change| (sampler(change), sampler(change))).collect();
+    let mut random = fastrand::Rng::with_seed(11);
+    let mut shared = Scratch::new(Isa::best());
+    for turn in 0..1000 {
+        let length = random.choice([3, 40, 1024, 2500]).unwrap();
+        let logits: Vec<f32> = (0..length).map(|_| random.f32() * 9.0).collect();
+        let allowed: Vec<u32> = (0..length / 32 + 1).map(|_| random.u32(..) | 1).collect();
+        let allowed = Some(&allowed[..]).filter(|_| random.u8(..4) == 0);
+        let rules = Rules { allowed, barred: &[] };
+        let which = random.usize(..pairs.len());
+        let (together, alone) = &mut pairs[which];
+        let token = together.draw(&logits, rules, &mut shared);
+        let expected = alone.draw(&logits, rules, &mut Scratch::new(Isa::best()));
+        assert_eq!(token, expected, "turn {turn}: sampler {which}, {length} logits");
+        together.note(token.unwrap());
+        alone.note(token.unwrap());
+    }
+}
+
+#[test]
 fn penalties_are_those_of_the_formula() {
     let sampling = Sampling {
         repetition_penalty: 2.0,
@@ -154,15 +252,15 @@ fn a_seed_repeats_and_indices_differ() {
 
 #[test]
 fn logits_that_are_no_numbers_give_no_token() {
-    for sampling in [Sampling::default(), warm(|_| ())] {
+    let mut scratch = Scratch::new(Isa::best());
+    for sampling in [Sampling::default(), warm(|_| ()), warm(|s| s.top_k = 3)] {
         let mut sampler = Sampler::new(&sampling, &[], 0);
-        for places in [0..40, 0..1, 17..18, 39..40] {
-            let mut logits = [1.0; 40];
-            logits[places].fill(f32::NAN);
-            assert_eq!(
-                sampler.draw(&logits, Rules::default(), &mut Scratch::new(Isa::best())),
-                None
-            );
+        for odd in [f32::NAN, f32::INFINITY] {
+            for places in [0..40, 0..1, 17..18, 39..40] {
+                let mut logits = [1.0; 40];
+                logits[places].fill(odd);
+                assert_eq!(sampler.draw(&logits, Rules::default(), &mut scratch), None, "{odd}");
+            }
         }
     }
 }

@@ -48,6 +48,11 @@ async fn a_continuation_goes_on_behind_any_of_its_tokens() {
     let plain = request(20, 40);
     check("greedy", &engine, GenerateRequest { logprobs: Some(1), ..plain }).await;
     check("seeded", &engine, warm(20, 40)).await;
+    for (top_p, top_k) in [(0.5, 0), (1.0, 5), (0.5, 5)] {
+        let mut filtered = warm(20, 40);
+        (filtered.sampling.top_p, filtered.sampling.top_k) = (top_p, top_k);
+        check(&format!("top-p {top_p}, top-k {top_k}"), &engine, filtered).await;
+    }
 
     let mut penalties = warm(3, 40);
     penalties.sampling.presence_penalty = 1.5;

@@ -1,7 +1,7 @@
-//! The sets that are chosen from are those of a full sort.
+//! The sets that are chosen from are those of a full sort, and each token of them has its share.
 
 use super::*;
-use crate::generate::heaviest::larger_first;
+use crate::cpu::softmax::PART;
 
 /// Rows of logits: far apart, near each other, and many of them equal.
 fn rows(count: usize) -> Vec<Vec<f32>> {
@@ -27,60 +27,73 @@ fn smallest_enough(sorted: &[(f32, TokenId)], top_p: f32) -> &[(f32, TokenId)] {
     &sorted[..size.unwrap()]
 }
 
-/// Sets a row's weights, and returns those above 0 in order.
-fn weigh_row(choice: &mut Choice, row: &[f32]) -> Vec<(f32, TokenId)> {
+/// Returns the tokens of a row that have a weight, the heaviest first.
+fn sorted(choice: &mut Choice, row: &[f32]) -> Vec<(f32, TokenId)> {
     let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
     choice.choose(row, top_of(row), &sampling, 0.5).unwrap();
-    let mut sorted: Vec<_> = choice.weights.iter().copied().zip(0..).collect();
+    let mut sorted: Vec<_> = choice.all.each().iter().copied().zip(0..).collect();
     sorted.retain(|(weight, _)| *weight > 0.0);
-    sorted.sort_by(larger_first);
+    // A stable sort leaves equal weights in the order of tokens.
+    sorted.sort_by(|a, b| b.0.total_cmp(&a.0));
     sorted
+}
+
+/// Chooses from a row again and again. All that is chosen is in the row's set, and as often as its
+/// weight says: each token of a short set, and each sixteenth of a long one.
+fn check(isa: Isa, row: &[f32], top_k: usize, top_p: f32) {
+    let (draws, within) = if row.len() <= 40 { (4000, 0.02) } else { (1000, 0.04) };
+    let (mut choice, top) = (Choice::new(isa), top_of(row));
+    let sorted = sorted(&mut choice, row);
+    let kept = if top_k == 0 { sorted.len() } else { top_k.min(sorted.len()) };
+    let set = smallest_enough(&sorted[..kept], top_p);
+    let sampling = Sampling { temperature: 1.0, top_k: top_k as u32, top_p, ..Sampling::default() };
+    let mut counts = vec![0; row.len()];
+    for draw in 0..draws {
+        let random = draw as f64 / draws as f64;
+        let token = choice.choose(row, top, &sampling, random).unwrap();
+        counts[token as usize] += 1;
+    }
+    let name = format!("{isa:?}, {} logits, top-k {top_k}, top-p {top_p}", row.len());
+    let size = if set.len() <= 40 { 1 } else { set.len().div_ceil(16) };
+    for group in set.chunks(size) {
+        let count = |&(_, token): &(f32, TokenId)| std::mem::take(&mut counts[token as usize]);
+        let got = group.iter().map(count).sum::<usize>() as f64 / draws as f64;
+        let expected = sum(group) / sum(set);
+        assert!((got - expected).abs() < within, "{name}: {got}, not {expected}");
+    }
+    assert!(counts.iter().all(|&count| count == 0), "{name}: chosen outside of the set");
 }
 
 #[test]
 fn top_p_chooses_from_the_smallest_set_as_the_softmax_does() {
     for isa in Isa::available() {
         for top_p in [0.0, 0.05, 0.5, 0.9, 0.999] {
-            rows(40).iter().for_each(|row| check_top_p(isa, row, top_p, 4000, 0.02));
-            rows(2 * PART + 77).iter().for_each(|row| check_top_p(isa, row, top_p, 100, 0.15));
+            rows(40).iter().for_each(|row| check(isa, row, 0, top_p));
+            rows(2 * PART + 77).iter().for_each(|row| check(isa, row, 0, top_p));
         }
     }
 }
 
-/// Draws from a row's set again and again; the frequency of each token is `within` what is expected.
-fn check_top_p(isa: Isa, row: &[f32], top_p: f32, draws: usize, within: f64) {
-    let mut choice = Choice::new(isa);
-    let sorted = weigh_row(&mut choice, row);
-    let set = smallest_enough(&sorted, top_p);
-    let (weights, sums) = (choice.weights.clone(), choice.sums.clone());
-    let mut counts = vec![0; row.len()];
-    for draw in 0..draws {
-        choice.weights.copy_from_slice(&weights);
-        choice.sums.copy_from_slice(&sums);
-        let random = draw as f64 / draws as f64;
-        counts[choice.among_enough(top_p, random).unwrap() as usize] += 1;
+#[test]
+fn top_k_chooses_from_the_heaviest_as_the_softmax_does() {
+    for isa in Isa::available() {
+        for top_k in [2, 10, 39] {
+            rows(40).iter().for_each(|row| check(isa, row, top_k, 1.0));
+        }
+        for top_k in [10, FEW, FEW + 1, 2 * PART + 76] {
+            rows(2 * PART + 77).iter().for_each(|row| check(isa, row, top_k, 1.0));
+        }
     }
-    for &(weight, token) in set {
-        let expected = f64::from(weight) / sum(set);
-        let got = f64::from(std::mem::take(&mut counts[token as usize])) / draws as f64;
-        assert!((got - expected).abs() < within, "{isa:?} {top_p}: {got}, not {expected}");
-    }
-    assert!(counts.iter().all(|&count| count == 0), "{isa:?} {top_p}: chosen outside of the set");
 }
 
 #[test]
 fn top_p_is_the_share_of_what_top_k_leaves() {
-    let mut choice = Choice::new(Isa::best());
-    for row in rows(40) {
-        let sorted = weigh_row(&mut choice, &row);
-        let set = smallest_enough(&sorted[..sorted.len().min(10)], 0.6);
-        let sampling = Sampling { temperature: 1.0, top_k: 10, top_p: 0.6, ..Sampling::default() };
-        let mut choose = |random| choice.choose(&row, top_of(&row), &sampling, random).unwrap();
-        let mut chosen: Vec<_> = (0..5000).map(|draw| choose(f64::from(draw) / 5000.0)).collect();
-        chosen.sort_unstable();
-        chosen.dedup();
-        let mut expected: Vec<_> = set.iter().map(|&(_, token)| token).collect();
-        expected.sort_unstable();
-        assert_eq!(chosen, expected);
+    for isa in Isa::available() {
+        for top_p in [0.3, 0.95] {
+            rows(40).iter().for_each(|row| check(isa, row, 10, top_p));
+            for top_k in [30, 2 * FEW] {
+                rows(2 * PART + 77).iter().for_each(|row| check(isa, row, top_k, top_p));
+            }
+        }
     }
 }
