@@ -7,8 +7,9 @@
 //! A block with NaN or infinity in it has NaN as its scale: so every product of its row is NaN, on
 //! all instruction sets.
 //!
-//! Four rows lie together in panels, 16 where an instruction takes whole tiles, block by block, since a kernel reads the same block of several
-//! rows: it walks through memory in order, whatever the width of a row.
+//! Four rows lie together in panels, 16 where an instruction takes whole tiles, block by block, since a
+//! kernel reads the same block of several rows: it walks through memory in order, whatever the width of
+//! a row.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -22,7 +23,6 @@ mod rounded;
 
 use digits::{Digits, cut, reserve};
 pub(super) use digits::{DigitsMut, Panel, Second};
-
 use quantize::quantize_either;
 #[cfg(target_arch = "x86_64")]
 pub(super) use quantize::quantize_rows;
