@@ -31,7 +31,7 @@ const PLACES: usize = 8;
 
 /// Where sums begin: the bits of 1.5 * 2^23, to which whole numbers can be added as such. What comes
 /// of it is that float and the sum, exactly: to take it away costs less than to convert the sum, since
-/// the pipe that does the latter is what everything waits for here.
+/// there is one pipe for the latter while tiles are multiplied, and products with scales need it too.
 const START: f32 = 12_582_912.0;
 
 /// A tile of such sums, or of products.
