@@ -9,6 +9,10 @@ use crate::{Adapter, Guided, KvHandoff, KvSource, Request, Sampling, StopConditi
 /// The number of a token in a model's vocabulary.
 pub type TokenId = u32;
 
+/// The most alternatives that a request may ask for beside a token's log-probability: those of a
+/// whole prompt are kept until it is computed.
+pub const MAX_LOGPROBS: u32 = 20;
+
 /// A prompt and how to continue it.
 ///
 /// ```
@@ -35,10 +39,11 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// When a continuation ends.
     pub stop: StopConditions,
-    /// Asks for the log-probability of each token drawn, and of this many best alternatives.
+    /// Asks for the log-probability of each token drawn, and of this many best alternatives, at most
+    /// [`MAX_LOGPROBS`].
     pub logprobs: Option<u32>,
     /// Asks for the log-probability of each prompt token but the first, and of this many best
-    /// alternatives; only then `max_tokens` may be 0.
+    /// alternatives, at most [`MAX_LOGPROBS`]; only then `max_tokens` may be 0.
     pub prompt_logprobs: Option<u32>,
     /// What each continuation has to look like.
     pub guided: Option<Guided>,

@@ -35,7 +35,9 @@ pub use embed::{EmbedRequest, Embedding};
 pub use engine::{Engine, OutputStream, Request};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{KvEvent, KvEventReader, KvEvents, KvNews, KvSnapshot, StoredBlock};
-pub use generate::{FinishReason, GenerateOutput, GenerateRequest, TokenId, TokenLogprobs};
+pub use generate::{
+    FinishReason, GenerateOutput, GenerateRequest, MAX_LOGPROBS, TokenId, TokenLogprobs,
+};
 pub use guided::{Constraint, Guided};
 pub use handoff::{KvBlocks, KvHandoff, KvLayout, KvSource, KvStore};
 pub use infer::{InferOutput, InferRequest, RequestedOutput};

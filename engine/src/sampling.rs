@@ -1,11 +1,11 @@
 //! How the next token is drawn and when to stop.
 
-use crate::TokenId;
+use crate::{Error, Result, TokenId};
 
 /// How the next token is drawn from the logits. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Softmax temperature, `0.0..=2.0` by convention; 0 is greedy.
+    /// Softmax temperature, at least 0 and `0.0..=2.0` by convention; 0 is greedy.
     pub temperature: f32,
     /// Keeps the `k` most likely tokens; 0 keeps all.
     pub top_k: u32,
@@ -42,6 +42,49 @@ impl Default for Sampling {
     }
 }
 
+impl Sampling {
+    /// Checks that the numbers are in their ranges; tokens are the engine's to know.
+    ///
+    /// Errors: one that is not, by name.
+    pub fn check(&self) -> Result<()> {
+        let is_share = |number: f32| (0.0..=1.0).contains(&number);
+        let is_penalty = |number: f32| (-2.0..=2.0).contains(&number);
+        let is_positive = |number: f32| number > 0.0 && number.is_finite();
+        let Self { temperature, top_p, min_p, .. } = *self;
+        let is_temperature = temperature == 0.0 || is_positive(temperature);
+        let table = [
+            ("temperature", temperature, is_temperature, "at least 0"),
+            ("top_p", top_p, top_p > 0.0 && is_share(top_p), "above 0 and at most 1"),
+            ("min_p", min_p, is_share(min_p), "from 0 to 1"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                is_positive(self.repetition_penalty),
+                "above 0",
+            ),
+            (
+                "presence_penalty",
+                self.presence_penalty,
+                is_penalty(self.presence_penalty),
+                "from -2 to 2",
+            ),
+            (
+                "frequency_penalty",
+                self.frequency_penalty,
+                is_penalty(self.frequency_penalty),
+                "from -2 to 2",
+            ),
+        ];
+        match table.into_iter().find(|(_, _, is_right, _)| !is_right) {
+            None => Ok(()),
+            Some((name, got, _, expected)) => {
+                let text = format!("`{name}`: expected a number {expected}, got {got}");
+                Err(Error::invalid(text).with_param(name))
+            }
+        }
+    }
+}
+
 /// When a continuation ends. Stop strings are text and belong to the bridge above.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StopConditions {
@@ -59,5 +102,43 @@ impl StopConditions {
     /// Makes conditions that only bound the number of tokens.
     pub fn after(max_tokens: u32) -> Self {
         Self { max_tokens, ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Finds a number.
+    type Field = fn(&mut Sampling) -> &mut f32;
+
+    #[test]
+    fn numbers_out_of_their_ranges_are_refused_by_name() {
+        assert!(Sampling::default().check().is_ok());
+        let edges = Sampling {
+            temperature: 2.0,
+            min_p: 1.0,
+            presence_penalty: -2.0,
+            frequency_penalty: 2.0,
+            ..Sampling::default()
+        };
+        assert!(edges.check().is_ok());
+        let table: [(&str, Field, &[f32]); 6] = [
+            ("temperature", |sampling| &mut sampling.temperature, &[-0.1, f32::NAN, f32::INFINITY]),
+            ("top_p", |sampling| &mut sampling.top_p, &[0.0, 1.1, f32::NAN]),
+            ("min_p", |sampling| &mut sampling.min_p, &[-0.1, 1.1, f32::NAN]),
+            ("repetition_penalty", |sampling| &mut sampling.repetition_penalty, &[0.0, f32::NAN]),
+            ("presence_penalty", |sampling| &mut sampling.presence_penalty, &[2.1, f32::NAN]),
+            ("frequency_penalty", |sampling| &mut sampling.frequency_penalty, &[-2.1, f32::NAN]),
+        ];
+        for (name, field, wrong) in table {
+            for &number in wrong {
+                let mut sampling = Sampling::default();
+                *field(&mut sampling) = number;
+                let error = sampling.check().unwrap_err();
+                assert!(error.message().starts_with(&format!("`{name}`: expected")), "{error}");
+                assert!(error.message().ends_with(&format!("got {number}")), "{error}");
+            }
+        }
     }
 }

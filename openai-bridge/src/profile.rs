@@ -3,6 +3,7 @@
 //! This table is the whole of it: the model's configuration, the shapes that are accepted and the
 //! checks of values are made from it.
 
+use engine::MAX_LOGPROBS;
 use tensor::{Datatype, Tensor, TensorSpec};
 
 /// What a value means.
@@ -74,7 +75,7 @@ const COUNT: Kind = Kind::Integer { least: 1, most: i32::MAX as i128 };
 const CHOICES: Kind = Kind::Integer { least: 1, most: 128 };
 const SEED: Kind = Kind::Integer { least: 0, most: u64::MAX as i128 };
 const ONE: Kind = Kind::Integer { least: 1, most: 1 };
-const ALTERNATIVES: Kind = Kind::Integer { least: 0, most: 20 };
+const ALTERNATIVES: Kind = Kind::Integer { least: 0, most: MAX_LOGPROBS as i128 };
 const PENALTY: Kind = Kind::Real { range: Range::closed(-2.0, 2.0) };
 
 /// Every input there is.

@@ -1,6 +1,6 @@
 //! Chat completions.
 
-use engine::Result;
+use engine::{MAX_LOGPROBS, Result};
 use serde_json::{Value as Json, json};
 
 use super::body::{self, StreamOptions, get, wrong};
@@ -39,7 +39,7 @@ pub fn read(bridge: &TextBridge, body: Body, stamp: Stamp) -> Result<Asked> {
 /// Errors: a field that is wrong, by name.
 pub(super) fn completion(bridge: &TextBridge, mut body: Body) -> Result<(Completion, bool)> {
     let has_logprobs = body::flag(&body, "logprobs")?.unwrap_or(false);
-    let top = body::number(&body, "top_logprobs", 0..=20)?;
+    let top = body::number(&body, "top_logprobs", 0..=u64::from(MAX_LOGPROBS))?;
     if top.is_some_and(|top| top > 0) && !has_logprobs {
         return Err(wrong("top_logprobs", "is only allowed when `logprobs` is true"));
     }

@@ -1,6 +1,6 @@
 //! Completions of plain prompts.
 
-use engine::Result;
+use engine::{MAX_LOGPROBS, Result};
 use serde_json::{Value as Json, json};
 
 use super::body::{self, StreamOptions, get, wrong};
@@ -29,7 +29,8 @@ pub fn read(_: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> {
     let options = StreamOptions::read(&body)?;
     let prompts = prompts(body::inputs(&body, "prompt", MAX_PROMPTS)?)?;
     let has_echo = body::flag(&body, "echo")?.unwrap_or(false);
-    let logprobs = body::number(&body, "logprobs", 0..=20)?.map(|top| top as u32);
+    let logprobs =
+        body::number(&body, "logprobs", 0..=u64::from(MAX_LOGPROBS))?.map(|top| top as u32);
     let choices = body::number(&body, "n", 1..=128)?.unwrap_or(1);
     match body::number(&body, "best_of", 1..=128)? {
         Some(best) if best != choices => {

@@ -8,7 +8,7 @@ mod input;
 mod object;
 mod write;
 
-use engine::{Error, Result};
+use engine::{Error, MAX_LOGPROBS, Result};
 use serde_json::{Value as Json, json};
 
 use super::blocks::Blocks;
@@ -90,7 +90,7 @@ fn truncation(body: &Body) -> Result<()> {
 /// Makes the body of the chat that a response is.
 fn chat_body(mut body: Body, messages: Vec<Json>) -> Result<Body> {
     let max_tokens = body::number(&body, "max_output_tokens", 1..=i32::MAX as u64)?;
-    let top = body::number(&body, "top_logprobs", 0..=20)?;
+    let top = body::number(&body, "top_logprobs", 0..=u64::from(MAX_LOGPROBS))?;
     let has_logprobs = top.is_some_and(|top| top > 0) || includes_logprobs(&body)?;
     let effort = object::field(&body, "reasoning", "effort")?.cloned();
     let format = object::field(&body, "text", "format")?.cloned();

@@ -1,6 +1,6 @@
 //! Checks requests before they are queued: what can never be served is refused.
 
-use engine::{EmbedRequest, Error, GenerateRequest, Result, TokenId};
+use engine::{EmbedRequest, Error, GenerateRequest, MAX_LOGPROBS, Result, TokenId};
 
 use crate::runner::Limits;
 
@@ -27,6 +27,14 @@ impl Intake {
             return Err(too_long(prompt, context_length, max_tokens.min(1)));
         }
         self.known(&request.tokens)?;
+        request.sampling.check()?;
+        let asked = [("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)];
+        for (name, count) in asked.map(|(name, count)| (name, count.unwrap_or(0))) {
+            if count > MAX_LOGPROBS {
+                let text = format!("`{name}`: expected at most {MAX_LOGPROBS}, got {count}");
+                return Err(Error::invalid(text).with_param(name));
+            }
+        }
         for &(token, bias) in &request.sampling.logit_bias {
             if token as usize >= vocabulary || !bias.is_finite() {
                 let wrong = match bias.is_finite() {

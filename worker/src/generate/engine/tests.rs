@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use engine::{FinishReason, GenerateOutput, StopConditions};
+use engine::{FinishReason, GenerateOutput, Sampling, StopConditions};
 use futures_util::StreamExt;
 
 use super::*;
@@ -174,7 +174,16 @@ async fn requests_that_can_never_run_are_refused_with_the_numbers() {
     many.choices = NonZeroU32::new(65).unwrap();
     let mut strange = request(1, 1);
     strange.tokens = vec![1_000_000].into();
+    let scored = |logprobs, prompt_logprobs| GenerateRequest {
+        logprobs: Some(logprobs),
+        prompt_logprobs: Some(prompt_logprobs),
+        ..request(1, 1)
+    };
+    let cold = Sampling { temperature: -1.0, ..Sampling::default() };
     let table = [
+        (scored(21, 0), "`logprobs`: expected at most 20, got 21"),
+        (scored(20, u32::MAX), "`prompt_logprobs`: expected at most 20, got 4294967295"),
+        (GenerateRequest { sampling: cold, ..request(1, 1) }, "`temperature`: expected a number"),
         (request(0, 1), "the prompt has no tokens"),
         (request(1, 0), "`max_tokens`: expected at least 1"),
         (request(100, 1), "the prompt has 100 tokens, the model's context of 100"),
