@@ -106,7 +106,7 @@ fn every_cut_is_an_error() {
 }
 
 #[test]
-fn flipped_bytes_never_panic_or_allocate_much() {
+fn flipped_bytes_never_panic() {
     let file = small_file();
     let mut state = 1u64;
     let mut refused = 0;

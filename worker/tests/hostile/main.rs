@@ -1,8 +1,9 @@
-//! Directories of encoders and adapters with one file changed at random: refused or loaded, never
-//! a panic. The fuzz targets `encoder` and `adapter` do the same with chosen changes.
+//! Directories of decoders, encoders and adapters with one file changed at random: refused or loaded, never
+//! a panic. The fuzz targets do the same with chosen changes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod adapter;
+mod decoder;
 mod directory;
 mod encoder;
 
@@ -38,6 +39,16 @@ fn check(files: Files, read: fn(&Path) -> Result<(), Error>) {
     assert!(!refused.contains(&0) && !borne.contains(&0), "refused {refused:?}, borne {borne:?}");
     // What was changed is as it was.
     read(folder.path()).unwrap();
+}
+
+#[test]
+fn a_gguf_file_is_refused_or_loaded_whatever_it_holds() {
+    check(decoder::gguf(), decoder::read_gguf);
+}
+
+#[test]
+fn a_decoder_is_refused_or_loaded_whatever_its_files_hold() {
+    check(decoder::directory(), decoder::read);
 }
 
 #[test]

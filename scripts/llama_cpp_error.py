@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Measures how far llama.cpp's logits are from those of an f32 forward pass.
+
+    venv/bin/pip install llama-cpp-python==0.3.36 numpy
+    venv/bin/python scripts/llama_cpp_error.py MODEL.gguf [--golden worker/tests/golden] [--long 4000]
+
+MODEL.gguf is the model that `worker/tests/golden/make_golden.py` ran. Prints the root-mean-square error of the logits and their
+Kullback-Leibler divergence, in nats, behind each of its prompts, and behind the first 500, 1,000 and so on tokens of the long one. The
+figures of `worker/tests/parity.rs` and docs/engine.md that are called llama.cpp's come from here; with another processor or another
+version they are others.
+
+--golden   the directory with prompts.json, logits.f16 and long_logits.f16
+--long     how many tokens of the long prompt (default: 8100, all)
+--threads  threads of llama.cpp (default: 2)
+"""
+
+import argparse
+import json
+import pathlib
+
+import llama_cpp
+import numpy as np
+
+LONG = [*range(500, 8001, 500), 8100]
+
+
+def long_prompt(texts, length):
+    """Returns the long prompt, whose pieces are cut as `make_golden.py` cuts them."""
+    tokens, state = [], 1
+    while len(tokens) < length:
+        state = (state * 1103515245 + 12345) % (1 << 31)
+        text = texts[(state >> 8) % len(texts)]
+        start = (state >> 12) % len(text)
+        tokens += text[start : start + 16]
+    return tokens[:length]
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def distance(ours, exact):
+    """Returns the error and the divergence of a row of logits."""
+    p, q = log_softmax(exact), log_softmax(ours)
+    return np.sqrt(np.mean((ours - exact) ** 2)), float(np.sum(np.exp(p) * (p - q)))
+
+
+def last_logits(model, vocabulary):
+    """Returns the logits behind the last token."""
+    row = llama_cpp.llama_get_logits_ith(model.ctx, -1)
+    return np.ctypeslib.as_array(row, (vocabulary,)).astype(np.float64)
+
+
+def report(rows):
+    for place, (rms, kl) in rows:
+        print(f"{place:12} RMS {rms:.3f}, KL {kl:.4f}")
+    rms, kl = np.mean([row for _, row in rows], axis=0)
+    print(f"{'mean':12} RMS {rms:.3f}, KL {kl:.4f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=pathlib.Path)
+    parser.add_argument("--golden", type=pathlib.Path, default=pathlib.Path("worker/tests/golden"))
+    parser.add_argument("--long", type=int, default=LONG[-1])
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    count = dict(n_threads=options.threads, n_threads_batch=options.threads)
+    model = llama_cpp.Llama(str(options.model), n_ctx=8192, n_batch=512, verbose=False, **count)
+    texts = [prompt["tokens"] for prompt in json.loads((options.golden / "prompts.json").read_text())]
+
+    def golden(name):
+        return np.fromfile(options.golden / name, np.float16).astype(np.float64).reshape(-1, model.n_vocab())
+
+    rows = []
+    for tokens, exact in zip(texts, golden("logits.f16"), strict=True):
+        model.reset()
+        model.eval(tokens)
+        rows.append((f"{len(tokens)} tokens", distance(last_logits(model, model.n_vocab()), exact)))
+    report(rows)
+    rows, start = [], 0
+    tokens = long_prompt(texts, LONG[-1])
+    model.reset()
+    for end, exact in zip(LONG, golden("long_logits.f16"), strict=True):
+        if end > options.long:
+            break
+        model.eval(tokens[start:end])
+        rows.append((f"{end} tokens", distance(last_logits(model, model.n_vocab()), exact)))
+        start = end
+    if rows:
+        report(rows)
+
+
+if __name__ == "__main__":
+    main()
