@@ -127,6 +127,7 @@ impl Backends {
             version,
             architecture = card.architecture,
             context_length = card.context_length,
+            instructions = Isa::best().name(),
             seconds = started.elapsed().as_secs_f64(),
             "model loaded"
         );

@@ -104,7 +104,7 @@ fn broadcast(values: &[i8; BLOCK], at: usize) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn load(bytes: &[u8], at: usize) -> __m512i {
     debug_assert!(at + 64 <= bytes.len());
-    // SAFETY: the slice is a block, whose size `chunks_exact` saw to, and `at` is inside.
+    // SAFETY: the slice is a block, as long as its format says, and `at` is inside.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().add(at).cast()) }
 }
 
@@ -113,7 +113,7 @@ fn load(bytes: &[u8], at: usize) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn halves(bytes: &[u8], at: usize) -> __m512 {
     debug_assert!(at + 32 <= bytes.len());
-    // SAFETY: the slice is a header or a block of known size, and `at` is inside.
+    // SAFETY: the slice is a header or a block, as long as its format says, and `at` is inside.
     let bits = unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) };
     _mm512_cvtph_ps(bits)
 }
@@ -123,7 +123,7 @@ fn halves(bytes: &[u8], at: usize) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn bytes(header: &[u8], at: usize) -> __m128i {
     debug_assert!(at + 16 <= header.len());
-    // SAFETY: the slice is a header of known size, and `at` is inside.
+    // SAFETY: the slice is a header, as long as its format says, and `at` is inside.
     unsafe { _mm_loadu_si128(header.as_ptr().add(at).cast()) }
 }
 

@@ -70,6 +70,25 @@ impl Isa {
         Self::available()[0]
     }
 
+    /// Returns the name that logs have.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16 => "AVX-512 VNNI, BF16",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => "AVX-512 VNNI, BF16, AMX",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "NEON",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDotprod => "NEON, dot products",
+        }
+    }
+
     /// Are bf16 weights multiplied with activations rounded to bf16, and not with floats?
     pub(super) fn multiplies_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
