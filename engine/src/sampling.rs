@@ -14,7 +14,7 @@ pub struct Sampling {
     /// Drops tokens less likely than this share of the most likely one, in `[0, 1]`.
     pub min_p: f32,
     /// Divides (positive) or multiplies (negative) the logits of tokens seen in the prompt or
-    /// the output; above 0, 1 is off.
+    /// the output, in `[0.01, 10]`; 1 is off.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens seen in the output, in `[-2, 2]`.
     pub presence_penalty: f32,
@@ -43,45 +43,29 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Checks that the numbers are in their ranges; tokens are the engine's to know.
+    /// Checks that the numbers are in their ranges, temperatures to any height; which tokens there
+    /// are is the engine's to know.
     ///
     /// Errors: one that is not, by name.
     pub fn check(&self) -> Result<()> {
-        let is_share = |number: f32| (0.0..=1.0).contains(&number);
-        let is_penalty = |number: f32| (-2.0..=2.0).contains(&number);
-        let is_positive = |number: f32| number > 0.0 && number.is_finite();
-        let Self { temperature, top_p, min_p, .. } = *self;
-        let is_temperature = temperature == 0.0 || is_positive(temperature);
         let table = [
-            ("temperature", temperature, is_temperature, "at least 0"),
-            ("top_p", top_p, top_p > 0.0 && is_share(top_p), "above 0 and at most 1"),
-            ("min_p", min_p, is_share(min_p), "from 0 to 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                is_positive(self.repetition_penalty),
-                "above 0",
-            ),
-            (
-                "presence_penalty",
-                self.presence_penalty,
-                is_penalty(self.presence_penalty),
-                "from -2 to 2",
-            ),
-            (
-                "frequency_penalty",
-                self.frequency_penalty,
-                is_penalty(self.frequency_penalty),
-                "from -2 to 2",
-            ),
+            ("temperature", self.temperature, 0.0..=f32::MAX, "of at least 0"),
+            ("top_p", self.top_p, f32::MIN_POSITIVE..=1.0, "above 0 and at most 1"),
+            ("min_p", self.min_p, 0.0..=1.0, "from 0 to 1"),
+            ("repetition_penalty", self.repetition_penalty, 0.01..=10.0, "from 0.01 to 10"),
+            ("presence_penalty", self.presence_penalty, -2.0..=2.0, "from -2 to 2"),
+            ("frequency_penalty", self.frequency_penalty, -2.0..=2.0, "from -2 to 2"),
         ];
-        match table.into_iter().find(|(_, _, is_right, _)| !is_right) {
-            None => Ok(()),
-            Some((name, got, _, expected)) => {
-                let text = format!("`{name}`: expected a number {expected}, got {got}");
-                Err(Error::invalid(text).with_param(name))
+        let biases = self.logit_bias.iter();
+        let biases =
+            biases.map(|&(_, bias)| ("logit_bias", bias, -100.0..=100.0, "from -100 to 100"));
+        for (name, got, range, expected) in table.into_iter().chain(biases) {
+            if !range.contains(&got) {
+                let text = format!("`{name}`: expected a finite number {expected}, got {got}");
+                return Err(Error::invalid(text).with_param(name));
             }
         }
+        Ok(())
     }
 }
 
@@ -116,8 +100,11 @@ mod tests {
     fn numbers_out_of_their_ranges_are_refused_by_name() {
         assert!(Sampling::default().check().is_ok());
         let edges = Sampling {
-            temperature: 2.0,
+            temperature: 20.0,
+            top_p: f32::MIN_POSITIVE,
             min_p: 1.0,
+            repetition_penalty: 0.01,
+            logit_bias: vec![(7, -100.0), (8, 100.0)],
             presence_penalty: -2.0,
             frequency_penalty: 2.0,
             ..Sampling::default()
@@ -127,7 +114,11 @@ mod tests {
             ("temperature", |sampling| &mut sampling.temperature, &[-0.1, f32::NAN, f32::INFINITY]),
             ("top_p", |sampling| &mut sampling.top_p, &[0.0, 1.1, f32::NAN]),
             ("min_p", |sampling| &mut sampling.min_p, &[-0.1, 1.1, f32::NAN]),
-            ("repetition_penalty", |sampling| &mut sampling.repetition_penalty, &[0.0, f32::NAN]),
+            (
+                "repetition_penalty",
+                |sampling| &mut sampling.repetition_penalty,
+                &[0.0, 10.1, f32::INFINITY, f32::NAN],
+            ),
             ("presence_penalty", |sampling| &mut sampling.presence_penalty, &[2.1, f32::NAN]),
             ("frequency_penalty", |sampling| &mut sampling.frequency_penalty, &[-2.1, f32::NAN]),
         ];
@@ -139,6 +130,11 @@ mod tests {
                 assert!(error.message().starts_with(&format!("`{name}`: expected")), "{error}");
                 assert!(error.message().ends_with(&format!("got {number}")), "{error}");
             }
+        }
+        for bias in [100.1, -100.1, f32::NAN] {
+            let sampling =
+                Sampling { logit_bias: vec![(1, 0.0), (2, bias)], ..Sampling::default() };
+            assert_eq!(sampling.check().unwrap_err().param(), Some("logit_bias"));
         }
     }
 }

@@ -184,7 +184,8 @@ impl Row {
             temperature: real("temperature", 1.0),
             // -1 and 0 both mean all tokens.
             top_k: settings.integer("top_k", row).unwrap_or(0).max(0) as u32,
-            top_p: real("top_p", default.top_p),
+            // What is above 0 stays above 0.
+            top_p: real("top_p", default.top_p).max(f32::MIN_POSITIVE),
             min_p: real("min_p", default.min_p),
             repetition_penalty: real("repetition_penalty", default.repetition_penalty),
             presence_penalty: real("presence_penalty", default.presence_penalty),

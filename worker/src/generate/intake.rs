@@ -35,16 +35,11 @@ impl Intake {
                 return Err(Error::invalid(text).with_param(name));
             }
         }
-        for &(token, bias) in &request.sampling.logit_bias {
-            if token as usize >= vocabulary || !bias.is_finite() {
-                let wrong = match bias.is_finite() {
-                    true => format!("token {token} is not one of the vocabulary's {vocabulary}"),
-                    false => format!("expected a number for token {token}, got {bias}"),
-                };
-                return Err(
-                    Error::invalid(format!("`logit_bias`: {wrong}")).with_param("logit_bias")
-                );
-            }
+        let mut biased = request.sampling.logit_bias.iter().map(|&(token, _)| token);
+        if let Some(token) = biased.find(|&token| token as usize >= vocabulary) {
+            let text =
+                format!("`logit_bias`: token {token} is not one of the vocabulary's {vocabulary}");
+            return Err(Error::invalid(text).with_param("logit_bias"));
         }
         let choices = request.choices.get() as usize;
         if choices > self.max_running_sequences {

@@ -183,7 +183,10 @@ async fn requests_that_can_never_run_are_refused_with_the_numbers() {
     let table = [
         (scored(21, 0), "`logprobs`: expected at most 20, got 21"),
         (scored(20, u32::MAX), "`prompt_logprobs`: expected at most 20, got 4294967295"),
-        (GenerateRequest { sampling: cold, ..request(1, 1) }, "`temperature`: expected a number"),
+        (
+            GenerateRequest { sampling: cold, ..request(1, 1) },
+            "`temperature`: expected a finite number",
+        ),
         (request(0, 1), "the prompt has no tokens"),
         (request(1, 0), "`max_tokens`: expected at least 1"),
         (request(100, 1), "the prompt has 100 tokens, the model's context of 100"),
