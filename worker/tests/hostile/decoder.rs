@@ -14,7 +14,13 @@ pub(crate) fn gguf() -> Files {
 
 /// Returns the files of the same model as transformers writes them.
 pub(crate) fn directory() -> Files {
-    let names = ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"];
+    let names = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ];
     names.map(|name| (name, golden(&format!("llama-tied/{name}")))).into()
 }
 

@@ -1,5 +1,5 @@
-//! Directories of decoders, encoders and adapters with one file changed at random: refused or loaded, never
-//! a panic. The fuzz targets do the same with chosen changes.
+//! Directories of decoders, encoders and adapters with one file changed at random: refused or
+//! loaded, never a panic. The fuzz targets do the same with chosen changes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod adapter;
