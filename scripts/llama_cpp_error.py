@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Measures how far llama.cpp's logits are from those of an f32 forward pass.
 
-    venv/bin/pip install llama-cpp-python==0.3.36 numpy
+    venv/bin/pip install llama-cpp-python==0.3.36 numpy tokenizers
     venv/bin/python scripts/llama_cpp_error.py MODEL.gguf [--golden worker/tests/golden] [--long 4000]
 
 MODEL.gguf is the model that `worker/tests/golden/make_golden.py` ran. Prints the root-mean-square error of the logits and their
-Kullback-Leibler divergence, in nats, behind each of its prompts, and behind the first 500, 1,000 and so on tokens of the long one. The
-figures of `worker/tests/parity.rs` and docs/engine.md that are called llama.cpp's come from here; with another processor or another
+Kullback-Leibler divergence, in nats: behind each of its prompts; behind every token of them, where the exact logits are computed anew,
+with at how many another token is the best one; and behind the first 500, 1,000 and so on tokens of the long one. The figures of
+`worker/tests/parity/exactness.rs` and docs/engine.md that are called llama.cpp's come from here; with another processor or another
 version they are others.
 
 --golden   the directory with prompts.json, logits.f16 and long_logits.f16
@@ -17,6 +18,7 @@ version they are others.
 import argparse
 import json
 import pathlib
+import sys
 
 import llama_cpp
 import numpy as np
@@ -52,6 +54,26 @@ def last_logits(model, vocabulary):
     return np.ctypeslib.as_array(row, (vocabulary,)).astype(np.float64)
 
 
+def every_token(options, texts, count):
+    """Prints the means over the logits behind every token of the prompts."""
+    sys.path.insert(0, str(options.golden))
+    import make_golden
+
+    metadata, tensors = make_golden.read_gguf(options.model)
+    model = llama_cpp.Llama(str(options.model), n_ctx=512, n_batch=512, logits_all=True, verbose=False, **count)
+    rows, leads = [], []
+    for tokens in texts:
+        exact = make_golden.forward(metadata, tensors, tokens, range(len(tokens))).astype(np.float64)
+        model.reset()
+        model.eval(tokens)
+        for ours, exact in zip(model.scores[: len(tokens)].astype(np.float64), exact, strict=True):
+            rows.append(distance(ours, exact))
+            second, first = np.sort(exact)[-2:]
+            leads += [first - second] if ours.argmax() != exact.argmax() else []
+    rms, kl = np.mean(rows, axis=0)
+    print(f"{len(rows)} tokens: RMS {rms:.3f}, KL {kl:.4f}; {len(leads)} lose leads of up to {max(leads, default=0):.3f}")
+
+
 def report(rows):
     for place, (rms, kl) in rows:
         print(f"{place:12} RMS {rms:.3f}, KL {kl:.4f}")
@@ -79,6 +101,7 @@ def main():
         model.eval(tokens)
         rows.append((f"{len(tokens)} tokens", distance(last_logits(model, model.n_vocab()), exact)))
     report(rows)
+    every_token(options, texts, count)
     rows, start = [], 0
     tokens = long_prompt(texts, LONG[-1])
     model.reset()

@@ -249,7 +249,7 @@ def forward(metadata: dict, tensors: dict, tokens: list[int], wanted: list[int])
 
 
 def make_long(texts: list[list[int]]) -> list[int]:
-    """Returns the long prompt: pieces of the others, as `tests/parity.rs` cuts them too."""
+    """Returns the long prompt: pieces of the others, as `tests/parity/exactness.rs` cuts them too."""
     tokens, state = [], 1
     while len(tokens) < LONG[-1]:
         state = (state * 1103515245 + 12345) % 2**31

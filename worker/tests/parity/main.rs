@@ -1,0 +1,36 @@
+//! The real model: what its logits are worth, and the promise that bits depend on nothing else.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod batches;
+mod blocks;
+mod exactness;
+
+use std::path::{Path, PathBuf};
+
+use worker::cpu::Isa;
+use worker::runner::cpu::{CpuOptions, CpuRunner};
+
+#[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
+fn model() -> PathBuf {
+    let path = std::env::var("STATOR_TEST_MODEL");
+    path.expect("STATOR_TEST_MODEL is not set: run the tests by ./test").into()
+}
+
+fn golden(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)
+}
+
+fn runner(threads: usize, isa: Isa) -> CpuRunner {
+    runner_of(threads, isa, 1024)
+}
+
+fn runner_of(threads: usize, isa: Isa, context_length: usize) -> CpuRunner {
+    let options = CpuOptions {
+        threads,
+        context_length: Some(context_length),
+        // 45 KiB a token.
+        kv_cache_bytes: (context_length << 16).max(256 << 20),
+        batch_tokens: 1024,
+    };
+    CpuRunner::load_with(&model(), &options, isa).unwrap().runner
+}
