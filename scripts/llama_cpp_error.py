@@ -23,18 +23,8 @@ import sys
 import llama_cpp
 import numpy as np
 
-LONG = [*range(500, 8001, 500), 8100]
-
-
-def long_prompt(texts, length):
-    """Returns the long prompt, whose pieces are cut as `make_golden.py` cuts them."""
-    tokens, state = [], 1
-    while len(tokens) < length:
-        state = (state * 1103515245 + 12345) % (1 << 31)
-        text = texts[(state >> 8) % len(texts)]
-        start = (state >> 12) % len(text)
-        tokens += text[start : start + 16]
-    return tokens[:length]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "worker/tests/golden"))
+import make_golden
 
 
 def log_softmax(logits):
@@ -54,22 +44,20 @@ def last_logits(model, vocabulary):
     return np.ctypeslib.as_array(row, (vocabulary,)).astype(np.float64)
 
 
-def every_token(options, texts, count):
+def every_token(path, texts, threads):
     """Prints the means over the logits behind every token of the prompts."""
-    sys.path.insert(0, str(options.golden))
-    import make_golden
-
-    metadata, tensors = make_golden.read_gguf(options.model)
-    model = llama_cpp.Llama(str(options.model), n_ctx=512, n_batch=512, logits_all=True, verbose=False, **count)
+    metadata, tensors = make_golden.read_gguf(path)
+    model = llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, logits_all=True, verbose=False, **threads)
     rows, leads = [], []
     for tokens in texts:
-        exact = make_golden.forward(metadata, tensors, tokens, range(len(tokens))).astype(np.float64)
+        exact_rows = make_golden.forward(metadata, tensors, tokens, range(len(tokens))).astype(np.float64)
         model.reset()
         model.eval(tokens)
-        for ours, exact in zip(model.scores[: len(tokens)].astype(np.float64), exact, strict=True):
+        for ours, exact in zip(model.scores[: len(tokens)].astype(np.float64), exact_rows, strict=True):
             rows.append(distance(ours, exact))
-            second, first = np.sort(exact)[-2:]
-            leads += [first - second] if ours.argmax() != exact.argmax() else []
+            if ours.argmax() != exact.argmax():
+                second, first = np.sort(exact)[-2:]
+                leads.append(first - second)
     rms, kl = np.mean(rows, axis=0)
     print(f"{len(rows)} tokens: RMS {rms:.3f}, KL {kl:.4f}; {len(leads)} lose leads of up to {max(leads, default=0):.3f}")
 
@@ -85,11 +73,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("--golden", type=pathlib.Path, default=pathlib.Path("worker/tests/golden"))
-    parser.add_argument("--long", type=int, default=LONG[-1])
+    parser.add_argument("--long", type=int, default=make_golden.LONG[-1])
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    count = dict(n_threads=options.threads, n_threads_batch=options.threads)
-    model = llama_cpp.Llama(str(options.model), n_ctx=8192, n_batch=512, verbose=False, **count)
+    threads = dict(n_threads=options.threads, n_threads_batch=options.threads)
+    model = llama_cpp.Llama(str(options.model), n_ctx=8192, n_batch=512, verbose=False, **threads)
     texts = [prompt["tokens"] for prompt in json.loads((options.golden / "prompts.json").read_text())]
 
     def golden(name):
@@ -101,11 +89,11 @@ def main():
         model.eval(tokens)
         rows.append((f"{len(tokens)} tokens", distance(last_logits(model, model.n_vocab()), exact)))
     report(rows)
-    every_token(options, texts, count)
+    every_token(options.model, texts, threads)
     rows, start = [], 0
-    tokens = long_prompt(texts, LONG[-1])
+    tokens = make_golden.make_long(texts)
     model.reset()
-    for end, exact in zip(LONG, golden("long_logits.f16"), strict=True):
+    for end, exact in zip(make_golden.LONG, golden("long_logits.f16"), strict=True):
         if end > options.long:
             break
         model.eval(tokens[start:end])

@@ -4,8 +4,8 @@
 //! For each choice of blocks with second digits: the mean of the logits' root-mean-square error and
 //! of the Kullback-Leibler divergence, in nats, from an f32 forward pass over the same weights, and
 //! at how many places another token is the best one. First behind the last token of each prompt,
-//! from the golden files, then behind every token, from what second digits everywhere give: these
-//! are as good as f32, which their own line of the first kind shows.
+//! from the golden files, then behind every token, from what second digits everywhere give: the line
+//! `everywhere` shows, behind the last tokens, that these are as good as f32.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -29,12 +29,21 @@ fn prompts(folder: &Path, vocabulary: usize) -> Result<Prompts, Box<dyn std::err
     let list = list.as_array().ok_or("prompts.json: expected a list")?;
     let tokens = list.iter().map(|prompt| {
         let tokens = prompt["tokens"].as_array().into_iter().flatten();
-        tokens.filter_map(|token| Some(token.as_u64()? as u32)).collect()
+        tokens.filter_map(|token| Some(token.as_u64()? as u32)).collect::<Vec<_>>()
     });
     let logits = rows.map(|row| {
         row.chunks_exact(2).map(|two| f16::from_le_bytes([two[0], two[1]]).to_f64()).collect()
     });
-    Ok(tokens.zip(logits).collect())
+    let prompts: Prompts = tokens.zip(logits).collect();
+    let fits = |(tokens, _): &(Vec<u32>, _)| (1..=MOST_TOKENS).contains(&tokens.len());
+    if bytes.len() != list.len() * 2 * vocabulary || prompts.is_empty() || !prompts.iter().all(fits)
+    {
+        let text = format!(
+            "expected prompts of 1 to {MOST_TOKENS} tokens and for each {vocabulary} logits in f16"
+        );
+        return Err(text.into());
+    }
+    Ok(prompts)
 }
 
 fn log_softmax(logits: &[f64]) -> Vec<f64> {

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use engine::Sampling;
+
 use crate::Error;
 use crate::cpu::Isa;
 use crate::cpu::memory::Pages;
 use crate::cpu::pool::Pool;
 use crate::cpu::vector::xor;
+use crate::generate::{Rules, Sampler, Scorer, Scratch};
 use crate::runner::{BlockId, Entry, Runner, Wants};
 
 /// What to measure.
@@ -86,6 +89,31 @@ pub fn prefill(
         times.push(clock().saturating_sub(started));
     }
     Ok(Times::new(workload.prompt, times))
+}
+
+/// Times draws from each row of logits in turn, `rounds` times; with `top`, with log-probabilities of
+/// the token and of so many of the likeliest.
+pub fn draw(
+    sampling: &Sampling,
+    top: Option<usize>,
+    rows: &[Vec<f32>],
+    rounds: usize,
+    clock: impl Fn() -> Duration,
+) -> Times {
+    let isa = Isa::best();
+    let (mut scratch, mut scorer) = (Scratch::new(isa), Scorer::new(isa));
+    let mut sampler = Sampler::new(sampling, &[], 0);
+    let mut times = Vec::with_capacity(rounds * rows.len());
+    for row in std::iter::repeat_n(rows, rounds).flatten() {
+        let started = clock();
+        let token = sampler.draw(row, Rules::default(), &mut scratch);
+        if let (Some(token), Some(top)) = (token, top) {
+            std::hint::black_box(scorer.score(row, token, top));
+        }
+        std::hint::black_box(token);
+        times.push(clock().saturating_sub(started));
+    }
+    Times::new(1, times)
 }
 
 /// Times decode steps of a batch of sequences, with logits for each.

@@ -64,17 +64,26 @@ impl Weights {
     /// Returns the products with 32 numbers, without their scale. The second 16 columns have sums
     /// of their own only where they have scales of their own.
     fn products(&self, values: &[i8; BLOCK], sum: f32) -> [f32; ROWS] {
-        let values = values.map(i32::from);
         let mut dots = [[0i32; ROWS]; 2];
         let values = values.as_chunks::<4>().0;
         for (k, (plane, values)) in self.planes.iter().zip(values).enumerate() {
-            for (dot, codes) in dots[k * 2 / PLANES].iter_mut().zip(plane.as_chunks::<4>().0) {
-                for (&code, value) in codes.iter().zip(values) {
-                    *dot += i32::from(code) * value;
-                }
-            }
+            let dots = &mut dots[k * 2 / PLANES];
+            // A sum of 32 products of 8 bits is far from overflowing. A check would keep the compiler
+            // from taking several at once in builds that have checks, which the tests are.
+            *dots = std::array::from_fn(|lane| {
+                let products: [i32; 4] = std::array::from_fn(|column| {
+                    i32::from(plane[4 * lane + column]) * i32::from(values[column])
+                });
+                dots[lane].wrapping_add(products.iter().sum())
+            });
         }
-        let halves = [0, 1].map(|half| values[half * 4..][..4].as_flattened().iter().sum::<i32>());
+        let halves = [0, 1].map(|half| {
+            values[half * 4..][..4]
+                .as_flattened()
+                .iter()
+                .map(|&value| i32::from(value))
+                .sum::<i32>()
+        });
         let centre = self.codes.centre();
         std::array::from_fn(|lane| {
             let [first, second] = [dots[0][lane], dots[1][lane]];

@@ -8,20 +8,20 @@ use crate::cpu::softmax::{Softmax, count_above, maximum, sum_weights};
 
 /// Computes log-probabilities; holds the memory that this takes.
 #[derive(Debug)]
-pub(super) struct Scorer {
+pub(crate) struct Scorer {
     isa: Isa,
     heaviest: Heaviest,
 }
 
 impl Scorer {
     /// Makes one.
-    pub(super) fn new(isa: Isa) -> Self {
+    pub(crate) fn new(isa: Isa) -> Self {
         Self { isa, heaviest: Heaviest::new(isa) }
     }
 
     /// Returns the natural-log probabilities under the softmax of the untouched logits: NaN if one
     /// of these is NaN or infinity, or all are minus infinity.
-    pub(super) fn score(&mut self, logits: &[f32], drawn: TokenId, top: usize) -> TokenLogprobs {
+    pub(crate) fn score(&mut self, logits: &[f32], drawn: TokenId, top: usize) -> TokenLogprobs {
         let mut largest = f32::NEG_INFINITY;
         maximum(self.isa, logits, &mut largest);
         let softmax = Softmax { top: largest, inverse: 1.0, floor: 0.0 };

@@ -26,4 +26,6 @@ mod waiting;
 pub use config::{DiskTierConfig, SchedulerConfig};
 pub use engine::GenerateEngine;
 pub use guides::Constraints;
+pub(crate) use logprobs::Scorer;
+pub(crate) use sampler::{Rules, Sampler, Scratch};
 pub(crate) use scheduler::OLDEST_EVERY;

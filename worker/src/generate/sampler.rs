@@ -23,7 +23,7 @@ const CHUNK: usize = 1024;
 
 /// Memory that draws of all sequences share.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     isa: Isa,
     /// Logits of which biases, penalties and rules have taken theirs.
     logits: Vec<f32>,
@@ -32,14 +32,14 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// Makes it for some instructions.
-    pub(super) fn new(isa: Isa) -> Self {
+    pub(crate) fn new(isa: Isa) -> Self {
         Self { isa, logits: Vec::new(), choice: Choice::new(isa) }
     }
 }
 
 /// The state of one continuation's draws.
 #[derive(Debug)]
-pub(super) struct Sampler {
+pub(crate) struct Sampler {
     sampling: Sampling,
     random: fastrand::Rng,
     /// What penalties need to know; none if there are none.
@@ -48,7 +48,7 @@ pub(super) struct Sampler {
 
 /// The tokens that may be drawn.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Rules<'a> {
+pub(crate) struct Rules<'a> {
     /// A bit for each token, the lowest first; none: all may be drawn.
     pub allowed: Option<&'a [u32]>,
     /// Tokens that may not be drawn all the same.
@@ -63,7 +63,7 @@ struct Seen {
 
 impl Sampler {
     /// Makes the sampler of a continuation.
-    pub(super) fn new(sampling: &Sampling, prompt: &[TokenId], index: u32) -> Self {
+    pub(crate) fn new(sampling: &Sampling, prompt: &[TokenId], index: u32) -> Self {
         let random = match sampling.seed {
             // An odd multiplier keeps the seeds of continuations apart.
             Some(seed) => fastrand::Rng::with_seed(
@@ -110,7 +110,7 @@ impl Sampler {
 
     /// Draws a token that the rules leave; none if there is none, or the logit of one that they leave
     /// is NaN or infinity.
-    pub(super) fn draw(
+    pub(crate) fn draw(
         &mut self,
         logits: &[f32],
         rules: Rules<'_>,

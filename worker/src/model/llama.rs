@@ -31,11 +31,11 @@ pub struct Precisions {
 }
 
 impl Default for Precisions {
-    /// Returns those with which the logits' error is half of llama.cpp's and their divergence a third,
-    /// at little cost: second digits above twice a row's mean before queries, keys, values, gates and
-    /// what they gate, above 4 times before the way back and the output matrix, and none behind
-    /// attention, where they gain nothing. The table in `docs/engine.md` has what others give;
-    /// `examples/precision.rs` measures it.
+    /// Returns those with which the logits' error is about half of llama.cpp's, and their divergence
+    /// about a third, at little cost: second digits above twice a row's mean before queries, keys,
+    /// values, gates and what they gate, above 4 times before the way back and the output matrix, and
+    /// none behind attention, where what they gain disappears in the error of the rest. The table
+    /// in `docs/engine.md` has what other settings give; `examples/precision.rs` measures it.
     fn default() -> Self {
         let above = |excess| Precision { excess };
         Self {

@@ -19,7 +19,7 @@ const VOCABULARY: usize = 49_152;
 const THEIR_LAST: (f64, f64) = (0.0007, 0.230);
 /// The same behind each of the prompts' 995 tokens.
 const THEIR_EVERY: (f64, f64) = (0.0030, 0.205);
-/// At how many of these llama.cpp has another best token; the exact one leads by 0.18 at most there.
+/// At how many of these llama.cpp has another best token; ours has at 17 to 26, by instructions.
 const THEIR_LOST: usize = 38;
 
 /// What the error of a row may be where activations have second digits everywhere: 0.0041 at most
@@ -27,8 +27,8 @@ const THEIR_LOST: usize = 38;
 const MOST_EXACT: f64 = 0.01;
 
 /// A best token that leads by more than this has to stay the best one: ours lost leads of 0.23 at
-/// most.
-const MARGIN: f64 = 0.5;
+/// most, llama.cpp of 0.18.
+const MARGIN: f64 = 0.3;
 
 /// The lengths at which the long prompt is compared, of the 8,192 tokens that the model can take.
 const LONG: [usize; 17] = [
@@ -60,8 +60,8 @@ const THEIR_LONG: [(f64, f64); 17] = [
 
 /// What our error of one row may be, in times of llama.cpp's: 1.31 at most with AVX-512.
 const MOST_TIMES: f64 = 1.5;
-/// What our mean error and divergence may be, in times of llama.cpp's: 0.53 and 0.37 at most on any
-/// instructions of x86, behind the 995 tokens as behind the long prompt.
+/// What our mean error and divergence, and how often another token is the best one, may be in times
+/// of llama.cpp's: 0.53, 0.37 and 0.68 at most.
 const MOST_TIMES_MEAN: f64 = 0.75;
 /// What the divergence of one row may be: the most that llama.cpp has; ours has 0.0033 at most.
 const MOST_DIVERGENCE: f64 = 0.0097;
@@ -203,7 +203,8 @@ fn logits_match_the_f32_forward_pass() {
         assert!(last.0 <= THEIR_LAST.0 && last.1 <= THEIR_LAST.1, "{text}");
         assert!(every.0 <= THEIR_EVERY.0 * MOST_TIMES_MEAN, "{text}");
         assert!(every.1 <= THEIR_EVERY.1 * MOST_TIMES_MEAN, "{text}");
-        assert!(count <= THEIR_LOST && lead <= MARGIN, "{text}");
+        assert!(count as f64 <= THEIR_LOST as f64 * MOST_TIMES_MEAN, "{text}");
+        assert!(lead <= MARGIN, "{text}");
     }
 }
 

@@ -1,4 +1,5 @@
-//! The real model: what its logits are worth, and the promise that bits depend on nothing else.
+//! The real model: how exact its logits are, that their bits depend on neither batch, chunks nor
+//! threads, and what the blocks of its KV cache hold.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod batches;
