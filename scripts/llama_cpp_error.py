@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Measures how far llama.cpp's logits are from those of an f32 forward pass.
 
-    venv/bin/pip install llama-cpp-python==0.3.36 numpy tokenizers
+    python3 -m venv venv && CC=clang CXX=clang++ CMAKE_ARGS="-DGGML_NATIVE=ON" \\
+        venv/bin/pip install --no-binary llama-cpp-python llama-cpp-python==0.3.36 numpy tokenizers
     venv/bin/python scripts/llama_cpp_error.py MODEL.gguf [--golden worker/tests/golden] [--long 4000]
 
-MODEL.gguf is the model that `worker/tests/golden/make_golden.py` ran. Prints the root-mean-square error of the logits and their
-Kullback-Leibler divergence, in nats: behind each of its prompts; behind every token of them, where the exact logits are computed anew,
-with at how many another token is the best one; and behind the first 500, 1,000 and so on tokens of the long one. The figures of
-`worker/tests/parity/exactness.rs` and docs/engine.md that are called llama.cpp's come from here; with another processor or another
-version they are others.
+MODEL.gguf is SmolLM2-135M-Instruct Q4_1, which `worker/tests/golden/make_golden.py` ran. Prints the root-mean-square error of the
+logits and their Kullback-Leibler divergence, in nats: behind each of its prompts; behind every token of them, where the exact logits are
+computed anew, with at how many another token is the best one; and behind the first 500, 1,000 and so on tokens of the long one. The
+figures of `worker/tests/parity/exactness.rs` and docs/engine.md that are called llama.cpp's come from here; with another processor,
+compiler or version they are others. Why clang: `bench_llama_cpp.py` says it.
 
 --golden   the directory with prompts.json, logits.f16 and long_logits.f16
 --long     how many tokens of the long prompt (default: 8100, all)

@@ -39,7 +39,10 @@ fn prompts(folder: &Path, vocabulary: usize) -> Result<Prompts, Box<dyn std::err
     if bytes.len() != list.len() * 2 * vocabulary || prompts.is_empty() || !prompts.iter().all(fits)
     {
         let text = format!(
-            "expected prompts of 1 to {MOST_TOKENS} tokens and for each {vocabulary} logits in f16"
+            "prompts.json, logits.f16: expected prompts of 1 to {MOST_TOKENS} tokens and for each \
+             {vocabulary} numbers, got {} prompts and {} bytes",
+            list.len(),
+            bytes.len()
         );
         return Err(text.into());
     }

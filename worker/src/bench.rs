@@ -231,6 +231,9 @@ mod tests {
         assert_eq!(times.rate(times.median), 200.0);
         let bandwidth = read_bandwidth(2, 1_000_000, 2, clock).unwrap();
         assert_eq!(bandwidth, 1e8);
+        let rows = [vec![0.0, 9.0], vec![9.0, 0.0]];
+        let times = draw(&Sampling::default(), Some(1), &rows, 3, clock);
+        assert_eq!(times.rate(times.median), 100.0);
         let much = Workload { prompt: usize::MAX / 2, ..workload };
         let error = prefill(&mut runner, &much, clock).unwrap_err().to_string();
         assert!(error.contains("expected room for 1 sequences"), "{error}");

@@ -31,17 +31,20 @@ fn model() -> PathBuf {
 
 fn start(batch_tokens: usize) -> (GenerateEngine, Vocabulary) {
     let config = SchedulerConfig { batch_tokens, ..SchedulerConfig::default() };
-    start_whole(CACHE_BYTES, config)
+    start_whole(2, CACHE_BYTES, config)
 }
 
 fn start_with(kv_cache_bytes: usize, config: SchedulerConfig) -> GenerateEngine {
-    start_whole(kv_cache_bytes, config).0
+    start_whole(2, kv_cache_bytes, config).0
 }
 
-fn start_whole(kv_cache_bytes: usize, config: SchedulerConfig) -> (GenerateEngine, Vocabulary) {
+fn start_whole(
+    threads: usize,
+    kv_cache_bytes: usize,
+    config: SchedulerConfig,
+) -> (GenerateEngine, Vocabulary) {
     let batch_tokens = config.batch_tokens;
-    let options =
-        CpuOptions { threads: 2, context_length: Some(1024), kv_cache_bytes, batch_tokens };
+    let options = CpuOptions { threads, context_length: Some(1024), kv_cache_bytes, batch_tokens };
     let Loaded { runner, card, vocabulary } = CpuRunner::load(&model(), &options).unwrap();
     let eos = card.eos_tokens;
     (GenerateEngine::start(Box::new(runner), &vocabulary, eos, config).unwrap(), vocabulary)
@@ -137,7 +140,7 @@ async fn prompts_and_texts_come_to_the_same_however_they_are_cut() {
 }
 
 /// Requests of several kinds, of which some begin alike.
-fn mixed() -> Vec<GenerateRequest> {
+fn mixed(count: usize) -> Vec<GenerateRequest> {
     let common: Vec<u32> = (0..70u32).map(|p| (p * 53 + 7) % 40_000 + 20).collect();
     let request = |index: usize| {
         let mut tokens = common[..20 + index * 6 % 51].to_vec();
@@ -161,7 +164,7 @@ fn mixed() -> Vec<GenerateRequest> {
         }
         request
     };
-    (0..16).map(request).collect()
+    (0..count).map(request).collect()
 }
 
 async fn all(engine: &GenerateEngine, requests: &[GenerateRequest]) -> Vec<Vec<GenerateOutput>> {
@@ -180,15 +183,33 @@ async fn all(engine: &GenerateEngine, requests: &[GenerateRequest]) -> Vec<Vec<G
     futures_util::future::join_all(calls).await
 }
 
+/// Returns what each request gives where no other one runs, and none has left anything behind.
+async fn each_alone(threads: usize, requests: &[GenerateRequest]) -> Vec<Vec<GenerateOutput>> {
+    let plain = SchedulerConfig { has_prefix_cache: false, ..SchedulerConfig::default() };
+    let (engine, _) = start_whole(threads, CACHE_BYTES, plain);
+    let mut answers = Vec::new();
+    for request in requests {
+        answers.extend(all(&engine, std::slice::from_ref(request)).await);
+    }
+    answers
+}
+
+#[tokio::test]
+async fn thirty_two_requests_at_once_give_what_each_gives_alone_on_any_threads() {
+    let requests = mixed(32);
+    let expected = each_alone(1, &requests).await;
+    for threads in [2, 3] {
+        let (engine, _) = start_whole(threads, CACHE_BYTES, SchedulerConfig::default());
+        assert!(all(&engine, &requests).await == expected, "{threads} threads changed an answer");
+        let totals = engine.totals();
+        assert!(totals.steps < 32 * 24 / 4, "they ran one after the other: {totals:?}");
+    }
+}
+
 #[tokio::test]
 async fn shared_lost_and_guessed_blocks_change_no_bit() {
-    let requests = mixed();
-    let plain = SchedulerConfig { has_prefix_cache: false, ..SchedulerConfig::default() };
-    let engine = start_with(CACHE_BYTES, plain);
-    let mut expected = Vec::new();
-    for request in &requests {
-        expected.extend(all(&engine, std::slice::from_ref(request)).await);
-    }
+    let requests = mixed(16);
+    let expected = each_alone(2, &requests).await;
     let engine = start_with(CACHE_BYTES, SchedulerConfig::default());
     for _ in 0..2 {
         assert!(all(&engine, &requests).await == expected, "the prefix cache changed an answer");
@@ -214,12 +235,13 @@ async fn shared_lost_and_guessed_blocks_change_no_bit() {
     let small = SchedulerConfig { draft_tokens: 4, ..SchedulerConfig::default() };
     let engine = start_with(20 * (360 << 10), small);
     assert!(all(&engine, &requests).await == expected, "lost blocks changed an answer");
-    assert!(engine.totals().preemptions > 5, "{:?}", engine.totals());
+    let totals = engine.totals();
+    assert!(totals.preemptions > 5 && totals.drafted_tokens > 0, "{totals:?}");
 }
 
 #[tokio::test]
 async fn blocks_of_another_engine_change_no_bit() {
-    let mut requests = mixed();
+    let mut requests = mixed(16);
     for (index, request) in (0..).zip(&mut requests) {
         // None finds what an earlier one left: each has what it brings along, and nothing else.
         let begun = std::iter::once(30_000 + index).chain(request.tokens.iter().copied());

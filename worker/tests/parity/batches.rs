@@ -83,6 +83,7 @@ fn together(
             })
             .collect();
         let outputs = runner.forward(&entries).unwrap();
+        assert_eq!(outputs.logits_rows().len(), solo.len());
         for (index, (row, alone)) in outputs.logits_rows().zip(solo).enumerate() {
             assert!(row == alone[step], "sequence {index} differs in step {step}");
         }
