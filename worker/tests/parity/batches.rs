@@ -4,7 +4,7 @@ use worker::cpu::Isa;
 use worker::runner::cpu::CpuRunner;
 use worker::runner::{Entry, Runner, Wants};
 
-use super::runner;
+use super::{fill, runner};
 
 /// A sequence of a ragged batch: some prompt, scattered blocks.
 struct Sequence {
@@ -121,20 +121,7 @@ fn a_long_context_gives_the_same_bits_in_any_chunks_on_any_threads() {
     for (threads, chunk) in [(1, 779), (2, 256), (3, 100)] {
         let mut runner = runner(threads, Isa::best());
         let (last, prompt) = sequence.tokens.split_last().unwrap();
-        for (index, tokens) in prompt.chunks(chunk).enumerate() {
-            let start = index * chunk;
-            let blocks = &sequence.blocks;
-            runner
-                .forward(&[Entry {
-                    tokens,
-                    start,
-                    blocks,
-                    prompt: 0,
-                    adapter: None,
-                    wants: Wants::Nothing,
-                }])
-                .unwrap();
-        }
+        fill(&mut runner, prompt, &sequence.blocks, chunk);
         // Decoded alone, its segments are shared among the threads.
         let (start, blocks) = (prompt.len(), &sequence.blocks[..]);
         let entry =

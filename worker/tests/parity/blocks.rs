@@ -6,11 +6,11 @@ mod rounded;
 use std::path::Path;
 
 use worker::cpu::Isa;
+use worker::runner::Runner;
 use worker::runner::cpu::{CpuOptions, CpuRunner, KV_REVISION};
-use worker::runner::{Entry, Runner, Wants};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{golden, model};
+use super::{fill, golden, model};
 
 /// A model, how many tokens a text has, and what its blocks hold on some instructions: a hash.
 type Pin = (&'static str, usize, &'static [(&'static str, u64)]);
@@ -83,11 +83,7 @@ fn blocks_hash(path: &Path, (isa, threads): (Isa, usize), count: usize, chunk: u
     let mut runner = CpuRunner::load_with(path, &options, isa).unwrap().runner;
     let tokens: Vec<u32> = (0..count as u32).map(|p| (p * 37 + 11) % 100 + 20).collect();
     let blocks: Vec<u32> = (0..count.div_ceil(16) as u32).collect();
-    for (index, tokens) in tokens.chunks(chunk).enumerate() {
-        let (start, prompt, adapter, wants) = (index * chunk, 0, None, Wants::Nothing);
-        let entry = Entry { tokens, start, blocks: &blocks, prompt, adapter, wants };
-        runner.forward(&[entry]).unwrap();
-    }
+    fill(&mut runner, &tokens, &blocks, chunk);
     let mut bytes = Vec::new();
     for block in 0..count / 16 {
         runner.read_block(block as u32, &mut bytes).unwrap();

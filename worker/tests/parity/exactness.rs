@@ -229,15 +229,14 @@ fn prefixes(
     rows
 }
 
-/// Compares the logits behind the first tokens of the long prompt, at the first `count` lengths,
-/// computed in one pass over it. Returns them, and what there is to say of each length.
-fn check_long(count: usize) -> (Vec<Vec<f32>>, String) {
+#[test]
+fn long_contexts_match_the_f32_forward_pass_in_any_chunks() {
     let exact = rows("long_logits.f16");
     assert_eq!(exact.len(), LONG.len());
     let mut runner = runner_of(2, Isa::best(), 8192);
     assert_eq!(runner.limits().context_length, 8192);
-    let ours = prefixes(&mut runner, &long_prompt(LONG[count - 1]), &LONG[..count], 1024);
-    assert_eq!(ours.len(), count);
+    let ours = prefixes(&mut runner, &long_prompt(LONG[LONG.len() - 1]), &LONG, 1024);
+    assert_eq!(ours.len(), LONG.len());
     let distances: Vec<_> =
         ours.iter().zip(&exact).map(|(ours, exact)| Distance::new(ours, exact)).collect();
     let (mut text, mut is_close) = (String::new(), lost(&distances).1 <= MARGIN);
@@ -245,31 +244,18 @@ fn check_long(count: usize) -> (Vec<Vec<f32>>, String) {
         is_close &= row.error <= theirs.1 * MOST_TIMES && row.divergence <= MOST_DIVERGENCE;
         text += &format!("{length} tokens: {row:.4?} to {theirs:?}\n");
     }
-    let (ours_mean, theirs) = (means(&distances), THEIR_LONG[..count].iter());
+    let (ours_mean, theirs) = (means(&distances), THEIR_LONG.iter());
     let theirs = theirs.fold((0.0, 0.0), |sums, row| (sums.0 + row.0, sums.1 + row.1));
-    let theirs = (theirs.0 / count as f64, theirs.1 / count as f64);
+    let theirs = (theirs.0 / LONG.len() as f64, theirs.1 / LONG.len() as f64);
     text += &format!("mean: {ours_mean:.4?} to {theirs:.4?}");
     is_close &= ours_mean.0 <= theirs.0 * MOST_TIMES_MEAN;
     is_close &= ours_mean.1 <= theirs.1 * MOST_TIMES_MEAN;
-    assert!(is_close, "ours to llama.cpp's:\n{text}");
-    (ours, text)
-}
-
-#[test]
-fn long_contexts_match_the_f32_forward_pass_in_any_chunks() {
-    // To 4,000 tokens.
-    let (ours, text) = check_long(8);
     println!("{text}");
+    assert!(is_close, "ours to llama.cpp's:\n{text}");
     assert_eq!(LONG[3], 2000);
     for chunk in [300, 1024] {
         let mut runner = runner_of(3, Isa::best(), 8192);
         let other = prefixes(&mut runner, &long_prompt(2000), &[2000], chunk);
         assert!(other[0] == ours[3], "chunks and threads change the logits");
     }
-}
-
-#[test]
-#[ignore = "takes minutes, most of them attention: cargo test --test parity -- --ignored"]
-fn the_whole_context_matches_the_f32_forward_pass() {
-    println!("{}", check_long(LONG.len()).1);
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use worker::cpu::Isa;
 use worker::runner::cpu::{CpuOptions, CpuRunner};
+use worker::runner::{Entry, Runner, Wants};
 
 #[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
 fn model() -> PathBuf {
@@ -34,4 +35,13 @@ fn runner_of(threads: usize, isa: Isa, context_length: usize) -> CpuRunner {
         batch_tokens: 1024,
     };
     CpuRunner::load_with(&model(), &options, isa).unwrap().runner
+}
+
+/// Computes the first tokens of a sequence, some at a time, of which only what its blocks hold is
+/// wanted.
+fn fill(runner: &mut CpuRunner, tokens: &[u32], blocks: &[u32], chunk: usize) {
+    for (index, tokens) in tokens.chunks(chunk).enumerate() {
+        let (start, prompt, adapter, wants) = (index * chunk, 0, None, Wants::Nothing);
+        runner.forward(&[Entry { tokens, start, blocks, prompt, adapter, wants }]).unwrap();
+    }
 }
