@@ -1,4 +1,5 @@
-//! Engines for tests of everything around engines: one plays back given outputs, one is a function.
+//! Engines for tests of everything around engines: one plays back given outputs, one is a function;
+//! and ports for the servers of tests.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -7,6 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream;
+
+mod ports;
+
+pub use ports::free_port;
 
 use crate::{Context, Engine, Error, OutputStream, Request, Result};
 

@@ -15,13 +15,13 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 
-/// Opens connections to one worker. TLS is a connector around a connector.
+/// Opens connections to one peer. TLS to a worker is a connector around a connector.
 #[async_trait]
 pub trait Connector: Send + Sync + 'static {
     /// Opens a connection.
     async fn connect(&self) -> io::Result<Box<dyn Io>>;
 
-    /// Returns the worker's address, `HOST:PORT`, for messages and as the calls' authority.
+    /// Returns the peer's address, `HOST:PORT`, for messages and as the authority of a worker's calls.
     fn address(&self) -> &str;
 
     /// Returns whether nobody else can read along, which calls tell by their scheme.

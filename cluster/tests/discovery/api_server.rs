@@ -1,21 +1,34 @@
 //! A server that does what discovery needs of the Kubernetes API, with a test's hand on it: lists
 //! in pages, watches with bookmarks, conflicts, forgotten versions, tokens, garbage collection.
+//!
+//! It is reached in memory, so that tests run on simulated time, or over TCP.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
+use axum::serve::Listener;
+use cluster::request::{Connector, Io};
 use engine::Tasks;
 use futures_util::stream;
 use serde_json::{Value, json};
+use tokio::io::{DuplexStream, duplex};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::mpsc;
+
+mod follow;
+mod store;
+
+pub(crate) use store::Weather;
+
+use follow::Follow;
+use store::{Shared, Store};
 
 /// The kinds of objects, as they stand in paths.
 const KINDS: [&str; 2] = ["configmaps", "leases"];
@@ -23,9 +36,51 @@ const KINDS: [&str; 2] = ["configmaps", "leases"];
 /// A running server; it ends with this value.
 #[derive(Clone)]
 pub(crate) struct ApiServer {
-    pub(crate) address: SocketAddr,
+    address: Address,
     shared: Arc<Shared>,
     _tasks: Arc<Owned>,
+}
+
+#[derive(Clone)]
+enum Address {
+    Memory(mpsc::Sender<DuplexStream>),
+    Tcp(SocketAddr),
+}
+
+/// Connects to a server in memory.
+struct Dial(mpsc::Sender<DuplexStream>);
+
+#[async_trait]
+impl Connector for Dial {
+    async fn connect(&self) -> io::Result<Box<dyn Io>> {
+        let (here, there) = duplex(64 << 10);
+        let ended = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
+        self.0.send(there).await.map_err(ended)?;
+        Ok(Box::new(here))
+    }
+
+    fn address(&self) -> &str {
+        "memory:0"
+    }
+}
+
+/// The server's end of connections in memory.
+struct Dialled(mpsc::Receiver<DuplexStream>);
+
+impl Listener for Dialled {
+    type Io = DuplexStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.0.recv().await {
+            Some(stream) => (stream, ()),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Ok(())
+    }
 }
 
 struct Owned(Tasks);
@@ -36,78 +91,59 @@ impl Drop for Owned {
     }
 }
 
-struct Shared {
-    store: Mutex<Store>,
-    /// Counts changes of the store and of the weather.
-    changes: watch::Sender<u64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Weather {
-    Fine,
-    /// Nothing is answered.
-    Frozen,
-    /// Watches break and calls fail.
-    Down,
-    /// Calls are answered, and watches tell nothing.
-    Deaf,
-}
-
-struct Store {
-    weather: Weather,
-    version: u64,
-    objects: BTreeMap<(String, String), Value>,
-    history: VecDeque<Happening>,
-    /// Watches that begin before this version are told that it is gone.
-    oldest: u64,
-    /// How long a watch lasts.
-    longest_watch: Duration,
-    /// The token that is asked for.
-    token: Option<String>,
-    /// What was called, by method and kind.
-    calls: BTreeMap<String, usize>,
-}
-
-#[derive(Clone)]
-struct Happening {
-    version: u64,
-    what: &'static str,
-    kind: String,
-    object: Value,
-}
-
 impl ApiServer {
+    /// Starts one in memory.
     pub(crate) fn start() -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
+        let (sender, dialled) = mpsc::channel(16);
+        let (server, router, tasks) = Self::make(Address::Memory(sender));
+        let serve = axum::serve(Dialled(dialled), router);
+        tasks.spawn("api server", async move { serve.await.unwrap() });
+        server
+    }
+
+    /// Starts one that other processes can reach.
+    pub(crate) async fn start_tcp() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let listener = TcpListener::from_std(listener).unwrap();
-        let (server, router, tasks) = Self::make(address);
+        Self::start_over(listener, address)
+    }
+
+    /// Starts one over a listener's connections.
+    pub(crate) fn start_over<L>(listener: L, address: SocketAddr) -> Self
+    where
+        L: Listener<Addr = SocketAddr>,
+    {
+        let (server, router, tasks) = Self::make(Address::Tcp(address));
         tasks.spawn("api server", async move { axum::serve(listener, router).await.unwrap() });
         server
     }
 
-    /// Makes one that somebody else listens for.
-    pub(crate) fn make(address: SocketAddr) -> (Self, Router, Tasks) {
-        let store = Store {
-            weather: Weather::Fine,
-            version: 100,
-            objects: BTreeMap::new(),
-            history: VecDeque::new(),
-            oldest: 0,
-            longest_watch: Duration::from_millis(1500),
-            token: None,
-            calls: BTreeMap::new(),
-        };
-        let shared = Arc::new(Shared { store: Mutex::new(store), changes: watch::channel(0).0 });
+    fn make(address: Address) -> (Self, Router, Tasks) {
+        let shared = Arc::new(Shared::new());
         let router = Router::new().fallback(answer).with_state(shared.clone());
         let tasks = Tasks::new();
         let owned = Arc::new(Owned(tasks.clone()));
         (Self { address, shared, _tasks: owned }, router, tasks)
     }
 
+    /// Returns what reaches it, if it is not reached by its URL.
+    pub(crate) fn connector(&self) -> Option<Arc<dyn Connector>> {
+        match &self.address {
+            Address::Memory(sender) => Some(Arc::new(Dial(sender.clone()))),
+            Address::Tcp(_) => None,
+        }
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
+        match &self.address {
+            Address::Memory(_) => "http://memory:0".to_owned(),
+            Address::Tcp(address) => format!("http://{address}"),
+        }
+    }
+
+    /// Lists in pages of at most so many objects.
+    pub(crate) fn set_page(&self, objects: usize) {
+        self.shared.change(|store| store.page = objects);
     }
 
     pub(crate) fn set(&self, weather: Weather) {
@@ -160,66 +196,6 @@ impl ApiServer {
     }
 }
 
-impl Shared {
-    fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap()
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
-        let result = change(&mut self.store());
-        self.changes.send_modify(|count| *count += 1);
-        result
-    }
-
-    /// Waits while nothing is answered.
-    async fn thaw(&self) {
-        let mut changes = self.changes.subscribe();
-        while self.store().weather == Weather::Frozen {
-            changes.changed().await.unwrap();
-        }
-    }
-}
-
-impl Store {
-    fn write(&mut self, kind: &str, mut object: Value) -> Value {
-        self.version += 1;
-        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-        let key = (kind.to_owned(), name);
-        let old = self.objects.get(&key);
-        let uid = old
-            .map_or(json!(format!("uid-{}", self.version)), |old| old["metadata"]["uid"].clone());
-        let what = if old.is_some() { "MODIFIED" } else { "ADDED" };
-        object["metadata"]["uid"] = uid;
-        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.objects.insert(key, object.clone());
-        self.note(what, kind, &object);
-        object
-    }
-
-    fn note(&mut self, what: &'static str, kind: &str, object: &Value) {
-        let (version, kind, object) = (self.version, kind.to_owned(), object.clone());
-        self.history.push_back(Happening { version, what, kind, object });
-    }
-
-    /// Removes an object, and what it owns.
-    fn delete(&mut self, kind: &str, name: &str) {
-        let Some(mut object) = self.objects.remove(&(kind.to_owned(), name.to_owned())) else {
-            return;
-        };
-        self.version += 1;
-        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.note("DELETED", kind, &object);
-        let uid = &object["metadata"]["uid"];
-        let owns = |object: &Value| {
-            let owners = object["metadata"]["ownerReferences"].as_array();
-            owners.is_some_and(|owners| owners.iter().any(|owner| owner["uid"] == *uid))
-        };
-        let owned: Vec<_> = self.objects.iter().filter(|(_, object)| owns(object)).collect();
-        let owned: Vec<_> = owned.into_iter().map(|(key, _)| key.clone()).collect();
-        owned.iter().for_each(|(kind, name)| self.delete(kind, name));
-    }
-}
-
 fn failure(code: u16, message: &str) -> Response {
     let status = json!({"kind": "Status", "code": code, "message": message});
     reply(code, &status)
@@ -265,7 +241,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     }
     match (parts.method.as_str(), name) {
         ("GET", None) if query.contains_key("watch") => open_watch(shared, kind, &query),
-        ("GET", None) => list(&shared.store(), kind, &query),
+        ("GET", None) => list(&mut shared.store(), kind, &query),
         (method, name) => write(&shared, method, (kind, name), &body),
     }
 }
@@ -312,17 +288,29 @@ fn write(
     })
 }
 
-fn list(store: &Store, kind: &str, query: &BTreeMap<String, String>) -> Response {
+/// Answers with a page of the objects as they were when the listing's first page was read.
+fn list(store: &mut Store, kind: &str, query: &BTreeMap<String, String>) -> Response {
     let selector = query.get("labelSelector").map_or("", String::as_str);
-    let objects = store.objects.iter().filter(|((of, _), _)| of == kind);
-    let objects = objects.map(|(_, object)| object).filter(|object| selects(selector, object));
-    let from: usize = query.get("continue").and_then(|more| more.parse().ok()).unwrap_or(0);
     let limit: usize = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(500);
-    let all: Vec<&Value> = objects.collect();
-    let items: Vec<&Value> = all.iter().skip(from).take(limit).copied().collect();
-    let end = from + items.len();
-    let more = if end < all.len() { end.to_string() } else { String::new() };
-    let metadata = json!({"resourceVersion": store.version.to_string(), "continue": more});
+    let more = query.get("continue").map_or("", String::as_str);
+    let (version, mut rest) = if more.is_empty() {
+        let objects = store.objects.iter().filter(|((of, _), _)| of == kind);
+        let objects = objects.map(|(_, object)| object).filter(|object| selects(selector, object));
+        (store.version, objects.cloned().collect())
+    } else {
+        match store.listings.remove(more) {
+            Some(listing) => listing,
+            None => return failure(410, "the continue token has expired"),
+        }
+    };
+    let page = limit.min(store.page).min(rest.len());
+    let items: Vec<Value> = rest.drain(..page).collect();
+    let mut more = String::new();
+    if !rest.is_empty() {
+        more = format!("{version}-{}-{}", rest.len(), store.listings.len());
+        store.listings.insert(more.clone(), (version, rest));
+    }
+    let metadata = json!({"resourceVersion": version.to_string(), "continue": more});
     reply(200, &json!({"kind": "List", "metadata": metadata, "items": items}))
 }
 
@@ -330,84 +318,13 @@ fn open_watch(shared: Arc<Shared>, kind: &str, query: &BTreeMap<String, String>)
     let selector = query.get("labelSelector").cloned().unwrap_or_default();
     let at: u64 = query["resourceVersion"].parse().unwrap();
     let oldest = shared.store().oldest;
-    let longest = shared.store().longest_watch;
     // Real servers say it in either way.
     if at < oldest && at.is_multiple_of(2) {
         return failure(410, "too old resource version");
     }
-    let kind = kind.to_owned();
-    let end = Instant::now() + longest;
-    let changes = shared.changes.subscribe();
-    let follow = Follow { shared, changes, kind, selector, at, end };
+    let follow = Follow::new(shared, kind.to_owned(), selector, at);
     let lines = stream::unfold(Some(follow), |follow| async { follow?.next().await });
     Response::new(Body::from_stream(lines))
-}
-
-struct Follow {
-    shared: Arc<Shared>,
-    changes: watch::Receiver<u64>,
-    kind: String,
-    selector: String,
-    at: u64,
-    end: Instant,
-}
-
-type Line = Result<Bytes, std::io::Error>;
-
-impl Follow {
-    async fn next(mut self) -> Option<(Line, Option<Self>)> {
-        loop {
-            self.changes.borrow_and_update();
-            let (weather, lines) = self.look();
-            match weather {
-                Weather::Down => {
-                    return Some((Err(std::io::Error::other("the weather is bad")), None));
-                }
-                Weather::Frozen | Weather::Deaf => {
-                    self.changes.changed().await.ok()?;
-                    continue;
-                }
-                Weather::Fine => {}
-            }
-            let Ok(lines) = lines else {
-                let status = json!({"kind": "Status", "code": 410, "message": "too old"});
-                return Some((Ok(line("ERROR", &status)), None));
-            };
-            if !lines.is_empty() {
-                return Some((Ok(lines.concat().into()), Some(self)));
-            }
-            tokio::select! {
-                _ = self.changes.changed() => {}
-                () = sleep_until(self.end) => return None,
-                () = sleep(Duration::from_millis(300)) => {
-                    self.at = self.shared.store().version.max(self.at);
-                    let version = json!({"resourceVersion": self.at.to_string()});
-                    let bookmark = line("BOOKMARK", &json!({"metadata": version}));
-                    return Some((Ok(bookmark), Some(self)));
-                }
-            }
-        }
-    }
-
-    /// Returns the weather and what happened since the last look.
-    fn look(&mut self) -> (Weather, Result<Vec<Bytes>, ()>) {
-        let store = self.shared.store();
-        if self.at < store.oldest {
-            return (store.weather, Err(()));
-        }
-        if store.weather != Weather::Fine {
-            return (store.weather, Ok(Vec::new()));
-        }
-        let new = store.history.iter().filter(|one| one.version > self.at);
-        let ours = new.filter(|one| one.kind == self.kind && selects(&self.selector, &one.object));
-        let lines = ours.map(|one| line(one.what, &one.object)).collect();
-        self.at = store.version.max(self.at);
-        (Weather::Fine, Ok(lines))
-    }
-}
-
-fn line(what: &str, object: &Value) -> Bytes {
-    format!("{}\n", json!({"type": what, "object": object})).into()
 }
 
 /// Returns whether a selector takes an object: `a=b,c in (d,e)`.

@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::*;
 
@@ -88,7 +87,7 @@ async fn a_killed_process_is_forgotten_by_etcd() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_process_is_forgotten_in_kubernetes() {
-    let server = ApiServer::start();
+    let server = ApiServer::start_tcp().await;
     let place = format!("kubernetes {}", server.url());
     kill_one("kubernetes", &Store::Kubernetes(server), place, || ()).await;
 }

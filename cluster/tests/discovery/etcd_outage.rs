@@ -10,8 +10,8 @@ use tokio::sync::watch;
 
 use super::*;
 
-/// How long outages last: several times the time-to-live of 2 s.
-const OUTAGE: Duration = Duration::from_secs(6);
+/// How long outages last.
+const OUTAGE: Duration = Duration::from_secs(2 * TTL.as_secs());
 
 /// A fleet of a few workers and a frontend on one etcd.
 struct Fleet {
@@ -55,15 +55,13 @@ impl Fleet {
         self.follower.until("fresh", |follower| !follower.is_stale).await;
         eprintln!("the end of the outage was noticed after {:?}", start.elapsed());
         for lease in &self.leases {
-            let mut states = lease.states();
-            let held = states.wait_for(|state| *state == LeaseState::Held);
-            tokio::time::timeout(Duration::from_secs(60), held).await.unwrap().unwrap();
+            until_held(lease).await;
         }
         let new = instance("fleet", 100);
         let lease = self.discovery.register(new.clone()).await.unwrap();
         self.follower.until("the new one", |follower| follower.has(&new)).await;
         // Longer than any time-to-live or grace: what would flap has flapped.
-        self.follower.for_a_while(Duration::from_secs(10)).await;
+        self.follower.for_a_while(2 * TTL + Duration::from_secs(2)).await;
         assert_eq!(self.follower.known.len(), 6);
         assert!(self.instances.iter().all(|instance| self.follower.has(instance)));
         let removed = self.follower.count(|event| matches!(event, Event::Remove(_)));
@@ -126,9 +124,7 @@ async fn registering_and_watching_may_begin_before_etcd_does() {
     server.restart();
     follower.until("it", |follower| follower.has(&changed)).await;
     follower.until("fresh", |follower| !follower.is_stale && follower.is_synced).await;
-    let mut states = lease.states();
-    let held = states.wait_for(|state| *state == LeaseState::Held);
-    tokio::time::timeout(Duration::from_secs(60), held).await.unwrap().unwrap();
+    until_held(&lease).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,17 +139,18 @@ async fn members_that_are_away_are_passed_over() {
     let wait = Duration::from_secs(600);
     let backoff = Backoff { first: wait, longest: wait };
     let config = etcd::Config { endpoints, backoff, grace: wait, ..etcd_config(&server) };
-    for _ in 0..4 {
+    let one = || async {
         let tasks = Tasks::new();
         let discovery = Arc::new(Etcd::new(config.clone(), &tasks).unwrap()) as Arc<dyn Discovery>;
         let instance = instance("fleet", 1);
         let lease = discovery.register(instance.clone()).await.unwrap();
-        assert_eq!(lease.state(), LeaseState::Held);
+        until_held(&lease).await;
         let mut follower = follow(&discovery);
         follower.until("it", |follower| follower.has(&instance)).await;
         assert_eq!(follower.count(|event| matches!(event, Event::Stale)), 0);
         tasks.cancel();
-    }
+    };
+    join_all((0..4).map(|_| one())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -212,14 +209,14 @@ async fn keys_of_others_are_left_out_and_a_spoilt_record_is_gone() {
 }
 
 /// Carries connections to etcd until it is cut.
-struct Proxy {
-    address: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
     is_cut: watch::Sender<bool>,
     _tasks: Tasks,
 }
 
 impl Proxy {
-    async fn start(port: u16) -> Self {
+    pub(crate) async fn start(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (is_cut, cuts) = watch::channel(false);
@@ -243,6 +240,10 @@ impl Proxy {
         });
         Self { address, is_cut, _tasks: tasks }
     }
+
+    pub(crate) fn cut(&self, is_cut: bool) {
+        self.is_cut.send_replace(is_cut);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -257,7 +258,7 @@ async fn a_watcher_that_was_cut_off_while_etcd_was_compacted_catches_up() {
     let far: Arc<dyn Discovery> = Arc::new(Etcd::new(config, &tasks).unwrap());
     let mut cut_off = follow(&far);
     cut_off.until("five", |follower| follower.known.len() == 5).await;
-    proxy.is_cut.send_replace(true);
+    proxy.cut(true);
     cut_off.until("stale", |follower| follower.is_stale).await;
     // One leaves, one changes, one comes, and the history of it is forgotten.
     fleet.leases.pop().unwrap().revoke().await.unwrap();
@@ -269,7 +270,7 @@ async fn a_watcher_that_was_cut_off_while_etcd_was_compacted_catches_up() {
     fleet.server.compact();
     cut_off.for_a_while(Duration::from_secs(1)).await;
     assert!(cut_off.has(&gone) && !cut_off.has(&new));
-    proxy.is_cut.send_replace(false);
+    proxy.cut(false);
     let fresh = |follower: &Follower| !follower.is_stale && !follower.has(&gone);
     cut_off.until("fresh", fresh).await;
     assert!(cut_off.has(&new) && fleet.instances.iter().all(|instance| cut_off.has(instance)));

@@ -50,7 +50,7 @@ async fn certificates_of_both_sides_are_checked() {
     let discovery = open(Tls { domain: Some("etcd.test".into()), ..good.clone() });
     let instance = instance("fleet", 1);
     let lease = discovery.register(instance.clone()).await.unwrap();
-    assert_eq!(lease.state(), LeaseState::Held);
+    until_held(&lease).await;
     let mut follower = follow(&open(good.clone()));
     follower.until("it", |follower| follower.has(&instance)).await;
     let bad = [

@@ -1,14 +1,15 @@
 //! A real etcd in a folder of its own, which can be frozen, killed and started again.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use engine::testing::free_port;
 use tempfile::TempDir;
 
 /// How long etcd may take to answer after its start.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(120);
 
 /// A running etcd; it ends with this value.
 pub(crate) struct EtcdServer {
@@ -101,7 +102,7 @@ impl EtcdServer {
     /// Calls its JSON gateway; returns the answer with its head.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.client_port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+        stream.set_read_timeout(Some(START)).ok()?;
         let length = body.len();
         let head = format!("{method} {path} HTTP/1.1\r\nhost: etcd\r\nconnection: close\r\n");
         write!(stream, "{head}content-length: {length}\r\n\r\n{body}").ok()?;
@@ -149,8 +150,4 @@ fn spawn(folder: &TempDir, [client, peer]: [u16; 2], arguments: &[String]) -> Ch
     command.spawn().unwrap_or_else(|error| {
         panic!("etcd cannot be started ({error}): install Debian's package `etcd-server`")
     })
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

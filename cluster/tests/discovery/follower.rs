@@ -9,7 +9,7 @@ use cluster::instance::{Instance, InstanceId};
 use tokio::time::timeout;
 
 /// The longest wait for anything; machines may be slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What one watcher knows.
 pub(crate) struct Follower {

@@ -1,4 +1,4 @@
-//! An API server that freezes, fails, forgets, loses its disk and asks for tokens.
+//! An API server that freezes, fails, forgets, loses its disk and asks for tokens, in simulated time.
 
 use std::sync::Arc;
 
@@ -43,22 +43,22 @@ impl Fleet {
 }
 
 fn open(server: &ApiServer, tasks: &Tasks) -> Arc<dyn Discovery> {
-    Arc::new(Kubernetes::new(kubernetes_config(server), tasks).unwrap())
+    open_kubernetes(server, kubernetes_config(server), tasks)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn watches_end_and_go_on_and_bookmarks_and_renewals_are_no_news() {
     let mut fleet = Fleet::start().await;
     let listings = fleet.server.calls("GET configmaps");
     // Several times the longest watch and the time-to-live.
-    fleet.follower.for_a_while(Duration::from_secs(7)).await;
+    fleet.follower.for_a_while(4 * TTL).await;
     assert_eq!(fleet.follower.log.len(), 6, "nothing but five and synced");
     assert!(fleet.server.calls("WATCH configmaps") >= 4);
     assert_eq!(fleet.server.calls("GET configmaps"), listings, "nothing is listed again");
     assert_eq!(fleet.server.names("leases").len(), 1, "one lease for the process");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_version_that_is_forgotten_leads_to_a_listing_and_is_no_outage() {
     let mut fleet = Fleet::start().await;
     // A change goes with the history, so that only a listing shows it.
@@ -78,34 +78,34 @@ async fn a_version_that_is_forgotten_leads_to_a_listing_and_is_no_outage() {
     assert_eq!((fleet.removals(), fleet.outages()), (0, 0));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_watch_that_tells_nothing_is_found_out_before_anybody_is_removed() {
     let mut fleet = Fleet::start().await;
     fleet.server.set(Weather::Deaf);
-    fleet.follower.for_a_while(Duration::from_secs(8)).await;
+    fleet.follower.for_a_while(4 * TTL).await;
     assert_eq!(fleet.removals(), 0, "renewals that nobody heard count");
     let new = instance("fleet", 50);
     let _lease = fleet.discovery.register(new.clone()).await.unwrap();
     fleet.follower.until("the new one", |follower| follower.has(&new)).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_frozen_server_freezes_the_view() {
     let mut fleet = Fleet::start().await;
     fleet.server.set(Weather::Frozen);
     fleet.follower.until("stale", |follower| follower.is_stale).await;
-    fleet.follower.for_a_while(Duration::from_secs(5)).await;
+    fleet.follower.for_a_while(2 * TTL).await;
     assert_eq!(fleet.follower.known.len(), 5);
     assert_eq!(fleet.leases[0].state(), LeaseState::Lost, "watchers may think so by now");
     fleet.server.set(Weather::Fine);
     fleet.follower.until("fresh", |follower| !follower.is_stale).await;
-    fleet.follower.for_a_while(Duration::from_secs(8)).await;
+    fleet.follower.for_a_while(4 * TTL).await;
     assert_eq!((fleet.removals(), fleet.follower.known.len()), (0, 5));
     assert_eq!(fleet.leases[0].state(), LeaseState::Held);
     assert!(!fleet.tasks.is_cancelled());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_server_that_lost_its_disk_is_filled_again() {
     let mut fleet = Fleet::start().await;
     fleet.server.set(Weather::Down);
@@ -113,13 +113,13 @@ async fn a_server_that_lost_its_disk_is_filled_again() {
     fleet.server.lose_disk();
     fleet.server.set(Weather::Fine);
     fleet.follower.until("fresh", |follower| !follower.is_stale).await;
-    fleet.follower.for_a_while(Duration::from_secs(10)).await;
+    fleet.follower.for_a_while(4 * TTL).await;
     assert_eq!((fleet.removals(), fleet.follower.known.len()), (0, 5));
     let mut late = follow(&fleet.discovery);
     late.until("five", |late| late.known.len() == 5).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_lease_that_is_removed_takes_its_instances_along_and_they_register_again() {
     let mut fleet = Fleet::start().await;
     let lease = fleet.server.names("leases").remove(0);
@@ -130,7 +130,7 @@ async fn a_lease_that_is_removed_takes_its_instances_along_and_they_register_aga
     assert_ne!(fleet.server.names("leases"), [lease]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn objects_of_others_are_left_out_and_a_spoilt_one_is_gone() {
     let mut fleet = Fleet::start().await;
     let spoilt = format!("stator-{}", fleet.instances[1].id);
@@ -167,19 +167,19 @@ fn lease(name: &str, renewed: &str) -> serde_json::Value {
     })
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn who_could_not_renew_in_an_outage_is_not_swept_away() {
     let server = ApiServer::start();
     server.put("leases", lease("stator-late", "2020-01-01T00:00:00.000000Z"));
     let tasks = Tasks::new();
     // Two looks are at least so far apart.
-    let leftover_age = Duration::from_secs(4);
+    let leftover_age = Duration::from_secs(8);
     let config = kubernetes::Config { leftover_age, ..kubernetes_config(&server) };
-    let discovery: Arc<dyn Discovery> = Arc::new(Kubernetes::new(config, &tasks).unwrap());
+    let discovery = open_kubernetes(&server, config, &tasks);
     let _lease = discovery.register(instance("fleet", 1)).await.unwrap();
     let start = Instant::now();
     let looked = |before: usize| {
-        assert!(start.elapsed() < Duration::from_secs(60), "nobody looks for leftovers");
+        assert!(start.elapsed() < PATIENCE, "nobody looks for leftovers");
         server.calls("GET leases") > before
     };
     let is_there = || server.names("leases").contains(&"stator-late".to_owned());
@@ -188,7 +188,7 @@ async fn who_could_not_renew_in_an_outage_is_not_swept_away() {
     }
     server.set(Weather::Down);
     // Longer than two renewals. At the next look it has not changed for as long as a leftover.
-    sleep(Duration::from_millis(2500)).await;
+    sleep(Duration::from_secs(5)).await;
     let before = server.calls("GET leases");
     server.set(Weather::Fine);
     while !looked(before) {
@@ -199,12 +199,12 @@ async fn who_could_not_renew_in_an_outage_is_not_swept_away() {
     server.put("leases", lease("stator-late", "2020-01-01T00:00:01.000000Z"));
     // From now on it is as old as it seems.
     while is_there() {
-        assert!(start.elapsed() < Duration::from_secs(60), "it is not swept away");
+        assert!(start.elapsed() < PATIENCE, "it is not swept away");
         sleep(Duration::from_millis(50)).await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn who_ended_long_ago_is_not_seen_and_is_swept_away() {
     let server = ApiServer::start();
     // Clocks say nothing: both seem to be old, and one of them is renewed.
@@ -225,7 +225,7 @@ async fn who_ended_long_ago_is_not_seen_and_is_swept_away() {
     let tasks = Tasks::new();
     let leftover_age = Duration::from_secs(1);
     let config = kubernetes::Config { leftover_age, ..kubernetes_config(&server) };
-    let discovery: Arc<dyn Discovery> = Arc::new(Kubernetes::new(config, &tasks).unwrap());
+    let discovery = open_kubernetes(&server, config, &tasks);
     let mut follower = follow(&discovery);
     follower.until("synced", |follower| follower.is_synced).await;
     assert!(follower.known.is_empty(), "a ghost");
@@ -234,7 +234,7 @@ async fn who_ended_long_ago_is_not_seen_and_is_swept_away() {
     assert!(server.names("leases").contains(&"stator-old".to_owned()), "not at first sight");
     let start = Instant::now();
     while server.names("leases").contains(&"stator-old".to_owned()) {
-        assert!(start.elapsed() < Duration::from_secs(30), "it is not swept away");
+        assert!(start.elapsed() < PATIENCE, "it is not swept away");
         server.put("leases", lease("stator-late", "2020-01-01T00:00:01.000000Z"));
         follower.for_a_while(Duration::from_millis(100)).await;
     }
@@ -244,7 +244,7 @@ async fn who_ended_long_ago_is_not_seen_and_is_swept_away() {
     assert!(server.names("leases").contains(&"stator-late".to_owned()));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_token_that_is_replaced_is_read_again_and_the_pod_owns_the_lease() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
@@ -258,7 +258,7 @@ async fn a_token_that_is_replaced_is_read_again_and_the_pod_owns_the_lease() {
         pod: Some(pod),
         ..kubernetes_config(&server)
     };
-    let discovery: Arc<dyn Discovery> = Arc::new(Kubernetes::new(config, &tasks).unwrap());
+    let discovery = open_kubernetes(&server, config, &tasks);
     let first = instance("fleet", 1);
     let lease = discovery.register(first.clone()).await.unwrap();
     assert_eq!(lease.state(), LeaseState::Held);
@@ -271,7 +271,7 @@ async fn a_token_that_is_replaced_is_read_again_and_the_pod_owns_the_lease() {
     let second = instance("fleet", 2);
     let _lease = discovery.register(second.clone()).await.unwrap();
     follower.until("both", |follower| follower.has(&second)).await;
-    follower.for_a_while(Duration::from_secs(4)).await;
+    follower.for_a_while(2 * TTL).await;
     assert_eq!(follower.count(|event| matches!(event, Event::Stale | Event::Remove(_))), 0);
     let stranger = open(&server, &tasks);
     let mut refused = follow(&stranger);

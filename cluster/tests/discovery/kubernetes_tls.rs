@@ -56,9 +56,8 @@ async fn the_servers_certificate_is_checked() {
     make_certificates(other.path());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (server, router, tasks) = ApiServer::make(address);
     let listener = TlsListener { listener, acceptor: acceptor(folder.path()) };
-    tasks.spawn("api server", async move { axum::serve(listener, router).await.unwrap() });
+    let (server, tasks) = (ApiServer::start_over(listener, address), Tasks::new());
     let open = |host: &str, folder: &Path| {
         let ca_pem = std::fs::read_to_string(folder.join("ca.pem")).unwrap();
         let config = kubernetes::Config {
@@ -71,7 +70,7 @@ async fn the_servers_certificate_is_checked() {
     let discovery = open("127.0.0.1", folder.path());
     let instance = instance("fleet", 1);
     let lease = discovery.register(instance.clone()).await.unwrap();
-    assert_eq!(lease.state(), LeaseState::Held);
+    until_held(&lease).await;
     let mut follower = follow(&discovery);
     follower.until("it", |follower| follower.has(&instance)).await;
     // Another authority, and another name than the certificate's.

@@ -3,10 +3,12 @@
 //! Calls share a few kept connections; each watch has one of its own. Every call has a time limit
 //! and every answer a size limit.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use engine::{Error, ErrorKind, Result, Tasks};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
@@ -28,6 +30,7 @@ use tracing::debug;
 
 use super::Config;
 use super::objects::Status;
+use crate::request::{Connector, Io};
 use crate::tcp::keep_alive;
 
 /// Calls that run at the same time, and so connections that are kept.
@@ -44,9 +47,8 @@ type Sender = SendRequest<Full<Bytes>>;
 pub(super) struct Client(Arc<Inner>);
 
 struct Inner {
-    host: String,
+    connector: Arc<dyn Connector>,
     authority: HeaderValue,
-    port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     token_file: Option<PathBuf>,
     token: Mutex<Option<(Instant, HeaderValue)>>,
@@ -54,6 +56,27 @@ struct Inner {
     turns: Semaphore,
     timeout: Duration,
     tasks: Tasks,
+}
+
+/// Connects to the API server by TCP; the system ends a connection whose peer is gone.
+struct KeptAlive {
+    host: String,
+    port: u16,
+    address: String,
+}
+
+#[async_trait]
+impl Connector for KeptAlive {
+    async fn connect(&self) -> io::Result<Box<dyn Io>> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        keep_alive(&stream)?;
+        Ok(Box::new(stream))
+    }
+
+    fn address(&self) -> &str {
+        &self.address
+    }
 }
 
 /// A call.
@@ -92,8 +115,13 @@ impl From<Refused> for Error {
 }
 
 impl Client {
-    /// Makes a client. Nothing is connected before something is asked.
-    pub(super) fn new(config: &Config, tasks: &Tasks) -> Result<Self> {
+    /// Makes a client. Nothing is connected before something is asked, and then by TCP unless there
+    /// is a connector.
+    pub(super) fn new(
+        config: &Config,
+        connector: Option<Arc<dyn Connector>>,
+        tasks: &Tasks,
+    ) -> Result<Self> {
         let wrong = |what: &str| {
             let server = &config.server;
             Error::invalid(format!("kubernetes: server {server:?}: {what}"))
@@ -106,7 +134,7 @@ impl Client {
             (Some("https"), Some(pem)) => {
                 let name = ServerName::try_from(host.clone());
                 let name = name.map_err(|_| wrong("expected a name or an address"))?;
-                (Some((connector(pem)?, name)), 443)
+                (Some((tls_connector(pem)?, name)), 443)
             }
             (Some("https"), None) => {
                 return Err(wrong("https needs the certificate authority of the server"));
@@ -116,10 +144,14 @@ impl Client {
         };
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let authority = HeaderValue::from_str(authority).map_err(|_| wrong("expected a host"))?;
+        let port = uri.port_u16().unwrap_or(port);
+        let connector = connector.unwrap_or_else(|| {
+            let address = format!("{host}:{port}");
+            Arc::new(KeptAlive { host, port, address })
+        });
         Ok(Self(Arc::new(Inner {
-            host,
+            connector,
             authority,
-            port: uri.port_u16().unwrap_or(port),
             tls,
             token_file: config.token_file.clone(),
             token: Mutex::default(),
@@ -272,29 +304,23 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Sender> {
-        let inner = &self.0;
-        let failed = |error: std::io::Error| {
-            let text =
-                format!("kubernetes: cannot connect to {}:{}: {error}", inner.host, inner.port);
+        let address = self.0.connector.address();
+        let failed = |error: io::Error| {
+            let text = format!("kubernetes: cannot connect to {address}: {error}");
             Error::new(ErrorKind::Unavailable, text).with_source(error)
         };
-        let stream = TcpStream::connect((inner.host.as_str(), inner.port)).await;
-        let stream = stream.map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
-        keep_alive(&stream).map_err(failed)?;
-        let Some((connector, name)) = &inner.tls else {
+        let stream = self.0.connector.connect().await.map_err(failed)?;
+        let Some((connector, name)) = &self.0.tls else {
             return self.speak(stream).await;
         };
         let stream = connector.connect(name.clone(), stream).await.map_err(failed)?;
         self.speak(stream).await
     }
 
-    async fn speak<S>(&self, stream: S) -> Result<Sender>
-    where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
-    {
+    async fn speak(&self, stream: impl Io) -> Result<Sender> {
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| {
-            unavailable(&format!("cannot speak with {}: {error}", self.0.host)).with_source(error)
+            let address = self.0.connector.address();
+            unavailable(&format!("cannot speak with {address}: {error}")).with_source(error)
         })?;
         self.0.tasks.spawn("kubernetes connection", async move {
             if let Err(error) = connection.await {
@@ -305,7 +331,7 @@ impl Client {
     }
 }
 
-fn connector(ca_pem: &str) -> Result<TlsConnector> {
+fn tls_connector(ca_pem: &str) -> Result<TlsConnector> {
     let wrong = |text: String| Error::invalid(format!("kubernetes: certificate authority: {text}"));
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {

@@ -37,8 +37,6 @@ pub(super) struct Feed {
     opened: Instant,
     /// When the watch last told something.
     heard: Instant,
-    /// How long it may tell nothing.
-    silence: Duration,
     /// When the API server last had forgotten our version.
     forgotten: Option<Instant>,
 }
@@ -70,7 +68,6 @@ impl Feed {
             lines: None,
             opened: now,
             heard: now,
-            silence: LONGEST_SILENCE,
             forgotten: None,
         }
     }
@@ -90,6 +87,7 @@ impl Feed {
 
     async fn read_all(&self) -> Result<(Vec<Object>, String)> {
         let (mut objects, mut more) = (Vec::new(), String::new());
+        let mut version = None;
         loop {
             let path = format!(
                 "{}?labelSelector={}&limit={PAGE}&continue={}",
@@ -99,9 +97,11 @@ impl Feed {
             );
             let page: List = self.client.call(Call::get(&path)).await?;
             objects.extend(page.items);
+            // A watch from the first page on tells of every change that the later pages miss.
+            let version = version.get_or_insert(page.metadata.resource_version);
             more = page.metadata.more;
             if more.is_empty() {
-                return Ok((objects, page.metadata.resource_version));
+                return Ok((objects, std::mem::take(version)));
             }
         }
     }
@@ -137,7 +137,7 @@ impl Feed {
         let Some(lines) = &mut self.lines else {
             return self.forgotten();
         };
-        let Ok(line) = timeout_at(self.heard + self.silence, lines.next()).await else {
+        let Ok(line) = timeout_at(self.heard + LONGEST_SILENCE, lines.next()).await else {
             debug!(path = self.path, "the watch is silent, opening another");
             self.lines = None;
             return Ok(News::Ended);
@@ -238,22 +238,41 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
     use engine::Tasks;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::sync::mpsc;
 
     use super::super::Config;
     use super::*;
+    use crate::request::{Connector, Io};
 
-    #[tokio::test]
+    /// Hands the other end of each connection to the test.
+    struct Memory(mpsc::Sender<DuplexStream>);
+
+    #[async_trait]
+    impl Connector for Memory {
+        async fn connect(&self) -> io::Result<Box<dyn Io>> {
+            let (here, there) = duplex(4096);
+            self.0.send(there).await.unwrap();
+            Ok(Box::new(here))
+        }
+
+        fn address(&self) -> &str {
+            "memory:0"
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_watch_that_falls_silent_is_opened_again() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, mut connections) = mpsc::channel::<DuplexStream>(1);
         let tasks = Tasks::new();
         tasks.spawn("api server", async move {
             let mut open = Vec::new();
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
+            while let Some(mut stream) = connections.recv().await {
                 let mut asked = [0; 4096];
                 assert!(stream.read(&mut asked).await.unwrap() > 0);
                 let line = r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7"}}}"#;
@@ -263,13 +282,15 @@ mod tests {
                 open.push(stream);
             }
         });
-        let client = Client::new(&Config::new(url, "fleet"), &tasks).unwrap();
+        let config = Config::new("http://memory:0", "fleet");
+        let client = Client::new(&config, Some(Arc::new(Memory(sender))), &tasks).unwrap();
         let mut feed = Feed::new(client, "/watched".into(), "a=b");
-        feed.silence = Duration::from_millis(100);
         for _ in 0..3 {
             feed.open().await.unwrap();
             assert!(matches!(feed.next().await, Ok(News::Bookmark)));
+            let heard = Instant::now();
             assert!(matches!(feed.next().await, Ok(News::Ended)));
+            assert_eq!(heard.elapsed().as_secs(), LONGEST_SILENCE.as_secs());
         }
         tasks.cancel();
     }

@@ -26,6 +26,7 @@ use tracing::debug;
 use super::lease::{self, Kept, Record};
 use super::{Backoff, Discovery, Lease, Query, Watch, watch};
 use crate::instance::{Instance, InstanceId};
+use crate::request::Connector;
 
 mod client;
 mod feed;
@@ -150,8 +151,25 @@ impl Kubernetes {
     /// # Errors
     /// [`InvalidRequest`](engine::ErrorKind::InvalidRequest) if a setting is out of its bounds.
     pub fn new(config: Config, tasks: &Tasks) -> Result<Self> {
+        Self::make(config, None, tasks)
+    }
+
+    /// Does as [`Kubernetes::new`], and reaches the API server through a connector instead of by TCP.
+    /// TLS, if the server's URL asks for it, lies inside of what the connector opens.
+    ///
+    /// # Errors
+    /// Those of [`Kubernetes::new`].
+    pub fn with_connector(
+        config: Config,
+        connector: Arc<dyn Connector>,
+        tasks: &Tasks,
+    ) -> Result<Self> {
+        Self::make(config, Some(connector), tasks)
+    }
+
+    fn make(config: Config, connector: Option<Arc<dyn Connector>>, tasks: &Tasks) -> Result<Self> {
         config.check()?;
-        let client = Client::new(&config, tasks)?;
+        let client = Client::new(&config, connector, tasks)?;
         let (session, kept) = Default::default();
         Ok(Self { config: Arc::new(config), client, session, kept, tasks: tasks.clone() })
     }
