@@ -2,15 +2,18 @@
 //!
 //! The golden file was made by `scripts/golden_embeddings.py`.
 
+#[path = "support/real_models.rs"]
+mod real_models;
+
 use std::path::PathBuf;
 
 use openai_bridge::{Input, TextBridge};
 use worker::encode::{Encoder, EncoderOptions, Loaded, is_encoder};
 
-#[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
+use real_models::real_model;
+
 fn model() -> PathBuf {
-    let path = std::env::var("STATOR_TEST_ENCODER");
-    path.expect("STATOR_TEST_ENCODER is not set: run the tests by ./test").into()
+    real_model("all-MiniLM-L6-v2")
 }
 
 fn cosine_distance(a: &[f32], b: &[f64]) -> f64 {

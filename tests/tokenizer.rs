@@ -2,15 +2,18 @@
 //!
 //! The golden file was made by `openai-bridge/tests/golden/make_ids.py`.
 
+#[path = "support/real_models.rs"]
+mod real_models;
+
 use std::path::PathBuf;
 
 use openai_bridge::Tokenizer;
 use worker::model::Checkpoint;
 
-#[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
+use real_models::real_model;
+
 fn model() -> PathBuf {
-    let path = std::env::var("STATOR_TEST_MODEL");
-    path.expect("STATOR_TEST_MODEL is not set: run the tests by ./test").into()
+    real_model("SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
 #[test]

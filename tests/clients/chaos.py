@@ -13,7 +13,8 @@ import time
 import numpy as np
 import tritonclient.grpc as triton
 
-from test_metrics import page
+from patience import PATIENCE_SECONDS, eventually
+from wire import page
 
 IS_NIGHTLY = os.environ.get("STATOR_CHAOS") == "nightly"
 PACE_MS = 10
@@ -28,14 +29,14 @@ def either(normal, nightly):
 
 
 @contextlib.contextmanager
-def posted(address, body, seconds=120, path="/v1/completions", window=None):
+def posted(address, body, path="/v1/completions", window=None):
     """Posts JSON and gives the answer, of which nothing has been read."""
-    connection = http.client.HTTPConnection(address, timeout=seconds)
+    connection = http.client.HTTPConnection(address, timeout=PATIENCE_SECONDS)
     try:
         if window:
             connection.sock = socket.socket()
             connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-            connection.sock.settimeout(seconds)
+            connection.sock.settimeout(PATIENCE_SECONDS)
             connection.sock.connect((connection.host, connection.port))
         connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
         answer = connection.getresponse()
@@ -60,19 +61,19 @@ def frames(answer):
     assert is_done, "the stream ended without [DONE]"
 
 
-def completion(address, prompt, tokens=40, model="paced", seconds=120):
+def completion(address, prompt, tokens=40, model="paced"):
     """Streams a greedy completion; returns its text and how many tokens `usage` counts."""
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0,
             "stream": True, "stream_options": {"include_usage": True}}
     parts, usage = [], None
-    with posted(address, body, seconds) as answer:
+    with posted(address, body) as answer:
         for frame in frames(answer):
             parts += [choice["text"] for choice in frame["choices"]]
             usage = frame.get("usage") or usage
     return "".join(parts), usage["prompt_tokens"], usage["completion_tokens"]
 
 
-def add(client, value=1, timeout=60):
+def add(client, value=1, timeout=PATIENCE_SECONDS):
     """Asks `simple` for a sum and a difference."""
     left = triton.InferInput("INPUT0", [1, 16], "INT32")
     right = triton.InferInput("INPUT1", [1, 16], "INT32")
@@ -124,6 +125,11 @@ class Load:
         self.is_over.set()
         for thread in self.threads:
             thread.join()
+
+    def goes_on(self):
+        """Waits until as much is done as was not even begun before."""
+        before = self.done
+        eventually("the load goes on", lambda: self.done > before + len(self.threads))
 
     def check(self):
         """Asserts that no client saw anything."""

@@ -1,6 +1,8 @@
 """Starts real servers on free ports and gives the tests real clients."""
 
 import contextlib
+import fcntl
+import inspect
 import json
 import os
 import pathlib
@@ -8,18 +10,24 @@ import random
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
-import time
 
 import grpc
+import httpx
 import openai
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2_grpc
 
+from patience import PATIENCE_SECONDS, eventually
+from real_models import real_model
+
 ROOT = pathlib.Path(__file__).parents[2]
 BINARY = pathlib.Path(os.environ.get("STATOR_BINARY", ROOT / "target/debug/stator"))
-START_SECONDS = 60
+# Of its own accord httpx gives up after five seconds, which a busy machine may take for anything.
+for call in (httpx.get, httpx.post, httpx.options, httpx.request, httpx.stream, httpx.Client.__init__):
+    inspect.unwrap(call).__kwdefaults__["timeout"] = PATIENCE_SECONDS
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 NUMERIC = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -56,18 +64,24 @@ SCRIPTS = [
 
 # Ports that Linux by default gives nobody by itself, neither to who listens nor to who connects.
 PORTS = range(20_000, 32_000)
-GIVEN_PORTS = set()
+# A port belongs to the process that has locked its file; the tests in Rust use the same files.
+PORT_LOCKS = pathlib.Path(tempfile.gettempdir(), "stator-test-ports")
+GIVEN_PORTS = {}
 
 
 def free_port():
     """Returns a port of this machine that nobody uses, another one each time."""
+    PORT_LOCKS.mkdir(exist_ok=True)
     while True:
         port = random.choice(PORTS)
+        if port in GIVEN_PORTS:
+            continue
         with contextlib.suppress(OSError), socket.socket() as probe:
+            lock = open(PORT_LOCKS / str(port), "w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             probe.bind(("127.0.0.1", port))
-            if port not in GIVEN_PORTS:
-                GIVEN_PORTS.add(port)
-                return port
+            GIVEN_PORTS[port] = lock
+            return port
 
 
 LOCAL = ["--log-format", "json", "--metrics-host", "127.0.0.1", "--metrics-port", "0"]
@@ -94,7 +108,7 @@ class Server:
         self.address = self.http = self.metrics = None
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
-        self.ready.wait(START_SECONDS)
+        self.ready.wait(PATIENCE_SECONDS)
         if not self.address:
             self.process.kill()
             raise RuntimeError("the server did not start:\n" + "".join(self.log))
@@ -120,10 +134,10 @@ class Server:
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, seconds=60):
+    def wait(self):
         """Waits until the process has ended and all that it said is in the log; returns its status."""
-        status = self.process.wait(seconds)
-        self.reader.join(seconds)
+        status = self.process.wait(PATIENCE_SECONDS)
+        self.reader.join(PATIENCE_SECONDS)
         return status
 
     def stop(self):
@@ -151,24 +165,19 @@ def halt(process):
             return "State:\tT" not in (task / "status").read_text()
         return False
 
-    end = time.monotonic() + 60
-    while any(map(runs, tasks.iterdir())):
-        assert time.monotonic() < end, "it does not stop"
-        time.sleep(0.001)
+    eventually("it stops", lambda: not any(map(runs, tasks.iterdir())))
 
 
 def sdk_of(server, **options):
     """Makes OpenAI's own client of a server; what fails is not tried again."""
-    options = {"api_key": "none", "max_retries": 0, "timeout": 60, **options}
+    options = {"api_key": "none", "max_retries": 0, "timeout": PATIENCE_SECONDS, **options}
     return openai.OpenAI(base_url=f"http://{server.http}/v1", **options)
 
 
 @pytest.fixture(scope="session")
 def server():
     """The server that most tests share: every built-in and the real text model `smollm`."""
-    model = os.environ.get("STATOR_TEST_MODEL")
-    assert model, "STATOR_TEST_MODEL is not set: run the tests by ./test"
-    arguments = [f"smollm={model}"]
+    arguments = [f"smollm={real_model()}"]
     for spec in BUILTINS:
         arguments += ["--builtin", spec]
     with running(*arguments) as server:

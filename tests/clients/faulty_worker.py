@@ -71,6 +71,7 @@ def yields(IN):
 
 @tensor("narrow", concurrency=1, max_waiting=1)
 async def narrow(IN):
+    say("begun narrow")
     await asyncio.sleep(IN[0] / 1000)
     return IN
 
@@ -97,13 +98,14 @@ def spans(IN):
 
 @worker.tokens("alphabet", **TEXT)
 async def alphabet(tokens):
+    step = 0
     try:
         for step in range(1000):
             await asyncio.sleep(0.03)
             # The letters from `a` on, for each choice one later.
             yield tokens[-1] + (step + stator.request().choice) % 20
     finally:
-        say("text closed")
+        say(f"text closed behind {step} tokens")
 
 
 @worker.tokens("lists", logprobs=True, **TEXT)
@@ -113,12 +115,13 @@ def lists(tokens):
 
 @worker.text("spells", aliases=["letters"])
 async def spells(prompt):
+    step = 0
     try:
-        for letter in prompt:
+        for step, letter in enumerate(prompt):
             await asyncio.sleep(0.002)
             yield letter
     finally:
-        say("spelling closed")
+        say(f"spelling closed behind {step} letters")
 
 
 @worker.chat("caller", accepts=["tools"])

@@ -8,6 +8,8 @@ import grpc
 import msgspec
 import zmq
 
+from patience import PATIENCE_SECONDS
+
 
 class Event(msgspec.Struct, array_like=True, omit_defaults=True, tag=True):
     pass
@@ -61,7 +63,7 @@ class Publisher:
             self.repeater.send_multipart([client, b"", (-1).to_bytes(8, "big", signed=True), b""])
 
     def wait_for_subscriber(self):
-        assert self.socket.poll(60_000), "nobody subscribed"
+        assert self.socket.poll(PATIENCE_SECONDS * 1000), "nobody subscribed"
         return self.socket.recv()
 
     def publish(self, *events, is_lost=False):

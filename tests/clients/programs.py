@@ -7,11 +7,11 @@ import subprocess
 import urllib.request
 
 from conftest import free_port
-from test_cluster import eventually
+from patience import PATIENCE_SECONDS, eventually
 
 
 def is_open(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True
     return False
 
@@ -57,7 +57,7 @@ class Nats(Program):
 
     def told(self, page):
         """Returns what it says of itself on a page of its monitoring."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.door}/{page}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.door}/{page}", timeout=PATIENCE_SECONDS) as answer:
             return json.load(answer)
 
     def carried(self):

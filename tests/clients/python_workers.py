@@ -12,6 +12,7 @@ import threading
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from conftest import ROOT
+from patience import PATIENCE_SECONDS
 
 EXAMPLES = ROOT / "examples" / "python"
 FAULTY = pathlib.Path(__file__).with_name("faulty_worker.py")
@@ -31,7 +32,7 @@ class PythonWorker:
         self.ready = threading.Event()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
-        assert self.ready.wait(60) and self.is_running(), "".join(self.log)
+        assert self.ready.wait(PATIENCE_SECONDS) and self.is_running(), "".join(self.log)
 
     def _read(self):
         for line in self.process.stderr:
@@ -49,10 +50,10 @@ class PythonWorker:
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, seconds=60):
+    def wait(self):
         """Waits until the process has ended and all that it said is in the log; returns its status."""
-        status = self.process.wait(seconds)
-        self.reader.join(seconds)
+        status = self.process.wait(PATIENCE_SECONDS)
+        self.reader.join(PATIENCE_SECONDS)
         return status
 
     def stop(self):

@@ -6,11 +6,11 @@ import hashlib
 import os
 import ssl
 import subprocess
-import time
 
 import grpc
 import trustme
 from conftest import BINARY
+from patience import PATIENCE_SECONDS
 
 FAST = ["--tls-reload-secs", "1", "--no-default-model"]
 MODELS = ["--builtin", "simple=add_sub", "--builtin", "mock=mock"]
@@ -72,15 +72,7 @@ def tls_of(files):
 def served_certificate(address, ca=None):
     """The certificate that a listener shows now."""
     host, port = address.rsplit(":", 1)
-    return ssl.get_server_certificate((host, int(port)), ca_certs=ca, timeout=30)
-
-
-def wait_until(is_so, what, seconds=60):
-    """Waits for what a reload brings."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, f"{what}: not within {seconds} seconds"
-        time.sleep(0.1)
+    return ssl.get_server_certificate((host, int(port)), ca_certs=ca, timeout=PATIENCE_SECONDS)
 
 
 def entry(name, key, rest=""):
@@ -93,6 +85,6 @@ def refused_start(*arguments):
     """What a server says that does not start."""
     command = [str(BINARY), "serve", "--no-default-model", "--grpc-port", "0", "--http-port", "0",
                "--metrics-port", "0", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert ended.returncode != 0, ended
     return ended.stderr

@@ -1,6 +1,7 @@
-"""Functions that say when they begin, and take their time: with and without sequences."""
+"""Functions that say when they begin, and end when a file is there: with and without sequences."""
 
 import asyncio
+import pathlib
 import sys
 
 import numpy as np
@@ -8,12 +9,13 @@ import stator_worker as stator
 
 worker = stator.Worker()
 NUMBER = {"inputs": {"IN": ("INT32", [1])}, "outputs": {"OUT": ("INT32", [1])}}
-SECONDS = float(sys.argv[1])
+END = pathlib.Path(sys.argv[1])
 
 
 async def work():
     print("begun", file=sys.stderr, flush=True)
-    await asyncio.sleep(SECONDS)
+    while not END.exists():
+        await asyncio.sleep(0.01)
 
 
 @worker.tensor("slow", **NUMBER)

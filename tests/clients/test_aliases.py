@@ -10,8 +10,10 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from chaos import total
 from conftest import running, sdk_of
-from test_cluster import client_of, eventually, frontend, is_ready, joined, worker
+from patience import NEVER_MS, PATIENCE_SECONDS, eventually
+from test_cluster import client_of, frontend, is_ready, joined, worker
 
 PROMPT = [{"role": "user", "content": "Say"}]
 
@@ -73,7 +75,7 @@ def test_an_alias_goes_to_the_next_model_without_a_gap(tmp_path):
                 eventually("the new one has the name", lambda: "two" in answers)
             finally:
                 stop.set()
-                thread.join(30)
+                thread.join(PATIENCE_SECONDS)
             assert not thread.is_alive(), "no request failed"
             assert answers == sorted(answers), "first the old one, then the new one"
             eventually("the old name is gone", lambda: index(front) == {"m-2", "live"})
@@ -123,7 +125,7 @@ def test_what_is_open_at_a_model_stays_when_it_gets_another_name(tmp_path):
 
 def test_a_model_that_lost_an_alias_waits_for_its_worker(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery, "--worker-wait-ms", "60000") as front, sdk_of(front) as sdk, \
+    with frontend(discovery, "--worker-wait-ms", str(NEVER_MS)) as front, sdk_of(front) as sdk, \
             client_of(front) as client, version(discovery, "m-1", "one", "live") as old:
         eventually("the old one is served", lambda: is_ready(client, "live"))
         with version(discovery, "m-2", "two", "live"):
@@ -134,10 +136,10 @@ def test_a_model_that_lost_an_alias_waits_for_its_worker(tmp_path):
             eventually("it is asked", lambda: said(sdk, "live") == "two")
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 waiting = pool.submit(said, sdk, "m-1")
-                time.sleep(0.5)
+                eventually("it waits", lambda: total(front, "stator_worker_waits") == 1)
                 assert not waiting.done()
                 with version(discovery, "m-1", "one", "live"):
-                    assert waiting.result(60) == "one"
+                    assert waiting.result(PATIENCE_SECONDS) == "one"
             assert said(sdk, "live") == "two"
 
 

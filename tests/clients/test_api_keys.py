@@ -1,7 +1,6 @@
 """API keys on every door: who may do what, how often, and how a refusal reads."""
 
 import subprocess
-import time
 import tomllib
 
 import grpc
@@ -14,7 +13,8 @@ from conftest import BINARY, running
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from google.rpc import error_details_pb2
-from security import FAST, MODELS, entry, replace, wait_until
+from patience import eventually
+from security import FAST, MODELS, entry, replace
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 KEYS = "".join([
@@ -281,17 +281,18 @@ def test_keys_are_reloaded_and_never_logged(tmp_path):
         digest = tomllib.loads(minted.stdout)["keys"][0]["sha256"]
         listed = f'[{{"name": "new", "sha256": "{digest}", "scopes": ["metadata"]}}]'
         replace(file, listed.encode())
-        wait_until(lambda: get(server, "/v2", key).status_code == 200, "the new key")
+        eventually("the new key", lambda: get(server, "/v2", key).status_code == 200)
         replace(file, b"[{]")
-        wait_until(lambda: any("stay in force" in line for line in server.log), "a warning")
+        eventually("a warning", lambda: any("stay in force" in line for line in server.log))
         assert get(server, "/v2", key).status_code == 200
         replace(file, b"[]")
-        wait_until(lambda: get(server, "/v2", key).status_code == 401, "no key")
+        eventually("no key", lambda: get(server, "/v2", key).status_code == 401)
         with grpc.insecure_channel(server.address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             code_of(lambda: stub.ServerMetadata(service_pb2.ServerMetadataRequest(),
                                                 metadata=bearer(key)))
-        time.sleep(0.5)
+        server.terminate()
+        assert server.wait() == 0
         assert not [line for line in server.log if key in line]
 
 

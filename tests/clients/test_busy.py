@@ -11,7 +11,8 @@ from tritonclient.grpc import service_pb2_grpc
 
 from chaos import completion, frames, posted, total
 from conftest import running
-from test_cluster import client_of, eventually, frontend, is_ready, joined
+from patience import PATIENCE_SECONDS, eventually
+from test_cluster import client_of, frontend, is_ready, joined
 from wire import text_request
 
 # A text's prompt takes 57 of the 100 blocks, and its tokens take a minute: nothing here waits for
@@ -27,7 +28,7 @@ def worker(discovery):
 
 
 def post(server, path, body):
-    return httpx.post(f"http://{server.http}{path}", json=body, timeout=60)
+    return httpx.post(f"http://{server.http}{path}", json=body)
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def check_refusals(front, overload):
     with grpc.insecure_channel(front.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError) as error:
-            stub.ModelInfer(text_request("paced", "x", max_tokens=1), timeout=60)
+            stub.ModelInfer(text_request("paced", "x", max_tokens=1), timeout=PATIENCE_SECONDS)
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error.value
     hint = error_details_pb2.RetryInfo()
     assert rpc_status.from_call(error.value).details[0].Unpack(hint)

@@ -22,16 +22,19 @@ from tritonclient.grpc import service_pb2_grpc
 from chaos import completion, total
 from conftest import ROOT, Server, halt, running
 from late_wakeups import late_wakeups
+from patience import NEVER_MS, PATIENCE_SECONDS, eventually
 from programs import Nats, planes, program
 from python_workers import python_worker, write_tokenizer
-from test_cluster import client_of, eventually, frontend, is_ready
+from test_cluster import client_of, frontend, is_ready
 from ways import DIRECT, came
-from wire import request, tensor
+from wire import page, request, tensor
 
 TRIES = 20
 # What a cancel may take. Half of the tries of each phase have to be that fast as they are, and nine of ten without the time in which
 # the machine let processes wait that wanted to run: it may be busy with other things.
 BOUND_SECONDS = 0.010
+# Where the machine is slow, as many times what the frontend takes to answer what it knows.
+ANSWERS = 3
 KINDS = ((True, "a stream"), (False, "one answer"))
 WORKER_LOG = ["--log-level", "info,cluster::request=debug,cluster::nats=debug,worker::generate=debug"]
 FRONTEND_LOG = ["--log-level", "info,cluster::nats=debug,server::inference=debug"]
@@ -73,7 +76,7 @@ class Http:
     def __init__(self, front, model, prompt="x", tokens=1000, stream=True):
         body = json.dumps({"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0,
                            "stream": stream}).encode()
-        self.connection = socket.create_connection(front.http.rsplit(":", 1), 30)
+        self.connection = socket.create_connection(front.http.rsplit(":", 1), PATIENCE_SECONDS)
         self.connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
                                 b"content-length: %d\r\n\r\n" % len(body) + body)
 
@@ -112,6 +115,7 @@ class Table:
 
     def __init__(self, plane, waits):
         self.plane, self.waits, self.phases, self.called = plane, waits, {}, []
+        self.front, self.answers = None, {}
 
     def keep(self, worker):
         self.called.append(worker)
@@ -119,11 +123,19 @@ class Table:
 
     def note(self, phase, moment, told, ended=None):
         self.phases.setdefault(phase, []).append((moment, told, told if ended is None else ended))
+        started = time.monotonic()
+        page(self.front)
+        self.answers.setdefault(phase, []).append(time.monotonic() - started)
 
-    def late(self, times):
+    def bound(self, phase):
+        """Returns what a cancel may take, by what else took its time in that phase."""
+        return max(BOUND_SECONDS, ANSWERS * statistics.median(self.answers[phase]))
+
+    def late(self, phase):
         """Counts the tries that took too long by themselves."""
+        times, bound = self.phases[phase], self.bound(phase)
         own = (told - self.waits.within(moment, moment + told) for moment, told, _ in times)
-        return sum(time >= BOUND_SECONDS for time in own)
+        return sum(time >= bound for time in own)
 
     def __str__(self):
         lines = [f"cancelled over {self.plane}, ms from the client to"]
@@ -131,13 +143,13 @@ class Table:
             told, ended = ([time * 1e3 for time in of] for of in list(zip(*times))[1:])
             lines.append(f"      {phase:46} told: median {statistics.median(told):6.2f}, max {max(told):6.2f}"
                          f"   ended: median {statistics.median(ended):6.2f}, max {max(ended):6.2f}"
-                         f"   of {len(times)}, {self.late(times)} late")
+                         f"   of {len(times)}, {self.late(phase)} over {self.bound(phase) * 1e3:.0f}")
         return "\n".join(lines)
 
     def check(self, front):
         for phase, times in self.phases.items():
-            assert statistics.median(told for _, told, _ in times) < BOUND_SECONDS, (phase, times)
-            assert self.late(times) <= max(1, len(times) // 10), (phase, times, self.waits.waits)
+            assert statistics.median(told for _, told, _ in times) < self.bound(phase), (phase, times)
+            assert self.late(phase) <= max(1, len(times) // 10), (phase, times, self.waits.waits)
         for worker in self.called:
             came(worker, self.plane, front, *self.called)
 
@@ -178,7 +190,7 @@ def prompt(length):
 
 def in_a_worker(table, front, fleet, discovery, on):
     """Waiting, prefill, decode, tensors: at one worker."""
-    models = builtins("heavy=mock,prefill_us=200", "paced=mock,pace_ms=5", "slowly=identity,delay_ms=20000")
+    models = builtins("heavy=mock,prefill_us=200", "paced=mock,pace_ms=5", f"slowly=identity,delay_ms={NEVER_MS}")
     narrow = builtins("narrow=mock,pace_ms=5")
     worker = lambda *arguments: table.keep(fleet.enter_context(
         running("--discovery", discovery, *on, *WORKER_LOG, *arguments, role="worker")))
@@ -222,17 +234,20 @@ def in_a_worker(table, front, fleet, discovery, on):
 def between_parts(table, front, fleet, discovery, on):
     """A decode worker waits for the KV blocks of a prompt, and the prefill worker does not answer."""
     prefill, decode = (table.keep(fleet.enter_context(running(
-        "--discovery", discovery, *on, *WORKER_LOG, "--role", part, "--kv-transfer-timeout-ms", "60000",
+        "--discovery", discovery, *on, *WORKER_LOG, "--role", part, "--kv-transfer-timeout-ms", str(NEVER_MS),
         *builtins("handed=mock,pace_ms=5"), role="worker"))) for part in ("prefill", "decode"))
 
     def is_handed_over():
+        before = total(decode, "stator_kv_transfer_blocks_total")
         completion(front.http, prompt(100), 2, "handed")
-        return total(decode, "stator_kv_transfer_blocks_total")
+        return total(decode, "stator_kv_transfer_blocks_total") > before
 
     with client_of(front) as client:
         eventually("handed", lambda: is_ready(client, "handed"))
-    eventually("prompts are handed over", is_handed_over)
     for stream, kind in TRIES * KINDS:
+        # One that was halted for long is called again only after a while.
+        eventually("prompts are handed over", is_handed_over)
+        is_at_rest(decode)
         # It takes the rest of the text when the prefill worker, which drew the first token, is halted.
         halt(decode.process)
         handed = total(front, "stator_disaggregated_requests_total")
@@ -327,6 +342,7 @@ def test_a_cancel_reaches_the_worker_in_every_phase(tmp_path, plane, tell):
     with late_wakeups() as waits, contextlib.ExitStack() as fleet:
         table = Table(name, waits)
         front = fleet.enter_context(frontend(discovery, *on, *FRONTEND_LOG, "--prefill-min-tokens", "16"))
+        table.front = front
         in_a_worker(table, front, fleet, discovery, on)
         between_parts(table, front, fleet, discovery, on)
         in_python(table, front, fleet, discovery, tmp_path)

@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
-import os
 import random
 import signal
 import socket
@@ -21,8 +20,10 @@ from tritonclient.utils import InferenceServerException
 
 from chaos import PACED, Streams, Sums, add, completion, either, frames, posted, total
 from conftest import Server, halt, running
+from patience import NEVER_MS, PATIENCE_SECONDS, eventually
 from programs import Etcd, Nats, planes, program
-from test_cluster import client_of, eventually, frontend, is_ready, joined
+from real_models import real_model
+from test_cluster import client_of, frontend, is_ready, joined, told
 from wire import Stream, tensor, text_request
 from ways import DIRECT, TELLING, came, ways
 
@@ -101,10 +102,9 @@ def test_every_text_is_as_undisturbed_though_workers_are_killed(tmp_path, tell, 
         eventually("nothing is left over", lambda: is_at_rest(front, workers))
 
 
-@pytest.mark.skipif("STATOR_TEST_MODEL" not in os.environ, reason="needs the real model")
 def test_a_real_model_says_the_same_though_workers_are_killed(tmp_path, tell):
     discovery, kills = f"file://{tmp_path}", either(10, 100)
-    model = [f"smollm={os.environ['STATOR_TEST_MODEL']}", "--kv-cache-mib", "64", "--threads", "1"]
+    model = [f"smollm={real_model()}", "--kv-cache-mib", "64", "--threads", "1"]
     run = lambda: Server("--discovery", discovery, *model, role="worker")
     with frontend(discovery, "--migration-limit", "20", "--max-attempts", "10") as front:
         workers = [run(), run()]
@@ -137,13 +137,18 @@ def outage(folder, how, seconds):
         workers = stack.enter_context(several(discovery, 2, *on, *TELLING))
         wait_for(front, 2)
         with Streams(front, threads=3) as streams, Sums(front) as sums:
-            time.sleep(1)
+            streams.goes_on()
+            sums.goes_on()
             for one in workers:
                 came(one, "nats", front)
             for one in (etcd, nats):
                 halt(one.process) if how == "hang" else one.stop()
-            time.sleep(seconds)
-            away = (streams.done, sums.done)
+            before = (streams.done, sums.done)
+            for _ in range(seconds // 10):
+                time.sleep(10)
+                streams.goes_on()
+                sums.goes_on()
+            away = (streams.done - before[0], sums.done - before[1])
             for one in (etcd, nats):
                 one.process.send_signal(signal.SIGCONT) if how == "hang" else one.start()
             # Who is called over gRPC stays so; one that comes when NATS is there again is not.
@@ -159,14 +164,12 @@ def outage(folder, how, seconds):
                     completion(front.http, prompt)
                     return total(front, "stator_kv_events_total") > heard
 
-                time.sleep(5)
                 eventually("events are heard again", are_heard)
                 eventually("the late worker is called", lambda: total(late, "stator_open_calls") > 0)
                 came(late, "nats", front)
                 workers.remove(late)
         streams.check()
         sums.check()
-        assert min(away) > seconds, away
         assert all(process.is_running() for process in (front, *workers))
         eventually("nothing is left over", lambda: is_at_rest(front, workers))
         return f"etcd and NATS {how} for {seconds} s: {streams}; {sums}; while they were away {away}"
@@ -219,15 +222,14 @@ def test_a_worker_that_is_cut_off_is_gone_on_without(tmp_path, tell, island):
                     role="worker", prefix=inside) as far:
         wait_for(front, 2)
         with Streams(front) as streams, Sums(front) as sums:
-            time.sleep(1)
+            streams.goes_on()
             cut(True)
-            eventually("it is not called", lambda: joined(front, "worker is not called") == 1)
-            before = streams.done
-            time.sleep(2)
-            eventually("texts go on", lambda: streams.done > before)
+            eventually("it is not called", lambda: told(front, far, "worker is not called"))
+            streams.goes_on()
+            sums.goes_on()
             cut(False)
-            eventually("it is called again", lambda: joined(front, "worker is called again") == 1)
-            time.sleep(1)
+            eventually("it is called again", lambda: told(front, far, "worker is called again"))
+            streams.goes_on()
         tell(f"a worker cut off and joined again: {streams}; {sums}")
         streams.check()
         sums.check()
@@ -256,6 +258,7 @@ def test_a_slow_reader_holds_nobody_up_and_gets_all(tmp_path, tell, way):
                 assert completion(front.http, "quick", 10, "fast")[2] == 10
                 add(client)
                 took.append(time.monotonic() - started)
+            assert total(front, "stator_requests_in_flight") == readers, "who reads slowly still waits"
             for place, stream in enumerate(streams):
                 rest = [frame["choices"][0]["text"] for frame in stream if frame["choices"]]
                 texts[place] += "".join(rest)
@@ -265,7 +268,6 @@ def test_a_slow_reader_holds_nobody_up_and_gets_all(tmp_path, tell, way):
              f"{len(took)} answers, median {took[len(took) // 2] * 1e3:.0f} ms, "
              f"longest {took[-1] * 1e3:.0f} ms")
         assert right == readers
-        assert took[-1] < 20
         are_called([only], way)
 
 
@@ -275,13 +277,14 @@ def test_a_worker_that_hangs_is_gone_on_without(tmp_path, tell, way):
     with frontend(discovery, *by) as front, several(discovery, 2, *by) as workers:
         wait_for(front, 2)
         with Streams(front) as streams:
-            time.sleep(1)
+            streams.goes_on()
             halt(workers[0].process)
-            eventually("it is not called", lambda: joined(front, "worker is not called") == 1)
-            time.sleep(1)
+            eventually("it is not called", lambda: told(front, workers[0], "worker is not called"))
+            streams.goes_on()
             workers[0].process.send_signal(signal.SIGCONT)
-            eventually("it is called again", lambda: joined(front, "worker is called again") == 1)
-            time.sleep(1)
+            eventually("it is called again",
+                       lambda: told(front, workers[0], "worker is called again"))
+            streams.goes_on()
         tell(f"a worker that hangs, {way}: {streams}")
         streams.check()
         are_called(workers, way)
@@ -290,7 +293,9 @@ def test_a_worker_that_hangs_is_gone_on_without(tmp_path, tell, way):
 
 def test_a_request_to_a_fleet_that_hangs_ends_at_its_deadline(tmp_path, tell):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery) as front, worker(discovery) as only:
+    # Without a deadline a request would wait for a worker that answers.
+    with frontend(discovery, "--worker-wait-ms", str(NEVER_MS)) as front, \
+            worker(discovery) as only:
         wait_for(front, 1)
         halt(only.process)
         took, codes = [], []
@@ -308,19 +313,22 @@ def test_a_request_to_a_fleet_that_hangs_ends_at_its_deadline(tmp_path, tell):
         only.process.send_signal(signal.SIGCONT)
         tell(f"a deadline of 1 s at a worker that hangs: {codes}, longest {max(took):.2f} s")
         assert set(codes) == {"StatusCode.DEADLINE_EXCEEDED"}
-        assert max(took) < 5
+        assert max(took) < PATIENCE_SECONDS
         eventually("nothing is left over", lambda: is_at_rest(front, [only]))
 
 
 def cancel_some(front, seed, count):
     """Cancels calls at random moments: over gRPC and over HTTP, before and after a first answer.
     Returns how many ended by themselves."""
-    chance, ended = random.Random(seed), 0
+    chance, ended, started = random.Random(seed), 0, time.monotonic()
+    completion(front.http, f"first {seed}", 1)
+    # On a slow machine a request takes longer to come to where it can be cancelled.
+    first = time.monotonic() - started
     with grpc.insecure_channel(front.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for number in range(count):
             tokens = chance.choice([1, 30, 300])
-            wait = chance.uniform(0, chance.choice([0, 0.005, 0.05, 0.1]))
+            wait = chance.uniform(0, chance.choice([0, 0.25, 2.5, 5])) * first
             match number % 4:
                 case 0:
                     stream = Stream(stub)
@@ -340,11 +348,18 @@ def cancel_some(front, seed, count):
     return ended
 
 
+def cancel_all(front, count, threads):
+    """Cancels calls from several threads at once; returns how many ended by themselves."""
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        share = count // threads
+        return sum(pool.map(lambda seed: cancel_some(front, seed, share), range(threads)))
+
+
 def cut_off(address, body, wait, chance):
     """Sends a request over HTTP and closes the connection, by FIN or by RST."""
     text = json.dumps(body).encode()
     host, port = address.rsplit(":", 1)
-    with socket.create_connection((host, port), 10) as connection:
+    with socket.create_connection((host, port), PATIENCE_SECONDS) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: "
                            b"application/json\r\ncontent-length: %d\r\n\r\n" % len(text) + text)
         time.sleep(wait)
@@ -361,6 +376,9 @@ def test_cancelled_requests_leave_nothing_behind(tmp_path, tell, way):
         wait_for(front, 2)
         completion(front.http, "warm", 5)
         are_called(workers, way)
+        # What such requests begin once and keep, such as connections, is there before any is counted.
+        cancel_all(front, 8 * threads, threads)
+        eventually("nothing is under way", lambda: is_at_rest(front, workers))
         left = lambda: [total(one, "stator_tasks") for one in (front, *workers)]
         tasks = []
 
@@ -371,9 +389,7 @@ def test_cancelled_requests_leave_nothing_behind(tmp_path, tell, way):
 
         eventually("nothing else begins", is_settled)
         started = time.monotonic()
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            share = cancels // threads
-            ended = sum(pool.map(lambda seed: cancel_some(front, seed, share), range(threads)))
+        ended = cancel_all(front, cancels, threads)
         took = time.monotonic() - started
         eventually("nothing is left over", lambda: is_at_rest(front, workers))
         eventually("no task is left over", lambda: all(

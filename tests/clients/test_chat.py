@@ -15,8 +15,7 @@ import time
 import pytest
 
 from conftest import BINARY
-
-PATIENCE_SECONDS = 60
+from patience import PATIENCE_SECONDS
 
 
 def chat(server, *arguments, text="", url=None):
@@ -155,7 +154,7 @@ class Terminal:
 
 
 def test_a_person_chats_stops_an_answer_and_ends(server):
-    terminal = Terminal(f"http://{server.http}", "--model", "mock", "--max-tokens", "2000")
+    terminal = Terminal(f"http://{server.http}", "--model", "mock", "--max-tokens", "8000")
     terminal.read("> ")
     terminal.type("count\r")
     terminal.read(" and ")
@@ -175,7 +174,7 @@ def test_a_person_chats_stops_an_answer_and_ends(server):
 
 
 def test_ctrl_c_twice_ends_with_130(server):
-    terminal = Terminal(f"http://{server.http}", "--model", "mock", "--max-tokens", "2000")
+    terminal = Terminal(f"http://{server.http}", "--model", "mock", "--max-tokens", "8000")
     terminal.read("> ")
     terminal.type("count\r")
     terminal.read(" and ")

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import contextlib
-import os
+import json
 import shutil
 import subprocess
 import time
@@ -17,16 +17,18 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from chaos import Streams, Sums, add
+from chaos import Streams, Sums, add, total
 from conftest import free_port, running, sdk_of
+from patience import NEVER_MS, PATIENCE_SECONDS, eventually
+from real_models import real_encoder, real_model
 from test_lora import write_adapter
 from wire import Stream, request
 
 BUILTINS = ["simple=add_sub", "identity=identity,delay_ms=1,echo_parameters=false", "repeat_int32", "sequence", "words=mock",
             "slow=mock,pace_ms=10,context_length=4000,reply=" + "so " * 500, "party=mock,reply=Grüße 🎉!"]
 MODELS = ["--no-default-model", *(part for spec in BUILTINS for part in ("--builtin", spec))]
-# Only a fleet that hangs takes so long.
-WAIT_SECONDS = 60
+# Whoever ends lets everything come to its end.
+UNHURRIED = ["--shutdown-grace-ms", str(NEVER_MS)]
 
 
 def frontend(discovery, *arguments):
@@ -35,16 +37,6 @@ def frontend(discovery, *arguments):
 
 def worker(discovery, *arguments, models=MODELS):
     return running("--discovery", discovery, *models, *arguments, role="worker")
-
-
-def eventually(what, fact):
-    """Waits until something is so."""
-    end = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < end:
-        if fact():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"not in {WAIT_SECONDS} s: {what}")
 
 
 def joined(server, message="worker joined"):
@@ -56,6 +48,21 @@ def is_ready(client, model):
         return client.is_server_ready() and client.is_model_ready(model)
     except InferenceServerException:
         return False
+
+
+def told(front, worker, message):
+    """Returns the lines in which a frontend tells something of a worker: by its address, or by the
+    name that it joined with."""
+    lines = list(front.log)
+    names = [json.loads(line)["instance"] for line in lines
+             if "worker joined" in line and f"{worker.address}\"" in line]
+    return [line for line in lines if message in line
+            and any(f'{name}"' in line for name in [worker.address, *names])]
+
+
+def computing(workers):
+    """Returns the workers that compute texts."""
+    return [worker for worker in workers if total(worker, "stator_running_sequences") > 0]
 
 
 @contextlib.contextmanager
@@ -194,7 +201,8 @@ def test_nothing_is_ready_without_workers(tmp_path):
 
 def test_a_worker_that_is_asked_to_end_fails_nobody(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery) as front, worker(discovery), worker(discovery) as second:
+    with frontend(discovery) as front, worker(discovery), \
+            worker(discovery, *UNHURRIED) as second:
         with client_of(front) as client:
             eventually("both workers joined", lambda: joined(front) == 2)
             eventually("a model is ready", lambda: is_ready(client, "slow"))
@@ -215,7 +223,8 @@ def test_a_worker_that_is_asked_to_end_fails_nobody(tmp_path):
 
 def test_a_text_comes_to_its_end_on_a_worker_that_is_asked_to_end(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery) as front, worker(discovery) as only, client_of(front) as client:
+    with frontend(discovery) as front, worker(discovery, *UNHURRIED) as only, \
+            client_of(front) as client:
         eventually("the model is ready", lambda: is_ready(client, "slow"))
         with sdk_of(front) as sdk:
             chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=400, stream=True,
@@ -250,15 +259,15 @@ def test_a_worker_that_is_killed_fails_no_unary_request(tmp_path):
 def test_texts_go_on_elsewhere_when_their_worker_is_killed(tmp_path):
     discovery, models = f"file://{tmp_path}", ["--no-default-model", "--builtin",
                                                "paced=mock,pace_ms=10"]
-    with frontend(discovery) as front, worker(discovery, models=models), \
-            worker(discovery, models=models) as second, client_of(front) as client:
+    with frontend(discovery) as front, worker(discovery, models=models) as one, \
+            worker(discovery, models=models) as two, client_of(front) as client:
         eventually("both workers joined", lambda: joined(front) == 2)
         eventually("the model is ready", lambda: is_ready(client, "paced"))
         undisturbed = streamed(front, "paced", tokens=150)
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             texts = [pool.submit(streamed, front, "paced", tokens=150) for _ in range(6)]
-            time.sleep(0.7)
-            second.stop()
+            victim, *_ = eventually("they are computed", lambda: computing([one, two]))
+            victim.stop()
             for text in texts:
                 (words, usage), (expected, counted) = text.result(), undisturbed
                 assert words == expected
@@ -321,18 +330,16 @@ def test_what_cannot_be_served_stops_the_start(role, arguments, fragment):
     assert fragment in str(error.value)
 
 
-@pytest.mark.skipif("STATOR_TEST_MODEL" not in os.environ, reason="needs the real model")
 def test_a_real_model_says_the_same_through_a_frontend_without_files(tmp_path):
-    discovery, model = f"file://{tmp_path}", f"smollm={os.environ['STATOR_TEST_MODEL']}"
+    discovery, model = f"file://{tmp_path}", f"smollm={real_model()}"
     with worker(discovery, models=[model]), frontend(discovery) as front, \
             client_of(front) as client, running(model) as alone:
         eventually("the model is ready", lambda: is_ready(client, "smollm"))
         assert streamed(front, "smollm") == streamed(alone, "smollm")
 
 
-@pytest.mark.skipif("STATOR_TEST_MODEL" not in os.environ, reason="needs the real model")
 def test_adapters_are_models_of_their_workers(tmp_path):
-    discovery, model = f"file://{tmp_path}/fleet", f"smollm={os.environ['STATOR_TEST_MODEL']}"
+    discovery, model = f"file://{tmp_path}/fleet", f"smollm={real_model()}"
     folder = write_adapter(tmp_path / "adapter", 1)
     models = [model, "--lora-modules", f"tuned={folder}"]
     with worker(discovery, models=models), frontend(discovery) as front, \
@@ -346,9 +353,8 @@ def test_adapters_are_models_of_their_workers(tmp_path):
         assert parents == {"smollm": None, "tuned": "smollm"}
 
 
-@pytest.mark.skipif("STATOR_TEST_ENCODER" not in os.environ, reason="needs the real encoder")
 def test_an_encoder_makes_the_same_vectors(tmp_path):
-    discovery, model = f"file://{tmp_path}", f"minilm={os.environ['STATOR_TEST_ENCODER']}"
+    discovery, model = f"file://{tmp_path}", f"minilm={real_encoder()}"
     with worker(discovery, models=[model]), frontend(discovery) as front, \
             client_of(front) as client, running(model) as alone:
         eventually("the model is ready", lambda: is_ready(client, "minilm"))
@@ -361,32 +367,34 @@ def test_an_encoder_makes_the_same_vectors(tmp_path):
 
 def test_a_worker_that_is_asked_by_a_call_finishes_and_ends(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery) as front, worker(discovery) as first, client_of(front) as client:
+    with frontend(discovery) as front, client_of(front) as client, sdk_of(front) as sdk, \
+            worker(discovery, *UNHURRIED) as one, worker(discovery, *UNHURRIED) as two:
+        eventually("both workers joined", lambda: joined(front) == 2)
         eventually("the model is ready", lambda: is_ready(client, "slow"))
-        with sdk_of(front) as sdk, grpc.insecure_channel(first.address) as channel:
-            # It takes longer than another worker takes to start.
-            chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=1000, stream=True,
-                                            stream_options={"include_usage": True})
-            next(chunks)
-            with worker(discovery):
-                eventually("there is another one", lambda: joined(front) == 2)
-                assert channel.unary_unary("/stator.worker.v1.Worker/Drain")(b"", timeout=30)
-                eventually("it left", lambda: joined(front, "worker left") == 1)
-                add(client)
-                # The first signal is only one more wish for what happens already.
-                first.terminate()
-                assert [chunk.usage for chunk in chunks][-1].completion_tokens == 1000
-                assert first.wait() == 0, "".join(first.log[-20:])
-    assert not any("cut off" in line for line in first.log)
+        chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=400, stream=True,
+                                        stream_options={"include_usage": True})
+        next(chunks)
+        [asked] = eventually("it is computed", lambda: computing([one, two]))
+        with grpc.insecure_channel(asked.address) as channel:
+            assert channel.unary_unary("/stator.worker.v1.Worker/Drain")(b"", timeout=PATIENCE_SECONDS)
+        eventually("it left", lambda: joined(front, "worker left") == 1)
+        add(client)
+        # The first signal is only one more wish for what happens already.
+        asked.terminate()
+        assert [chunk.usage for chunk in chunks][-1].completion_tokens == 400
+        assert asked.wait() == 0, "".join(asked.log[-20:])
+    assert not any("cut off" in line for line in asked.log)
 
 
 def test_a_second_signal_ends_a_worker_at_once(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery, "--worker-wait-ms", "200") as front, \
-            worker(discovery) as only, client_of(front) as client:
-        eventually("the model is ready", lambda: is_ready(client, "slow"))
+    # A text of half an hour, which the worker may bring to its end.
+    models = ["--no-default-model", "--builtin", "crawl=mock,pace_ms=500"]
+    with frontend(discovery, "--worker-wait-ms", "200") as front, client_of(front) as client, \
+            worker(discovery, *UNHURRIED, models=models) as only:
+        eventually("the model is ready", lambda: is_ready(client, "crawl"))
         with sdk_of(front) as sdk:
-            chunks = sdk.completions.create(model="slow", prompt="x", max_tokens=1400, stream=True)
+            chunks = sdk.completions.create(model="crawl", prompt="x", max_tokens=3600, stream=True)
             next(chunks)
             only.terminate()
             # Two signals at once are one.
@@ -394,9 +402,7 @@ def test_a_second_signal_ends_a_worker_at_once(tmp_path):
             time.sleep(1)
             assert only.is_running(), "the text is not at its end"
             only.terminate()
-            started = time.monotonic()
-            only.process.wait(WAIT_SECONDS)
-            assert time.monotonic() - started < 6
+            only.wait()
             with pytest.raises(openai.APIError):
                 list(chunks)
 

@@ -7,8 +7,9 @@ import time
 
 import pytest
 from conftest import BINARY, free_port, running
-from security import Authority, replace, served_certificate, wait_until
-from test_cluster import add, client_of, eventually, frontend, is_ready, streamed
+from patience import PATIENCE_SECONDS, eventually
+from security import Authority, replace, served_certificate
+from test_cluster import add, client_of, frontend, is_ready, streamed
 
 MODELS = ["--no-default-model", "--builtin", "simple=add_sub", "--builtin", "words=mock"]
 
@@ -154,11 +155,16 @@ def test_new_certificates_need_no_restart(discovery, authority):
     with worker(discovery, *shown(files)) as hub:
         before = served_certificate(hub.address)
         assert served_certificate(hub.address) == before
-        time.sleep(2.1)
         replace(files[0], b"no certificate")
-        assert served_certificate(hub.address) == before, "a wrong file leaves the old ones"
+
+        def is_told():
+            # The worker looks at its files when somebody connects.
+            assert served_certificate(hub.address) == before, "a wrong file leaves the old ones"
+            return says(hub, "the old ones stay in force")
+
+        eventually("it is told", is_told)
         authority.issue("renewed")
-        wait_until(lambda: served_certificate(hub.address) != before, "the new certificate")
+        eventually("the new certificate", lambda: served_certificate(hub.address) != before)
         with frontend(discovery, "--worker-tls-ca", authority.pem) as front:
             serves(front)
 
@@ -195,4 +201,4 @@ def started(discovery, role, arguments):
     models = MODELS if role == "worker" else []
     command = [str(BINARY), role, "--discovery", discovery, "--metrics-port", "0", *doors, *models,
                *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import os
 import random
 import time
 
@@ -10,21 +9,25 @@ import pytest
 
 from chaos import completion, total
 from conftest import Server, running, sdk_of
+from patience import PATIENCE_SECONDS, eventually
 from programs import planes
+from real_models import real_model
 from security import Authority
-from test_cluster import client_of, eventually, frontend, is_ready, joined, worker
+from test_cluster import client_of, frontend, is_ready, joined, worker
 from test_planes import nats  # noqa: F401 - it is a fixture
 from test_up import up
 from ways import TELLING, came, late
 from ways import ways as connections
 
-MODEL = os.environ.get("STATOR_TEST_MODEL")
-REAL = [f"smollm={MODEL}", "--kv-cache-mib", "64", "--threads", "1"]
-needs_model = pytest.mark.skipif(MODEL is None, reason="needs the real model")
 STORY = ("Once upon a time there was a small town by the sea, where every house had a blue door and "
          "every door had a story. The fishermen went out before the sun and came back with the tide. ")
 PROMPTS = [f"{number}. Chapter: " + STORY * (1 + number % 3) for number in range(6)]
 MOCK = ["--no-default-model", "--builtin", "paced=mock,pace_ms=4,prefill_us=20"]
+
+
+def real():
+    """Returns the arguments of whoever has the real model."""
+    return [f"smollm={real_model()}", "--kv-cache-mib", "64", "--threads", "1"]
 
 
 def start(discovery, role, models=MOCK, arguments=()):
@@ -83,18 +86,17 @@ def completions(server, **options):
 @pytest.fixture(scope="module")
 def alone():
     """One process with the real model."""
-    with running(*REAL) as server:
+    with running(*real()) as server:
         yield server
 
 
-@needs_model
 def test_texts_are_those_of_one_process_and_prompts_are_computed_once(tmp_path, alone):
     cases = [dict(prompt=prompt, temperature=0) for prompt in PROMPTS]
     cases += [dict(prompt=PROMPTS[1], temperature=0.9, seed=seed, logprobs=2) for seed in (1, 2)]
     cases += [dict(prompt=PROMPTS[2], temperature=0, frequency_penalty=1.2, stop=[" the"]),
               dict(prompt=PROMPTS[3], temperature=0, max_tokens=1),
               dict(prompt=PROMPTS[4], temperature=1, seed=7, extra_body={"guided_regex": "[a-z ]{20,40}[.]"})]
-    with pair(f"file://{tmp_path}", REAL, "smollm") as (front, [prefill], [decode]):
+    with pair(f"file://{tmp_path}", real(), "smollm") as (front, [prefill], [decode]):
         for case in cases:
             assert completions(front, **case) == completions(alone, **case), case
         blocks, size, fallbacks = transferred(decode)
@@ -111,7 +113,6 @@ def test_texts_are_those_of_one_process_and_prompts_are_computed_once(tmp_path, 
         assert ways(front) == {**counts, "kind": 1, "short": 1}
 
 
-@needs_model
 def test_chats_stream_through_both_parts(tmp_path, alone):
     def chat(server, turns, **options):
         with sdk_of(server) as sdk:
@@ -122,7 +123,7 @@ def test_chats_stream_through_both_parts(tmp_path, alone):
         usage = chunks[-1].usage
         return text, usage.prompt_tokens, usage.completion_tokens
 
-    with pair(f"file://{tmp_path}", REAL, "smollm") as (front, _, [decode]):
+    with pair(f"file://{tmp_path}", real(), "smollm") as (front, _, [decode]):
         turns = [{"role": "user", "content": STORY + "Who came back with the tide?"}]
         for options in (dict(temperature=0), dict(temperature=0.7, seed=5)):
             for _ in range(2):
@@ -133,11 +134,10 @@ def test_chats_stream_through_both_parts(tmp_path, alone):
         assert blocks >= 3 and fallbacks == 0
 
 
-@needs_model
 def test_a_real_text_outlives_both_parts(tmp_path, alone):
     discovery, chance = f"file://{tmp_path}", random.Random(3)
     expected = {prompt: completion(alone.http, prompt, 40, "smollm") for prompt in PROMPTS}
-    with pair(discovery, REAL, "smollm") as (front, prefill, decode):
+    with pair(discovery, real(), "smollm") as (front, prefill, decode):
         for round in range(4):
             parts, role = ((prefill, "prefill"), (decode, "decode"))[round % 2]
             with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
@@ -146,9 +146,9 @@ def test_a_real_text_outlives_both_parts(tmp_path, alone):
                 time.sleep(chance.uniform(0.1, 2))
                 parts[0].stop()
                 for prompt, text in texts.items():
-                    assert text.result(timeout=120) == expected[prompt], (role, round)
+                    assert text.result(PATIENCE_SECONDS) == expected[prompt], (role, round)
             before = joined(front)
-            parts[0] = start(discovery, role, REAL)
+            parts[0] = start(discovery, role, real())
             eventually("it is back", lambda: joined(front) > before)
 
 
@@ -165,7 +165,7 @@ def test_killed_workers_cost_no_text(tmp_path):
                 victim = chance.randrange(2)
                 parts[victim].stop()
                 for prompt, text in texts.items():
-                    assert text.result(timeout=60) == expected[prompt], (role, round)
+                    assert text.result(PATIENCE_SECONDS) == expected[prompt], (role, round)
             parts[victim] = start(discovery, role)
         assert total(front, "stator_migrations_total") > 0
         print(f"16 kills: {ways(front)}")
@@ -238,9 +238,8 @@ def test_adapters_and_small_caches(tmp_path):
 
 def test_blocks_come_over_nats_too(tmp_path, nats):  # noqa: F811
     arguments = planes(nats, "nats", "grpc")
-    models = REAL if MODEL else MOCK
-    model, before = "smollm" if MODEL else "paced", nats.carried()
-    with pair(f"file://{tmp_path}", models, model, arguments=arguments) as (front, [prefill], [decode]):
+    model, before = "smollm", nats.carried()
+    with pair(f"file://{tmp_path}", real(), model, arguments=arguments) as (front, [prefill], [decode]):
         assert completion(front.http, PROMPTS[0], model=model)[2] == 40
         blocks, size, fallbacks = transferred(decode)
         assert blocks > 1 and fallbacks == 0

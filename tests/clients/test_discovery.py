@@ -7,10 +7,11 @@ import time
 import httpx
 import pytest
 
+from patience import eventually
 import security
 from conftest import free_port
 from kubernetes_api import api_server
-from test_cluster import add, client_of, eventually, frontend, is_ready, joined, worker
+from test_cluster import add, client_of, frontend, is_ready, joined, worker
 from test_planes import said
 
 MODELS = ["--no-default-model", "--builtin", "simple=add_sub", "--builtin", "words=mock"]
@@ -49,7 +50,7 @@ def guarded(tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     verify = security.context(authority.pem, (certificate, key))
     try:
-        with httpx.Client(base_url=client, verify=verify, timeout=60) as http:
+        with httpx.Client(base_url=client, verify=verify) as http:
             call = lambda path, **body: http.post(f"/v3/auth/{path}", json=body).raise_for_status()
             eventually("etcd answers", lambda: answers(http))
             call("user/add", name="root", password="over-the-wall")

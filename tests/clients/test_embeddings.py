@@ -1,8 +1,6 @@
 """A real encoder, all-MiniLM-L6-v2, through both doors, against sentence-transformers' vectors."""
 
 import json
-import os
-import pathlib
 
 import numpy as np
 import openai
@@ -12,6 +10,8 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from conftest import ROOT, running, sdk_of
+from patience import PATIENCE_SECONDS
+from real_models import real_encoder
 
 GOLDEN = json.loads((ROOT / "tests/data/minilm.json").read_text())
 FITTING = [case for case in GOLDEN if not case["is_cut"]]
@@ -21,11 +21,10 @@ FITTING = [case for case in GOLDEN if not case["is_cut"]]
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """A server with the encoder, from the command line and from a model repository."""
-    model = os.environ.get("STATOR_TEST_ENCODER")
-    assert model, "STATOR_TEST_ENCODER is not set: run the tests by ./test"
+    model = real_encoder()
     repository = tmp_path_factory.mktemp("repository")
     (repository / "shelf").mkdir()
-    (repository / "shelf" / "1").symlink_to(pathlib.Path(model))
+    (repository / "shelf" / "1").symlink_to(model)
     with running(f"minilm={model}", "--model-repository", str(repository), "--builtin",
                  "mock") as server:
         yield server
@@ -104,11 +103,11 @@ def test_a_text_that_is_too_long_is_refused_with_both_numbers_or_cut(encoder, cl
 def test_tokens_are_taken_as_they_are(encoder, client):
     url = f"http://{encoder.http}/v1"
     tokens = requests.post(f"{url}/tokenize", json={"model": "minilm", "prompt": "A cat sleeps."},
-                           timeout=60).json()
+                           timeout=PATIENCE_SECONDS).json()
     assert tokens["tokens"] == [101, 1037, 4937, 25126, 1012, 102]
     assert tokens["max_model_len"] == 256
     text = requests.post(f"{url}/detokenize", json={"model": "minilm", "tokens": tokens["tokens"]},
-                         timeout=60).json()
+                         timeout=PATIENCE_SECONDS).json()
     assert text == {"prompt": "[CLS] a cat sleeps. [SEP]"}
     by_tokens = client.embeddings.create(model="minilm", input=tokens["tokens"])
     by_text = client.embeddings.create(model="minilm", input="A cat sleeps.")
@@ -120,7 +119,7 @@ def test_tokens_are_taken_as_they_are(encoder, client):
 def test_documents_are_ranked(encoder):
     query = "Where did the cat sit?"
     documents = ["Rust is a programming language.", "The cat sat on the mat.", "A dog barks."]
-    answer = requests.post(f"http://{encoder.http}/v1/rerank", timeout=60, json={
+    answer = requests.post(f"http://{encoder.http}/v1/rerank", timeout=PATIENCE_SECONDS, json={
         "model": "minilm", "query": query, "documents": documents}).json()
     assert [result["index"] for result in answer["results"]] == [1, 2, 0]
     scores = infer(encoder, [texts("query", [query]), texts("documents", documents)])

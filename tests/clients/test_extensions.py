@@ -9,10 +9,11 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from conftest import running
+from patience import NEVER_MS, eventually
 from test_repository import declared
 from test_stream import collect, repeat
-from wire import (Client, array_input, denied, eventually, floats, ints, refused, request,
-                  set_parameter, tensor, text_request, write_model)
+from wire import (Client, array_input, denied, floats, ints, refused, request, set_parameter,
+                  tensor, text_request, write_model)
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -189,9 +190,10 @@ def test_the_statistics_equal_a_counted_load_of_each_version(served):
 def test_a_decoupled_request_counts_once_and_an_ended_one_as_failed(served):
     assert len(collect(served.stub, repeat(1, 2, 3), repeat(), repeat(4))) == 4
     assert counted(served, "repeat_int32") == {"1": (3, 3, 3, 0)}
-    refused(lambda: collect(served.stub, repeat(1, 2, delay_ms=5000), timeout=1),
+    # The server needs a moment to hear of it.
+    refused(lambda: collect(served.stub, repeat(1, 2, delay_ms=NEVER_MS), timeout=2),
             grpc.StatusCode.DEADLINE_EXCEEDED)
-    eventually(lambda: counted(served, "repeat_int32") == {"1": (3, 3, 3, 1)})
+    eventually("it is counted", lambda: counted(served, "repeat_int32") == {"1": (3, 3, 3, 1)})
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

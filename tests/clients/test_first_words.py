@@ -1,8 +1,8 @@
 """What a fleet says to whoever starts it: when its doors are open, and which models are served."""
 
 import contextlib
+import datetime
 import json
-import os
 import re
 import signal
 import subprocess
@@ -12,7 +12,9 @@ import urllib.error
 import urllib.request
 
 from conftest import BINARY, DOORS, LOCAL, halt, running
-from test_cluster import client_of, eventually, frontend, is_ready
+from patience import PATIENCE_SECONDS, eventually
+from real_models import real_encoder
+from test_cluster import client_of, frontend, is_ready
 
 MODELS = ["--no-default-model", "--builtin", "simple=add_sub", "--builtin", "words=mock"]
 
@@ -58,7 +60,7 @@ def started(role, *arguments):
 
 def status(address, path):
     try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=PATIENCE_SECONDS) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -70,8 +72,10 @@ def test_doors_are_open_before_there_is_a_model(tmp_path):
         http = front.event("ports are open")["http"]
         assert status(http, "/v2/health/live") == 200
         assert status(http, "/v2/health/ready") == 400
-        assert not front.event("ready"), "that is told when workers had a moment to come"
         eventually("it is ready", lambda: front.event("ready"))
+        moments = [datetime.datetime.fromisoformat(front.event(message)["timestamp"])
+                   for message in ("ports are open", "ready")]
+        assert (moments[1] - moments[0]).total_seconds() > 1, "workers had no moment to come"
         eventually("it is said", lambda: "is logged as `model ready`" in "".join(front.said))
         assert "models: none\n" in front.said, front.said
 
@@ -85,7 +89,7 @@ def test_a_banner_has_all_models_that_are_there(tmp_path):
 
 
 def test_an_encoder_is_tried_by_what_it_answers():
-    with started("serve", f"minilm={os.environ['STATOR_TEST_ENCODER']}") as server:
+    with started("serve", f"minilm={real_encoder()}") as server:
         eventually("it is said", lambda: "Every call is listed" in "".join(server.said))
     said = "".join(server.said)
     found = re.search(r"Try it: curl (http://\S+/v1/embeddings) -d '(.*)'\n", said)

@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 
+from patience import PATIENCE_SECONDS
+
 
 def grpcurl(server, *arguments, data=None):
     assert shutil.which("grpcurl"), "grpcurl is not on the PATH: run the tests by ./test"
@@ -12,7 +14,7 @@ def grpcurl(server, *arguments, data=None):
     if data is not None:
         command += ["-d", json.dumps(data)]
     command += [server.address, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -7,6 +7,7 @@ import socket
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
+from patience import PATIENCE_SECONDS
 from wire import floats, ints, request, strings, tensor, text_request
 
 SEED = 20_26
@@ -94,7 +95,7 @@ def test_a_thousand_hostile_requests_leave_the_server_serving(server, channel, s
 
 def code_of(call, argument):
     try:
-        call(argument, timeout=20)
+        call(argument, timeout=PATIENCE_SECONDS)
         return grpc.StatusCode.OK
     except grpc.RpcError as error:
         return error.code()
@@ -104,7 +105,7 @@ def test_hostile_streams_end_or_answer_in_band(server, channel, stub):
     raw = channel.stream_stream(METHOD.format("ModelStreamInfer"))
     broken = mutants(random.Random(SEED + 1))
     for _ in range(50):
-        responses = raw(iter([next(broken) for _ in range(5)]), timeout=20)
+        responses = raw(iter([next(broken) for _ in range(5)]), timeout=PATIENCE_SECONDS)
         try:
             list(responses)
         except grpc.RpcError as error:
@@ -117,7 +118,7 @@ def test_garbage_on_the_socket_harms_nobody(server, stub):
     noise = random.Random(SEED + 2)
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     for index in range(100):
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
             start = preface if index % 2 else b""
             connection.sendall(start + noise.randbytes(noise.randrange(200)))
     assert stub.ServerLive(pb.ServerLiveRequest()).live

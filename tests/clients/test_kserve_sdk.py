@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from conftest import DATATYPES, running
+from patience import PATIENCE_SECONDS
 
 SCRIPT = pathlib.Path(__file__).with_name("kserve_calls.py")
 SAMPLES = {
@@ -27,7 +28,7 @@ def results():
         flags += ["--builtin", f"identity_{datatype.lower()}=identity,datatype={datatype}"]
     with running(*flags) as server:
         done = subprocess.run([sys.executable, str(SCRIPT), server.address, server.http],
-                              capture_output=True, text=True, timeout=60)
+                              capture_output=True, text=True, timeout=PATIENCE_SECONDS)
         assert done.returncode == 0, done.stderr[-3000:]
         assert server.is_running()
         yield json.loads(done.stdout.splitlines()[-1])

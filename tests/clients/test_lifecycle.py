@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import json
 import os
-import pathlib
 import subprocess
 import threading
 
@@ -15,12 +14,13 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from conftest import BINARY, running
-from wire import Stream, eventually, outputs_of, refused, request, tensor, text_request
-
+from patience import NEVER_MS, PATIENCE_SECONDS, eventually
+from real_models import real_model
+from wire import Stream, outputs_of, refused, request, tensor, text_request
 
 
 def stator(*arguments, **environment):
-    return subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=60,
+    return subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS,
                           env={**os.environ, **environment})
 
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_served_stops_the_start(arguments, fragment):
 
 def test_a_file_that_is_no_model_stops_the_start(tmp_path):
     model = tmp_path / "broken.gguf"
-    real = pathlib.Path(os.environ["STATOR_TEST_MODEL"]).read_bytes()
+    real = real_model().read_bytes()
     for content, fragment in [(b"PK\3\4", "GGUF"), (real[:1000], "the file ends"),
                               (real[:5_000_000], "outside of the file")]:
         model.write_bytes(content)
@@ -94,8 +94,8 @@ def test_an_idle_server_is_small():
 
 
 def test_shutdown_lets_requests_finish_and_refuses_new_ones():
-    with running("--no-default-model", "--builtin", "mock=mock,pace_ms=10", "--builtin",
-                 "identity") as server, stub_of(server) as stub:
+    with running("--no-default-model", "--builtin", "mock=mock,pace_ms=10", "--builtin", "identity",
+                 "--shutdown-grace-ms", str(NEVER_MS)) as server, stub_of(server) as stub:
         stream = Stream(stub)
         stream.send(text_request("mock", "hello", extra=[tensor("streaming", "BOOL", [1])],
                                  raw=[b"\1"], max_tokens=600))
@@ -111,7 +111,7 @@ def test_shutdown_lets_requests_finish_and_refuses_new_ones():
                 return True
             return False
 
-        eventually(is_refused)
+        eventually("requests are refused", is_refused)
         assert server.process.poll() is None, "it refuses before it ends"
         assert len(stream.until_final()) == 599, "the request under way finishes"
         stream.close()
@@ -188,7 +188,7 @@ def hub():
 
 
 def test_a_model_comes_from_a_hub_and_is_kept(hub, tmp_path):
-    real = pathlib.Path(os.environ["STATOR_TEST_MODEL"]).read_bytes()
+    real = real_model().read_bytes()
     Hub.files = {"README.md": b"hello", "tiny.gguf": real}
     arguments = ["tiny=some/model", "--hub-url", hub, "--model-dir", str(tmp_path)]
     for _ in range(2):

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import os
 
 import numpy as np
 import openai
@@ -11,7 +10,8 @@ import requests
 import tritonclient.grpc as triton
 
 from conftest import running, sdk_of
-from wire import eventually
+from patience import PATIENCE_SECONDS, eventually
+from real_models import real_model
 
 LAYERS, HIDDEN, KV, WIDE, RANK = 30, 576, 192, 1536, 4
 SHAPES = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.v_proj": (HIDDEN, KV),
@@ -55,9 +55,7 @@ def adapters(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(adapters):
-    model = os.environ.get("STATOR_TEST_MODEL")
-    assert model, "STATOR_TEST_MODEL is not set: run the tests by ./test"
-    with running(f"smollm={model}", "--builtin", "mock", "--lora-modules", f"a={adapters['a']}",
+    with running(f"smollm={real_model()}", "--builtin", "mock", "--lora-modules", f"a={adapters['a']}",
                  "--max-loras", "3", "--max-lora-rank", "8", "--model-control-mode", "explicit",
                  "--model-repository", str(adapters["repository"])) as server:
         yield server
@@ -71,7 +69,7 @@ def client(server):
 
 
 def post(server, route, **body):
-    return requests.post(f"http://{server.http}/v1/{route}", json=body, timeout=60)
+    return requests.post(f"http://{server.http}/v1/{route}", json=body, timeout=PATIENCE_SECONDS)
 
 
 def say(client, model):
@@ -109,7 +107,7 @@ def test_adapters_come_and_go(server, client, adapters):
         say(client, "b")
     assert "b" not in {model.id for model in client.models.list()}
     # What was unloaded leaves when its last request has, which nobody waits for.
-    eventually(lambda: post(server, "load_lora_adapter", lora_name="c",
+    eventually("its place is free", lambda: post(server, "load_lora_adapter", lora_name="c",
                             lora_path=str(adapters["c"])).status_code == 200)
     assert post(server, "load_lora_adapter", lora_name="c", lora_path=str(adapters["b"]),
                 load_inplace=True, base_model_name="smollm").status_code == 200

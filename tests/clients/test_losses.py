@@ -13,16 +13,15 @@ from tritonclient.utils import InferenceServerException
 
 from chaos import completion, frames, posted, total
 from conftest import Server, running
+from patience import PATIENCE_SECONDS, eventually
 from python_workers import python_worker
-from test_cluster import client_of, eventually, frontend, is_ready, joined, worker
+from test_cluster import client_of, frontend, is_ready, joined, worker
 from wire import Stream, array_input, outputs_of, tensor, text_request
 
-TEXT, TOKENS = "tell me a long story", 3000
+TEXT, TOKENS = "tell me a long story", 8000
 MOCK = ["--no-default-model", "--builtin"]
 PACED = [*MOCK, "paced=mock,pace_ms=20"]
 SLOW = pathlib.Path(__file__).with_name("slow_worker.py")
-# How long its functions take: longer than it takes to kill it.
-SECONDS = 8
 # Workers have the client's request and nothing of the frontend's own.
 NO_CANARIES = ["--canary-interval-ms", "0"]
 
@@ -146,13 +145,13 @@ def test_a_text_survives_as_many_losses_as_it_may_and_then_ends(tmp_path, undist
 def ask_slow(client):
     """Asks for a tensor, and returns it."""
     made = array_input("IN", np.array([4], np.int32))
-    return client.infer("slow", [made], client_timeout=60).as_numpy("OUT")[0]
+    return client.infer("slow", [made], client_timeout=PATIENCE_SECONDS).as_numpy("OUT")[0]
 
 
 def ask_sums(client):
     """Begins a sequence, and returns its first sum."""
     made = array_input("IN", np.array([5], np.int32))
-    answer = client.infer("sums", [made], sequence_id=5, sequence_start=True, client_timeout=60)
+    answer = client.infer("sums", [made], sequence_id=5, sequence_start=True, client_timeout=PATIENCE_SECONDS)
     return answer.as_numpy("OUT")[0]
 
 
@@ -166,11 +165,11 @@ def ask_sums(client):
 ])
 def test_a_tensor_request_whose_worker_is_lost_is_repeated_if_it_may_be(tmp_path, flags, ask,
                                                                         is_repeated):
-    discovery = f"file://{tmp_path}"
+    discovery, end = f"file://{tmp_path}/fleet", tmp_path / "end"
     with contextlib.ExitStack() as stack:
         front = stack.enter_context(frontend(discovery, *flags, *NO_CANARIES))
         client = stack.enter_context(client_of(front))
-        workers = [stack.enter_context(python_worker(SLOW, discovery, SECONDS)) for _ in range(2)]
+        workers = [stack.enter_context(python_worker(SLOW, discovery, end)) for _ in range(2)]
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         eventually("both are there", lambda: joined(front) == 2)
         for model in ("slow", "sums"):
@@ -182,12 +181,13 @@ def test_a_tensor_request_whose_worker_is_lost_is_repeated_if_it_may_be(tmp_path
         # That it has accepted is on its way to the frontend.
         time.sleep(1)
         first.stop()
+        end.touch()
         if is_repeated:
-            assert asked.result(60) == 5
+            assert asked.result(PATIENCE_SECONDS) == 5
             assert len(begun()) == 2, "it was begun twice"
             return
         with pytest.raises(InferenceServerException) as failed:
-            asked.result(60)
+            asked.result(PATIENCE_SECONDS)
         assert failed.value.status() == "StatusCode.UNAVAILABLE", failed.value
         assert begun() == [first], "it was begun once"
 
@@ -199,7 +199,7 @@ def built_in(name):
         [wanted] = client.get_model_metadata(name).outputs
         made = array_input(given.name, np.array([[4]], np.int32))
         options = {"sequence_id": 5, "sequence_start": True} if name == "sums" else {}
-        return client.infer(name, [made], client_timeout=60, **options).as_numpy(wanted.name)
+        return client.infer(name, [made], client_timeout=PATIENCE_SECONDS, **options).as_numpy(wanted.name)
     return ask
 
 
@@ -208,7 +208,8 @@ def built_in(name):
     (["--retry-accepted", "never"], built_in("slow"), False),
 ], ids=["slow", "sums", "slow-never"])
 def test_models_that_are_built_in_are_repeated_if_they_may_be_too(tmp_path, flags, ask, is_repeated):
-    discovery, delay = f"file://{tmp_path}", f"delay_ms={SECONDS * 1000}"
+    # Longer than it takes to kill a worker.
+    discovery, delay = f"file://{tmp_path}", "delay_ms=8000"
     models = ["--no-default-model", "--builtin", f"sums=sequence,{delay}",
               "--builtin", f"slow=identity,datatype=INT32,dims=1,max_batch_size=1,{delay}"]
     with frontend(discovery, *flags, *NO_CANARIES) as front, client_of(front) as client, \
@@ -226,8 +227,8 @@ def test_models_that_are_built_in_are_repeated_if_they_may_be_too(tmp_path, flag
         [first] = has_it()
         first.stop()
         if is_repeated:
-            assert asked.result(60) is not None
+            assert asked.result(PATIENCE_SECONDS) is not None
             return
         with pytest.raises(InferenceServerException) as failed:
-            asked.result(60)
+            asked.result(PATIENCE_SECONDS)
         assert failed.value.status() == "StatusCode.UNAVAILABLE", failed.value

@@ -1,32 +1,18 @@
 """The metrics tell what happened, with cancelled apart from failed."""
 
 import contextlib
-import time
-import urllib.request
 
 import grpc
 import pytest
 
 from conftest import running, sdk_of
-from wire import Stream, eventually, floats, request, tensor, text_request
+from patience import eventually
+from wire import Stream, floats, page, request, scrape, tensor, text_request
 
 # What a scheduler counts in a process of its own; blocks of other workers are in test_disaggregated.py.
 SCHEDULER = ("engine_steps", "engine_batched_sequences", "engine_prefill_tokens", "engine_decode_tokens",
              "prefix_cache_query_tokens", "prefix_cache_hit_tokens", "preempted_sequences", "draft_tokens",
              "draft_accepted_tokens", "kv_host_hit_blocks", "kv_disk_hit_blocks")
-
-
-def page(server):
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=30) as answer:
-        return answer.read().decode()
-
-
-def scrape(server, series):
-    """Returns the value of a series, 0 when there is none yet."""
-    for line in page(server).splitlines():
-        if line.startswith(series + " "):
-            return float(line.rsplit(" ", 1)[1])
-    return 0.0
 
 
 def requests_total(server, model, code, rpc="ModelInfer"):
@@ -58,7 +44,7 @@ def test_a_cancelled_request_is_not_a_failed_one(stub, server):
     stream.next()
     stream.cancel()
     counted = lambda: requests_total(server, "mock", "CANCELLED", "ModelStreamInfer")
-    eventually(lambda: counted() == before + 1)
+    eventually("it is counted", lambda: counted() == before + 1)
 
 
 def test_tokens_and_their_times_are_counted(stub, server):
@@ -75,7 +61,7 @@ def test_nothing_is_in_flight_at_rest(server):
                 if line.startswith("stator_requests_in_flight{") and not line.endswith(" 0")]
 
     # What a test before this one left may be on its way out.
-    eventually(lambda: not in_flight())
+    eventually("all is at rest", lambda: not in_flight())
 
 
 def counts(server, model):
@@ -85,10 +71,7 @@ def counts(server, model):
 
 def becomes(expected, read):
     """Waits until what is read is as expected: a scheduler counts a pass after it has answered."""
-    end = time.monotonic() + 60
-    while (found := read()) != expected and time.monotonic() < end:
-        time.sleep(0.01)
-    assert found == expected
+    eventually(f"{expected}", lambda: read() == expected)
 
 
 def ask(server, model, *prompts, tokens=1, **options):

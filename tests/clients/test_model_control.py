@@ -12,8 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from conftest import running
+from patience import PATIENCE_SECONDS, eventually
 from test_repository import ONE, identity, infer, slow, states
-from wire import Client, array_input, denied, eventually, refused, write_model
+from wire import Client, array_input, denied, refused, write_model
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 INTERNAL = grpc.StatusCode.INTERNAL
@@ -39,7 +40,7 @@ def test_the_index_follows_load_and_unload(explicit):
     assert states(explicit)["m", "1"] == ("READY", "")
     explicit.unload_model("m")
     # It is taken apart behind the answer.
-    eventually(lambda: states(explicit)["m", "1"] == ("UNAVAILABLE", "unloaded"))
+    eventually("it is unloaded", lambda: states(explicit)["m", "1"] == ("UNAVAILABLE", "unloaded"))
     ready = explicit.stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))
     assert [model.name for model in ready.models] == ["given"]
     named = pb.RepositoryIndexRequest(repository_name="r")
@@ -69,7 +70,7 @@ def test_a_config_override_lasts_until_the_next_load(explicit):
         assert infer(explicit, "m") == "2"
         explicit.load_model("m", config=json.dumps(config))
         assert infer(explicit, "m", np.ones([2, 4], np.float32)) == "1"
-        eventually(lambda: states(explicit)["m", "2"] == ("UNAVAILABLE", "unloaded"))
+        eventually("it is unloaded", lambda: states(explicit)["m", "2"] == ("UNAVAILABLE", "unloaded"))
     config.pop("version_policy")
     explicit.load_model("given", config=json.dumps(config))
     assert infer(explicit, "given", np.ones([2, 4], np.float32)) == "1"
@@ -177,10 +178,10 @@ def test_a_running_request_finishes_on_the_model_it_began_on(explicit, how):
         explicit.load_model("m")
         assert infer(explicit, "m") == "2"
     assert answers.empty(), "the request was over before the model was taken away"
-    result, error = answers.get(timeout=30)
+    result, error = answers.get(timeout=PATIENCE_SECONDS)
     assert error is None and result.as_numpy("OUTPUT0").tolist() == [1]
     assert result.get_response().model_version == "1"
-    eventually(lambda: states(explicit)["m", "1"] == ("UNAVAILABLE", "unloaded"))
+    eventually("it is unloaded", lambda: states(explicit)["m", "1"] == ("UNAVAILABLE", "unloaded"))
 
 
 def test_no_request_is_lost_while_a_model_is_loaded_again_and_again(explicit):
@@ -230,15 +231,15 @@ def test_health_follows_load_and_unload(explicit):
     stub = health_pb2_grpc.HealthStub(explicit.channel)
     status = lambda name: stub.Check(health_pb2.HealthCheckRequest(service=name)).status
     explicit.unload_model("given")
-    eventually(lambda: status("given") == NOT_SERVING)
+    eventually("health says so", lambda: status("given") == NOT_SERVING)
     assert status("") == SERVING
     explicit.load_model("given")
-    eventually(lambda: status("given") == SERVING)
+    eventually("health says so", lambda: status("given") == SERVING)
 
 
 def test_a_health_watch_tells_each_change_once(explicit):
     watch = health_pb2_grpc.HealthStub(explicit.channel).Watch(
-        health_pb2.HealthCheckRequest(service="given"), timeout=5)
+        health_pb2.HealthCheckRequest(service="given"), timeout=PATIENCE_SECONDS)
     seen = [next(watch).status]
     explicit.unload_model("given")
     with pytest.raises(grpc.RpcError):

@@ -11,9 +11,10 @@ import pytest
 from chaos import completion, total
 from conftest import ROOT, free_port, running
 from nats_access import Operator, guarded_by
+from patience import eventually
 from programs import program
 from security import Authority
-from test_cluster import add, client_of, eventually, frontend, is_ready, joined, streamed
+from test_cluster import add, client_of, frontend, is_ready, joined, streamed
 from test_planes import chat, counter, lines
 
 MODELS = ["--no-default-model", "--builtin", "simple=add_sub", "--builtin", "words=mock"]

@@ -7,9 +7,9 @@ import openai
 import pytest
 
 from conftest import sdk_of
+from patience import PATIENCE_SECONDS
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-PATIENCE_SECONDS = 60
 
 
 def chat(client, model, messages=QUESTION, **options):

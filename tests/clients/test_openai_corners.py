@@ -17,7 +17,7 @@ OPTIONS = """audio frequency_penalty function_call functions logit_bias logprobs
 
 def post(server, path, body, **headers):
     content = body if isinstance(body, bytes) else json.dumps(body)
-    return httpx.post(f"http://{server.http}{path}", content=content, timeout=60,
+    return httpx.post(f"http://{server.http}{path}", content=content,
                       headers={"content-type": "application/json", **headers})
 
 

@@ -1,12 +1,17 @@
 """What is wrong with a call reaches OpenAI's own client as the right error."""
 
 import asyncio
+import contextlib
+import http.client
+import json
 
 import httpx
 import openai
 import pytest
 
 from conftest import running, sdk_of
+from patience import eventually
+from wire import scrape
 
 QUESTION = [{"role": "user", "content": "Hello"}]
 
@@ -19,7 +24,7 @@ def refused(client, path, body, error=openai.BadRequestError):
 
 
 def raw(server, content, path="/v1/chat/completions", **headers):
-    return httpx.post(f"http://{server.http}{path}", content=content, timeout=30,
+    return httpx.post(f"http://{server.http}{path}", content=content,
                       headers={"content-type": "application/json", **headers})
 
 
@@ -260,18 +265,20 @@ def test_a_content_type_is_not_needed(scripted):
 def test_a_full_queue_is_told_so_that_clients_come_back():
     with running("--no-default-model", "--builtin", "slow=mock,pace_ms=20",
                  "--max-running-sequences", "1", "--max-waiting-requests", "1") as server:
-        async def run():
-            options = {"base_url": f"http://{server.http}/v1", "api_key": "none", "max_retries": 0}
-            async with openai.AsyncOpenAI(**options) as client:
-                calls = [client.completions.create(model="slow", prompt="x", max_tokens=20)
-                         for _ in range(6)]
-                return await asyncio.gather(*calls, return_exceptions=True)
-
-        told = asyncio.run(run())
-        errors = [one for one in told if isinstance(one, Exception)]
-        assert errors and len(errors) < 6
+        errors, ask = [], {"model": "slow", "prompt": "x", "max_tokens": 5000}
+        with contextlib.ExitStack() as stack, sdk_of(server) as client:
+            # One is computed and one waits.
+            for gauge in ("stator_running_sequences", "stator_queue_depth_requests"):
+                connection = stack.enter_context(
+                    contextlib.closing(http.client.HTTPConnection(server.http)))
+                connection.request("POST", "/v1/completions", json.dumps(ask))
+                eventually(gauge, lambda: scrape(server, f'{gauge}{{model="slow"}}') == 1)
+            for _ in range(4):
+                with pytest.raises(openai.InternalServerError) as refused:
+                    client.completions.create(**ask)
+                errors.append(refused.value)
         for error in errors:
-            assert isinstance(error, openai.InternalServerError) and error.status_code == 503
+            assert error.status_code == 503
             assert error.type == "service_unavailable"
             assert error.response.headers["retry-after"] == "1"
             assert int(error.response.headers["retry-after-ms"]) <= 1000

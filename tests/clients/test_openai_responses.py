@@ -1,13 +1,13 @@
 """The Responses API, by the unmodified openai SDK."""
 
 import json
-import os
 import urllib.request
 
 import openai
 import pydantic
 import pytest
 from conftest import running
+from real_models import real_model
 
 MODEL = "smollm"
 TOOL = {
@@ -224,8 +224,7 @@ def test_an_unknown_model_is_not_found(client):
 
 
 def test_the_kept_responses_have_a_bound(server):
-    model = os.environ["STATOR_TEST_MODEL"]
-    with running(f"{MODEL}={model}", "--openai-stored-responses", "2") as server:
+    with running(f"{MODEL}={real_model()}", "--openai-stored-responses", "2") as server:
         client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
         ids = [ask(client, "hi", max_output_tokens=1).id for _ in range(3)]
         with pytest.raises(openai.NotFoundError):

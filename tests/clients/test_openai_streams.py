@@ -5,22 +5,22 @@ import contextlib
 import json
 import signal
 import time
-import urllib.request
 
 import httpx
 import openai
 import pytest
 
 from conftest import running, sdk_of
+from patience import eventually
+from wire import scrape
 
 QUESTION = [{"role": "user", "content": "Hello"}]
-PATIENCE_SECONDS = 60
 
 
 def lines_of(server, path, **body):
     """Returns the head of a streamed answer and its whole text."""
     body = {"stream": True, "temperature": 0, **body}
-    with httpx.stream("POST", f"http://{server.http}{path}", json=body, timeout=60) as answer:
+    with httpx.stream("POST", f"http://{server.http}{path}", json=body) as answer:
         return answer, answer.read().decode()
 
 
@@ -33,23 +33,12 @@ def chunks_of(text):
     return [json.loads(frame.removeprefix("data: ")) for frame in frames]
 
 
-def gauge(server, series):
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=30) as page:
-        for line in page.read().decode().splitlines():
-            if line.startswith(series + " "):
-                return float(line.rsplit(" ", 1)[1])
-    return 0.0
-
-
-def wait_for(condition):
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def running_sequences(server, model="slow"):
-    return gauge(server, f'stator_running_sequences{{model="{model}"}}')
+    return scrape(server, f'stator_running_sequences{{model="{model}"}}')
+
+
+def await_rest(server, model="slow"):
+    eventually("nothing runs", lambda: running_sequences(server, model) == 0)
 
 
 def test_the_head_of_a_stream(scripted):
@@ -139,35 +128,36 @@ def test_a_client_that_leaves_a_stream_stops_the_work(scripted):
             asked = {"messages": QUESTION} if path == "chat" else {"prompt": "x"}
             stream = create(model="slow", stream=True, max_tokens=5000, **asked)
             next(iter(stream))
-            wait_for(lambda: running_sequences(scripted) >= 1)
+            eventually("it runs", lambda: running_sequences(scripted) >= 1)
             stream.close()
-            wait_for(lambda: running_sequences(scripted) == 0)
+            await_rest(scripted)
 
 
 def test_a_client_that_stops_waiting_stops_the_work(scripted):
     """The same for an answer that comes whole, of which nothing has been sent yet."""
     with sdk_of(scripted, timeout=0.5) as client, pytest.raises(openai.APITimeoutError):
         client.chat.completions.create(model="slow", messages=QUESTION, max_tokens=5000)
-    wait_for(lambda: running_sequences(scripted) == 0)
+    await_rest(scripted)
 
     async def cancel():
         options = {"base_url": f"http://{scripted.http}/v1", "api_key": "none", "max_retries": 0}
         async with openai.AsyncOpenAI(**options) as client:
             call = asyncio.create_task(client.completions.create(
                 model="slow", prompt="x", max_tokens=5000, n=4))
-            await asyncio.to_thread(wait_for, lambda: running_sequences(scripted) == 4)
+            await asyncio.to_thread(
+                eventually, "all run", lambda: running_sequences(scripted) == 4)
             call.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await call
 
     asyncio.run(cancel())
-    wait_for(lambda: running_sequences(scripted) == 0)
+    await_rest(scripted)
 
 
 def test_a_stop_ends_the_work_too(scripted):
     with sdk_of(scripted) as client:
         client.completions.create(model="slow", prompt="x", max_tokens=5000, stop=["the", "of", "and"])
-    wait_for(lambda: running_sequences(scripted) == 0)
+    await_rest(scripted)
 
 
 def test_comments_keep_a_slow_stream_alive():
@@ -225,8 +215,7 @@ def test_what_was_cut_off_does_not_look_whole():
         body = {"model": "slow", "messages": QUESTION, "stream": True, "max_tokens": 4000}
         text, is_broken = "", False
         try:
-            with httpx.stream("POST", f"http://{server.http}/v1/chat/completions", json=body,
-                              timeout=30) as answer:
+            with httpx.stream("POST", f"http://{server.http}/v1/chat/completions", json=body) as answer:
                 for piece in answer.iter_text():
                     if not text:
                         server.terminate()
@@ -259,7 +248,7 @@ def test_an_error_on_the_way_is_a_frame_that_clients_raise(scripted):
         assert set(last) == {"error"}
         assert last["error"]["type"] == "invalid_request_error"
         assert last["error"]["code"] == "invalid_constraint" and last["error"]["message"]
-        whole = httpx.post(f"http://{scripted.http}{path}", timeout=60,
+        whole = httpx.post(f"http://{scripted.http}{path}",
                            json={**body, **asked, "temperature": 0})
         assert whole.status_code == 400 and whole.json()["error"]["code"] == "invalid_constraint"
     with sdk_of(scripted) as client:
@@ -270,4 +259,4 @@ def test_an_error_on_the_way_is_a_frame_that_clients_raise(scripted):
                     extra_body={"guided_grammar": AMBIGUOUS}):
                 told.append(chunk)
         assert caught.value.code == "invalid_constraint" and len(told) > 2
-    wait_for(lambda: running_sequences(scripted, "words") == 0)
+    await_rest(scripted, "words")

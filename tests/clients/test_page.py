@@ -12,9 +12,11 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from playwright.sync_api import expect, sync_playwright
 
 from conftest import BINARY
+from patience import PATIENCE_SECONDS
 
 BROWSERS = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"]
-PATIENCE_MS = 60_000
+PATIENCE_MS = PATIENCE_SECONDS * 1000
+expect.set_options(timeout=PATIENCE_MS)
 QUESTION = """It's "so", $HOME `id` \\ {"a": 1}: what is the capital of Österreich?"""
 
 
@@ -70,7 +72,7 @@ def ask(page, text, is_done=True):
     article = page.locator("article.assistant").nth(count)
     expect(article).to_be_visible()
     if is_done:
-        expect(article).to_have_attribute("aria-busy", "false", timeout=PATIENCE_MS)
+        expect(article).to_have_attribute("aria-busy", "false")
     return article
 
 
@@ -138,7 +140,7 @@ def test_curl_python_and_grpcurl_give_the_same_text(context):
     assert text
 
     def run(command):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -152,7 +154,7 @@ def test_curl_python_and_grpcurl_give_the_same_text(context):
 
 
 def test_stop_and_escape_end_an_answer(context):
-    page = opened(context, "mock", max_tokens="2000")
+    page = opened(context, "mock", max_tokens="8000")
     for stop in [lambda: page.get_by_role("button", name="Stop").click(),
                  lambda: page.keyboard.press("Escape")]:
         article = ask(page, "count", is_done=False)

@@ -3,19 +3,21 @@
 import concurrent.futures
 import contextlib
 import itertools
-import re
+import threading
 import time
-import urllib.request
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
+from chaos import total
 from conftest import free_port, running, sdk_of
 from kubernetes_api import api_server
+from patience import PATIENCE_SECONDS, eventually
 from programs import Etcd, Nats, planes, program
-from test_cluster import add, client_of, eventually, is_ready, joined, streamed
+from test_cluster import add, client_of, computing, is_ready, joined, streamed
 from ways import DIRECT, NOWHERE, TELLING, came, ways
+from wire import scrape
 
 MODELS = ["--no-default-model", "--builtin", "simple=add_sub",
           "--builtin", "identity=identity,echo_parameters=false", "--builtin", "words=mock",
@@ -70,10 +72,7 @@ def has_all(server):
 
 def counter(server, name, model):
     """Returns a metric of a model; none is 0."""
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=30) as page:
-        found = re.search(rf'^stator_{name}_total{{model="{model}"}} (\d+)', page.read().decode(),
-                          re.MULTILINE)
-    return int(found[1]) if found else 0
+    return scrape(server, f'stator_{name}_total{{model="{model}"}}')
 
 
 def identity(client, size):
@@ -201,9 +200,9 @@ def test_every_way_serves_texts_and_tensors(request, tmp_path, nats, store, requ
         # One that is killed takes nobody along.
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             streams = [pool.submit(streamed, front, "slow", 200) for _ in range(8)]
-            time.sleep(0.5)
-            there[0].stop()
-            texts = [stream.result(timeout=60) for stream in streams]
+            victim, *_ = eventually("they are computed", lambda: computing(there))
+            victim.stop()
+            texts = [stream.result(PATIENCE_SECONDS) for stream in streams]
         assert {usage.completion_tokens for _, usage in texts} == {200}
         assert len({text for text, _ in texts}) == 1
         with client_of(front) as client:
@@ -226,11 +225,11 @@ def test_without_nats_nothing_fails(tmp_path):
             expected, _ = streamed(front, "slow", 250)
             for worker in there:
                 came(worker, "nats", front)
-            failures, done, until = [], [], time.monotonic() + 12
+            failures, done, is_over = [], [], threading.Event()
 
             def ask():
                 with client_of(front) as client:
-                    while time.monotonic() < until:
+                    while not is_over.is_set():
                         try:
                             add(client)
                             text, usage = streamed(front, "slow", 250)
@@ -239,14 +238,22 @@ def test_without_nats_nothing_fails(tmp_path):
                         except Exception as error:
                             failures.append(repr(error))
 
+            def go_on():
+                """Waits until more texts came to their end than were under way."""
+                before = len(done) + len(failures)
+                eventually("texts go on", lambda: len(done) + len(failures) > before + 6)
+
             with concurrent.futures.ThreadPoolExecutor(6) as pool:
                 asking = [pool.submit(ask) for _ in range(6)]
-                time.sleep(2)
+                eventually("all ask", lambda: total(front, "stator_worker_calls") == 6)
                 nats.stop()
                 time.sleep(5)
+                go_on()
                 nats.start()
+                go_on()
+                is_over.set()
                 for thread in asking:
-                    thread.result(timeout=60)
+                    thread.result(PATIENCE_SECONDS)
             print(f"{len(done)} texts while nats was away for 5 s, {len(failures)} failures")
             assert not failures and len(done) > 10
             before = counter(front, "kv_events", "words")
@@ -272,7 +279,7 @@ def test_an_outage_of_nats_is_told_once_with_its_address(tmp_path):
         # Long enough for some attempts.
         time.sleep(3)
         nats.start()
-        eventually("it is back", lambda: len(lines(worker, '"message":"connected to nats"')) == 2)
+        eventually("it is back", lambda: len(lines(worker, '"message":"connected to nats"')) >= 2)
         warned = lines(worker, '"WARN"', "nats")
         assert len(warned) == 1 and f"127.0.0.1:{nats.port}" in warned[0], warned
         assert not lines(worker, "async_nats"), "the library names no server"

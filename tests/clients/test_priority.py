@@ -11,8 +11,9 @@ import pytest
 
 from chaos import posted, total
 from conftest import running, sdk_of
+from patience import PATIENCE_SECONDS, eventually
 from python_workers import python_worker
-from test_cluster import client_of, eventually, frontend, is_ready
+from test_cluster import client_of, frontend, is_ready
 from wire import array_input
 
 PRIORITIES = pathlib.Path(__file__).with_name("priority_worker.py")
@@ -34,7 +35,7 @@ def by_grpc(front, priority):
 def by_rest(front, priority):
     body = {"id": str(priority), "text_input": "x",
             "parameters": {"max_tokens": TOKENS, "priority": priority}}
-    answer = httpx.post(f"http://{front.http}/v2/models/paced/generate", json=body, timeout=60)
+    answer = httpx.post(f"http://{front.http}/v2/models/paced/generate", json=body)
     assert answer.status_code == 200, answer.text
 
 
@@ -75,7 +76,7 @@ def test_urgent_requests_overtake_others_in_a_workers_queue(tmp_path, ask):
                 eventually(f"{waiting} wait",
                            lambda: total(only, "stator_queue_depth_requests") == waiting)
         for one in asked:
-            one.result(60)
+            one.result(PATIENCE_SECONDS)
         eventually("all are told", lambda: len(ended(front)) == 3)
         assert ended(front) == [2, 7, 0]
 

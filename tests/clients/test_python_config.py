@@ -11,8 +11,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from patience import eventually
 from python_workers import python_worker
-from test_cluster import client_of, eventually, frontend, is_ready
+from test_cluster import client_of, frontend, is_ready
 from wire import array_input
 
 CONFIGURED = pathlib.Path(__file__).with_name("configured_worker.py")

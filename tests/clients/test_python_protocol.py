@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import socket
 import threading
 import time
@@ -16,8 +15,10 @@ from stator_worker import tokenizer as tokenizers
 from stator_worker import wire
 
 from conftest import ROOT
+from patience import PATIENCE_SECONDS, eventually
 from python_workers import FAULTY, python_worker, write_tokenizer
-from test_cluster import eventually, worker
+from real_models import real_encoder
+from test_cluster import worker
 
 STREAMS = {"Generate": "GenerateOutput", "GenerateText": "TextDelta", "Infer": "InferOutput",
            "Fetch": "Chunk", "Watch": "WorkerEvent"}
@@ -68,7 +69,7 @@ def headers_of(address, method, message):
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     body = message.SerializeToString()
     blocks, ended_with_first = [], None
-    with socket.create_connection((host, int(port)), timeout=60) as wire_end:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as wire_end:
         connection.initiate_connection()
         connection.send_headers(1, [
             (":method", "POST"), (":scheme", "http"), (":path", path(method)),
@@ -98,7 +99,7 @@ def test_a_refusal_is_a_status_alone_and_acceptance_is_headers(tmp_path):
         opened = threading.Event()
         wait = lambda: (call.initial_metadata(), opened.set())  # noqa: E731
         threading.Thread(target=wait, daemon=True).start()
-        assert opened.wait(30)
+        assert opened.wait(PATIENCE_SECONDS)
         call.cancel()
 
 
@@ -127,9 +128,7 @@ def test_a_cancel_closes_the_function_at_once(tmp_path):
             next(call)
             call.cancel()
             began = time.monotonic()
-            while process.says("spelling closed") < count:
-                assert time.monotonic() - began < 60
-                time.sleep(0.0005)
+            eventually("it is closed", lambda: process.says("spelling closed") >= count)
             times.append(time.monotonic() - began)
         print(f"from a cancel to the closed generator: {sorted(times)[10] * 1e3:.1f} ms, at most "
               f"{max(times) * 1e3:.1f} ms")
@@ -182,7 +181,7 @@ def test_what_cannot_be_answered_is_refused(tmp_path, method, fields, status):
     request = "FetchRequest" if method == "Fetch" else f"{method}Request"
     with caller_of(tmp_path) as (caller, process):
         with pytest.raises(grpc.RpcError) as failed:
-            list(caller.call(method, getattr(wire.worker, request)(**fields), timeout=60))
+            list(caller.call(method, getattr(wire.worker, request)(**fields), timeout=PATIENCE_SECONDS))
         assert failed.value.code().name == status, failed.value
         assert process.is_running()
 
@@ -191,7 +190,7 @@ def spelled(caller, **body):
     """Returns the texts of all choices, their finish reasons and the stop texts."""
     message = wire.worker.GenerateTextRequest(model="spells", completion=json.dumps(body).encode())
     choices = {}
-    for delta in caller.call("GenerateText", message, timeout=60):
+    for delta in caller.call("GenerateText", message, timeout=PATIENCE_SECONDS):
         choice = choices.setdefault(delta.index, ["", 0, ""])
         assert not choice[1], "nothing follows the end"
         choice[0] += delta.content
@@ -297,8 +296,7 @@ def test_a_tokenizer_is_read_as_the_binary_reads_it(tmp_path, name):
     assert ours.context_length == card["context_length"]
 
 
-@pytest.mark.skipif("STATOR_TEST_ENCODER" not in os.environ, reason="needs the real encoder")
 def test_the_tokenizer_of_an_encoder_is_its_file(tmp_path):
-    folder = os.environ["STATOR_TEST_ENCODER"]
+    folder = real_encoder()
     content, _ = artifact_of(tmp_path, folder)
     assert json.loads(tokenizers.read_encoder(folder).content) == content

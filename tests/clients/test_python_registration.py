@@ -3,15 +3,15 @@
 import base64
 import contextlib
 import json
-import time
 
 import httpx
 import numpy as np
 import pytest
 
 from conftest import free_port
+from patience import eventually
 from python_workers import EXAMPLES, python_worker
-from test_cluster import client_of, eventually, frontend, is_ready, joined
+from test_cluster import client_of, frontend, is_ready, joined
 from test_python_workers import etcd_at, tensor
 
 PREFIX = "/stator/v1/instances/"
@@ -28,7 +28,7 @@ class Keys:
         self.url = url.replace("etcd://", "http://")
 
     def call(self, method, **body):
-        answer = httpx.post(f"{self.url}/v3/kv/{method}", json=body, timeout=30)
+        answer = httpx.post(f"{self.url}/v3/kv/{method}", json=body)
         return answer.raise_for_status().json()
 
     def read(self):
@@ -72,9 +72,7 @@ def test_a_worker_puts_back_its_key_while_its_lease_lives(tmp_path, harm):
         assert not worker.says("cannot register")
         worker.terminate()
         assert worker.wait() == 0
-        ended = time.monotonic()
-        eventually("its key is gone", lambda: keys.read() == [])
-        assert time.monotonic() - ended < 5, "only with its lease"
+        assert keys.read() == [], "it waits for the end of its lease"
 
 
 def test_a_worker_that_nobody_harms_says_nothing_of_its_key(tmp_path):

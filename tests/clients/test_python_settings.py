@@ -9,9 +9,10 @@ import stator_worker
 from cryptography.hazmat.primitives import serialization
 from stator_worker import addresses
 
+from patience import eventually
 from python_workers import EXAMPLES, python_worker
 from security import Authority
-from test_cluster import client_of, eventually, frontend, is_ready
+from test_cluster import client_of, frontend, is_ready
 from test_python_workers import tensor
 
 INPUTS = {"inputs": {"IN": ("FP32", [-1])}, "outputs": {"OUT": ("FP32", [-1])}}

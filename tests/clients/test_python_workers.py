@@ -15,9 +15,11 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from chaos import total
 from conftest import free_port, sdk_of
+from patience import NEVER_MS, PATIENCE_SECONDS, eventually
 from python_workers import EXAMPLES, FAULTY, python_worker, write_tokenizer
-from test_cluster import client_of, eventually, frontend, is_ready, joined
+from test_cluster import client_of, frontend, is_ready, joined
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory, tokenizer):
     """A frontend with a worker of each example and one with the tests' functions."""
-    discovery = f"file://{tmp_path_factory.mktemp('fleet')}"
+    discovery, began = f"file://{tmp_path_factory.mktemp('fleet')}", time.monotonic()
     with contextlib.ExitStack() as stack:
         front = stack.enter_context(frontend(discovery))
         stack.enter_context(python_worker(EXAMPLES / "tensors.py", discovery))
@@ -43,8 +45,9 @@ def fleet(tmp_path_factory, tokenizer):
                 eventually(model, lambda: is_ready(client, model))
         yield front, faulty
         assert faulty.is_running(), "".join(faulty.log[-50:])
-        # Among other things: nobody minded the frontend's pings. One may be late with an answer.
-        assert joined(front, "lost a worker") == joined(front, "lost a worker: it is silent") <= 1
+        # Among other things: nobody minded the frontend's pings. One of ten may be answered late.
+        silent, pings = joined(front, "lost a worker: it is silent"), time.monotonic() - began
+        assert joined(front, "lost a worker") == silent <= 1 + pings / 10
 
 
 @pytest.fixture
@@ -79,7 +82,7 @@ def streamed(client, model, name, *values):
                               enable_empty_final_response=True)
     found = []
     while True:
-        result, error = answers.get(timeout=60)
+        result, error = answers.get(timeout=PATIENCE_SECONDS)
         assert error is None, error
         output = result.get_response().outputs
         if output:
@@ -164,25 +167,36 @@ def test_what_else_a_function_raises_is_the_workers_fault(fleet, client):
     eventually("the worker tells its own log", lambda: fleet[1].says("a secret"))
 
 
-def test_a_full_queue_is_overload(client):
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        asked = [pool.submit(ask, client, "narrow", 3000) for _ in range(6)]
-        refused = [one.exception() for one in asked if one.exception()]
-    assert 3 <= len(refused) <= 5
-    # Triton's word for a full queue.
-    assert all("the most that may" in error.message() for error in refused), refused
-    assert all(error.status().endswith("UNAVAILABLE") for error in refused), refused
+def test_a_full_queue_is_overload(fleet, client):
+    begun = fleet[1].says("begun narrow")
+    # One is computed and one waits, for as long as they are asked for.
+    long = [tensor("IN", np.array([NEVER_MS], np.int32))]
+    both = []
+    for _ in range(2):
+        both.append(client.async_infer("narrow", long, callback=lambda result, error: None))
+        calls = len(both)
+        eventually("a worker has it", lambda: total(fleet[0], "stator_worker_calls") == calls)
+        eventually("one is computed", lambda: fleet[1].says("begun narrow") == begun + 1)
+    for _ in range(4):
+        with pytest.raises(InferenceServerException) as refused:
+            ask(client, "narrow", 1)
+        # Triton's word for a full queue.
+        assert "the most that may" in refused.value.message(), refused.value
+        assert refused.value.status().endswith("UNAVAILABLE"), refused.value
+    for one in both:
+        one.cancel()
+    eventually("there is place again", lambda: total(fleet[0], "stator_worker_calls") == 0)
+    assert ask(client, "narrow", 1)[0] == 1
 
 
 def test_a_deadline_ends_the_work(fleet, client):
     for model, word in (("sleeps", "cancelled late"), ("works", "gave up")):
         with pytest.raises(InferenceServerException) as failed:
-            ask(client, model, 20_000, client_timeout=4, request_id="late")
+            ask(client, model, NEVER_MS, client_timeout=4, request_id="late")
         assert failed.value.status().endswith("DEADLINE_EXCEEDED")
         eventually(word, lambda: fleet[1].says(word))
     # The only thread of the model is free again.
-    started = time.monotonic()
-    assert ask(client, "works", 1)[0] == 1 and time.monotonic() - started < 10
+    assert ask(client, "works", 1, client_timeout=PATIENCE_SECONDS)[0] == 1
 
 
 def test_the_token_example_streams(sdk):
@@ -215,15 +229,19 @@ def test_limits_stops_and_choices(sdk):
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("abc", "stop")
 
 
+def steps(worker, word):
+    """Returns how far a text was when it was closed, the last time that a worker told it."""
+    line = [line for line in worker.log if word in line][-1]
+    return int(line.split()[-2])
+
+
 def test_a_client_that_leaves_closes_the_generator(fleet, sdk):
     before = fleet[1].says("text closed")
     chunks = sdk.completions.create(model="alphabet", prompt="a", max_tokens=200, stream=True)
     next(chunks)
     chunks.close()
-    left = time.monotonic()
     eventually("it is closed", lambda: fleet[1].says("text closed") > before)
-    # Of its own accord it would end after 6 s.
-    assert time.monotonic() - left < 4
+    assert steps(fleet[1], "text closed") < 199, "it came to its end"
 
 
 def test_log_probabilities_and_what_a_model_cannot_do(sdk):
@@ -287,6 +305,7 @@ def test_a_client_that_leaves_ends_a_text(fleet, sdk):
     next(chunks)
     chunks.close()
     eventually("it is closed", lambda: fleet[1].says("spelling closed") > before)
+    assert steps(fleet[1], "spelling closed") < 4999, "it came to its end"
 
 
 def test_a_worker_that_is_asked_to_end_finishes_and_fails_nobody(tmp_path, tokenizer):
@@ -348,8 +367,9 @@ def test_workers_that_are_killed_fail_no_tensor_request(tmp_path):
             try:
                 for kill in range(kills):
                     with python_worker(EXAMPLES / "tensors.py", discovery):
-                        eventually("it joined", lambda: joined(front) == 2 + kill)
-                        time.sleep(0.5)
+                        eventually("it joined", lambda: joined(front) >= 2 + kill)
+                        before = len(done)
+                        eventually("it is called", lambda: len(done) > before + 100)
             finally:
                 is_over.set()
             [one.result() for one in running]
@@ -367,9 +387,9 @@ def test_what_does_not_end_is_cut_off(tmp_path, tokenizer, model):
             asked = pool.submit(ask, client, model, 60_000)
             eventually("it works", lambda: only.says(f"begun {model}"))
             only.terminate()
-            assert only.wait(30) == 0, "".join(only.log)
+            assert only.wait() == 0, "".join(only.log)
             assert only.says("cut off")
-            assert isinstance(asked.exception(60), InferenceServerException)
+            assert isinstance(asked.exception(PATIENCE_SECONDS), InferenceServerException)
 
 
 @pytest.mark.parametrize("store", ["static", "etcd"])

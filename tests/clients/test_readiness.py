@@ -12,7 +12,8 @@ from tritonclient.utils import InferenceServerException
 
 from chaos import add
 from conftest import running
-from test_cluster import client_of, eventually, frontend, joined
+from patience import eventually
+from test_cluster import client_of, frontend, joined
 
 SIMPLE = ["--no-default-model", "--builtin", "simple=add_sub"]
 WORDS = ["--no-default-model", "--builtin", "words=mock"]
@@ -60,14 +61,14 @@ class Doors:
 
     def rest(self, path, field):
         """Returns what the body of a REST route says, whose status has to agree with it."""
-        answer = httpx.get(f"http://{self.front.http}{path}", timeout=30)
+        answer = httpx.get(f"http://{self.front.http}{path}")
         is_ready = answer.json()[field]
         assert answer.status_code == (200 if is_ready else 400), answer.text
         return is_ready
 
     def health_page(self):
         """Returns the models that `/health` names; its status has to agree with them."""
-        answer = httpx.get(f"http://{self.front.http}/health", timeout=30)
+        answer = httpx.get(f"http://{self.front.http}/health")
         body = answer.json()
         healthy = (200, "healthy") if body["models"] else (503, "unhealthy")
         assert (answer.status_code, body["status"]) == healthy, answer.text

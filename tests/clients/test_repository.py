@@ -8,10 +8,11 @@ import pytest
 from tritonclient.utils import triton_to_np_dtype
 
 from conftest import NUMERIC, running
+from patience import eventually
 from test_lifecycle import stator
 from test_stream import collect, repeat
-from wire import (Client, array_input, denied, eventually, outputs_of, refused, request, tensor,
-                  text_request, write_model)
+from wire import (Client, array_input, denied, outputs_of, refused, request, tensor, text_request,
+                  write_model)
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -179,15 +180,15 @@ def test_polling_follows_what_is_added_changed_and_removed(tmp_path):
         write_model(tmp_path, "comes", identity("comes"))
         write_model(tmp_path, "grows", identity("grows"), versions=(2,))
         shutil.rmtree(tmp_path / "goes")
-        eventually(lambda: client.is_model_ready("comes") and client.is_model_ready("grows", "2")
+        eventually("the models are those of the folder", lambda: client.is_model_ready("comes") and client.is_model_ready("grows", "2")
                    and not client.is_model_ready("goes"))
         assert infer(client, "comes") == "1" and infer(client, "grows") == "2"
         denied(lambda: infer(client, "goes"), NOT_FOUND, "'goes' has no available versions")
         denied(lambda: client.load_model("comes"), UNAVAILABLE, "not allowed")
         write_model(tmp_path, "comes", "max_batch: 8\n")
-        eventually(lambda: any("a model could not be loaded" in line for line in server.log))
+        eventually("it is told", lambda: any("a model could not be loaded" in line for line in server.log))
         assert infer(client, "comes") == "1", "a change that is wrong leaves what was"
         write_model(tmp_path, "comes", identity("comes", dims="2"))
-        eventually(lambda: client.get_model_metadata("comes").inputs[0].shape == [2])
+        eventually("it is loaded anew", lambda: client.get_model_metadata("comes").inputs[0].shape == [2])
         (stays,) = client.get_inference_statistics("stays").model_stats
         assert stays.inference_count == 3, "what did not change is not loaded anew"

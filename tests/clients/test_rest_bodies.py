@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
+from patience import PATIENCE_SECONDS
 from test_rest_validation import FLOAT, LIMIT, refused, served, serves, x
 from wire import binary_body, call, floats, json_tensor, strings
 
@@ -128,7 +129,7 @@ def test_an_encoding_that_is_unknown_broken_or_a_bomb_is_refused(served, encodin
 def send(server, head, *parts):
     """Sends the beginning of a request, and returns what comes back."""
     host, port = server.http.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(f"POST /v2/models/identity/infer HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\n"
                            .encode())
         for part in parts:

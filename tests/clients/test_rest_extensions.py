@@ -11,10 +11,11 @@ import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from conftest import running
+from patience import eventually
 from test_repository import declared
 from test_rest import FIVE, FLAGS, infer, sent
 from test_rest_validation import refused
-from wire import call, eventually, write_model
+from wire import call, write_model
 
 SCORES = declared("scores", "identity", [("INPUT0", "TYPE_FP32", "3")],
                   [("OUTPUT0", "TYPE_FP32", "3")]).replace(
@@ -172,7 +173,7 @@ def test_a_gpus_memory_is_refused_without_one(web):
 
 def test_models_are_loaded_with_configurations_and_files(served, web):
     web.unload_model("scores")
-    eventually(lambda: not web.is_model_ready("scores"))
+    eventually("it is not ready", lambda: not web.is_model_ready("scores"))
     denied(lambda: web.infer("scores", [sent("INPUT0", np.ones(3, np.float32), "FP32")]), 404,
            "'scores' has no available versions")
     config = {"backend": "identity", "max_batch_size": 4, "version_policy": {"all": {}}, "input": [

@@ -9,8 +9,8 @@ import tritonclient.grpc as triton
 
 from chaos import PROMPTS, Streams, Sums, add, completion, total
 from conftest import Server, doors_at, free_port
+from patience import PATIENCE_SECONDS, eventually
 from test_chaos import several, start, tell, wait_for  # noqa: F401 - `tell` is a fixture
-from test_cluster import eventually
 
 
 class Balancer:
@@ -21,21 +21,20 @@ class Balancer:
 
     def call(self, chance, ask):
         for _ in range(50):
-            ready = [front for front in list(self.fronts) if self._is_ready(front)]
-            if not ready:
-                time.sleep(0.05)
-                continue
-            front = chance.choice(ready)
+            front = chance.choice(eventually("a frontend is ready", self._ready))
             try:
                 return ask(front)
             except ConnectionError:
                 # Nothing of an answer had come.
                 self.again += 1
-        raise RuntimeError("no frontend is ready")
+        raise RuntimeError("no frontend answers")
+
+    def _ready(self):
+        return [front for front in list(self.fronts) if self._is_ready(front)]
 
     def _is_ready(self, front):
         try:
-            with socket.create_connection(front.http.rsplit(":", 1), 5) as connection:
+            with socket.create_connection(front.http.rsplit(":", 1), PATIENCE_SECONDS) as connection:
                 connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n"
                                    b"connection: close\r\n\r\n")
                 return b" 200 " in connection.recv(64)
@@ -121,7 +120,8 @@ def test_a_rolling_restart_fails_nobody(tmp_path, tell):  # noqa: F811
                     fronts[place] = door(port)
                     wait_for(fronts[place], 3)
                     sums.reach(fronts[place])
-                time.sleep(1)
+                eventually("both got on", lambda: texts.done > 30 and sums.done > 100)
+                texts.goes_on()
             tell(f"rolling restart of 3 workers and 2 frontends: {texts}, {texts.balancer.again} "
                  f"connections tried elsewhere; {sums}")
             texts.check()

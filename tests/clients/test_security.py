@@ -12,8 +12,9 @@ import tritonclient.grpc as triton
 import tritonclient.http as triton_http
 from conftest import running
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from patience import PATIENCE_SECONDS, eventually
 from security import (FAST, MODELS, Authority, context, refused_start, replace, secure_channel,
-                      served_certificate, tls_of, wait_until)
+                      served_certificate, tls_of)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def mutual(authority):
         yield server
 
 
-def health(channel, timeout=5):
+def health(channel):
     stub = health_pb2_grpc.HealthStub(channel)
-    return stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout).status
+    return stub.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_SECONDS).status
 
 
 def is_served(channel):
@@ -106,7 +107,7 @@ def test_old_versions_of_tls_are_refused(tls, authority):
         wanted.set_ciphers("DEFAULT:@SECLEVEL=0")
         wanted.minimum_version = ssl.TLSVersion.TLSv1
         wanted.maximum_version = version
-        with socket.create_connection((host, int(port)), timeout=5) as plain:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as plain:
             try:
                 wanted.wrap_socket(plain, server_hostname="127.0.0.1").close()
                 assert is_spoken
@@ -164,7 +165,7 @@ def test_a_new_certificate_is_shown_and_old_connections_live_on(authority):
             stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             next(stream)
             authority.issue("renewed")
-            wait_until(lambda: served_certificate(server.http) != before, "a new certificate")
+            eventually("a new certificate", lambda: served_certificate(server.http) != before)
             assert served_certificate(server.address) == served_certificate(server.metrics)
             assert is_served(channel) and stream.is_active()
             second = client.get(f"https://{server.http}/v2")
@@ -178,13 +179,13 @@ def test_a_broken_new_certificate_leaves_the_old_one(authority):
     with running(*tls_of(files), *FAST) as server:
         before = served_certificate(server.http)
         replace(files[0], b"no certificate")
-        wait_until(lambda: any("stay in force" in line for line in server.log), "a warning")
+        eventually("a warning", lambda: any("stay in force" in line for line in server.log))
         time.sleep(2.5)
         assert served_certificate(server.http) == before
         warnings = [line for line in server.log if "stay in force" in line]
         assert len(warnings) == 1 and "--tls-cert" in warnings[0]
         replace(files[0], before.encode())
-        wait_until(lambda: any("read again" in line for line in server.log), "the right one")
+        eventually("the right one", lambda: any("read again" in line for line in server.log))
 
 
 def test_a_signal_reloads_at_once(authority):
@@ -195,21 +196,21 @@ def test_a_signal_reloads_at_once(authority):
         time.sleep(1)
         assert served_certificate(server.http) == before
         server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: served_certificate(server.http) != before, "a new certificate")
+        eventually("a new certificate", lambda: served_certificate(server.http) != before)
 
 
 def test_silent_handshakes_hold_a_place_and_no_more(authority):
     files = tls_of(authority.issue("bounded"))
     with running(*files, "--http-max-connections", "2", *FAST) as server:
         host, port = server.http.rsplit(":", 1)
+        # Connections are taken in the order in which they came.
         silent = [socket.create_connection((host, int(port))) for _ in range(2)]
-        time.sleep(0.3)
         get = lambda timeout: httpx.get(f"https://{server.http}/v2", timeout=timeout,
                                         verify=context(authority.pem))
         with pytest.raises(httpx.TimeoutException):
             get(1)
         # A handshake ends after 10 seconds, and leaves its place.
-        assert get(15).status_code == 200
+        assert get(PATIENCE_SECONDS).status_code == 200
         assert [one.recv(1) for one in silent] == [b"", b""]
 
 

@@ -10,7 +10,8 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from conftest import running
-from wire import Client, denied, eventually, refused
+from patience import eventually
+from wire import Client, denied, refused
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
@@ -132,9 +133,18 @@ def levels(client, expected):
     client.unload_model("other")
     denied(lambda: client.load_model("nope"), grpc.StatusCode.INTERNAL)
     told = lambda: {json.loads(line)["level"] for line in log[before:]}
-    eventually(lambda: told() >= expected)
+    eventually("all is logged", lambda: told() >= expected)
+    # What should not be logged had its time to come.
     time.sleep(0.15)
     return told()
+
+
+def read_up(client):
+    """Waits until all is read that the server has logged so far, of which this is the last."""
+    ready = lambda: sum('"message":"model ready"' in line for line in list(client.server.log))
+    before = ready()
+    client.load_model("other")
+    eventually("it is logged", lambda: ready() > before)
 
 
 @pytest.mark.parametrize("key, value", [
@@ -158,10 +168,11 @@ def test_a_log_setting_is_set_and_all_are_told(logged, key, value):
     ({"log_verbose_level": 1, "log_info": False}, {"DEBUG", "WARN"}),
 ], ids=lambda value: json.dumps(value) if isinstance(value, dict) else "")
 def test_a_log_setting_works_at_once_and_back(logged, settings, expected):
+    read_up(logged)
     logged.update_log_settings(settings)
     assert levels(logged, expected) == expected
     logged.update_log_settings({key: LOG_DEFAULTS[key] for key in settings})
-    logged.load_model("other")
+    read_up(logged)
     both = {"INFO", "WARN"}
     assert levels(logged, both) == both
 
@@ -169,10 +180,10 @@ def test_a_log_setting_works_at_once_and_back(logged, settings, expected):
 def test_the_log_format_changes_the_time(logged):
     def stamp():
         logged.unload_model("other")
-        logged.load_model("other")
+        read_up(logged)
         before = len(logged.server.log)
         logged.unload_model("other")
-        eventually(lambda: len(logged.server.log) > before)
+        eventually("it is logged", lambda: len(logged.server.log) > before)
         return json.loads(logged.server.log[-1])["timestamp"]
 
     assert re.fullmatch(r"[0-9T:-]{19}\.\d+Z", stamp())

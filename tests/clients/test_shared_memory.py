@@ -11,14 +11,15 @@ import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import serialize_byte_tensor
 
 from conftest import running
+from patience import PATIENCE_SECONDS, eventually
 from test_stream import collect
-from wire import (Client, array_input, denied, elements, eventually, floats, request,
-                  set_parameter, tensor)
+from wire import Client, array_input, denied, elements, floats, request, set_parameter, tensor
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 PAGE = 4096
 MODELS = ["--builtin", "identity", "--builtin", "simple=add_sub", "--builtin",
-          "texts=identity,datatype=BYTES", "--builtin", "slow=identity,delay_ms=300"]
+          "texts=identity,datatype=BYTES", "--builtin", "slow=identity,delay_ms=1000",
+          "--builtin", "slower=identity,delay_ms=5000"]
 SIZED = {"shared_memory_region": "a", "shared_memory_byte_size": 8}
 
 
@@ -145,7 +146,7 @@ def test_a_region_is_registered_anew_as_it_grows(shared, region):
             answered._mpsm_handle.buf[:size] = bytes(size)
         shared.unregister_system_shared_memory("in")
         shared.unregister_system_shared_memory("out")
-    eventually(lambda: mapped(shared.server) == 0)
+    eventually("nothing is mapped", lambda: mapped(shared.server) == 0)
 
 
 def test_an_input_region_that_is_unregistered_serves_the_running_request(shared, region):
@@ -154,9 +155,9 @@ def test_an_input_region_that_is_unregistered_serves_the_running_request(shared,
     answers = shared.begin("slow", [lent("INPUT0", array, "in")])
     shared.unregister_system_shared_memory("in")
     denied(lambda: shared.infer("identity", [lent("INPUT0", array, "in")]), NOT_FOUND)
-    result, error = answers.get(timeout=30)
+    result, error = answers.get(timeout=PATIENCE_SECONDS)
     assert error is None and np.array_equal(result.as_numpy("OUTPUT0"), array)
-    eventually(lambda: mapped(shared.server) == 0)
+    eventually("nothing is mapped", lambda: mapped(shared.server) == 0)
 
 
 @pytest.mark.parametrize("then", ["gone", "another"])
@@ -169,7 +170,7 @@ def test_an_output_region_that_is_unregistered_serves_the_running_request(shared
         other = region("other", 256)
         shared.unregister_system_shared_memory("other")
         shared.register_system_shared_memory("out", key_of("other"), 256)
-    result, error = answers.get(timeout=30)
+    result, error = answers.get(timeout=PATIENCE_SECONDS)
     assert error is None, error
     assert np.array_equal(shm.get_contents_as_numpy(answered, np.float32, [64]), array)
     if then == "another":

@@ -5,7 +5,8 @@ import pathlib
 import stat
 
 from chaos import Sums
-from test_cluster import client_of, eventually, frontend, is_ready, joined, worker
+from patience import eventually
+from test_cluster import client_of, frontend, is_ready, joined, worker
 
 # Each connection of a frontend is told, and where it comes from.
 TELLING = ["--log-level", "info,cluster::request::server=debug"]

@@ -15,6 +15,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
+from patience import PATIENCE_SECONDS
+
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ["", " ", "a", " a", "a ", "  a  b", "don't", "DON'T", "\n", "a\n\nb", " \n ", "x\t\ty", "12345 678",
          "naïve café", "e\u0301", "ſ's", "世界你好", "こんにちは。", "안녕하세요", "Привет, мир!", "مرحبا", "नमस्ते",
@@ -57,7 +59,7 @@ def tokenize():
     def run(vocabulary, texts):
         lines = "\n".join([json.dumps(vocabulary), *(json.dumps(text) for text in texts)]) + "\n"
         done = subprocess.run([target / "debug/examples/tokenize"], input=lines, capture_output=True, text=True,
-                              encoding="utf-8", timeout=120, check=False)
+                              encoding="utf-8", timeout=PATIENCE_SECONDS, check=False)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 

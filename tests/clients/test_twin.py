@@ -2,13 +2,13 @@
 
 import concurrent.futures
 import json
-import os
 import random
 
 import grpc
 import numpy as np
 import pytest
 
+from real_models import real_model
 import twin
 from conftest import running
 from wire import call, outputs_of, refused, request, strings, tensor
@@ -135,7 +135,7 @@ def test_the_prompts_own_probabilities_are_an_output(server, stub):
 
 def test_reasoning_is_an_output(stub):
     """The text is made to hold a thought, which a parser is told to look for."""
-    arguments = [f"smollm={os.environ['STATOR_TEST_MODEL']}", "--reasoning-parser", "think"]
+    arguments = [f"smollm={real_model()}", "--reasoning-parser", "think"]
     messages = [{"role": "user", "content": "Say yes."}]
     settings = {"guided_regex": "<think>(one|two) three</think>yes", "temperature": 0,
                 "max_tokens": 40, "seed": 1, "return_token_ids": True}

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import threading
 import time
-import urllib.request
 
 import numpy as np
 import openai
@@ -20,9 +19,11 @@ import tritonclient.grpc as triton
 import xxhash
 from anthropic import Anthropic
 
+from chaos import total
 from conftest import BINARY, LOCAL, ROOT, SCRIPTS, free_port, running, sdk_of
 from kv_events import BlockRemoved, BlockStored, Publisher, Watcher
-from test_cluster import client_of, eventually, frontend, is_ready, worker
+from patience import PATIENCE_SECONDS, eventually
+from test_cluster import client_of, frontend, is_ready, worker
 from tritonclient.utils import InferenceServerException
 
 MODELS = ["--no-default-model", *(part for spec in [*SCRIPTS, "simple=add_sub"] for part in ("--builtin", spec))]
@@ -209,7 +210,7 @@ def test_kserve_streams(front):
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
         client.async_stream_infer("words", inputs)
-        assert done.wait(60)
+        assert done.wait(PATIENCE_SECONDS)
         client.stop_stream()
     assert len(parts) >= 9
 
@@ -239,10 +240,7 @@ def test_errors_are_the_servers(front):
 
 def busy(server):
     """Returns how many sequences a server computes."""
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    lines = [line for line in lines if line.startswith("stator_running_sequences{")]
-    return sum(float(line.split()[-1]) for line in lines)
+    return total(server, "stator_running_sequences")
 
 
 def test_what_is_cancelled_stops_at_the_server(engine, front):
@@ -399,17 +397,20 @@ def is_ready_still(front):
 
 
 def test_a_cancel_closes_the_servers_connection_at_once(hostile):
-    took = []
+    took, whole = [], []
     for _ in range(5):
+        started = time.monotonic()
+        say(hostile[0], "whole")
+        whole.append(time.monotonic() - started)
         stream = say(hostile[0], "endless", stream=True)
         for _, _chunk in zip(range(3), stream):
             pass
         started = time.monotonic()
         stream.close()
-        assert Hostile.closed.wait(30)
+        assert Hostile.closed.wait(PATIENCE_SECONDS)
         took.append(time.monotonic() - started)
-    # The machine may be busy with other things now and then.
-    assert statistics.median(took) < 0.2, took
+    # The machine may be busy with other things now and then, or slow with all.
+    assert statistics.median(took) < max(0.2, 5 * statistics.median(whole)), (took, whole)
 
 
 def test_a_request_is_sent_as_it_was_asked(hostile):

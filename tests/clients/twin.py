@@ -7,10 +7,10 @@ import urllib.request
 
 import numpy as np
 
+from patience import PATIENCE_SECONDS
 from wire import Stream, outputs_of, request, strings, tensor
 
 MODEL = "smollm"
-SECONDS = 300
 CHOICES = {"n": "num_return_sequences", "seed": "random_seed", "stop": "stop_words"}
 DATATYPES = {
     **dict.fromkeys(["max_tokens", "max_completion_tokens", "min_tokens", "top_k", "n", "logprobs",
@@ -159,7 +159,7 @@ def posted(server, path, body):
     """Makes a call over HTTP, which may take long where many tests share few cores."""
     url = f"http://{server.http}{path}"
     asked = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=SECONDS) as reply:
+    with urllib.request.urlopen(asked, timeout=PATIENCE_SECONDS) as reply:
         return json.load(reply)
 
 

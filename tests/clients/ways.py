@@ -3,7 +3,7 @@
 import collections
 import json
 
-from test_cluster import eventually
+from patience import eventually
 
 # Workers tell of each connection, and who calls them of what does not go over NATS as it should.
 TELLING = ["--log-level",

@@ -5,8 +5,8 @@ import http.client
 import json
 import queue
 import struct
-import time
 import typing
+import urllib.request
 
 import grpc
 import numpy as np
@@ -14,6 +14,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from patience import PATIENCE_SECONDS, eventually
 
 
 def tensor(name, datatype, shape, **contents):
@@ -158,12 +160,12 @@ class Client(triton.InferenceServerClient):
         super().__init__(server.address)
         self.server, self.channel, self.stub = server, self._channel, self._client_stub
 
-    def begin(self, *arguments, **options):
-        """Begins a request; returns the queue of its result and error, once it surely runs."""
+    def begin(self, model, *arguments, **options):
+        """Begins a request; returns the queue of its result and error, once its model has it."""
         answers = queue.Queue()
-        self.async_infer(*arguments, **options,
+        self.async_infer(model, *arguments, **options,
                          callback=lambda result, error: answers.put((result, error)))
-        time.sleep(0.1)
+        await_running(self.server, model)
         return answers
 
 
@@ -195,13 +197,24 @@ def write_model(root, name, config, versions=(1,), **files):
     return folder
 
 
-def eventually(holds, seconds=60.0):
-    """Waits until something holds, and returns it."""
-    limit = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < limit, "it never came true"
-        time.sleep(0.01)
-    return found
+def page(server):
+    """Returns the page of a server's metrics."""
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=PATIENCE_SECONDS) as answer:
+        return answer.read().decode()
+
+
+def scrape(server, series):
+    """Returns the value of a series, 0 when there is none yet."""
+    for line in page(server).splitlines():
+        if line.startswith(series + " "):
+            return float(line.rsplit(" ", 1)[1])
+    return 0.0
+
+
+def await_running(server, model, rpc="ModelInfer"):
+    """Waits until a model has a request."""
+    series = f'stator_requests_in_flight{{rpc="{rpc}",model="{model}"}}'
+    eventually("it runs", lambda: scrape(server, series) > 0)
 
 
 class Reply(typing.NamedTuple):
@@ -219,7 +232,7 @@ def call(server, path, body=None, method=None, headers=None):
     """Makes a call over HTTP; a body of other than bytes or parts is sent as JSON."""
     if isinstance(body, (dict, list)):
         body = json.dumps(body)
-    connection = http.client.HTTPConnection(server.http, timeout=30)
+    connection = http.client.HTTPConnection(server.http, timeout=PATIENCE_SECONDS)
     with contextlib.closing(connection):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             # A server may answer and close before it has read all.

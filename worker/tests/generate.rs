@@ -4,6 +4,9 @@
 //! The schemas are shared with the tests of the clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../../tests/support/real_models.rs"]
+mod real_models;
+
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,16 +20,16 @@ use futures_util::StreamExt;
 use worker::generate::{DiskTierConfig, GenerateEngine, SchedulerConfig};
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded};
 
+use real_models::real_model;
+
 /// Enough for all requests of a test.
 const CACHE_BYTES: usize = 256 << 20;
 
 /// Tokens that every text of the schemas fits into, but for the recursive ones.
 const MAX_TOKENS: u32 = 220;
 
-#[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
 fn model() -> PathBuf {
-    let path = std::env::var("STATOR_TEST_MODEL");
-    path.expect("STATOR_TEST_MODEL is not set: run the tests by ./test").into()
+    real_model("SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
 fn start(batch_tokens: usize) -> (GenerateEngine, Vocabulary) {

@@ -4,6 +4,9 @@
 //! then the quantised file with the adapter, as it is served, with the merged floats.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../../tests/support/real_models.rs"]
+mod real_models;
+
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -14,6 +17,8 @@ use worker::runner::cpu::{CpuOptions, CpuRunner};
 use worker::runner::{Entry, Runner, Wants};
 use worker::weights::Weights;
 
+use real_models::real_model;
+
 const LAYERS: usize = 30;
 const HIDDEN: usize = 576;
 const KV: usize = 192;
@@ -22,10 +27,8 @@ const HEAD: usize = 64;
 const RANK: usize = 8;
 const SCALE: f64 = 2.0;
 
-#[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
 fn model() -> PathBuf {
-    let path = std::env::var("STATOR_TEST_MODEL");
-    path.expect("STATOR_TEST_MODEL is not set: run the tests by ./test").into()
+    real_model("SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
 /// The columns and rows of a matrix, its part of a layer in adapters and its name in GGUF files.

@@ -1,12 +1,10 @@
 //! Streams and calls over a real `nats-server`, which has to be installed.
 
-use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use engine::testing::{Scripted, Step};
+use engine::testing::{Scripted, Step, free_port};
 use engine::{Context, Engine, ErrorKind, GenerateOutput, GenerateRequest, StopConditions, Tasks};
 use futures_util::StreamExt;
 use tempfile::TempDir;
@@ -30,17 +28,6 @@ pub(crate) struct Server {
     folder: Option<TempDir>,
     /// As in a process: what was said last has left before they end.
     connections: Mutex<Vec<Connection>>,
-}
-
-/// Returns a port that no other test was given.
-fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    loop {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if GIVEN.lock().unwrap().insert(port) {
-            return port;
-        }
-    }
 }
 
 impl Server {

@@ -9,6 +9,9 @@ use std::sync::{Mutex, PoisonError};
 /// that one stays free while its server is down.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
+/// The folder, in the system's one for temporary files, of a lock file for each port.
+const LOCKS: &str = "stator-test-ports";
+
 /// The ports that this process was given, each with the file that keeps other processes from it.
 static GIVEN: Mutex<BTreeMap<u16, File>> = Mutex::new(BTreeMap::new());
 
@@ -18,6 +21,8 @@ static GIVEN: Mutex<BTreeMap<u16, File>> = Mutex::new(BTreeMap::new());
 /// # Panics
 /// If all ports are taken, or a file cannot be made in the system's folder for temporary files.
 pub fn free_port() -> u16 {
+    let folder = std::env::temp_dir().join(LOCKS);
+    std::fs::create_dir_all(&folder).expect("a folder for lock files can be made");
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     // Processes begin at different places.
     let first = std::process::id() as usize * 64 % PORTS.len();
@@ -25,8 +30,7 @@ pub fn free_port() -> u16 {
         if given.contains_key(&port) {
             continue;
         }
-        let path = std::env::temp_dir().join(format!("stator-test-port-{port}"));
-        let file = File::create(path).expect("a file for temporary files can be made");
+        let file = File::create(folder.join(port.to_string())).expect("a lock file can be made");
         if file.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             given.insert(port, file);
             return port;
@@ -47,7 +51,7 @@ mod tests {
         let next = free_port();
         assert!(!ports.contains(&next));
         drop(listeners);
-        let path = std::env::temp_dir().join(format!("stator-test-port-{next}"));
+        let path = std::env::temp_dir().join(LOCKS).join(next.to_string());
         assert!(File::create(path).unwrap().try_lock().is_err(), "other processes see who has it");
     }
 }

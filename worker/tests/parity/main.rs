@@ -5,6 +5,8 @@
 mod batches;
 mod blocks;
 mod exactness;
+#[path = "../../../tests/support/real_models.rs"]
+mod real_models;
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +14,10 @@ use worker::cpu::Isa;
 use worker::runner::cpu::{CpuOptions, CpuRunner};
 use worker::runner::{Entry, Runner, Wants};
 
-#[expect(clippy::disallowed_methods, reason = "the test command says where the model is")]
+use real_models::real_model;
+
 fn model() -> PathBuf {
-    let path = std::env::var("STATOR_TEST_MODEL");
-    path.expect("STATOR_TEST_MODEL is not set: run the tests by ./test").into()
+    real_model("SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
 fn golden(file: &str) -> PathBuf {
