@@ -125,17 +125,17 @@ class Terminal:
         if self.pid == 0:
             os.environ["TERM"] = "xterm"
             os.execv(BINARY, [str(BINARY), "chat", *arguments])
-        self.shown = ""
+        self.unread = ""
 
     def read(self, wanted):
-        """Reads until a text comes that was not there before; returns what came."""
-        start, end = len(self.shown), time.monotonic() + PATIENCE_SECONDS
-        while wanted not in self.shown[start:]:
+        """Reads up to the end of a text; returns what came before it, and the text."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while wanted not in self.unread:
             ready, _, _ = select.select([self.file], [], [], max(0, end - time.monotonic()))
-            assert ready, f"{wanted!r} did not come: {self.shown[start:]!r}"
-            data = os.read(self.file, 65536)
-            self.shown += data.decode(errors="replace")
-        return self.shown[start:]
+            assert ready, f"{wanted!r} did not come: {self.unread!r}"
+            self.unread += os.read(self.file, 65536).decode(errors="replace")
+        before, _, self.unread = self.unread.partition(wanted)
+        return before + wanted
 
     def type(self, text):
         os.write(self.file, text.encode())
@@ -169,6 +169,8 @@ def test_a_person_chats_stops_an_answer_and_ends(server):
     terminal.type("count\r")
     shown = terminal.read("answer tokens")
     assert re.search(r"time to first token \d+ ms", shown), shown
+    # Ctrl-D ends a chat that waits for a line; before that the terminal keeps it.
+    terminal.read("> ")
     terminal.type("\x04")
     assert terminal.code() == 0
 

@@ -1,6 +1,7 @@
 """ModelStreamInfer: many requests on one stream, two lanes, in-band errors, final markers."""
 
 import contextlib
+import itertools
 import queue
 import time
 
@@ -107,8 +108,8 @@ def test_many_decoupled_requests_interleave(stub):
     messages = collect(stub, *requests)
     order = [message.infer_response.id for message in messages]
     assert {i: order.count(i) for i in set(order)} == {str(i): 5 for i in range(20)}
-    first, last = order.index("0"), len(order) - 1 - order[::-1].index("0")
-    assert set(order[first:last]) - {"0"}, "the requests ran one after the other"
+    changes = sum(one != next for one, next in itertools.pairwise(order))
+    assert changes > 19, "the requests ran one after the other"
     finals = [m.infer_response.id for m in messages if is_final(m)]
     assert sorted(finals, key=int) == [str(i) for i in range(20)]
 
