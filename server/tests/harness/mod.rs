@@ -15,7 +15,8 @@ impl Server {
     /// Starts a server without metrics on a free port.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let fixed = ["serve", "--no-default-model"];
-        let quiet = ["--grpc-host", "127.0.0.1", "--grpc-port", "0", "--no-metrics"];
+        let quiet =
+            ["--grpc-host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0", "--no-metrics"];
         let mut process = Command::new(env!("CARGO_BIN_EXE_stator"))
             .args(fixed)
             .args(quiet)

@@ -15,7 +15,7 @@ async fn outputs_come_in_order_and_then_the_end() {
     let outputs: Vec<_> = stream.map(Result::unwrap).collect().await;
     let expected: Vec<_> = (0..2000).map(|n| tokens(&[n, n + 1])).collect();
     assert_eq!(outputs, expected);
-    assert_eq!(until(|| pair.server.open_calls() == 0).await.as_secs(), 0);
+    assert!(until(|| pair.server.open_calls() == 0).await < 100);
     assert_eq!(pair.worker.in_flight(), 0);
 }
 
@@ -189,7 +189,7 @@ async fn dropping_frees_the_worker_at_once_in_every_phase() {
     let pair = Pair::new(generates(hanging)).await;
     pair.server.insert("before", generates(before.clone()));
     pair.server.insert("middle", generates(middle.clone()));
-    let mut times: [Vec<Duration>; 3] = Default::default();
+    let mut times_ms: [Vec<usize>; 3] = Default::default();
     for _ in 0..20 {
         let model = pair.model();
         let mut call = Box::pin(model.call(prompt(), context()));
@@ -199,25 +199,22 @@ async fn dropping_frees_the_worker_at_once_in_every_phase() {
             _ = until(|| waiting.load(Ordering::SeqCst) == 1) => {}
         }
         drop(call);
-        times[0].push(until(|| waiting.load(Ordering::SeqCst) == 0).await);
+        times_ms[0].push(until(|| waiting.load(Ordering::SeqCst) == 0).await);
 
         let stream = pair.worker.model("before").call(prompt(), context()).await.unwrap();
         assert_eq!(before.live_streams(), 1);
         drop(stream);
-        times[1].push(until(|| before.live_streams() == 0).await);
+        times_ms[1].push(until(|| before.live_streams() == 0).await);
 
         let mut stream = pair.worker.model("middle").call(prompt(), context()).await.unwrap();
         stream.next().await.unwrap().unwrap();
         assert_eq!(middle.live_streams(), 1);
         drop(stream);
-        times[2].push(until(|| middle.live_streams() == 0).await);
+        times_ms[2].push(until(|| middle.live_streams() == 0).await);
     }
-    // The machine may be busy with other things.
-    for phase in &mut times {
+    for phase in &mut times_ms {
         phase.sort();
-        let (median, slowest) = (phase[phase.len() / 2], phase[phase.len() - 1]);
-        assert!(median < Duration::from_millis(10), "{phase:?}");
-        assert!(slowest < Duration::from_secs(5), "{phase:?}");
+        assert!(phase[phase.len() / 2] < 10, "{phase:?}");
     }
     assert_eq!((pair.connections(), pair.worker.in_flight()), (1, 0));
     until(|| pair.server.open_calls() == 0).await;

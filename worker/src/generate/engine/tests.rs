@@ -140,30 +140,24 @@ async fn a_full_queue_refuses_and_urgent_requests_overtake() {
         max_waiting_requests: 3,
         ..SchedulerConfig::default()
     };
-    let engine = engine(slow(), config);
-    let mut running = call(&engine, request(1, 20)).await;
+    let (engine, passes) = pace::timed(config, MockConfig::default());
+    let mut running = call(&engine, request(1, 5000)).await;
     running.next().await.unwrap().unwrap();
     let mut waiting = Vec::new();
-    for priority in [0, 9, 2] {
+    for (priority, prompt) in [(0, 2), (9, 3), (2, 4)] {
         let context = Context::new("test").with_priority(priority);
-        waiting.push((priority, engine.call(request(1, 2), context).await.unwrap()));
+        waiting.push(engine.call(request(prompt, 2), context).await.unwrap());
     }
     let error = refusal(&engine, request(1, 2)).await;
     assert_eq!(error.kind(), ErrorKind::Overloaded);
     assert!(error.message().contains("Exceeds maximum queue size"), "{error}");
-    let order = std::sync::Mutex::new(Vec::new());
-    let finished = waiting.into_iter().map(|(priority, stream)| {
-        let order = &order;
-        async move {
-            collect(stream).await.unwrap();
-            order.lock().unwrap().push(priority);
-        }
-    });
-    futures_util::future::join(futures_util::future::join_all(finished), collect(running))
-        .await
-        .1
-        .unwrap();
-    assert_eq!(order.into_inner().unwrap(), [2, 9, 0]);
+    drop(running);
+    for answer in futures_util::future::join_all(waiting.into_iter().map(collect)).await {
+        answer.unwrap();
+    }
+    let prompts = passes.lock().unwrap().iter().map(|(_, prompt, _)| *prompt).collect::<Vec<_>>();
+    let order: Vec<_> = prompts.into_iter().filter(|&prompt| prompt > 0).collect();
+    assert_eq!(order, [1, 4, 3, 2]);
 }
 
 #[tokio::test]

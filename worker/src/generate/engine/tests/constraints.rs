@@ -239,7 +239,8 @@ async fn no_constraint_brings_the_engine_down() {
             Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}"),
         }
         let seconds = started.elapsed().as_secs_f32();
-        assert!(seconds < 5.0, "constraint {index} took {seconds} seconds");
+        // None takes 5 seconds; the machine may be ten times slower.
+        assert!(seconds < 50.0, "constraint {index} took {seconds} seconds");
         println!("constraint {index}: {seconds:.3} s");
     }
     assert_eq!(one(&engine, request(1, 5)).await.tokens.len(), 5);

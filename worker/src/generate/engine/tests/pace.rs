@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::turns::Turns;
 
-/// What a pass takes, and what each of its tokens adds.
-const PASS: Duration = Duration::from_millis(4);
-const TOKEN: Duration = Duration::from_micros(100);
+/// What a pass takes, and what each of its tokens adds: long, beside what a busy machine adds.
+const PASS: Duration = Duration::from_millis(16);
+const TOKEN: Duration = Duration::from_micros(400);
 
 /// Tokens drawn, tokens of prompts, and the time that it took, pass by pass.
-type Passes = Arc<Mutex<Vec<(usize, usize, Duration)>>>;
+pub(super) type Passes = Arc<Mutex<Vec<(usize, usize, Duration)>>>;
 
 /// A mock runner that takes its time for every token.
 struct Timed {
@@ -55,7 +55,7 @@ impl Runner for Timed {
     }
 }
 
-fn timed(config: SchedulerConfig, mock: MockConfig) -> (GenerateEngine, Passes) {
+pub(super) fn timed(config: SchedulerConfig, mock: MockConfig) -> (GenerateEngine, Passes) {
     timed_on(&Turns::default(), config, mock)
 }
 

@@ -273,16 +273,22 @@ async fn blocks_come_back_from_memory_and_disk_as_they_were() {
             ..SchedulerConfig::default()
         };
         let engine = remembering(Memory::new(30), config);
-        for round in 0..3 {
+        let all_came_back = |totals: &engine::WorkerTotals| {
+            (host_tier_bytes < 1 << 20 || totals.host_hit_blocks > 50)
+                && (disk_bytes < 1 << 20 || totals.disk_hit_blocks > 20)
+        };
+        // A disk that is busy with other things takes fewer blocks in a round.
+        for round in 0..100 {
             let answers = together(&engine, &requests).await;
             for (index, (answer, expected)) in answers.iter().zip(&expected).enumerate() {
                 assert_eq!(answer, expected, "request {index}, round {round}");
             }
+            if round >= 2 && all_came_back(&engine.totals()) {
+                break;
+            }
         }
         settles(&engine).await;
-        let totals = engine.totals();
-        assert!(host_tier_bytes < 1 << 20 || totals.host_hit_blocks > 50, "{totals:?}");
-        assert!(disk_bytes < 1 << 20 || totals.disk_hit_blocks > 20, "{totals:?}");
+        assert!(all_came_back(&engine.totals()), "{:?}", engine.totals());
     }
     let file = folder.path().join("file");
     std::fs::write(&file, "").unwrap();
