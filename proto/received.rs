@@ -19,7 +19,7 @@ const SMALL_BYTES: usize = 2048;
 /// Why a message is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadPrefix {
-    /// Its flag is not 0: compressed, or no flag at all.
+    /// Its flag is none that is understood: 1 for "compressed" where nothing is, or no flag at all.
     Flag(u8),
     /// It is longer than the limit.
     TooLong {
@@ -36,8 +36,8 @@ pub struct Received {
     segments: VecDeque<Bytes>,
     /// Small frames, copied together behind the segments.
     small: BytesMut,
-    /// The length of the message whose prefix is read.
-    expected: Option<usize>,
+    /// Of the message whose prefix is read: whether it is compressed, and its length.
+    expected: Option<(bool, usize)>,
     /// The length of all of it.
     length: usize,
 }
@@ -69,31 +69,55 @@ impl Received {
         }
     }
 
-    /// Takes the next message if it is whole.
+    /// Takes the next message if it is whole, of a call without compression.
     ///
     /// Errors: a prefix that says "compressed", or more than `max_bytes`.
     pub fn message(&mut self, max_bytes: usize) -> Result<Option<Payload>, BadPrefix> {
-        let length = match self.expected {
-            Some(length) => length,
-            None if self.length < PREFIX_BYTES => return Ok(None),
+        match self.any_message(max_bytes)? {
+            Some((true, _)) => Err(BadPrefix::Flag(1)),
+            whole => Ok(whole.map(|(_, message)| message)),
+        }
+    }
+
+    /// Takes the next message if it is whole, and whether it is compressed.
+    ///
+    /// Errors: a prefix without such a flag, or of more than `max_bytes`.
+    pub fn any_message(&mut self, max_bytes: usize) -> Result<Option<(bool, Payload)>, BadPrefix> {
+        let (is_compressed, length) = match self.expected {
+            Some(expected) => expected,
+            None if self.length < PREFIX_BYTES => {
+                self.copy_small();
+                return Ok(None);
+            }
             None => {
                 let prefix = self.take(PREFIX_BYTES).to_bytes();
                 let length = (&prefix[1..]).get_u32() as usize;
-                if prefix[0] != 0 {
+                if prefix[0] > 1 {
                     return Err(BadPrefix::Flag(prefix[0]));
                 }
                 if length > max_bytes {
                     return Err(BadPrefix::TooLong { length, max_bytes });
                 }
-                self.expected = Some(length);
-                length
+                *self.expected.insert((prefix[0] == 1, length))
             }
         };
         if self.length < length {
+            self.copy_small();
             return Ok(None);
         }
         self.expected = None;
-        Ok(Some(self.take(length)))
+        Ok(Some((is_compressed, self.take(length))))
+    }
+
+    /// Copies a small piece that waits for more: it may be a part of something far larger.
+    fn copy_small(&mut self) {
+        if let [first] = self.segments.make_contiguous()
+            && first.len() < SMALL_BYTES
+            && self.small.is_empty()
+        {
+            self.small.extend_from_slice(first);
+            self.segments.clear();
+        }
     }
 
     /// Takes bytes that are there.

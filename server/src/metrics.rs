@@ -162,6 +162,9 @@ pub(crate) struct Metrics {
     pub kv_event_gaps: Family<ModelLabels, Counter>,
     pub kv_resyncs: Family<ModelLabels, Counter>,
     pub connections: Gauge,
+    /// What requests of clients hold, and how many were refused because of that.
+    pub buffered: Gauge,
+    pub buffer_refusals: Counter,
     pub uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -197,6 +200,8 @@ impl Metrics {
             kv_event_gaps: Family::default(),
             kv_resyncs: Family::default(),
             connections: Gauge::default(),
+            buffered: Gauge::default(),
+            buffer_refusals: Counter::default(),
             uptime: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("stator");
@@ -294,6 +299,10 @@ impl Metrics {
         let resyncs = "Times when a worker told all that its KV cache holds";
         r.register("kv_resyncs", resyncs, self.kv_resyncs.clone());
         r.register("grpc_connections", "Open gRPC connections", self.connections.clone());
+        let buffered = "Memory that requests of clients hold";
+        r.register("buffered_bytes", buffered, self.buffered.clone());
+        let refusals = "Requests refused because others held all memory for buffers";
+        r.register("buffer_refusals", refusals, self.buffer_refusals.clone());
         r.register("uptime_seconds", "Seconds since the start", self.uptime.clone());
     }
 }

@@ -15,6 +15,7 @@ use tonic::service::Routes;
 
 use crate::admin::{self, Exporter};
 use crate::backend::{Backends, SharedTexts};
+use crate::buffers::Buffers;
 use crate::config::{Config, ModelsConfig, Origin};
 use crate::fleet::Fleet;
 use crate::kserve::{Door, Grpc, Health, KserveService};
@@ -89,33 +90,23 @@ impl Server {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(reporter).await;
         let (models, repository) = origin(&config.origin, &metrics, (&accepting, &admin)).await?;
-        let shared = Arc::new(Shared {
-            models: models.clone(),
-            repository: repository.clone(),
-            traces: Arc::new(Traces::new(&config.trace).map_err(ServeError::Start)?),
-            logging,
-            regions: Arc::new(Regions::new(config.shared_memory.clone())),
-            metrics: metrics.clone(),
-            accepting: accepting.clone(),
-            admitting: Tasks::new(),
-            busy_poll: BusyPoll::new(config.busy_poll, &accepting),
-            max_stream_requests: config.grpc.max_stream_requests,
-            server_name: config.grpc.server_name.clone(),
-        });
+        let served = (models.clone(), repository.clone());
+        let shared = share(&config, logging, served, (&metrics, &accepting))?;
         // Before the HTTP door, whose page tells the port.
         let listener = bind("--grpc-port", config.grpc.address).await?;
         let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
-        let groups = (accepting.clone(), work.clone());
         let exporter = Arc::new(Exporter {
             registry,
             metrics: metrics.clone(),
             models: models.clone(),
+            buffers: Some(shared.buffers.clone()),
             started,
             tasks: vec![accepting.clone(), work.clone(), admin.clone()],
             worker: None,
         });
         let door = (&security, grpc_address.port(), &exporter);
-        let http_address = open_http(&config, &shared, door, groups.clone()).await?;
+        let http_address =
+            open_http(&config, &shared, door, (accepting.clone(), work.clone())).await?;
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(
             KserveService::new(shared.clone(), config.grpc.forwarding.clone()),
@@ -131,12 +122,13 @@ impl Server {
             has_nodelay: config.grpc.has_nodelay,
         };
         let grpc = Grpc { door, config: config.grpc.clone(), metrics: metrics.clone() };
+        let groups = (accepting.clone(), work.clone());
         accepting.spawn("grpc listener", accept(listener, grpc, groups));
 
-        let mut metrics_address = None;
-        if let Some(wanted) = config.metrics {
-            metrics_address = Some(open_metrics(wanted, exporter, &security, &admin).await?);
-        }
+        let metrics_address = match config.metrics {
+            Some(wanted) => Some(open_metrics(wanted, exporter, &security, &admin).await?),
+            None => None,
+        };
         security.follow(&config.security, &accepting);
         let (followed, follower) = (models.clone(), health.clone());
         accepting.spawn("health", async move { follower.follow(&followed).await });
@@ -237,6 +229,29 @@ pub async fn run(config: Config, logging: Logging) -> Result<(), ServeError> {
         false => tracing::warn!("shut down; requests that took too long were cancelled"),
     }
     Ok(())
+}
+
+/// Makes what the doors share.
+fn share(
+    config: &Config,
+    logging: Logging,
+    (models, repository): (Arc<Models>, Arc<Repository>),
+    (metrics, accepting): (&Arc<Metrics>, &Tasks),
+) -> Result<Arc<Shared>, ServeError> {
+    Ok(Arc::new(Shared {
+        models,
+        repository,
+        traces: Arc::new(Traces::new(&config.trace).map_err(ServeError::Start)?),
+        logging,
+        regions: Arc::new(Regions::new(config.shared_memory.clone())),
+        metrics: metrics.clone(),
+        buffers: Buffers::new(config.security.max_buffered, metrics.buffer_refusals.clone()),
+        accepting: accepting.clone(),
+        admitting: Tasks::new(),
+        busy_poll: BusyPoll::new(config.busy_poll, accepting),
+        max_stream_requests: config.grpc.max_stream_requests,
+        server_name: config.grpc.server_name.clone(),
+    }))
 }
 
 /// Makes the place of the models, and what puts them there.

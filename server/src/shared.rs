@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use engine::{BusyPoll, Error, ErrorKind, Result, Tasks};
 
+use crate::buffers::Buffers;
 use crate::inference::Observation;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -20,6 +21,8 @@ pub(crate) struct Shared {
     pub traces: Arc<Traces>,
     pub logging: Logging,
     pub metrics: Arc<Metrics>,
+    /// The memory for what clients send.
+    pub buffers: Arc<Buffers>,
     /// Cancelled when the server begins to shut down.
     pub accepting: Tasks,
     /// Cancelled when it refuses requests, a moment later.

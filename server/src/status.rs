@@ -9,15 +9,20 @@ use bytes::Bytes;
 use engine::{Error, ErrorKind};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proto::{BadPrefix, Malformed};
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::pipeline::BUSY;
+use crate::unpack::Unpackable;
 
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
 const MAX_TEXT_CHARACTERS: usize = 600;
 
 /// The code of an error for a caller over its rate.
 const RATE_LIMITED: &str = "rate_limit_exceeded";
+
+/// The code of an error for a request that finds no memory for buffers.
+pub(crate) const NO_BUFFERS: &str = "no_buffers";
 
 /// The code of an error for a body over its limit.
 pub(crate) const TOO_LARGE: &str = "request_too_large";
@@ -49,7 +54,7 @@ pub(crate) fn cut(text: &str) -> String {
 /// Returns the gRPC code of an error.
 pub(crate) fn code_of(error: &Error) -> Code {
     match error.code() {
-        Some(RATE_LIMITED | BUSY) => Code::ResourceExhausted,
+        Some(RATE_LIMITED | BUSY | NO_BUFFERS) => Code::ResourceExhausted,
         _ => code(error.kind()),
     }
 }
@@ -278,6 +283,39 @@ pub(crate) fn late() -> Status {
 /// Returns the status of a call whose connection failed.
 pub(crate) fn broken(error: impl std::fmt::Display) -> Status {
     Status::cancelled(format!("the request could not be read: {error}"))
+}
+
+/// Returns the status for a message that stopped coming.
+pub(crate) fn stalled(timeout: Duration) -> Status {
+    let text = format!("the request stopped coming: nothing for {} seconds", timeout.as_secs());
+    Status::invalid_argument(text)
+}
+
+/// Returns the status for a call whose messages are compressed in a way that is not `accepted`.
+pub(crate) fn unknown_encoding(name: &str, accepted: &'static str) -> Status {
+    let text = format!("`grpc-encoding: {name}` is not supported; {accepted} are");
+    let mut status = Status::unimplemented(cut(&text));
+    status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static(accepted));
+    status
+}
+
+/// Returns the status for a message that could not be decompressed.
+pub(crate) fn unpackable(why: Unpackable, max_bytes: usize) -> Status {
+    match why {
+        Unpackable::TooLong => oversized(Status::out_of_range(format!(
+            "message length too large: found more after decompression, the limit is: \
+             {max_bytes} bytes"
+        ))),
+        Unpackable::Broken(error) => {
+            Status::internal(format!("a message could not be decompressed: {error}"))
+        }
+        Unpackable::Failed(error) => grpc(&error),
+    }
+}
+
+/// Returns the status for a unary call with more than one message.
+pub(crate) fn second_message() -> Status {
+    Status::unimplemented("a second message came, where the call has one")
 }
 
 /// Returns the status for a body that ends inside a message.

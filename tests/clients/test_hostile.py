@@ -5,6 +5,7 @@ import random
 import socket
 
 import grpc
+import httpx
 from tritonclient.grpc import service_pb2 as pb
 
 from patience import PATIENCE_SECONDS
@@ -123,3 +124,20 @@ def test_garbage_on_the_socket_harms_nobody(server, stub):
             connection.sendall(start + noise.randbytes(noise.randrange(200)))
     assert stub.ServerLive(pb.ServerLiveRequest()).live
     assert server.is_running()
+
+
+def test_a_call_that_is_no_grpc_is_refused(server):
+    message = b"\0\0\0\0\0"
+    with httpx.Client(http1=False, http2=True, timeout=PATIENCE_SECONDS) as client:
+
+        def ask(body=message, **headers):
+            headers = {name.replace("_", "-"): value for name, value in headers.items()}
+            answer = client.post(f"http://{server.address}{METHOD.format('ServerLive')}", content=body, headers=headers)
+            return answer.status_code, answer.headers.get("grpc-status")
+
+        for kind in ("application/json", "application/grpcx", ""):
+            assert ask(content_type=kind) == (415, None), kind
+        assert ask(message * 2, content_type="application/grpc") == (200, "12")
+        assert ask(content_type="application/grpc", grpc_encoding="br") == (200, "12")
+        for kind in ("application/grpc", "application/grpc+proto", "application/grpc;x=y"):
+            assert ask(content_type=kind)[0] == 200, kind

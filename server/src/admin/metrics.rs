@@ -16,6 +16,7 @@ use engine::{Tasks, WorkerLoad};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
+use crate::buffers::Buffers;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::Models;
 
@@ -24,6 +25,8 @@ pub(crate) struct Exporter {
     pub registry: Registry,
     pub metrics: Arc<Metrics>,
     pub models: Arc<Models>,
+    /// The memory for what clients send, where there are any.
+    pub buffers: Option<Arc<Buffers>>,
     pub started: Instant,
     /// The groups of background tasks.
     pub tasks: Vec<Tasks>,
@@ -36,6 +39,8 @@ impl Exporter {
     fn refresh(&self) {
         self.metrics.uptime.set(self.started.elapsed().as_secs_f64());
         self.metrics.tasks.set(self.tasks.iter().map(|group| group.count() as i64).sum());
+        let buffered = self.buffers.as_ref().map_or(0, |buffers| buffers.held_bytes());
+        self.metrics.buffered.set(buffered as i64);
         let open_calls = self.worker.as_ref().map_or(0, WorkerServer::open_calls);
         self.metrics.open_calls.set(open_calls as i64);
         let names = self.models.list().into_iter().map(|(name, ..)| (Arc::from(name), None));

@@ -146,6 +146,7 @@ impl Worker {
                 registry,
                 metrics: metrics.clone(),
                 models: models.clone(),
+                buffers: None,
                 started,
                 tasks: vec![following.clone(), tasks.clone()],
                 worker: Some(server.clone()),

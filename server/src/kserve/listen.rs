@@ -12,14 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine::Tasks;
 use futures_util::future::BoxFuture;
-use futures_util::{StreamExt, TryStreamExt, stream};
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use proto::Reply;
 use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use proto::{Envelope, Reply};
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -27,7 +27,8 @@ use tonic::{Code, Status};
 use tower::Service as _;
 
 use super::ending::Ending;
-use super::frames::{Answers, Requests};
+use super::frames::Answers;
+use super::messages::{self, Requests, Rules, Whole};
 use super::service::KserveService;
 use super::timeout::deadline;
 use crate::config::{Compression, GrpcConfig};
@@ -37,8 +38,14 @@ use crate::restriction::{self, Restrictions};
 use crate::security::{Grant, Keys, forget, of_rpc};
 use crate::{orca, status};
 
+/// The path of the service, before the name of a method.
+const INFERENCE: &str = "/inference.GRPCInferenceService/";
+
 /// Largest header list of a call, in bytes; gRPC's own default is half of it.
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
+
+/// The largest message of a call that carries no tensors and no files, in bytes.
+const MAX_CONTROL_BYTES: usize = 1 << 20;
 
 /// How long a new connection may be silent.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,10 +81,7 @@ impl Door {
     ) -> Self {
         let mut inference = GrpcInferenceServiceServer::new(service.clone())
             .max_decoding_message_size(config.max_receive)
-            .max_encoding_message_size(config.max_send)
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate)
-            .accept_compressed(CompressionEncoding::Zstd);
+            .max_encoding_message_size(config.max_send);
         inference = match config.response_compression {
             Compression::None => inference,
             Compression::Gzip => inference.send_compressed(CompressionEncoding::Gzip),
@@ -108,35 +112,61 @@ impl Door {
         Ok(())
     }
 
-    /// Returns whether neither side of a call is compressed, so that tensors pass uncopied.
-    fn is_plain(&self, headers: &HeaderMap) -> bool {
-        let is_identity = headers.get("grpc-encoding").is_none_or(|name| name == "identity");
+    /// Returns what the messages of a call may be.
+    ///
+    /// Errors: UNIMPLEMENTED for an encoding that is not known.
+    fn rules(&self, path: &str, headers: &HeaderMap) -> Result<Rules, Status> {
+        let method = path.strip_prefix(INFERENCE);
+        let is_large =
+            matches!(method, Some("ModelInfer" | "ModelStreamInfer" | "RepositoryModelLoad"));
+        let is_stream = method == Some("ModelStreamInfer") || path.starts_with("/grpc.reflection.");
+        let max_receive = self.limits.max_receive;
+        Ok(Rules {
+            max_bytes: if is_large { max_receive } else { max_receive.min(MAX_CONTROL_BYTES) },
+            encoding: messages::encoding(headers)?,
+            is_unary: !is_stream,
+            buffers: self.service.shared().buffers.clone(),
+        })
+    }
+
+    /// Returns whether the answers of a call are sent as they are, so that tensors pass uncopied.
+    fn has_plain_answers(&self, headers: &HeaderMap) -> bool {
         let accepted = headers.get("grpc-accept-encoding").and_then(|value| value.to_str().ok());
         let wanted = self.limits.compression.name();
-        let is_compressing = wanted.is_some_and(|wanted| {
+        let is_wanted = |wanted| {
             accepted.into_iter().flat_map(|all| all.split(',')).any(|name| name.trim() == wanted)
-        });
-        is_identity && !is_compressing
+        };
+        !wanted.is_some_and(is_wanted)
     }
 }
 
-/// The answer to a plain ModelInfer call.
+/// Reads the one request of a call.
+async fn only(
+    mut requests: impl Stream<Item = Result<Envelope, Status>> + Unpin,
+) -> Result<Envelope, Status> {
+    let first = requests.next().await.unwrap_or_else(|| Err(status::without_message()));
+    match requests.next().await {
+        None => first,
+        Some(second) => first.and(second),
+    }
+}
+
+/// The answer to a ModelInfer call.
 async fn unary(
     service: KserveService,
     request: Request<Incoming>,
-    limits: Limits,
+    (rules, limits): (Rules, Limits),
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let mut requests = Requests::new(body, limits.max_receive);
+    let request = only(Requests::new(body, rules));
     let envelope = match deadline(&parts.headers) {
-        Ok(Some(at)) => match tokio::time::timeout_at(at.into(), requests.next()).await {
+        Ok(Some(at)) => match tokio::time::timeout_at(at.into(), request).await {
             Ok(envelope) => envelope,
-            Err(_) => Some(Err(status::late())),
+            Err(_) => Err(status::late()),
         },
         // A deadline that is none is refused with the request.
-        Ok(None) | Err(_) => requests.next().await,
+        Ok(None) | Err(_) => request.await,
     };
-    let envelope = envelope.unwrap_or_else(|| Err(status::without_message()));
     let reply = match envelope {
         Ok(envelope) => {
             service.unary((&parts.headers, Grant::of(&parts.extensions)), envelope).await
@@ -154,18 +184,32 @@ async fn unary(
     }
 }
 
-/// The answer to a plain ModelStreamInfer call.
+/// The answer to a ModelStreamInfer call.
 fn streaming(
     service: &KserveService,
     request: Request<Incoming>,
-    limits: Limits,
+    (rules, limits): (Rules, Limits),
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let requests = Box::pin(Requests::new(body, limits.max_receive));
+    let requests = Box::pin(Requests::new(body, rules));
     match service.session((&parts.headers, Grant::of(&parts.extensions)), requests) {
         Ok(session) => respond(Answers::new(session.map_ok(Reply::into_payload), limits.max_send)),
         Err(error) => error.into_http(),
     }
+}
+
+/// Makes a request for tonic, of messages that are whole and plain.
+fn whole(request: Request<Incoming>, rules: Rules) -> Request<Whole<Incoming>> {
+    let mut request = request.map(|body| Whole::new(body, rules));
+    request.headers_mut().remove("grpc-encoding");
+    request
+}
+
+/// Returns whether a request is a gRPC call. What is none is refused by its HTTP status.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 fn respond<B>(body: B) -> Response<Body>
@@ -188,6 +232,11 @@ impl Service<Request<Incoming>> for Door {
             let refusal = status::grpc(&error).into_http();
             return Box::pin(std::future::ready(Ok(refusal)));
         }
+        if !is_grpc(request.headers()) {
+            let mut refusal = Response::new(Body::empty());
+            *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Box::pin(std::future::ready(Ok(refusal)));
+        }
         let path = request.uri().path();
         let group = restriction::group_of_rpc(path);
         let lacking = group.and_then(|group| self.restrictions.lacking(group, request.headers()));
@@ -195,20 +244,23 @@ impl Service<Request<Incoming>> for Door {
             let refusal = status::restricted(header).into_http();
             return Box::pin(std::future::ready(Ok(refusal)));
         }
-        let method = path.strip_prefix("/inference.GRPCInferenceService/");
-        match method {
-            Some("ModelInfer") if self.is_plain(request.headers()) => {
-                let answer = unary(self.service.clone(), request, self.limits);
+        let rules = match self.rules(path, request.headers()) {
+            Ok(rules) => rules,
+            Err(refusal) => return Box::pin(std::future::ready(Ok(refusal.into_http()))),
+        };
+        match path.strip_prefix(INFERENCE) {
+            Some("ModelInfer") if self.has_plain_answers(request.headers()) => {
+                let answer = unary(self.service.clone(), request, (rules, self.limits));
                 Box::pin(async move { Ok(answer.await) })
             }
-            Some("ModelStreamInfer") if self.is_plain(request.headers()) => {
-                let answer = streaming(&self.service, request, self.limits);
+            Some("ModelStreamInfer") if self.has_plain_answers(request.headers()) => {
+                let answer = streaming(&self.service, request, (rules, self.limits));
                 Box::pin(std::future::ready(Ok(answer)))
             }
             Some(method) => {
                 let asked = (method == "ModelInfer").then(|| request.headers().clone());
                 let service = self.service.clone();
-                let answer = self.inference.clone().call(request);
+                let answer = self.inference.clone().call(whole(request, rules));
                 Box::pin(async move {
                     let mut answer = answer.await.map(with_triton_size_code)?;
                     if let Some(asked) = asked {
@@ -218,7 +270,7 @@ impl Service<Request<Incoming>> for Door {
                 })
             }
             None => {
-                let answer = self.others.clone().call(request);
+                let answer = self.others.clone().call(whole(request, rules));
                 let end = Box::pin(self.accepting.cancelled());
                 Box::pin(async move {
                     answer.await.map(|answer| answer.map(|body| Body::new(Ending::new(body, end))))

@@ -4,6 +4,7 @@ mod ending;
 mod frames;
 mod health;
 mod listen;
+mod messages;
 mod service;
 mod stream;
 mod timeout;

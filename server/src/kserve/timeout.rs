@@ -7,7 +7,7 @@ use http::HeaderMap;
 
 /// Returns the moment at which the client stops waiting, from the `grpc-timeout` header.
 ///
-/// Errors: a header that does not follow the gRPC protocol.
+/// Errors: a header that does not follow the gRPC protocol, which has no timeout of 0.
 pub(super) fn deadline(headers: &HeaderMap) -> Result<Option<Instant>> {
     let Some(value) = headers.get("grpc-timeout") else {
         return Ok(None);
@@ -24,7 +24,7 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     let unit = text.chars().last()?;
     let digits = &text[..text.len() - unit.len_utf8()];
     let is_number = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
-    let value: u64 = digits.parse().ok().filter(|_| is_number)?;
+    let value: u64 = digits.parse().ok().filter(|&value| is_number && value > 0)?;
     match unit {
         'H' => Some(Duration::from_secs(value * 3600)),
         'M' => Some(Duration::from_secs(value * 60)),
@@ -52,6 +52,7 @@ mod tests {
             ("5", None),
             ("-1m", None),
             ("123456789m", None),
+            ("0n", None),
             ("1é", None),
         ];
         for (text, expected) in table {

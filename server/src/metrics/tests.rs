@@ -47,6 +47,8 @@ kv_events counter
 kv_event_gaps counter
 kv_resyncs counter
 grpc_connections gauge
+buffered_bytes gauge
+buffer_refusals counter
 uptime_seconds gauge
 disaggregated_requests counter
 kv_transfer_blocks counter
@@ -106,6 +108,8 @@ fn touch(metrics: &Metrics) {
         kv_event_gaps,
         kv_resyncs,
         connections: _,
+        buffered: _,
+        buffer_refusals: _,
         uptime: _,
     } = metrics;
     let (model, rpc) = (labels().model, "r");

@@ -16,7 +16,7 @@ use crate::status::Dialect;
 /// `POST /v1/load_lora_adapter`
 pub(super) async fn load(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
-        let received = receive(request, door.max_input).await?;
+        let received = receive(request, &door.intake).await?;
         door.shared.admit_change()?;
         let body = body(&received)?;
         let name = text(&body, "lora_name")?;
@@ -41,7 +41,7 @@ pub(super) async fn load(State(door): State<OpenAi>, request: Request) -> Respon
 /// `POST /v1/unload_lora_adapter`
 pub(super) async fn unload(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
-        let received = receive(request, door.max_input).await?;
+        let received = receive(request, &door.intake).await?;
         let body = body(&received)?;
         let name = text(&body, "lora_name")?;
         received.grant.allows_model(&name).map_err(|error| error.with_param("lora_name"))?;

@@ -32,7 +32,7 @@ pub(super) async fn list(State(door): State<OpenAi>) -> Response {
 /// `POST /busy_threshold`: changes the thresholds that the body names; null takes one away.
 pub(super) async fn set(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
-        let received = receive(request, door.max_input).await?;
+        let received = receive(request, &door.intake).await?;
         let body = body(&received)?;
         let (model, text) = text_model(&door, &received.grant, &body)?;
         check_known(&model.name, text.texts.bridge.takes_texts(), &body)?;

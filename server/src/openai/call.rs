@@ -54,7 +54,7 @@ pub(super) async fn answer(door: OpenAi, kind: Kind, request: Request) -> Respon
 
 async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
     let id = id(&request);
-    let received = receive(request, door.max_input).await?;
+    let received = receive(request, &door.intake).await?;
     let mut observation = door.shared.observe(kind.rpc);
     let owner = received.grant.owner().to_owned();
     let prepared = heavy(received.body.len(), || prepare(door, kind, &received, id));

@@ -85,7 +85,7 @@ pub(super) async fn live() -> Response {
 /// `POST /v1/tokenize`
 pub(super) async fn tokenize(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
-        let received = receive(request, door.max_input).await?;
+        let received = receive(request, &door.intake).await?;
         let body = body(&received)?;
         let (_, text) = text_model(&door, &received.grant, &body)?;
         let size = received.body.len();
@@ -97,7 +97,7 @@ pub(super) async fn tokenize(State(door): State<OpenAi>, request: Request) -> Re
 /// `POST /v1/detokenize`
 pub(super) async fn detokenize(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
-        let received = receive(request, door.max_input).await?;
+        let received = receive(request, &door.intake).await?;
         let body = body(&received)?;
         let (_, text) = text_model(&door, &received.grant, &body)?;
         let size = received.body.len();
@@ -109,7 +109,7 @@ pub(super) async fn detokenize(State(door): State<OpenAi>, request: Request) -> 
 /// `POST /v1/messages/count_tokens`, Anthropic's.
 pub(super) async fn count_tokens(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
-        let received = receive(request, door.max_input).await?;
+        let received = receive(request, &door.intake).await?;
         let body = body(&received)?;
         let (_, text) = text_model(&door, &received.grant, &body)?;
         let size = received.body.len();

@@ -28,6 +28,7 @@ use http::HeaderValue;
 use openai_bridge::api::{self, Stamp};
 use ring::rand::SecureRandom;
 
+use crate::rest::receive::Intake;
 use crate::shared::Shared;
 use crate::status::Dialect;
 use call::Kind;
@@ -50,8 +51,8 @@ const MAX_REQUEST_ID: usize = 128;
 pub(crate) struct OpenAi {
     pub shared: Arc<Shared>,
     pub config: Arc<OpenAiConfig>,
-    /// Largest body, bytes.
-    pub max_input: usize,
+    /// What is taken of a body.
+    pub intake: Intake,
     /// Responses that can be asked for again and gone on from.
     pub stored: Arc<Store>,
     /// When the server started, in seconds since 1970.
@@ -90,7 +91,8 @@ const MESSAGE: Kind = Kind {
 pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usize) -> Router {
     let stored = Arc::new(Store::new(config.stored_responses, config.stored_bytes));
     let config = Arc::new(config.clone());
-    let door = OpenAi { shared, config: config.clone(), max_input, stored, started: seconds() };
+    let intake = Intake { max_bytes: max_input, buffers: shared.buffers.clone() };
+    let door = OpenAi { shared, config: config.clone(), intake, stored, started: seconds() };
     let path = |name| config.paths.get(name);
     let text = |kind: Kind| {
         post(move |State(door): State<OpenAi>, request: Request| async move {

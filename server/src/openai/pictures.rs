@@ -94,7 +94,7 @@ async fn whole(door: &OpenAi, kind: Kind, request: Request) -> Response {
 
 async fn start(door: &OpenAi, kind: Kind, request: Request) -> Result<Running> {
     let id = id(&request);
-    let received = receive(request, door.max_input).await?;
+    let received = receive(request, &door.intake).await?;
     let mut observation = door.shared.observe(kind.rpc);
     let prepared = body(&received).and_then(|body| {
         let model = named(door, &received.grant, &body)?;

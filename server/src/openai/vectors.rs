@@ -75,7 +75,7 @@ where
     F: Future<Output = Result<Json>>,
 {
     let id = id(&request);
-    let received = receive(request, door.max_input).await?;
+    let received = receive(request, &door.intake).await?;
     let mut observation = door.shared.observe(rpc);
     let read = || -> Result<(Arc<Model>, TextModel, Body)> {
         let body = body(&received)?;

@@ -32,7 +32,7 @@ pub(super) async fn generate(
     path: ModelPath,
     request: Request,
 ) -> Answer {
-    let received = receive::receive(request, rest.max_input).await?;
+    let received = receive::receive(request, &rest.intake).await?;
     let observation = rest.shared.observe("HttpGenerate");
     let asked = rest.shared.models.get(&path.model, &path.version).and_then(|model| {
         let body = receive::json(&received.body)?;
@@ -56,7 +56,7 @@ pub(super) async fn generate_stream(
     path: ModelPath,
     request: Request,
 ) -> Answer {
-    let received = receive::receive(request, rest.max_input).await?;
+    let received = receive::receive(request, &rest.intake).await?;
     let mut observation = rest.shared.observe("HttpGenerateStream");
     let prepared = rest
         .shared

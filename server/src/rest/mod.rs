@@ -30,6 +30,7 @@ use crate::orca;
 use crate::restriction::{self, Restrictions};
 use crate::shared::Shared;
 use answer::{Answer, Failure, json_with};
+use receive::Intake;
 
 /// The state of the routes.
 #[derive(Clone)]
@@ -37,7 +38,7 @@ struct Rest {
     shared: Arc<Shared>,
     forwarding: Forwarding,
     restrictions: Arc<Restrictions>,
-    max_input: usize,
+    intake: Intake,
 }
 
 /// The model that a route names; an empty version means the latest.
@@ -63,10 +64,10 @@ impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
 /// Makes the routes.
 pub(crate) fn router(shared: Arc<Shared>, config: &HttpConfig) -> Router {
     let rest = Rest {
+        intake: Intake { max_bytes: config.max_input, buffers: shared.buffers.clone() },
         shared,
         forwarding: config.forwarding.clone(),
         restrictions: Arc::new(config.restrictions.clone()),
-        max_input: config.max_input,
     };
     let model = Router::new()
         .route("/", get(catalog::model))
@@ -115,7 +116,7 @@ pub(crate) fn router(shared: Arc<Shared>, config: &HttpConfig) -> Router {
 
 /// `POST /v2/models/MODEL[/versions/VERSION]/infer`
 async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> Answer {
-    let received = receive::receive(request, rest.max_input).await?;
+    let received = receive::receive(request, &rest.intake).await?;
     let observation = rest.shared.observe("HttpInfer");
     let model = rest.shared.models.get(&path.model, &path.version);
     let decoded = model.and_then(|model| {

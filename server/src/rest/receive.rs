@@ -1,15 +1,15 @@
-//! Request bodies: read up to a limit, decompressed up to the same limit.
+//! Request bodies: read up to a limit, decompressed up to the same limit, within the memory for
+//! buffers.
 
 use std::fmt;
-use std::io::Read;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;
 use engine::{Error, ErrorKind, Result};
-use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
@@ -18,9 +18,10 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::buffers::{Buffers, Held};
 use crate::security::Grant;
-
 use crate::status::{TOO_LARGE, UNKNOWN_ENCODING};
+use crate::unpack::{Encoding, Unpackable, unpack};
 
 /// How long a body may stop coming.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,6 +33,15 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How deep JSON may be nested.
 const MAX_DEPTH: usize = 100;
 
+/// What a door takes of a body.
+#[derive(Clone)]
+pub(crate) struct Intake {
+    /// The largest body, compressed and decompressed.
+    pub max_bytes: usize,
+    /// The memory for it.
+    pub buffers: Arc<Buffers>,
+}
+
 /// A request with its whole body.
 pub(crate) struct Received {
     pub headers: HeaderMap,
@@ -42,31 +52,55 @@ pub(crate) struct Received {
 
 /// Reads a request's body.
 ///
-/// Errors: a body over the limit, before or after decompression; an unknown encoding; a body that
-/// its encoding does not decode; a client that left.
-pub(crate) async fn receive(request: Request, limit: usize) -> Result<Received> {
+/// Errors: a body over the limit, before or after decompression; one that finds no memory; an
+/// unknown encoding; a body that its encoding does not decode; a client that left.
+pub(crate) async fn receive(request: Request, intake: &Intake) -> Result<Received> {
     let (parts, body) = request.into_parts();
+    let limit = intake.max_bytes;
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large(limit));
     }
-    let body = collect(body, limit).await?;
-    let encoding = parts.headers.get(header::CONTENT_ENCODING);
-    let encoding = encoding.map(|value| value.to_str().unwrap_or("?").to_ascii_lowercase());
-    let body = match encoding.as_deref() {
-        None | Some("" | "identity") => body,
-        Some("gzip" | "x-gzip" | "deflate") => {
-            let encoding = encoding.unwrap_or_default();
-            tokio::task::spawn_blocking(move || decompress(&encoding, &body, limit))
-                .await
-                .map_err(|error| Error::internal("decompression failed").with_source(error))??
-        }
+    let named = parts.headers.get(header::CONTENT_ENCODING);
+    let named = named.map(|value| value.to_str().unwrap_or("?").to_ascii_lowercase());
+    let encoding = match named.as_deref() {
+        None | Some("" | "identity") => None,
+        Some("gzip" | "x-gzip") => Some(Encoding::Gzip),
+        Some("deflate") => Some(Encoding::Deflate),
         Some(other) => {
             let text = format!("Content-Encoding `{other}` is not supported; gzip and deflate are");
             return Err(Error::new(ErrorKind::Unimplemented, text).with_code(UNKNOWN_ENCODING));
         }
     };
+    let mut held = intake.buffers.hold();
+    let body = collect(body, limit, &mut held).await?;
+    let body = match encoding {
+        None => joined(body, held)?,
+        Some(encoding) => {
+            let plain = unpack((encoding, body), limit, held).await;
+            let plain = plain.map_err(|why| match why {
+                Unpackable::TooLong => too_large(limit),
+                Unpackable::Broken(error) => Error::invalid(format!(
+                    "the body is not {}: {error}",
+                    named.unwrap_or_default()
+                )),
+                Unpackable::Failed(error) => error,
+            })?;
+            joined(plain, intake.buffers.hold())?
+        }
+    };
     let grant = Grant::of(&parts.extensions);
     Ok(Received { headers: parts.headers, grant, body })
+}
+
+/// Makes one piece of a body, which `held` goes along with.
+fn joined(body: Payload, mut held: Held) -> Result<Bytes> {
+    if body.segments().count() > 1 {
+        // The pieces are there until the copy is.
+        held.grow(body.len())?;
+    }
+    let mut whole = Payload::default();
+    whole.push(body.to_bytes());
+    Ok(held.follow(whole).to_bytes())
 }
 
 /// Takes in some of a body that nobody reads, before a refusal: HTTP/2 clients lose an answer that
@@ -78,10 +112,9 @@ pub(crate) async fn drain(request: Request) {
     }
 }
 
-/// Reads a body as long as it keeps coming.
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes> {
+/// Reads a body as long as it keeps coming; `held` grows with it.
+async fn collect(mut body: Body, limit: usize, held: &mut Held) -> Result<Payload> {
     let mut whole = Payload::default();
-    let mut length = 0;
     loop {
         let next = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await.map_err(|_| {
             Error::invalid(format!(
@@ -90,33 +123,19 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes> {
             ))
         })?;
         let frame = match next {
-            None => return Ok(whole.to_bytes()),
+            None => return Ok(whole),
             Some(frame) => frame.map_err(|error| {
                 let text = format!("the body could not be read: {error}");
                 Error::new(ErrorKind::Cancelled, text)
             })?,
         };
         if let Ok(data) = frame.into_data() {
-            length += data.len();
-            if length > limit {
+            if data.len() > limit - whole.len() {
                 return Err(too_large(limit));
             }
+            held.grow(data.len())?;
             whole.push(data);
         }
-    }
-}
-
-fn decompress(encoding: &str, body: &[u8], limit: usize) -> Result<Bytes> {
-    let mut plain = Vec::new();
-    let bound = limit as u64 + 1;
-    let read = match encoding {
-        "gzip" | "x-gzip" => MultiGzDecoder::new(body).take(bound).read_to_end(&mut plain),
-        _ => ZlibDecoder::new(body).take(bound).read_to_end(&mut plain),
-    };
-    read.map_err(|error| Error::invalid(format!("the body is not {encoding}: {error}")))?;
-    match plain.len() > limit {
-        true => Err(too_large(limit)),
-        false => Ok(plain.into()),
     }
 }
 

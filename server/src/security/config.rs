@@ -31,6 +31,8 @@ pub struct SecurityConfig {
     pub reload_interval: Option<Duration>,
     /// Origins of web pages that may call; `*` alone is every origin.
     pub cors_origins: Vec<HeaderValue>,
+    /// The most bytes of requests of all clients.
+    pub max_buffered: usize,
 }
 
 /// The files of TLS.
@@ -89,6 +91,7 @@ impl SecurityConfig {
             api_keys: args.api_keys.clone(),
             reload_interval: (secs > 0).then(|| Duration::from_secs(secs.into())),
             cors_origins,
+            max_buffered: (args.max_buffered_mib as usize) << 20,
         })
     }
 }

@@ -1,0 +1,203 @@
+//! One bound on the memory that clients make the server buffer: messages and bodies, from their
+//! first byte until nobody needs them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use engine::{Error, ErrorKind, Result};
+use prometheus_client::metrics::counter::Counter;
+use proto::Payload;
+use tokio::sync::Semaphore;
+
+use crate::status::NO_BUFFERS;
+
+/// What this part of the bound is kept for: requests that are small, so that health checks are
+/// answered while large ones have taken the rest.
+const RESERVED_SHARE: usize = 8;
+
+/// A request up to this size is small.
+const SMALL_BYTES: usize = 64 << 10;
+
+/// Pieces below this size are not followed once they are handed on: that costs more than they do.
+const FOLLOWED_BYTES: usize = 2048;
+
+/// When a client that was refused may try again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The memory of all doors.
+pub(crate) struct Buffers {
+    max_bytes: usize,
+    held_bytes: AtomicUsize,
+    refusals: Counter,
+    /// How many messages and bodies are decompressed at once.
+    decompressing: Arc<Semaphore>,
+}
+
+impl Buffers {
+    /// Buffers at most so many bytes, and counts the requests that are refused.
+    pub(crate) fn new(max_bytes: usize, refusals: Counter) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            max_bytes,
+            held_bytes: AtomicUsize::new(0),
+            refusals,
+            decompressing: Arc::new(Semaphore::new((cores / 2).max(1))),
+        })
+    }
+
+    /// Begins to hold for a request.
+    pub(crate) fn hold(self: &Arc<Self>) -> Held {
+        Held { buffers: self.clone(), bytes: 0 }
+    }
+
+    /// Returns how many bytes are held.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the places for decompression.
+    pub(crate) fn decompressing(&self) -> Arc<Semaphore> {
+        self.decompressing.clone()
+    }
+
+    fn refusal(&self) -> Error {
+        self.refusals.inc();
+        let text = format!(
+            "the requests under way fill the memory for buffers, which --max-buffered-mib bounds \
+             to {} MiB",
+            self.max_bytes >> 20
+        );
+        Error::new(ErrorKind::Overloaded, text).with_code(NO_BUFFERS).with_retry_after(AGAIN)
+    }
+}
+
+/// Memory that a request holds; it is given back with this.
+pub(crate) struct Held {
+    buffers: Arc<Buffers>,
+    bytes: usize,
+}
+
+impl Held {
+    /// Returns what it is a part of.
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
+    }
+
+    /// Holds more bytes.
+    ///
+    /// Errors: `Overloaded` with the code [`NO_BUFFERS`] when that is over the bound.
+    pub(crate) fn grow(&mut self, bytes: usize) -> Result<()> {
+        let buffers = &self.buffers;
+        let most = match self.bytes + bytes <= SMALL_BYTES {
+            true => buffers.max_bytes,
+            false => buffers.max_bytes - buffers.max_bytes / RESERVED_SHARE,
+        };
+        let grown = |held: usize| held.checked_add(bytes).filter(|&held| held <= most);
+        let held = &buffers.held_bytes;
+        match held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown) {
+            Ok(_) => {
+                self.bytes += bytes;
+                Ok(())
+            }
+            Err(_) => Err(buffers.refusal()),
+        }
+    }
+
+    /// Parts with some of the bytes, at most all.
+    pub(crate) fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { buffers: self.buffers.clone(), bytes }
+    }
+
+    /// Holds the memory for as long as anybody has a large piece of this payload.
+    pub(crate) fn follow(self, payload: Payload) -> Payload {
+        if payload.segments().all(|segment| segment.len() < FOLLOWED_BYTES) {
+            return payload;
+        }
+        let held = Arc::new(self);
+        let mut followed = Payload::default();
+        for segment in payload.segments() {
+            followed.push(match segment.len() < FOLLOWED_BYTES {
+                true => segment.clone(),
+                false => {
+                    Bytes::from_owner(Followed { bytes: segment.clone(), _held: held.clone() })
+                }
+            });
+        }
+        followed
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.buffers.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A piece that is handed on together with the memory of its request.
+struct Followed {
+    bytes: Bytes,
+    _held: Arc<Held>,
+}
+
+impl AsRef<[u8]> for Followed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_requests_leave_the_reserve_to_small_ones() {
+        let refusals = Counter::default();
+        let buffers = Buffers::new(8 << 20, refusals.clone());
+        let mut large = buffers.hold();
+        large.grow(7 << 20).unwrap();
+        let refused = large.grow(1).unwrap_err();
+        assert_eq!(refused.code(), Some(NO_BUFFERS));
+        assert!(refused.message().contains("--max-buffered-mib bounds to 8 MiB"), "{refused}");
+        let small: Vec<_> = (0..16)
+            .map(|_| {
+                let mut held = buffers.hold();
+                held.grow(SMALL_BYTES).unwrap();
+                held
+            })
+            .collect();
+        assert!(buffers.hold().grow(1).is_err(), "all of it is held");
+        assert_eq!((buffers.held_bytes(), refusals.get()), (8 << 20, 2));
+        drop((large, small));
+        assert_eq!(buffers.held_bytes(), 0);
+    }
+
+    #[test]
+    fn memory_is_held_as_long_as_a_large_piece_is_there() {
+        let buffers = Buffers::new(1 << 20, Counter::default());
+        let mut held = buffers.hold();
+        held.grow(10_000).unwrap();
+        let mut payload = Payload::default();
+        for length in [10, 4000, 5000] {
+            payload.push(vec![7; length].into());
+        }
+        let followed = held.split(9010).follow(payload.clone());
+        assert_eq!(followed.to_bytes(), payload.to_bytes());
+        drop(held);
+        assert_eq!(buffers.held_bytes(), 9010);
+        let last = followed.segments().last().unwrap().slice(4990..);
+        drop(followed);
+        assert_eq!(buffers.held_bytes(), 9010);
+        drop(last);
+        assert_eq!(buffers.held_bytes(), 0);
+        let mut tiny = buffers.hold();
+        tiny.grow(10).unwrap();
+        let mut payload = Payload::default();
+        payload.push(Bytes::from_static(&[1; 10]));
+        let _kept = tiny.follow(payload);
+        assert_eq!(buffers.held_bytes(), 0, "tiny ones are not followed");
+    }
+}

@@ -1,0 +1,282 @@
+//! gRPC messages as they come in HTTP/2 frames, of every call: nothing is set aside for what a
+//! prefix only promises, and what is compressed is whole and plain before anybody sees it.
+//!
+//! Each message is one byte that says whether it is compressed, four bytes of length, and the
+//! message ("Length-Prefixed-Message" of gRPC over HTTP/2).
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::Stream;
+use futures_util::future::BoxFuture;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, SizeHint};
+use proto::{BadPrefix, Envelope, PREFIX_BYTES, Payload, Received};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::Status;
+
+use crate::buffers::{Buffers, Held};
+use crate::status;
+use crate::unpack::{Encoding, Unpackable, unpack};
+
+/// How long a message may stop coming.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What `grpc-accept-encoding` of an answer says.
+pub(super) const ACCEPTED: &str = "gzip,deflate,zstd,identity";
+
+/// What a call's messages may be.
+#[derive(Clone)]
+pub(super) struct Rules {
+    /// The largest message, compressed and decompressed.
+    pub max_bytes: usize,
+    /// How messages are compressed that say they are.
+    pub encoding: Option<Encoding>,
+    /// Whether the call has one message, which is due from the start; others may come at any time.
+    pub is_unary: bool,
+    /// The memory for them.
+    pub buffers: Arc<Buffers>,
+}
+
+/// Reads how a call's messages are compressed from its headers.
+///
+/// Errors: UNIMPLEMENTED for an encoding that is not known.
+pub(super) fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Status> {
+    let Some(name) = headers.get("grpc-encoding") else { return Ok(None) };
+    match name.as_bytes() {
+        b"identity" => Ok(None),
+        b"gzip" => Ok(Some(Encoding::Gzip)),
+        b"deflate" => Ok(Some(Encoding::Deflate)),
+        b"zstd" => Ok(Some(Encoding::Zstd)),
+        other => Err(status::unknown_encoding(&other.escape_ascii().to_string(), ACCEPTED)),
+    }
+}
+
+/// The messages of a call, plain and whole.
+pub(super) struct Messages<B> {
+    body: B,
+    rules: Rules,
+    received: Received,
+    /// The memory of what is received.
+    held: Held,
+    unpacking: Option<BoxFuture<'static, Result<Payload, Unpackable>>>,
+    /// When something came last, and what wakes this up when it is long ago.
+    heard: Instant,
+    stall: Option<Pin<Box<Sleep>>>,
+    count: usize,
+    is_over: bool,
+}
+
+impl<B> Messages<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    /// Reads messages from a body.
+    pub(super) fn new(body: B, rules: Rules) -> Self {
+        let held = rules.buffers.hold();
+        Self {
+            body,
+            rules,
+            received: Received::default(),
+            held,
+            unpacking: None,
+            heard: Instant::now(),
+            stall: None,
+            count: 0,
+            is_over: false,
+        }
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Payload, Status>>> {
+        loop {
+            if let Some(unpacking) = &mut self.unpacking {
+                let unpacked = ready!(unpacking.as_mut().poll(cx));
+                self.unpacking = None;
+                self.heard = Instant::now();
+                let max_bytes = self.rules.max_bytes;
+                return Poll::Ready(Some(
+                    unpacked.map_err(|why| status::unpackable(why, max_bytes)),
+                ));
+            }
+            if let Some(message) = self.take()? {
+                return Poll::Ready(Some(Ok(message)));
+            }
+            if self.unpacking.is_some() {
+                continue;
+            }
+            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    ready!(self.poll_stall(cx));
+                    return Poll::Ready(Some(Err(status::stalled(STALL_TIMEOUT))));
+                }
+            };
+            match frame {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.heard = Instant::now();
+                        self.held.grow(data.len()).map_err(|error| status::grpc(&error))?;
+                        self.received.push(data);
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(status::broken(error)))),
+                None if self.received.is_empty() => return Poll::Ready(None),
+                None => return Poll::Ready(Some(Err(status::cut_off()))),
+            }
+        }
+    }
+
+    /// Takes a message that is whole; one that is compressed is unpacked first.
+    fn take(&mut self) -> Result<Option<Payload>, Status> {
+        let max_bytes = self.rules.max_bytes;
+        let Some((is_compressed, message)) =
+            self.received.any_message(max_bytes).map_err(status::bad_prefix)?
+        else {
+            return Ok(None);
+        };
+        if self.rules.is_unary && self.count > 0 {
+            return Err(status::second_message());
+        }
+        self.count += 1;
+        let held = self.held.split(PREFIX_BYTES + message.len());
+        match (is_compressed, self.rules.encoding) {
+            (false, _) => Ok(Some(held.follow(message))),
+            (true, Some(encoding)) => {
+                self.unpacking = Some(Box::pin(unpack((encoding, message), max_bytes, held)));
+                Ok(None)
+            }
+            (true, None) => Err(status::bad_prefix(BadPrefix::Flag(1))),
+        }
+    }
+
+    /// Is ready when a message has stopped coming for too long.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_due = !self.received.is_empty() || self.rules.is_unary;
+        if !is_due {
+            self.stall = None;
+            return Poll::Pending;
+        }
+        loop {
+            let end = self.heard + STALL_TIMEOUT;
+            let stall = self.stall.get_or_insert_with(|| Box::pin(sleep_until(end)));
+            ready!(stall.as_mut().poll(cx));
+            if Instant::now() >= end {
+                return Poll::Ready(());
+            }
+            stall.as_mut().reset(end);
+        }
+    }
+}
+
+impl<B> Stream for Messages<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    type Item = Result<Payload, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let item = ready!(self.poll_message(cx));
+        self.is_over = !matches!(item, Some(Ok(_)));
+        Poll::Ready(item)
+    }
+}
+
+/// The messages of a call as requests for inference.
+pub(super) struct Requests<B>(Messages<B>);
+
+impl<B> Requests<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    /// Reads requests from a body.
+    pub(super) fn new(body: B, rules: Rules) -> Self {
+        Self(Messages::new(body, rules))
+    }
+}
+
+impl<B> Stream for Requests<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    type Item = Result<Envelope, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let message = ready!(Pin::new(&mut self.0).poll_next(cx));
+        let decoded =
+            message.map(|message| Envelope::decode(message?).map_err(status::undecodable));
+        if matches!(decoded, Some(Err(_))) {
+            self.0.is_over = true;
+        }
+        Poll::Ready(decoded)
+    }
+}
+
+/// A body for tonic, which sets memory aside for what a prefix promises: each prefix comes
+/// together with all of its message, and none says "compressed".
+pub(super) struct Whole<B> {
+    messages: Messages<B>,
+    /// The rest of a message.
+    waiting: VecDeque<Bytes>,
+}
+
+impl<B> Whole<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    /// Passes on the messages of a body.
+    pub(super) fn new(body: B, rules: Rules) -> Self {
+        Self { messages: Messages::new(body, rules), waiting: VecDeque::new() }
+    }
+}
+
+impl<B> Body for Whole<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(data) = self.waiting.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let message = match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
+            None => return Poll::Ready(None),
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            Some(Ok(message)) => message,
+        };
+        let mut prefix = BytesMut::with_capacity(PREFIX_BYTES);
+        prefix.put_u8(0);
+        // No longer than a limit, which is less.
+        prefix.put_u32(message.len() as u32);
+        self.waiting.extend(message.segments().cloned());
+        Poll::Ready(Some(Ok(Frame::data(prefix.freeze()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.messages.is_over && self.waiting.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

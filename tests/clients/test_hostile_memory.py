@@ -1,0 +1,207 @@
+"""What clients promise, compress and pile up takes no more memory than the server has for it.
+
+The server's address space is limited, so that a reservation without memory behind it ends it as well.
+"""
+
+import concurrent.futures
+import contextlib
+import http.client
+import socket
+import struct
+import threading
+import time
+import zlib
+
+import grpc
+import h2.config
+import h2.connection
+import h2.events
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from conftest import running
+from patience import PATIENCE_SECONDS, eventually
+from test_hostile import rss_mib
+from wire import request, scrape, tensor
+
+SERVICE = "/inference.GRPCInferenceService/"
+GIB = 2**30
+# What a message prefix declares at most.
+LONGEST = 2**31 - 1
+
+
+def limited(address_space, *arguments):
+    """Runs a server whose address space has a limit."""
+    return running(*arguments, "--builtin", "identity,datatype=UINT8", prefix=("prlimit", f"--as={address_space}"))
+
+
+class Connection:
+    """An HTTP/2 client that sends what it is told."""
+
+    def __init__(self, address):
+        host, port = address.rsplit(":", 1)
+        self.socket = socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
+        settings = h2.config.H2Configuration(header_encoding="utf-8")
+        self.http2 = h2.connection.H2Connection(settings)
+        self.http2.initiate_connection()
+        self.authority = address
+        self.statuses, self.ended = {}, set()
+
+    def __enter__(self):
+        self.flush()
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def flush(self):
+        self.socket.sendall(self.http2.data_to_send())
+
+    def call(self, method, data, is_whole=False, **headers):
+        """Begins a call with the first bytes of its body; returns its stream."""
+        stream = self.http2.get_next_available_stream_id()
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", SERVICE + method), (":authority", self.authority),
+                  ("content-type", "application/grpc"), ("te", "trailers")]
+        fields += [(name.replace("_", "-"), value) for name, value in headers.items()]
+        self.http2.send_headers(stream, fields)
+        while data:
+            room = min(self.http2.local_flow_control_window(stream), self.http2.max_outbound_frame_size)
+            if room == 0:
+                self.flush()
+                self.hear()
+                continue
+            self.http2.send_data(stream, data[:room])
+            data = data[room:]
+        if is_whole:
+            self.http2.end_stream(stream)
+        return stream
+
+    def hear(self):
+        """Takes in what the server sends next."""
+        data = self.socket.recv(1 << 20)
+        assert data, "the connection ended"
+        for event in self.http2.receive_data(data):
+            if isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
+                fields = dict(event.headers)
+                if "grpc-status" in fields:
+                    self.statuses[event.stream_id] = int(fields["grpc-status"])
+        self.flush()
+
+    def status(self, stream):
+        """Waits for the gRPC status of a call."""
+        while stream not in self.statuses:
+            self.hear()
+        return self.statuses[stream]
+
+
+@contextlib.contextmanager
+def paced(server):
+    """A client that asks every 20 ms in a block; yields how long it waited each time, in seconds."""
+    waits, is_over = [], threading.Event()
+
+    def ask():
+        with grpc.insecure_channel(server.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            while not is_over.is_set():
+                begun = time.monotonic()
+                assert stub.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE_SECONDS).live
+                waits.append(time.monotonic() - begun)
+                time.sleep(0.02)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            yield waits
+        finally:
+            is_over.set()
+            asking.result()
+    assert waits
+
+
+def prefix(length, flag=0):
+    return struct.pack(">BI", flag, length)
+
+
+def bomb(mib):
+    """Some MiB of zeros, by gzip."""
+    packer = zlib.compressobj(9, wbits=31)
+    piece = bytes(1 << 20)
+    return b"".join(packer.compress(piece) for _ in range(mib)) + packer.flush()
+
+
+def test_promised_lengths_take_no_memory():
+    with limited(8 * GIB) as server, paced(server), contextlib.ExitStack() as stack:
+        before = rss_mib(server.pid)
+        connections = [stack.enter_context(Connection(server.address)) for _ in range(4)]
+        for connection in connections:
+            for index in range(250):
+                connection.call("ServerLive", prefix(LONGEST))
+                connection.call("ModelInfer", prefix(LONGEST))
+                connection.call("ModelStreamInfer", prefix(LONGEST, flag=1), grpc_encoding="gzip")
+                connection.call("RepositoryModelLoad", prefix(LONGEST))
+            connection.flush()
+        # A call whose messages are small is refused at once; streams are served in order.
+        last = [connection.call("ServerMetadata", prefix(LONGEST)) for connection in connections]
+        for connection, stream in zip(connections, last):
+            connection.flush()
+            assert connection.status(stream) == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert server.is_running()
+        assert rss_mib(server.pid) < before + 200
+
+
+def test_compressed_bombs_stop_at_the_limit_of_their_call_and_of_the_memory():
+    packed = bomb(512)
+    message = prefix(len(packed), flag=1) + packed
+    refused = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+
+    def over_grpc(server, method):
+        with Connection(server.address) as connection:
+            stream = connection.call(method, message, is_whole=True, grpc_encoding="gzip")
+            connection.flush()
+            return connection.status(stream)
+
+    def over_http(server):
+        client = http.client.HTTPConnection(server.http, timeout=PATIENCE_SECONDS)
+        client.request("POST", "/v2/models/identity/infer", packed, {"content-encoding": "gzip"})
+        answer = client.getresponse()
+        text = answer.read().decode()
+        if answer.status == 503:
+            return "--max-buffered-mib" in text and int(answer.headers["retry-after"]) > 0
+        return answer.status == 400 and "--http-max-input-bytes" in text
+
+    with limited(4 * GIB, "--max-buffered-mib", "96") as server, paced(server), \
+            concurrent.futures.ThreadPoolExecutor(18) as pool:
+        before = rss_mib(server.pid)
+        calls = [pool.submit(over_grpc, server, method)
+                 for method in ("ServerLive", "ModelInfer", "ModelStreamInfer") for _ in range(4)]
+        bodies = [pool.submit(over_http, server) for _ in range(6)]
+        assert {call.result() for call in calls} == {refused}
+        assert all(body.result() for body in bodies)
+        assert rss_mib(server.pid) < before + 96 + 200
+        assert server.is_running()
+
+
+def test_large_requests_at_once_are_served_or_refused():
+    size = 40 << 20
+    asked = request("identity", [tensor("INPUT0", "UINT8", [size])], [bytes(size)])
+    with limited(2 * GIB, "--max-buffered-mib", "128") as server, \
+            concurrent.futures.ThreadPoolExecutor(6) as pool:
+
+        def ask(_):
+            options = [("grpc.max_receive_message_length", -1)]
+            with grpc.insecure_channel(server.address, options=options) as channel:
+                stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+                try:
+                    assert len(stub.ModelInfer(asked).raw_output_contents[0]) == size
+                    return grpc.StatusCode.OK
+                except grpc.RpcError as error:
+                    assert "--max-buffered-mib" in error.details(), error
+                    return error.code()
+
+        codes = list(pool.map(ask, range(12)))
+        assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        # One finds room once the others are gone, and nothing stays behind.
+        assert ask(None) == grpc.StatusCode.OK
+        refused = codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        assert scrape(server, "stator_buffer_refusals_total") == refused
+        eventually("all is given back", lambda: scrape(server, "stator_buffered_bytes") == 0)
