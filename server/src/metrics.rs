@@ -43,6 +43,12 @@ pub(crate) struct WayLabels {
     pub way: &'static str,
 }
 
+/// Labels of a listener.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ListenerLabels {
+    pub listener: &'static str,
+}
+
 /// Labels of something that was not done, with the reason.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct ReasonLabels {
@@ -162,6 +168,7 @@ pub(crate) struct Metrics {
     pub kv_event_gaps: Family<ModelLabels, Counter>,
     pub kv_resyncs: Family<ModelLabels, Counter>,
     pub connections: Gauge,
+    pub connections_waited: Family<ListenerLabels, Counter>,
     /// What requests of clients hold, and how many were refused because of that.
     pub buffered: Gauge,
     pub buffer_refusals: Counter,
@@ -169,6 +176,11 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Returns what counts the connections that wait for a place of a listener.
+    pub(crate) fn waited(&self, listener: &'static str) -> Counter {
+        self.connections_waited.get_or_create_owned(&ListenerLabels { listener })
+    }
+
     /// Makes the metrics and registers them under `stator_`.
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
@@ -200,6 +212,7 @@ impl Metrics {
             kv_event_gaps: Family::default(),
             kv_resyncs: Family::default(),
             connections: Gauge::default(),
+            connections_waited: Family::default(),
             buffered: Gauge::default(),
             buffer_refusals: Counter::default(),
             uptime: Gauge::default(),
@@ -299,6 +312,8 @@ impl Metrics {
         let resyncs = "Times when a worker told all that its KV cache holds";
         r.register("kv_resyncs", resyncs, self.kv_resyncs.clone());
         r.register("grpc_connections", "Open gRPC connections", self.connections.clone());
+        let waited = "Connections that came when all places of a listener were taken";
+        r.register("connections_waited", waited, self.connections_waited.clone());
         let buffered = "Memory that requests of clients hold";
         r.register("buffered_bytes", buffered, self.buffered.clone());
         let refusals = "Requests refused because others held all memory for buffers";

@@ -118,6 +118,8 @@ impl Server {
         let listener = Listener {
             socket: listener,
             tls: security.acceptor(TlsListener::Grpc),
+            name: "grpc",
+            waited: metrics.waited("grpc"),
             max_connections: config.grpc.max_connections,
             has_nodelay: config.grpc.has_nodelay,
         };
@@ -357,6 +359,8 @@ async fn open_http(
     let listener = Listener {
         socket: listener,
         tls: security.acceptor(TlsListener::Http),
+        name: "http",
+        waited: shared.metrics.waited("http"),
         max_connections: http.max_connections,
         has_nodelay: true,
     };
@@ -376,11 +380,14 @@ pub(crate) async fn open_metrics(
 ) -> Result<SocketAddr, ServeError> {
     let socket = bind("--metrics-port", wanted).await?;
     let found = address("--metrics-port", &socket, wanted)?;
+    let waited = exporter.metrics.waited("metrics");
     let router = admin::router("/metrics", exporter);
     let router = protect(router, security.keys.as_ref(), &Paths::default(), &[]);
     let listener = Listener {
         socket,
         tls: security.acceptor(TlsListener::Metrics),
+        name: "metrics",
+        waited,
         max_connections: MAX_METRICS_CONNECTIONS,
         has_nodelay: true,
     };

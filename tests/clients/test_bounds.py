@@ -1,17 +1,19 @@
 """What a client may not pile up or leave behind: floods, half loads, silence."""
 
+import concurrent.futures
 import contextlib
 import socket
-import threading
 import time
 
 import grpc
 import numpy as np
 import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 from conftest import running
 from patience import PATIENCE_SECONDS, eventually
-from wire import Client, refused, write_model
+from wire import Client, Stream, floats, refused, request, scrape, tensor, write_model
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -50,21 +52,47 @@ def test_polling_leaves_models_of_the_command_line_alone(tmp_path):
         assert config["backend"] == "identity"
 
 
-def test_a_silent_connection_is_closed(server):
-    ends = {}
+def test_a_connection_that_does_not_begin_is_closed(server):
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    host, port = server.address.rsplit(":", 1)
 
-    def wait(name, address):
-        host, port = address.rsplit(":", 1)
+    def wait(first):
         with socket.create_connection((host, int(port))) as connection:
             connection.settimeout(PATIENCE_SECONDS)
+            connection.sendall(first)
             started = time.monotonic()
             assert connection.recv(1) == b""
-            ends[name] = time.monotonic() - started
+            return time.monotonic() - started
 
-    waiter = threading.Thread(target=wait, args=("grpc", server.address))
-    waiter.start()
-    waiter.join()
-    assert 5 < ends["grpc"] < PATIENCE_SECONDS
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        silent = list(pool.map(wait, (b"", preface[:1], preface[:-1])))
+    assert all(5 < seconds < PATIENCE_SECONDS for seconds in silent), silent
+    # What cannot become a preface any more is closed at once, without a word.
+    assert wait(b"GET") < 5
+
+
+def test_connections_that_say_nothing_give_way():
+    with running("--builtin", "identity", "--grpc-max-connections", "4") as server, contextlib.ExitStack() as stack:
+        host, port = server.address.rsplit(":", 1)
+        one = request("identity", [tensor("INPUT0", "FP32", [1])], [floats(1)])
+        channel = stack.enter_context(grpc.insecure_channel(server.address))
+        # One with a call under way is asked as well, and ends when the call does.
+        stream = Stream(service_pb2_grpc.GRPCInferenceServiceStub(channel))
+        stream.send(one)
+        assert not stream.next().error_message
+        for _ in range(3):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        for _ in range(4):
+            # Otherwise it shares the connection of the channel above.
+            own = [("grpc.use_local_subchannel_pool", 1)]
+            with grpc.insecure_channel(server.address, options=own) as newcomer:
+                stub = service_pb2_grpc.GRPCInferenceServiceStub(newcomer)
+                assert stub.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE_SECONDS).live
+        stream.send(one)
+        assert not stream.next().error_message
+        stream.close()
+        assert scrape(server, 'stator_connections_waited_total{listener="grpc"}') >= 1
+        assert 1 <= sum("all connections are taken" in line for line in server.log) <= 2
 
 
 def test_nan_is_classified_last(server, tmp_path):

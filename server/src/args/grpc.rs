@@ -48,7 +48,7 @@ pub struct GrpcArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
     #[arg(env = "STATOR_GRPC_MAX_STREAM_REQUESTS")]
     pub grpc_max_stream_requests: u32,
-    /// Open connections; more wait in the listen queue
+    /// Open connections; more wait until one ends or has been silent for 5 seconds
     #[arg(long, value_name = "N", default_value_t = 4096)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     #[arg(env = "STATOR_GRPC_MAX_CONNECTIONS")]

@@ -19,7 +19,7 @@ pub struct HttpArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     #[arg(env = "STATOR_HTTP_MAX_INPUT_BYTES", alias = "http-max-input-size")]
     pub http_max_input_bytes: u32,
-    /// Open connections; more wait in the listen queue
+    /// Open connections; more wait until one ends or has been silent for 5 seconds
     #[arg(long, value_name = "N", default_value_t = 4096)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     #[arg(env = "STATOR_HTTP_MAX_CONNECTIONS")]

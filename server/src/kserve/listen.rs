@@ -4,9 +4,10 @@
 //! with DEADLINE_EXCEEDED and the number of connections has a bound.
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::{Envelope, Reply};
+use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -32,7 +34,7 @@ use super::messages::{self, Requests, Rules, Whole};
 use super::service::KserveService;
 use super::timeout::deadline;
 use crate::config::{Compression, GrpcConfig};
-use crate::listener::{Protocol, Transport};
+use crate::listener::{Protocol, Seat, Transport};
 use crate::metrics::Metrics;
 use crate::restriction::{self, Restrictions};
 use crate::security::{Grant, Keys, forget, of_rpc};
@@ -47,8 +49,20 @@ const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 /// The largest message of a call that carries no tensors and no files, in bytes.
 const MAX_CONTROL_BYTES: usize = 1 << 20;
 
-/// How long a new connection may be silent.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What an HTTP/2 client sends first (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long a new connection may take to send it.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may stay without a first call.
+const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// How long a connection without calls gets to hear that it ends.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The answer to a call, as it comes.
+type Answer = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
 /// The services behind the port.
 #[derive(Clone)]
@@ -222,12 +236,9 @@ where
     response
 }
 
-impl Service<Request<Incoming>> for Door {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
-
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+impl Door {
+    /// Answers a call.
+    fn call(&self, mut request: Request<Incoming>) -> Answer {
         if let Err(error) = self.check(&mut request) {
             let refusal = status::grpc(&error).into_http();
             return Box::pin(std::future::ready(Ok(refusal)));
@@ -296,6 +307,24 @@ fn with_triton_size_code(mut response: Response<Body>) -> Response<Body> {
     }
 }
 
+/// The calls of a connection.
+struct Calls {
+    door: Door,
+    /// The first has come.
+    has_called: Arc<AtomicBool>,
+}
+
+impl Service<Request<Incoming>> for Calls {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        self.has_called.store(true, Relaxed);
+        self.door.call(request)
+    }
+}
+
 /// gRPC over HTTP/2, answered by a [`Door`].
 #[derive(Clone)]
 pub(crate) struct Grpc {
@@ -307,10 +336,11 @@ pub(crate) struct Grpc {
 impl Protocol for Grpc {
     const TASK: &'static str = "grpc connection";
 
-    async fn serve(self, mut transport: Transport, accepting: Tasks) {
-        // A silent connection holds no place for long.
+    async fn serve(self, mut transport: Transport, seat: &Seat, accepting: Tasks) {
+        // A connection that says nothing holds no place for long.
         let has_begun = tokio::select! {
-            has_begun = transport.has_begun(FIRST_BYTE_TIMEOUT) => has_begun,
+            has_begun = transport.begins_with(PREFACE, PREFACE_TIMEOUT) => has_begun,
+            () = seat.gives_way() => false,
             () = accepting.cancelled() => false,
         };
         if !has_begun {
@@ -319,19 +349,33 @@ impl Protocol for Grpc {
         self.metrics.connections.inc();
         let is_over = accepting.cancelled();
         let age = self.config.max_connection_age;
-        let served = http2(&self.config).serve_connection(TokioIo::new(transport), self.door);
+        let has_called = Arc::<AtomicBool>::default();
+        let calls = Calls { door: self.door, has_called: has_called.clone() };
+        let served = http2(&self.config).serve_connection(TokioIo::new(transport), calls);
         let mut served = pin!(served);
-        let mut end: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+        let silence = async {
+            tokio::time::sleep(FIRST_CALL_TIMEOUT).await;
+            if has_called.load(Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        let end = async {
             tokio::select! {
                 () = is_over => {}
                 () = sleep_if(age) => {}
+                () = silence => {}
+                () = seat.gives_way() => {}
             }
-        });
+        };
         let result = tokio::select! {
             result = served.as_mut() => result,
-            () = end.as_mut() => {
+            () = end => {
                 served.as_mut().graceful_shutdown();
-                served.await
+                match has_called.load(Relaxed) {
+                    true => served.await,
+                    // It would wait for as long as such a client does.
+                    false => timeout(FAREWELL_TIMEOUT, served).await.unwrap_or(Ok(())),
+                }
             }
         };
         self.metrics.connections.dec();

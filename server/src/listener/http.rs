@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tower::ServiceExt;
 
-use super::{Protocol, Transport};
+use super::{Protocol, Seat, Transport};
 
 /// How long a connection may be idle before a request, and the request's headers take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
@@ -57,7 +57,7 @@ impl Http {
 impl Protocol for Http {
     const TASK: &'static str = "http connection";
 
-    async fn serve(self, transport: Transport, accepting: Tasks) {
+    async fn serve(self, transport: Transport, seat: &Seat, accepting: Tasks) {
         let spoken = Arc::<Spoken>::default();
         let builder = builder(self.header_timeout);
         let (router, ending) = (self.router, accepting.clone());
@@ -72,6 +72,13 @@ impl Protocol for Http {
         let result = tokio::select! {
             result = served.as_mut() => result,
             () = silence => return,
+            () = seat.gives_way() => {
+                if !spoken.has_begun.load(Relaxed) {
+                    return;
+                }
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
             () = accepting.cancelled() => {
                 let farewell = async {
                     if !spoken.is_http2.load(Relaxed) {
@@ -151,9 +158,11 @@ mod tests {
     use std::time::Instant;
 
     use axum::routing::get;
+    use prometheus_client::metrics::counter::Counter;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
+    use super::super::seats::Seats;
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_millis(300);
@@ -167,7 +176,8 @@ mod tests {
         let http = Http { router, header_timeout: TIMEOUT, farewell: Duration::ZERO };
         let serve = async move {
             let (stream, _) = listener.accept().await.unwrap();
-            http.serve(Transport::Plain(stream), Tasks::new()).await;
+            let seat = Seats::new("test", 1, Counter::default()).take().await.unwrap();
+            http.serve(Transport::plain(stream), &seat, Tasks::new()).await;
         };
         let client = async {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -214,7 +224,8 @@ mod tests {
         let accepting = Tasks::new();
         let serve = async {
             let (stream, _) = listener.accept().await.unwrap();
-            http.serve(Transport::Plain(stream), accepting.clone()).await;
+            let seat = Seats::new("test", 1, Counter::default()).take().await.unwrap();
+            http.serve(Transport::plain(stream), &seat, accepting.clone()).await;
         };
         let client = async {
             let mut stream = TcpStream::connect(address).await.unwrap();

@@ -1,23 +1,26 @@
 //! One accept loop for every door: a bounded number of connections, TLS where it is wanted, an
 //! end that lets calls finish.
 //!
-//! A connection counts against the bound from the moment it is accepted, so a slow handshake
-//! takes no more than its own place.
+//! A connection has a place from the moment it is accepted, so a slow handshake takes no more than
+//! its own.
 
 mod http;
+mod seats;
 mod transport;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use engine::Tasks;
+use prometheus_client::metrics::counter::Counter;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
 use crate::security::Acceptor;
 
+use seats::Seats;
+
 pub(crate) use http::Http;
+pub(crate) use seats::Seat;
 pub(crate) use transport::Transport;
 
 /// Waits after a failed accept, which mostly means that file descriptors ran out.
@@ -31,8 +34,12 @@ pub(crate) struct Listener {
     pub socket: TcpListener,
     /// What makes TLS of a connection; none serves it in the clear.
     pub tls: Option<Acceptor>,
-    /// Open connections; more wait in the listen queue.
+    /// What the log calls it.
+    pub name: &'static str,
+    /// Open connections; one more waits for a place, the others in the listen queue.
     pub max_connections: usize,
+    /// Counts the connections that had to wait.
+    pub waited: Counter,
     /// TCP_NODELAY.
     pub has_nodelay: bool,
 }
@@ -42,8 +49,14 @@ pub(crate) trait Protocol: Clone + Send + Sync + 'static {
     /// What a connection's task is called.
     const TASK: &'static str;
 
-    /// Serves a connection to its end; asks it to end once `accepting` is cancelled.
-    fn serve(self, transport: Transport, accepting: Tasks) -> impl Future<Output = ()> + Send;
+    /// Serves a connection to its end; asks it to end once its seat gives way or `accepting` is
+    /// cancelled.
+    fn serve(
+        self,
+        transport: Transport,
+        seat: &Seat,
+        accepting: Tasks,
+    ) -> impl Future<Output = ()> + Send;
 }
 
 /// Accepts connections until `accepting` is cancelled; each is a task of `work` and gets to
@@ -53,25 +66,22 @@ pub(crate) async fn accept<P: Protocol>(
     protocol: P,
     (accepting, work): (Tasks, Tasks),
 ) {
-    let permits = Arc::new(Semaphore::new(listener.max_connections));
+    let mut seats = Seats::new(listener.name, listener.max_connections, listener.waited.clone());
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
         match listener.socket.accept().await {
             Ok((stream, peer)) => {
                 if let Err(error) = stream.set_nodelay(listener.has_nodelay) {
                     tracing::debug!(%error, "cannot set TCP_NODELAY");
                 }
+                let Some(seat) = seats.take().await else { return };
                 let (protocol, tls) = (protocol.clone(), listener.tls.clone());
                 let accepting = accepting.clone();
                 work.spawn(P::TASK, async move {
                     tracing::debug!(%peer, "connection opened");
-                    if let Some(transport) = secure(stream, tls, &accepting).await {
-                        protocol.serve(transport, accepting).await;
+                    if let Some(transport) = secure(stream, tls, &seat, &accepting).await {
+                        protocol.serve(transport.heard_by(seat.ear()), &seat, accepting).await;
                     }
                     tracing::debug!(%peer, "connection closed");
-                    drop(permit);
                 });
             }
             Err(error) => {
@@ -83,13 +93,19 @@ pub(crate) async fn accept<P: Protocol>(
 }
 
 /// Shakes hands, if the listener does; none when that failed or took too long.
-async fn secure(stream: TcpStream, tls: Option<Acceptor>, accepting: &Tasks) -> Option<Transport> {
+async fn secure(
+    stream: TcpStream,
+    tls: Option<Acceptor>,
+    seat: &Seat,
+    accepting: &Tasks,
+) -> Option<Transport> {
     let Some(tls) = tls else {
-        return Some(Transport::Plain(stream));
+        return Some(Transport::plain(stream));
     };
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
     let shaken = tokio::select! {
         shaken = handshake => shaken,
+        () = seat.gives_way() => return None,
         () = accepting.cancelled() => return None,
     };
     match shaken {

@@ -2,93 +2,145 @@
 
 use std::io::{IoSlice, Result};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader, ReadBuf};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-/// Enough to look at a first byte; larger reads pass the buffer by.
-const LOOK_BYTES: usize = 64;
+use super::seats::Ear;
 
 /// An accepted connection.
-pub(crate) enum Transport {
-    /// As it is.
+pub(crate) struct Transport {
+    stream: Stream,
+    /// Bytes that were looked at and are still to be read.
+    looked_at: Bytes,
+    /// Hears of bytes that come and go.
+    ear: Option<Ear>,
+}
+
+/// Where the bytes come from.
+enum Stream {
+    /// As they are.
     Plain(TcpStream),
     /// After a handshake.
-    Tls(Box<BufReader<TlsStream<TcpStream>>>),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Transport {
-    /// Makes the transport of a TLS stream.
-    pub(super) fn tls(stream: TlsStream<TcpStream>) -> Self {
-        Self::Tls(Box::new(BufReader::with_capacity(LOOK_BYTES, stream)))
+    /// Makes the transport of a connection in the clear.
+    pub(super) fn plain(stream: TcpStream) -> Self {
+        Self { stream: Stream::Plain(stream), looked_at: Bytes::new(), ear: None }
     }
 
-    /// Waits for the client's first byte, at most so long; returns whether it came.
-    pub(crate) async fn has_begun(&mut self, timeout: Duration) -> bool {
-        let mut first = [0];
+    /// Makes the transport of a TLS stream.
+    pub(super) fn tls(stream: TlsStream<TcpStream>) -> Self {
+        Self { stream: Stream::Tls(Box::new(stream)), looked_at: Bytes::new(), ear: None }
+    }
+
+    /// Lets somebody hear of bytes that come and go.
+    pub(super) fn heard_by(mut self, ear: Ear) -> Self {
+        self.ear = Some(ear);
+        self
+    }
+
+    /// Waits for the client's first bytes; returns whether these are they, and came in time.
+    pub(crate) async fn begins_with(&mut self, expected: &[u8], timeout: Duration) -> bool {
+        let mut begun = BytesMut::with_capacity(expected.len());
         let come = async {
-            match self {
-                Self::Plain(stream) => stream.peek(&mut first).await,
-                Self::Tls(stream) => stream.fill_buf().await.map(<[u8]>::len),
+            while begun.len() < expected.len() {
+                let lacking = expected.len() - begun.len();
+                let mut rest = (&mut begun).limit(lacking);
+                let has_come = self.read_buf(&mut rest).await.is_ok_and(|length| length > 0);
+                if !has_come || !expected.starts_with(&begun) {
+                    return false;
+                }
             }
+            true
         };
-        matches!(tokio::time::timeout(timeout, come).await, Ok(Ok(length)) if length > 0)
+        let is_so = tokio::time::timeout(timeout, come).await.unwrap_or(false);
+        self.looked_at = begun.freeze();
+        is_so
+    }
+
+    fn hear(&self) {
+        if let Some(ear) = &self.ear {
+            ear.hear();
+        }
     }
 }
 
 impl AsyncRead for Transport {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        if !self.looked_at.is_empty() {
+            let length = buffer.remaining().min(self.looked_at.len());
+            buffer.put_slice(&self.looked_at[..length]);
+            self.looked_at.advance(length);
+            return Poll::Ready(Ok(()));
         }
+        let outcome = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        };
+        ready!(outcome)?;
+        self.hear();
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Transport {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize>> {
+        let outcome = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        };
+        let length = ready!(outcome)?;
+        self.hear();
+        Poll::Ready(Ok(length))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
+        let outcome = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        };
+        let length = ready!(outcome)?;
+        self.hear();
+        Poll::Ready(Ok(length))
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+        match &self.stream {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -47,6 +47,7 @@ kv_events counter
 kv_event_gaps counter
 kv_resyncs counter
 grpc_connections gauge
+connections_waited counter
 buffered_bytes gauge
 buffer_refusals counter
 uptime_seconds gauge
@@ -108,6 +109,7 @@ fn touch(metrics: &Metrics) {
         kv_event_gaps,
         kv_resyncs,
         connections: _,
+        connections_waited,
         buffered: _,
         buffer_refusals: _,
         uptime: _,
@@ -118,6 +120,7 @@ fn touch(metrics: &Metrics) {
     drop(in_flight.get_or_create(&rpcs));
     drop(duration.get_or_create(&rpcs));
     drop(disaggregated.get_or_create(&WayLabels { model: model.clone(), way: "w" }));
+    drop(connections_waited.get_or_create(&ListenerLabels { listener: "l" }));
     drop(transfer_fallbacks.get_or_create(&ReasonLabels { model, reason: "r" }));
     for histogram in [first_token, inter_token, transfer_seconds] {
         drop(histogram.get_or_create(&labels()));
