@@ -13,6 +13,7 @@ use tensor::{ModelConfig, Tensor};
 use crate::chat::Chat;
 use crate::completion::{Completion, MAX_CONTINUATIONS, Prompts};
 use crate::continuations::{Beginning, Continuations, Reading};
+use crate::controls::{Controls, unmarked};
 use crate::parser::OutputParser;
 use crate::settings::Settings;
 use crate::syntax::Syntax;
@@ -36,6 +37,8 @@ pub struct TextBridge {
     pub(crate) tokenizer: Tokenizer,
     table: Arc<TokenTable>,
     template: Option<Template>,
+    /// The control tokens that messages may not spell out.
+    controls: Option<Controls>,
     syntax: Syntax,
     /// Steering tokens that the parsers have to see.
     markers: Arc<HashSet<TokenId>>,
@@ -69,6 +72,7 @@ impl TextBridge {
             table: tokenizer.table(),
             tokenizer,
             template,
+            controls: Controls::of(vocabulary),
             syntax,
             markers,
             is_encoder: false,
@@ -90,6 +94,7 @@ impl TextBridge {
             table: tokenizer.table(),
             tokenizer,
             template: None,
+            controls: None,
             syntax: Syntax::default(),
             markers: Arc::default(),
             is_encoder: true,
@@ -107,6 +112,7 @@ impl TextBridge {
             table: tokenizer.table(),
             tokenizer,
             template: None,
+            controls: None,
             syntax: Syntax::default(),
             markers: Arc::default(),
             is_encoder,
@@ -119,6 +125,12 @@ impl TextBridge {
     #[must_use]
     pub fn without_chats(self) -> Self {
         Self { takes_chats: false, ..self }
+    }
+
+    /// Lets messages spell out control tokens, which end turns and begin others.
+    #[must_use]
+    pub fn with_special_content(self) -> Self {
+        Self { controls: None, ..self }
     }
 
     /// Returns whether the model's engine takes texts, and has the template and the tokenizer.
@@ -214,7 +226,13 @@ impl TextBridge {
             let text = format!("`tools`: expected at most {MAX_TOOLS_BYTES} bytes for all prompts");
             return Err(Error::invalid(text).with_param("tools"));
         }
-        let chat = |messages| Chat::new(settings, messages, &tools, self.template.as_ref());
+        let chat = |messages| {
+            let mut chat = Chat::new(settings, messages, &tools, self.template.as_ref())?;
+            if let Some(controls) = &self.controls {
+                chat.conversation.break_controls(controls);
+            }
+            Ok(chat)
+        };
         let chats = conversations.into_iter().map(chat).collect::<Result<_>>()?;
         Ok(Prompts::Chats(chats))
     }
@@ -291,7 +309,10 @@ impl TextBridge {
         match &completion.prompts {
             Prompts::Texts(texts) => {
                 let text = texts[index].clone();
-                let tokens = self.prompt_tokens(&text, true, completion)?;
+                let tokens = match completion.truncation {
+                    None => self.tokenize(&text, true)?,
+                    Some(_) => self.tokenizer.encode(&text, true)?,
+                };
                 Ok(Prompt { tokens, text, parser: None, guided: guided() })
             }
             Prompts::Tokens(lists) => {
@@ -304,8 +325,12 @@ impl TextBridge {
             }
             Prompts::Chats(chats) => {
                 let chat = &chats[index];
-                let text = self.render(chat, now)?;
-                let tokens = self.prompt_tokens(&text, false, completion)?;
+                let rendered = self.render(chat, now)?;
+                let tokens = match completion.truncation {
+                    None => self.tokenize_rendered(&rendered, false)?,
+                    Some(_) => self.tokenizer.encode_marked(&rendered, false)?,
+                };
+                let text = unmarked(&rendered).into_owned();
                 let thinks = self.syntax.starts_in_reasoning(&text);
                 let guided = self.guided(completion, chat, thinks)?;
                 let parser = self.syntax.parser(&chat.tools, thinks);
@@ -314,7 +339,7 @@ impl TextBridge {
         }
     }
 
-    /// Returns a chat as its template renders it.
+    /// Returns a chat as its template renders it, with [marks](crate::controls::MARK).
     pub(crate) fn render(&self, chat: &Chat, now: Now) -> Result<String> {
         let template = self.template.as_ref();
         let template = template.ok_or_else(|| Error::internal("a chat without template"))?;
@@ -342,39 +367,35 @@ impl TextBridge {
         Ok(constraint.map(|constraint| Guided { constraint, after }))
     }
 
-    /// Returns the tokens of a prompt, which have to fit into the context unless they are cut.
-    fn prompt_tokens(
-        &self,
-        text: &str,
-        with_bos: bool,
-        completion: &Completion,
-    ) -> Result<Vec<TokenId>> {
-        match completion.truncation {
-            None => self.tokens(text, with_bos),
-            Some(_) => self.tokenizer.encode(text, with_bos),
-        }
-    }
-
-    /// Returns the tokens of a text, which have to fit into the context.
-    pub(crate) fn tokens(&self, text: &str, with_bos: bool) -> Result<Vec<TokenId>> {
-        let least = self.tokenizer.least_tokens(text.len());
-        if least >= self.most_tokens() as usize {
-            return Err(Error::invalid(format!(
-                "the prompt has {} bytes, at least {least} tokens; the model's context has {}",
-                text.len(),
-                self.context_length
-            ))
-            .with_code("context_length_exceeded"));
-        }
-        self.tokenizer.encode(text, with_bos)
-    }
-
     /// Returns the tokens of a text; `with_bos` puts the token before them that begins a text, if
     /// the model has one.
     ///
     /// Errors: a text that is longer than the context can be.
     pub fn tokenize(&self, text: &str, with_bos: bool) -> Result<Vec<TokenId>> {
-        self.tokens(text, with_bos)
+        self.check_length(text)?;
+        self.tokenizer.encode(text, with_bos)
+    }
+
+    /// Returns the tokens of a chat as its template rendered it.
+    ///
+    /// Errors: as [`tokenize`](Self::tokenize).
+    pub(crate) fn tokenize_rendered(&self, text: &str, with_bos: bool) -> Result<Vec<TokenId>> {
+        self.check_length(&unmarked(text))?;
+        self.tokenizer.encode_marked(text, with_bos)
+    }
+
+    /// Refuses a text that cannot fit into the context.
+    fn check_length(&self, text: &str) -> Result<()> {
+        let least = self.tokenizer.least_tokens(text.len());
+        match least < self.most_tokens() as usize {
+            true => Ok(()),
+            false => Err(Error::invalid(format!(
+                "the prompt has {} bytes, at least {least} tokens; the model's context has {}",
+                text.len(),
+                self.context_length
+            ))
+            .with_code("context_length_exceeded")),
+        }
     }
 
     /// Returns the text of tokens, the steering ones among them; what is no UTF-8 becomes U+FFFD.
@@ -410,7 +431,7 @@ impl TextBridge {
     pub fn embedding(&self, input: &Input, truncation: Option<usize>) -> Result<EmbedRequest> {
         let most = truncation.map(|most| most.min(self.context_length as usize));
         let tokens = match (input, most) {
-            (Input::Text(text), None) => self.tokens(text, true)?,
+            (Input::Text(text), None) => self.tokenize(text, true)?,
             (Input::Text(text), Some(most)) => self.tokenizer.encode_cut(text, most)?,
             (Input::Tokens(tokens), most) => {
                 let kept = most.unwrap_or(usize::MAX).min(tokens.len());

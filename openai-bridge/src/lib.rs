@@ -14,6 +14,7 @@ mod chat;
 mod completion;
 mod constraint;
 mod continuations;
+mod controls;
 mod delta;
 pub mod parser;
 mod profile;

@@ -118,6 +118,8 @@ pub struct EngineConfig {
     pub tool_call_parser: Option<String>,
     /// The format of reasoning; none: what a model's template shows.
     pub reasoning_parser: Option<String>,
+    /// Whether messages of a chat may spell out control tokens.
+    pub has_special_content: bool,
 }
 
 /// How log lines look.
@@ -136,6 +138,7 @@ impl Config {
     pub fn from_args(args: &ServeArgs) -> Result<Self, Invalid> {
         let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
         models.limits = limits(&args.busy);
+        models.engine.has_special_content = args.openai.allow_special_tokens_in_content;
         Ok(Self {
             origin: Origin::Own(Box::new(models)),
             trace: TraceConfig::from_args(&args.trace)?,
@@ -258,6 +261,7 @@ impl EngineConfig {
             kv_disk: args.kv_disk_dir.clone().zip(Some(args.kv_disk_mib as usize * (1 << 20))),
             tool_call_parser: formats.tool_call_parser.clone(),
             reasoning_parser: formats.reasoning_parser.clone(),
+            has_special_content: false,
         }
     }
 }

@@ -48,7 +48,7 @@ pub fn count_tokens(bridge: &TextBridge, body: Body, now: Now) -> Result<Json> {
         settings.check(1)?;
         let chats = bridge.chats(settings, vec![messages])?;
         let text = bridge.rendered(&chats, now)?;
-        bridge.tokenize(&text, false)
+        bridge.tokenize_rendered(&text, false)
     };
     let tokens = Settings::of_body(&chat).and_then(|settings| count(&settings));
     Ok(json!({"input_tokens": tokens.map_err(input::in_own_words)?.len()}))

@@ -21,7 +21,7 @@ pub fn tokenize(bridge: &TextBridge, body: &Body, now: Now) -> Result<Json> {
             settings.check(1)?;
             let chats = bridge.chats(&settings, vec![messages.clone()])?;
             let text = bridge.rendered(&chats, now)?;
-            bridge.tokenize(&text, has_bos.unwrap_or(false))?
+            bridge.tokenize_rendered(&text, has_bos.unwrap_or(false))?
         }
         (None, Some(other)) => {
             let why = format!("expected a list of messages, got {}", body::kind(other));

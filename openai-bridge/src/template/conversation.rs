@@ -3,8 +3,13 @@
 use engine::{Error, Result};
 use serde_json::{Map, Value as Json};
 
+use crate::controls::Controls;
+
 /// Names that the request itself gives to every template.
 const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
+/// The longest role.
+const MAX_ROLE_BYTES: usize = 64;
 
 /// A checked conversation as a template gets it.
 #[derive(Clone, Debug)]
@@ -73,6 +78,13 @@ impl Conversation {
         }
     }
 
+    /// Breaks the control tokens in all texts that the client gave.
+    pub(crate) fn break_controls(&mut self, controls: &Controls) {
+        let lists = [&mut self.messages, &mut self.tools, &mut self.documents];
+        lists.into_iter().flatten().for_each(|value| controls.break_in(value));
+        controls.break_in_fields(&mut self.kwargs);
+    }
+
     /// Returns the messages.
     pub fn messages(&self) -> &[Json] {
         &self.messages
@@ -111,7 +123,7 @@ fn check_message(message: &mut Json, place: &str, parts: Parts) -> Result<()> {
         return Err(wrong(place, &format!("expected an object, got {}", brief(message))));
     };
     let role = match fields.get("role") {
-        Some(Json::String(role)) if !role.is_empty() => role.clone(),
+        Some(Json::String(role)) if is_word(role) => role.clone(),
         Some(other) => {
             let why = format!("expected a role's name, got {}", brief(other));
             return Err(wrong(&format!("{place}.role"), &why));
@@ -139,6 +151,12 @@ fn check_message(message: &mut Json, place: &str, parts: Parts) -> Result<()> {
         check_function(call, &format!("{place}.function_call"))?;
     }
     Ok(())
+}
+
+/// Returns whether a role is a word: templates put it between control tokens as it is.
+fn is_word(role: &str) -> bool {
+    let is_part = |letter: char| letter.is_alphanumeric() || "_-. ".contains(letter);
+    (1..=MAX_ROLE_BYTES).contains(&role.len()) && role.chars().all(is_part)
 }
 
 fn is_content_needed(role: &str) -> bool {

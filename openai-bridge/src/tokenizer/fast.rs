@@ -15,6 +15,7 @@ use super::byte_level::ByteLevel;
 use super::pieces::Pieces;
 use super::words::Words;
 use super::{merges, splitter};
+use crate::controls::unmarked;
 
 /// Most working memories that are kept for the next text, of some MiB each.
 const KEPT_MEMORIES: usize = 16;
@@ -92,6 +93,21 @@ impl Fast {
 
     /// Appends the tokens of a text without added tokens, or of what lies between two.
     pub(super) fn encode(&self, text: &str, is_first: bool, tokens: &mut Vec<TokenId>) {
+        self.encode_parts(text, is_first, tokens, |part| Cow::Borrowed(part));
+    }
+
+    /// Appends the tokens of such a text with marks, which are no part of it.
+    pub(super) fn encode_marked(&self, text: &str, is_first: bool, tokens: &mut Vec<TokenId>) {
+        self.encode_parts(text, is_first, tokens, unmarked);
+    }
+
+    fn encode_parts(
+        &self,
+        text: &str,
+        is_first: bool,
+        tokens: &mut Vec<TokenId>,
+        clean: for<'t> fn(&'t str) -> Cow<'t, str>,
+    ) {
         let mut memory = self.memory();
         let text = if self.composes { compose(text) } else { Cow::Borrowed(text) };
         // SentencePiece puts its space in front of all of it, not in front of every part.
@@ -103,10 +119,10 @@ impl Fast {
             match (part, &self.model) {
                 (Part::Token(token), _) => tokens.push(token),
                 (Part::Text(text, _), Model::Bytes(model)) => {
-                    model.encode(text, &mut memory, tokens);
+                    model.encode(&clean(text), &mut memory, tokens);
                 }
                 (Part::Text(text, starts), Model::Pieces(model)) => {
-                    model.encode(text, is_first && starts, &mut memory, tokens);
+                    model.encode(&clean(text), is_first && starts, &mut memory, tokens);
                 }
             }
         }

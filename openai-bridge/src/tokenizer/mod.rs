@@ -25,6 +25,8 @@ use tokenizers::PostProcessor;
 use cache::Cache;
 use fast::{Fast, Part};
 
+use crate::controls::{MARK, unmarked};
+
 pub(crate) use detokenizer::{Decoder, TokenTable};
 
 /// The default bound on what a tokenizer remembers of earlier texts, in bytes.
@@ -155,29 +157,70 @@ impl Tokenizer {
     ///
     /// Errors: the library's own, which a byte-level tokenizer does not have.
     pub fn encode(&self, text: &str, with_bos: bool) -> Result<Vec<TokenId>> {
-        // English has four or five bytes a token.
-        let mut tokens = Vec::with_capacity(text.len() / 4 + 1);
-        tokens.extend(self.bos.filter(|_| with_bos));
+        let mut tokens = self.begin(text, with_bos);
         match &self.encoder {
             Encoder::Fast(fast) => {
                 for part in fast.parts(text) {
                     match part {
                         Part::Token(token) => tokens.push(token),
                         Part::Text(text, is_first) => {
-                            let encode = |tokens: &mut _| fast.encode(text, is_first, tokens);
-                            self.cache.encode(text, is_first, &mut tokens, encode);
+                            self.encode_cached(fast, text, is_first, &mut tokens);
                         }
                     }
                 }
             }
             Encoder::Reference(reference) => tokens.extend(encode(reference, text)?),
             Encoder::Framing(reference) => tokens.extend(frame(reference, text, with_bos, None)?),
-            Encoder::Absent => {
-                let text = "the model's tokens are not known here: its workers have the tokenizer";
-                return Err(Error::new(ErrorKind::Unimplemented, text));
-            }
+            Encoder::Absent => return Err(absent()),
         }
         Ok(tokens)
+    }
+
+    /// Returns the tokens of a text with [marks](crate::controls::MARK): no control token lies
+    /// across one, and they are no part of the text.
+    ///
+    /// Errors: as [`encode`](Tokenizer::encode).
+    pub(crate) fn encode_marked(&self, text: &str, with_bos: bool) -> Result<Vec<TokenId>> {
+        if !text.contains(MARK) {
+            return self.encode(text, with_bos);
+        }
+        let mut tokens = self.begin(text, with_bos);
+        match &self.encoder {
+            Encoder::Fast(fast) => {
+                for part in fast.parts(text) {
+                    match part {
+                        Part::Token(token) => tokens.push(token),
+                        Part::Text(text, is_first) if text.contains(MARK) => {
+                            fast.encode_marked(text, is_first, &mut tokens);
+                        }
+                        Part::Text(text, is_first) => {
+                            self.encode_cached(fast, text, is_first, &mut tokens);
+                        }
+                    }
+                }
+            }
+            // The library cannot be told where: it gets the pieces.
+            Encoder::Reference(reference) => {
+                for piece in text.split(MARK) {
+                    tokens.extend(encode(reference, piece)?);
+                }
+            }
+            Encoder::Framing(_) => return self.encode(&unmarked(text), with_bos),
+            Encoder::Absent => return Err(absent()),
+        }
+        Ok(tokens)
+    }
+
+    fn begin(&self, text: &str, with_bos: bool) -> Vec<TokenId> {
+        // English has four or five bytes a token.
+        let mut tokens = Vec::with_capacity(text.len() / 4 + 1);
+        tokens.extend(self.bos.filter(|_| with_bos));
+        tokens
+    }
+
+    fn encode_cached(&self, fast: &Fast, text: &str, is_first: bool, tokens: &mut Vec<TokenId>) {
+        let encode = |tokens: &mut _| fast.encode(text, is_first, tokens);
+        self.cache.encode(text, is_first, tokens, encode);
     }
 
     /// Returns the tokens of a text cut to at most so many: of an encoder the first ones, with
@@ -258,6 +301,11 @@ fn library(bytes: &[u8]) -> Result<(tokenizers::Tokenizer, serde_json::Value)> {
 }
 
 /// Encodes by the library.
+fn absent() -> Error {
+    let text = "the model's tokens are not known here: its workers have the tokenizer";
+    Error::new(ErrorKind::Unimplemented, text)
+}
+
 fn encode(reference: &tokenizers::Tokenizer, text: &str) -> Result<Vec<TokenId>> {
     let encoding = reference
         .encode_fast(text, false)

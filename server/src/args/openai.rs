@@ -27,6 +27,10 @@ pub struct OpenAiArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     #[arg(env = "STATOR_OPENAI_STORED_RESPONSE_BYTES")]
     pub openai_stored_response_bytes: u64,
+    /// Let messages of a chat spell out the model's control tokens, which are text otherwise: a
+    /// content with one can then end its turn and begin another
+    #[arg(long, env = "STATOR_ALLOW_SPECIAL_TOKENS_IN_CONTENT")]
+    pub allow_special_tokens_in_content: bool,
 }
 
 /// How texts of models are read.

@@ -88,7 +88,9 @@ impl Maker {
         };
         let settings = self.config.route();
         let route = Route::new(&*card.name, order.pool.clone(), settings, self.route_metrics());
-        let bridge = tables.map(|tables| bridge(card, &tables)).transpose()?;
+        let bridge = tables
+            .map(|tables| bridge(card, &tables, self.config.has_special_content))
+            .transpose()?;
         let labels: HashMap<String, Vec<String>> = match labels {
             Some(labels) => serde_json::from_slice(&labels).map_err(|error| error.to_string())?,
             None => HashMap::new(),
@@ -209,7 +211,11 @@ impl Maker {
 }
 
 /// Makes the bridge of a model from its card and tables.
-fn bridge(card: &Card, content: &[u8]) -> Result<Arc<TextBridge>, String> {
+fn bridge(
+    card: &Card,
+    content: &[u8],
+    has_special_content: bool,
+) -> Result<Arc<TextBridge>, String> {
     let vocabulary = tables::read(content)?;
     let about = ModelCard {
         name: card.name.clone(),
@@ -224,5 +230,6 @@ fn bridge(card: &Card, content: &[u8]) -> Result<Arc<TextBridge>, String> {
         _ => TextBridge::new(&about, &vocabulary)
             .and_then(|bridge| bridge.with_formats(tools, reasoning, &vocabulary)),
     };
-    bridge.map(Arc::new).map_err(|error| error.to_string())
+    let bridge = bridge.map_err(|error| error.to_string())?;
+    Ok(Arc::new(if has_special_content { bridge.with_special_content() } else { bridge }))
 }

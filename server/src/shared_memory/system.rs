@@ -2,13 +2,15 @@
 
 #![expect(unsafe_code, reason = "a mapping that other processes share is raw memory")]
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::{Error, ErrorKind, Result};
 use memmap2::{MmapOptions, MmapRaw};
 use proto::inference::system_shared_memory_status_response::RegionStatus;
+use rustix::io::Errno;
 use rustix::shm::{Mode, OFlags};
 use tensor::Payload;
 
@@ -59,18 +61,41 @@ pub(super) fn check_key(key: &str, prefixes: &[String]) -> Result<()> {
     }
 }
 
+/// Checks that an opened file is a shared memory object that a client may name: a file with one
+/// name, of this user, or one that its owner lets everybody write. Root serves clients of all users.
+fn check_kind(found: &Metadata, user: u32) -> std::result::Result<(), String> {
+    if !found.is_file() {
+        return Err("it is no shared memory object".into());
+    }
+    if found.nlink() > 1 {
+        return Err("it has several names".into());
+    }
+    match user == 0 || found.uid() == user || found.mode() & 0o002 != 0 {
+        true => Ok(()),
+        false => Err("it belongs to another user".into()),
+    }
+}
+
 impl SystemRegion {
     /// Opens and maps a part of an object.
     pub(super) fn open(name: &str, key: &str, offset: u64, byte_size: u64) -> Result<Self> {
         let failed = |why: String| {
             Error::internal(format!("Unable to open shared memory region: '{name}': {why}"))
         };
-        let opened = rustix::shm::open(key, OFlags::RDWR, Mode::empty());
-        let file = File::from(opened.map_err(|error| failed(error.to_string()))?);
+        // A link could lead to any file, and opening a pipe would wait for somebody at its end.
+        let careful = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let flags = OFlags::RDWR | OFlags::from_bits_retain(careful.bits());
+        let opened = match rustix::shm::open(key, flags, Mode::empty()) {
+            Err(Errno::LOOP) => return Err(failed("it is a symbolic link".into())),
+            opened => opened.map_err(|error| failed(error.to_string()))?,
+        };
+        let file = File::from(opened);
+        let found = file.metadata().map_err(|error| failed(error.to_string()))?;
+        check_kind(&found, rustix::process::geteuid().as_raw()).map_err(failed)?;
         let needed = offset.checked_add(byte_size).filter(|_| byte_size > 0).ok_or_else(|| {
             Error::invalid(format!("shared memory region '{name}': no bytes, or too many"))
         })?;
-        let size = file.metadata().map_err(|error| failed(error.to_string()))?.len();
+        let size = found.len();
         if needed > size {
             return Err(Error::invalid(format!(
                 "failed to register shared memory region '{name}': \
@@ -188,6 +213,35 @@ mod tests {
             assert_eq!(check_key(key, &[]).is_ok(), is_fine, "{key}");
             assert_eq!(check_key(key, &allowed).is_ok(), is_listed, "{key}");
         }
+    }
+
+    #[test]
+    fn what_is_no_object_of_its_own_is_refused() {
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        outside.as_file().set_len(4096).unwrap();
+        let folder = std::path::Path::new("/dev/shm");
+        let named = |kind: &str| format!("stator-test-{kind}-{}", std::process::id());
+        let (object, link) = (folder.join(named("object")), folder.join(named("link")));
+        let (twin, pipe) = (folder.join(named("twin")), folder.join(named("pipe")));
+        std::fs::write(&object, [0; 4096]).unwrap();
+        std::fs::hard_link(&object, &twin).unwrap();
+        std::os::unix::fs::symlink(outside.path(), &link).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let table =
+            [("link", "symbolic link"), ("twin", "several names"), ("pipe", "no shared memory")];
+        let outcomes = table.map(|(kind, why)| (SystemRegion::open("r", &named(kind), 0, 1), why));
+        for path in [object, link, twin, pipe] {
+            std::fs::remove_file(path).unwrap();
+        }
+        for (outcome, why) in outcomes {
+            let error = outcome.unwrap_err();
+            assert!(error.message().contains(why), "{error}");
+        }
+        let found = outside.as_file().metadata().unwrap();
+        let (owner, other) = (found.uid(), found.uid() + 1);
+        assert!(check_kind(&found, 0).is_ok() && check_kind(&found, owner).is_ok());
+        assert!(check_kind(&found, other).unwrap_err().contains("another user"));
     }
 
     #[test]
