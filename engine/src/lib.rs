@@ -14,6 +14,7 @@ mod embed;
 mod engine;
 mod error;
 mod event;
+mod flood;
 mod generate;
 mod guided;
 mod handoff;
@@ -35,6 +36,7 @@ pub use embed::{EmbedRequest, Embedding};
 pub use engine::{Engine, OutputStream, Request};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{KvEvent, KvEventReader, KvEvents, KvNews, KvSnapshot, StoredBlock};
+pub use flood::Flood;
 pub use generate::{
     FinishReason, GenerateOutput, GenerateRequest, MAX_LOGPROBS, TokenId, TokenLogprobs,
 };

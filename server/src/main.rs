@@ -82,7 +82,8 @@ fn start<F>(
 where
     F: Future<Output = Result<(), ServeError>>,
 {
-    let logging = telemetry::start(&process.log_level, process.log_format)?;
+    let most = process.log_buffered_lines as usize;
+    let (logging, _writer) = telemetry::start(&process.log_level, process.log_format, most)?;
     if process.end_with_stdin {
         std::thread::Builder::new().name("stdin".to_owned()).spawn(|| {
             let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());

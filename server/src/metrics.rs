@@ -172,6 +172,7 @@ pub(crate) struct Metrics {
     /// What requests of clients hold, and how many were refused because of that.
     pub buffered: Gauge,
     pub buffer_refusals: Counter,
+    pub dropped_log_lines: Counter,
     pub uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -215,6 +216,7 @@ impl Metrics {
             connections_waited: Family::default(),
             buffered: Gauge::default(),
             buffer_refusals: Counter::default(),
+            dropped_log_lines: Counter::default(),
             uptime: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("stator");
@@ -318,6 +320,8 @@ impl Metrics {
         r.register("buffered_bytes", buffered, self.buffered.clone());
         let refusals = "Requests refused because others held all memory for buffers";
         r.register("buffer_refusals", refusals, self.buffer_refusals.clone());
+        let dropped = "Lines of the log that nobody took in time";
+        r.register("dropped_log_lines", dropped, self.dropped_log_lines.clone());
         r.register("uptime_seconds", "Seconds since the start", self.uptime.clone());
     }
 }

@@ -1,16 +1,20 @@
 //! Structured logs to standard error, and the switches that a client may turn while it runs. No
 //! prompt, no tensor data and no secret is ever logged.
+//!
+//! A thread of its own writes, so that nothing waits for whoever reads; what does not fit into its
+//! queue is dropped and counted.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use engine::{Error, ErrorKind, Result};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Level, Metadata};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
@@ -20,9 +24,13 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as log};
 
 use crate::config::{Invalid, LogFormat};
 
-/// A library that tells of each attempt to connect and names no server: `cluster::nats` tells what
-/// there is to know.
-const QUIET: &str = "async_nats";
+/// Libraries that are not heard. One tells of each attempt to connect and names no server:
+/// `cluster::nats` tells what there is to know. The other warns of every odd frame that a client
+/// sends.
+const QUIET: [&str; 2] = ["async_nats", "h2"];
+
+/// Counts the lines that were dropped, since the process began to log.
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// The value of a log setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,10 +67,15 @@ impl Default for Logging {
     }
 }
 
-/// Starts logging for the process.
+/// Starts logging for the process, with at most so many lines in the queue of the thread that
+/// writes. The guard's end waits a moment for what is in the queue.
 ///
 /// Errors: directives that do not parse, or logging that was started before.
-pub fn start(level: &str, format: LogFormat) -> std::result::Result<Logging, Invalid> {
+pub fn start(
+    level: &str,
+    format: LogFormat,
+    max_lines: usize,
+) -> std::result::Result<(Logging, WorkerGuard), Invalid> {
     let filter = directives(level)?;
     let logging = Logging::default();
     let highest = filter.max_level_hint().and_then(|hint| hint.into_level());
@@ -79,7 +92,12 @@ pub fn start(level: &str, format: LogFormat) -> std::result::Result<Logging, Inv
     let all = Switches { error: true, warning: true, info: true, verbose: 2 };
     let (filter, handle) = reload::Layer::new(LogFilter { switches: all, directives: filter });
     let time = Clock(logging.has_short_time.clone());
-    let builder = log::layer().with_writer(std::io::stderr).with_timer(time);
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(max_lines)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let _ = DROPPED.set(writer.error_counter());
+    let builder = log::layer().with_writer(writer).with_timer(time);
     let layer = match format {
         LogFormat::Text => {
             let is_terminal = std::io::stderr().is_terminal();
@@ -89,7 +107,12 @@ pub fn start(level: &str, format: LogFormat) -> std::result::Result<Logging, Inv
     };
     let started = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
     started.map_err(|error| Invalid(format!("cannot start logging: {error}")))?;
-    Ok(Logging { filter: Some(handle), ..logging })
+    Ok((Logging { filter: Some(handle), ..logging }, guard))
+}
+
+/// Returns how many lines were dropped because nobody took them.
+pub(crate) fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
 }
 
 /// Reads the directives of --log-level.
@@ -97,13 +120,10 @@ fn directives(level: &str) -> std::result::Result<EnvFilter, Invalid> {
     let wrong = |error: &dyn fmt::Display| Invalid(format!("--log-level `{level}`: {error}"));
     let filter: EnvFilter = level.parse().map_err(|error| wrong(&error))?;
     // What is asked for by name is shown.
-    match level.contains(QUIET) {
-        true => Ok(filter),
-        false => {
-            let quiet = format!("{QUIET}=off").parse().map_err(|error| wrong(&error))?;
-            Ok(filter.add_directive(quiet))
-        }
-    }
+    QUIET.iter().filter(|library| !level.contains(*library)).try_fold(filter, |filter, library| {
+        let quiet = format!("{library}=off").parse().map_err(|error| wrong(&error))?;
+        Ok(filter.add_directive(quiet))
+    })
 }
 
 impl Logging {
@@ -204,12 +224,14 @@ impl Switches {
             _ => "off",
         };
         // Libraries' own details would drown ours.
-        EnvFilter::new(match level {
-            "trace" | "debug" => {
-                format!("info,server={level},worker={level},engine={level},{QUIET}=off")
-            }
-            level => format!("{level},{QUIET}=off"),
-        })
+        let mut directives = match level {
+            "trace" | "debug" => format!("info,server={level},worker={level},engine={level}"),
+            level => level.to_owned(),
+        };
+        for library in QUIET {
+            directives.push_str(&format!(",{library}=off"));
+        }
+        EnvFilter::new(directives)
     }
 }
 
@@ -283,18 +305,18 @@ mod tests {
     fn the_filter_follows_the_switches() {
         let all = Switches { error: true, warning: true, info: true, verbose: 0 };
         let level = |switches: Switches| switches.directives().to_string();
-        assert_eq!(level(all), "async_nats=off,info");
-        assert_eq!(level(Switches { info: false, ..all }), "async_nats=off,warn");
+        assert_eq!(level(all), "async_nats=off,h2=off,info");
+        assert_eq!(level(Switches { info: false, ..all }), "async_nats=off,h2=off,warn");
         assert!(level(Switches { verbose: 1, ..all }).contains("server=debug"));
         let none = Switches { error: false, warning: false, info: false, verbose: 0 };
-        assert_eq!(level(none), "async_nats=off,off");
+        assert_eq!(level(none), "async_nats=off,h2=off,off");
     }
 
     #[test]
     fn a_loud_library_is_heard_by_its_name_alone() {
         let read = |level: &str| directives(level).unwrap().to_string();
-        assert_eq!(read("debug"), "async_nats=off,debug");
-        assert_eq!(read("info,async_nats=info"), "async_nats=info,info");
+        assert_eq!(read("debug"), "async_nats=off,h2=off,debug");
+        assert_eq!(read("info,async_nats=info"), "async_nats=info,h2=off,info");
         assert!(directives("server=loud").unwrap_err().to_string().contains("--log-level"));
     }
 }

@@ -1,8 +1,10 @@
 """A thousand hostile requests and connections; the server refuses them and serves on."""
 
+import json
 import os
 import random
 import socket
+import time
 
 import grpc
 import httpx
@@ -180,3 +182,22 @@ def test_control_tokens_that_a_message_spells_out_are_text(server):
     assert tokens(server.http, prompt=turn).count(end) == 1
     with running("--no-default-model", "--allow-special-tokens-in-content", f"smollm={real_model()}") as open_server:
         assert turns(user(turn), open_server.http) == (plain[0] + 1, plain[1] + 1)
+
+
+def test_a_conversation_takes_time_in_proportion_to_its_pieces(server):
+    def seconds(pieces, role):
+        body = {"model": "mock", "messages": [{"role": role, "content": "hi"}] * pieces}
+        content = json.dumps(body).encode()
+
+        def once():
+            started = time.monotonic()
+            answer = httpx.post(f"http://{server.http}/v1/messages/count_tokens", content=content, timeout=PATIENCE_SECONDS)
+            assert answer.status_code == 200 or "the model's context" in answer.text
+            return time.monotonic() - started
+
+        return min(once() for _ in range(2))
+
+    for role in ("user", "assistant"):
+        # Sixteen times as many would take a hundred times as long if each copied those before it.
+        few, many = seconds(25_000, role), seconds(400_000, role)
+        assert many < 48 * few, (role, few, many)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::{BusyPoll, Tasks};
+use engine::{BusyPoll, Flood, Tasks};
 use h2::server::{Builder, Connection};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
@@ -22,9 +22,6 @@ use super::shared::Shared;
 
 /// Waits after a failed accept, which mostly means that file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
-
-/// The time between two warnings of failed accepts.
-const WARN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long the other end of a connection without calls may take to end it, when the server shuts
 /// down, and how often that is looked at.
@@ -172,7 +169,7 @@ impl WorkerServer {
 
     async fn accept(&self, door: Door, tasks: &Tasks) {
         let permits = &self.shared.permits;
-        let mut failures = Failures::default();
+        let mut failures = Flood::default();
         loop {
             let accepted = async {
                 let permit = permits.clone().acquire_owned().await;
@@ -192,7 +189,9 @@ impl WorkerServer {
                     });
                 }
                 Err(error) => {
-                    failures.tell(&error);
+                    if let Some(untold) = failures.admit() {
+                        tracing::warn!(%error, untold, "cannot accept a connection");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -326,32 +325,6 @@ fn no_http2(error: &h2::Error) -> io::Error {
     }
 }
 
-/// Failed accepts, which come in floods.
-#[derive(Default)]
-struct Failures {
-    told: Option<Instant>,
-    untold: u64,
-}
-
-impl Failures {
-    /// Warns of a failure, or counts it when there was a warning a moment ago.
-    fn tell(&mut self, error: &io::Error) {
-        if self.is_due(Instant::now()) {
-            let untold = std::mem::take(&mut self.untold);
-            tracing::warn!(%error, untold, "cannot accept a connection");
-        }
-    }
-
-    fn is_due(&mut self, now: Instant) -> bool {
-        let is_due = self.told.is_none_or(|at| now.duration_since(at) >= WARN_INTERVAL);
-        match is_due {
-            true => self.told = Some(now),
-            false => self.untold += 1,
-        }
-        is_due
-    }
-}
-
 fn builder(config: &ServerConfig) -> Builder {
     let mut builder = Builder::new();
     builder
@@ -365,21 +338,4 @@ fn builder(config: &ServerConfig) -> Builder {
         .max_concurrent_reset_streams(config.max_streams as usize)
         .max_local_error_reset_streams(None);
     builder
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_failed_accepts_is_told_of_now_and_then() {
-        let mut failures = Failures::default();
-        let start = Instant::now();
-        let due = |failures: &mut Failures, ms| failures.is_due(start + Duration::from_millis(ms));
-        assert!(due(&mut failures, 0));
-        assert!((1..500).all(|n| !due(&mut failures, n * 10)));
-        assert_eq!(failures.untold, 499);
-        assert!(due(&mut failures, 5000));
-        assert!(!due(&mut failures, 5010));
-    }
 }

@@ -117,26 +117,4 @@ mod tests {
         assert_eq!(messages[2], json!({"role": "tool", "tool_call_id": "c1", "content": "1"}));
         assert_eq!(messages[3]["tool_calls"][0]["id"], "c3");
     }
-
-    #[test]
-    fn a_turn_takes_time_in_proportion_to_its_pieces() {
-        let time = |pieces: usize| {
-            let once = || {
-                let (started, mut turns) = (std::time::Instant::now(), Turns::default());
-                for _ in 0..pieces {
-                    turns.go_on("user", "some words");
-                }
-                for _ in 0..pieces {
-                    turns.think("some words");
-                    turns.say("assistant", "some words".into());
-                }
-                assert_eq!(turns.finish().len(), 2);
-                started.elapsed()
-            };
-            (0..3).map(|_| once()).min().unwrap_or_default()
-        };
-        // Eight times as many would take 64 times as long if each copied those before it.
-        let (few, many) = (time(20_000), time(160_000));
-        assert!(many < 32 * few, "{few:?}, {many:?}");
-    }
 }

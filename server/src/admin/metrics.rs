@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use axum::Router;
@@ -19,6 +20,7 @@ use prometheus_client::registry::Registry;
 use crate::buffers::Buffers;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::Models;
+use crate::telemetry;
 
 /// What a scrape reads.
 pub(crate) struct Exporter {
@@ -41,6 +43,7 @@ impl Exporter {
         self.metrics.tasks.set(self.tasks.iter().map(|group| group.count() as i64).sum());
         let buffered = self.buffers.as_ref().map_or(0, |buffers| buffers.held_bytes());
         self.metrics.buffered.set(buffered as i64);
+        self.metrics.dropped_log_lines.inner().store(telemetry::dropped_lines(), Relaxed);
         let open_calls = self.worker.as_ref().map_or(0, WorkerServer::open_calls);
         self.metrics.open_calls.set(open_calls as i64);
         let names = self.models.list().into_iter().map(|(name, ..)| (Arc::from(name), None));

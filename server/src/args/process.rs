@@ -42,6 +42,10 @@ pub struct ProcessArgs {
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     #[arg(env = "STATOR_LOG_FORMAT")]
     pub log_format: LogFormat,
+    /// Lines that wait for whoever reads the log; more are dropped and counted
+    #[arg(long, value_name = "N", default_value_t = 16_384, env = "STATOR_LOG_BUFFERED_LINES")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub log_buffered_lines: u32,
     /// TOML file with any of these flags as keys
     #[arg(long, value_name = "FILE", env = "STATOR_CONFIG")]
     pub config: Option<PathBuf>,

@@ -11,7 +11,7 @@ mod transport;
 use std::future::Future;
 use std::time::Duration;
 
-use engine::Tasks;
+use engine::{Flood, Tasks};
 use prometheus_client::metrics::counter::Counter;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -67,6 +67,7 @@ pub(crate) async fn accept<P: Protocol>(
     (accepting, work): (Tasks, Tasks),
 ) {
     let mut seats = Seats::new(listener.name, listener.max_connections, listener.waited.clone());
+    let mut failures = Flood::default();
     loop {
         match listener.socket.accept().await {
             Ok((stream, peer)) => {
@@ -85,7 +86,9 @@ pub(crate) async fn accept<P: Protocol>(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                if let Some(untold) = failures.admit() {
+                    tracing::warn!(%error, untold, "cannot accept a connection");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

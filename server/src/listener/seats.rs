@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use engine::Flood;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -17,9 +18,6 @@ const QUIET: Duration = Duration::from_secs(5);
 /// How often somebody who waits looks for such a connection.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often the log tells that all places are taken.
-const TELL_INTERVAL: Duration = Duration::from_secs(10);
-
 /// The places of a listener.
 pub(super) struct Seats {
     /// What the log calls the listener.
@@ -28,7 +26,8 @@ pub(super) struct Seats {
     free: Arc<Semaphore>,
     taken: Arc<Mutex<HashMap<u64, Arc<Shared>>>>,
     next: u64,
-    told: Option<Instant>,
+    /// Those of which the log is to tell.
+    floods: Flood,
     /// Counts the connections that had to wait.
     waited: Counter,
 }
@@ -57,7 +56,7 @@ impl Seats {
     /// Makes so many places.
     pub(super) fn new(name: &'static str, count: usize, waited: Counter) -> Self {
         let free = Arc::new(Semaphore::new(count));
-        Self { name, count, free, taken: Arc::default(), next: 0, told: None, waited }
+        Self { name, count, free, taken: Arc::default(), next: 0, floods: Flood::default(), waited }
     }
 
     /// Takes a place; none when the server ends.
@@ -76,10 +75,9 @@ impl Seats {
 
     async fn wait(&mut self) -> Option<OwnedSemaphorePermit> {
         self.waited.inc();
-        if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
-            self.told = Some(Instant::now());
+        if let Some(untold) = self.floods.admit() {
             let (listener, connections) = (self.name, self.count);
-            tracing::warn!(listener, connections, "all connections are taken; others wait");
+            tracing::warn!(listener, connections, untold, "all connections are taken; others wait");
         }
         loop {
             if let Some(quiet) = self.quietest() {

@@ -50,6 +50,7 @@ grpc_connections gauge
 connections_waited counter
 buffered_bytes gauge
 buffer_refusals counter
+dropped_log_lines counter
 uptime_seconds gauge
 disaggregated_requests counter
 kv_transfer_blocks counter
@@ -112,6 +113,7 @@ fn touch(metrics: &Metrics) {
         connections_waited,
         buffered: _,
         buffer_refusals: _,
+        dropped_log_lines: _,
         uptime: _,
     } = metrics;
     let (model, rpc) = (labels().model, "r");

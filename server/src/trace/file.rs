@@ -7,8 +7,10 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
+use engine::Flood;
 use serde_json::{Value, json};
 
 use super::{Steps, Trace};
@@ -23,6 +25,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct TraceFile {
     lines: SyncSender<Job>,
+    dropped: Mutex<Flood>,
 }
 
 enum Job {
@@ -38,14 +41,17 @@ impl TraceFile {
         if let Err(error) = std::thread::Builder::new().name("traces".into()).spawn(write) {
             tracing::warn!(%error, "traces cannot be written");
         }
-        Self { lines }
+        Self { lines, dropped: Mutex::default() }
     }
 
     /// Writes a trace, some time soon.
     pub(super) fn write(&self, trace: &Trace, steps: Steps) {
         let job = Job::Write { objects: objects(trace, steps), log_frequency: trace.log_frequency };
         if let Err(TrySendError::Full(_)) = self.lines.try_send(job) {
-            tracing::warn!(trace = trace.id, "too many traces wait to be written; one is dropped");
+            let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(untold) = dropped.admit() {
+                tracing::warn!(trace = trace.id, untold, "too many traces wait; one is dropped");
+            }
         }
     }
 
@@ -104,7 +110,7 @@ fn objects(trace: &Trace, steps: Steps) -> Vec<Value> {
 /// Writes what comes until nobody can send any more.
 fn write(path: &Path, jobs: &Receiver<Job>) {
     let mut open: Option<File> = None;
-    let (mut index, mut count) = (0u32, 0u32);
+    let (mut index, mut count, mut failures) = (0u32, 0u32, Flood::default());
     for job in jobs {
         let (objects, log_frequency) = match job {
             Job::Write { objects, log_frequency } => (objects, log_frequency),
@@ -125,8 +131,10 @@ fn write(path: &Path, jobs: &Receiver<Job>) {
                 Ok(())
             }),
         };
-        if let Err(error) = result {
-            tracing::warn!(%error, file = %name.display(), "a trace cannot be written");
+        if let Err(error) = result
+            && let Some(untold) = failures.admit()
+        {
+            tracing::warn!(%error, untold, file = %name.display(), "a trace cannot be written");
         }
         count += 1;
         if log_frequency > 0 && count >= log_frequency {
