@@ -202,7 +202,12 @@ impl Server {
         let is_finished = shutdown::drain((accepting, admitting), work, grace).await;
         admin.cancel();
         let traces = self.shared.traces.clone();
-        let _ = tokio::task::spawn_blocking(move || traces.flush()).await;
+        let repository = self.repository.clone();
+        let last = move || {
+            traces.flush();
+            repository.remove_sent();
+        };
+        let _ = tokio::task::spawn_blocking(last).await;
         is_finished
     }
 }

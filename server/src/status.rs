@@ -24,6 +24,9 @@ const RATE_LIMITED: &str = "rate_limit_exceeded";
 /// The code of an error for a request that finds no memory for buffers.
 pub(crate) const NO_BUFFERS: &str = "no_buffers";
 
+/// The code of an error for a body that stopped coming.
+pub(crate) const STALLED: &str = "request_timeout";
+
 /// The code of an error for a body over its limit.
 pub(crate) const TOO_LARGE: &str = "request_too_large";
 
@@ -63,6 +66,7 @@ pub(crate) fn code_of(error: &Error) -> Code {
 pub(crate) fn http_of(error: &Error) -> StatusCode {
     match error.code() {
         Some(RATE_LIMITED) => StatusCode::TOO_MANY_REQUESTS,
+        Some(STALLED) => StatusCode::REQUEST_TIMEOUT,
         _ => http(error.kind()),
     }
 }

@@ -104,6 +104,27 @@ def test_health_needs_no_key(server, stub):
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+def test_health_tells_no_names_of_models_without_a_key(server):
+    named = lambda key: httpx.get(f"http://{server.http}/health", headers=dict(bearer(key) or ())).json()
+    assert named(None) == {"status": "healthy", "models": []}
+    assert named("sk-wrong") == named("sk-metrics") == named(None)
+    assert "mock" in named("sk-caller")["models"] and named("sk-reader") == named("sk-caller")
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        def code(name, key):
+            asked = health_pb2.HealthCheckRequest(service=name)
+            return code_of(lambda: stub.Check(asked, metadata=bearer(key)))
+
+        for name in ("", "inference.GRPCInferenceService"):
+            assert code(name, None) == code(name, "sk-wrong") == code(name, "sk-caller") == "OK"
+        for name in ("mock", "nope"):
+            assert code(name, None) == code(name, "sk-wrong") == "UNAUTHENTICATED"
+            assert code(name, "sk-metrics") == "PERMISSION_DENIED"
+        assert code("mock", "sk-caller") == code("mock", "sk-reader") == "OK"
+        assert code("nope", "sk-caller") == "NOT_FOUND"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_need_their_scope(stub, method):
     request, scope = METHODS[method]

@@ -1,5 +1,7 @@
 """A thousand hostile requests and connections; the server refuses them and serves on."""
 
+import contextlib
+import http.client
 import json
 import os
 import random
@@ -13,7 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 from conftest import running
 from patience import PATIENCE_SECONDS
 from real_models import real_model
-from wire import floats, ints, request, strings, tensor, text_request
+from wire import floats, ints, page, request, strings, tensor, text_request
 
 SEED = 20_26
 METHOD = "/inference.GRPCInferenceService/{}"
@@ -201,3 +203,35 @@ def test_a_conversation_takes_time_in_proportion_to_its_pieces(server):
         # Sixteen times as many would take a hundred times as long if each copied those before it.
         few, many = seconds(25_000, role), seconds(400_000, role)
         assert many < 48 * few, (role, few, many)
+
+
+def said(address, *pieces):
+    """Returns the status line and the body of what a server says over HTTP/1.1 to some bytes."""
+    host, port = address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, answer.read().decode()
+
+
+def test_http_requests_that_are_none_are_refused(server):
+    post = b"POST /v2/models/identity/infer HTTP/1.1\r\nhost: a\r\n"
+    status, text = said(server.http, post + b"transfer-encoding: chunked\r\n\r\nnone\r\n")
+    assert status == 400 and "could not be read" in text
+    for hosts, count in ((b"", 0), (b"host: a\r\nhost: b\r\n", 2)):
+        status, text = said(server.http, b"GET /v2/health/live HTTP/1.1\r\n" + hosts + b"\r\n")
+        assert status == 400 and f"got {count}" in text, text
+    assert said(server.http, b"GET /v2/health/live HTTP/1.0\r\n\r\n")[0] == 200
+    assert said(server.http, b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\n\r\n")[0] == 200
+
+
+def test_half_open_connections_leave_the_metrics_port_open():
+    with running("--builtin", "identity") as server:
+        host, port = server.metrics.rsplit(":", 1)
+        with contextlib.ExitStack() as stack:
+            for _ in range(70):
+                connection = stack.enter_context(socket.create_connection((host, int(port))))
+                connection.sendall(b"GET /metrics HTTP/1.1\r\nhost:")
+            assert "stator_uptime_seconds" in page(server)

@@ -91,6 +91,20 @@ def test_files_of_a_load_stand_for_the_whole_folder(explicit):
     assert infer(explicit, "m") == "3", "the folder itself was not touched"
 
 
+def test_files_of_a_load_are_gone_with_the_server(tmp_path):
+    config = json.dumps({"backend": "identity", "input": [
+        {"name": "INPUT0", "data_type": "TYPE_FP32", "dims": [-1]}], "output": [
+        {"name": "OUTPUT0", "data_type": "TYPE_FP32", "dims": [-1]}]})
+    flags = ["--no-default-model", "--model-control-mode", "explicit"]
+    with running(*flags, environment={"TMPDIR": str(tmp_path)}) as server:
+        with triton.InferenceServerClient(server.address) as client:
+            client.load_model("m", config=config, files={"file:1/w.bin": b"w"})
+        assert [folder.name[:13] for folder in tmp_path.iterdir()] == ["stator-model-"]
+        server.terminate()
+        assert server.wait() == 0
+    assert not list(tmp_path.iterdir())
+
+
 def load(name, **parameters):
     sent = pb.RepositoryModelLoadRequest(model_name=name)
     for key, value in parameters.items():

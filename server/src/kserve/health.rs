@@ -19,6 +19,11 @@ const MAX_GONE: usize = 1000;
 /// How often the engines are looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Returns whether a health check is of the server or its service; other names are those of models.
+pub(super) fn is_of_server(name: &str) -> bool {
+    ["", SERVICE].contains(&name)
+}
+
 /// Tells health watchers what is served.
 #[derive(Clone, Debug)]
 pub(crate) struct Health {

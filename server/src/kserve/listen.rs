@@ -15,10 +15,12 @@ use engine::Tasks;
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prost::Message;
 use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::{Envelope, Reply};
 use tokio::time::timeout;
@@ -26,18 +28,20 @@ use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
 use tower::Service as _;
 
 use super::ending::Ending;
 use super::frames::Answers;
-use super::messages::{self, Requests, Rules, Whole};
+use super::health;
+use super::messages::{self, Messages, Requests, Rules, Whole};
 use super::service::KserveService;
 use super::timeout::deadline;
 use crate::config::{Compression, GrpcConfig};
 use crate::listener::{Protocol, Seat, Transport};
 use crate::metrics::Metrics;
 use crate::restriction::{self, Restrictions};
-use crate::security::{Grant, Keys, forget, of_rpc};
+use crate::security::{Grant, Keys, Need, OF_MODELS, forget, of_rpc};
 use crate::{orca, status};
 
 /// The path of the service, before the name of a method.
@@ -112,18 +116,24 @@ impl Door {
     }
 
     /// Asks for a key, where calls need one, and leaves its grant in the request. A stream's
-    /// requests are counted one by one, as they come.
-    fn check(&self, request: &mut Request<Incoming>) -> engine::Result<()> {
-        let Some(keys) = &self.keys else { return Ok(()) };
+    /// requests are counted one by one, as they come. Returns the refusal of an open call that asks
+    /// of models, if its key is not for that.
+    fn check(&self, request: &mut Request<Incoming>) -> engine::Result<Option<Status>> {
+        let Some(keys) = &self.keys else { return Ok(None) };
         let path = request.uri().path();
         let is_stream = path == "/inference.GRPCInferenceService/ModelStreamInfer";
-        let grant = keys.check(request.headers(), of_rpc(path))?;
+        let need = of_rpc(path);
+        let grant = keys.check(request.headers(), need)?;
         if !is_stream {
             grant.admit()?;
         }
+        let of_models = match need == Need::Nothing {
+            true => keys.check(request.headers(), OF_MODELS).err(),
+            false => None,
+        };
         forget(request.headers_mut());
         request.extensions_mut().insert(grant);
-        Ok(())
+        Ok(of_models.map(|error| status::grpc(&error)))
     }
 
     /// Returns what the messages of a call may be.
@@ -219,6 +229,27 @@ fn whole(request: Request<Incoming>, rules: Rules) -> Request<Whole<Incoming>> {
     request
 }
 
+/// Reads a health check, which may be of the server and its service, and of models only by whom
+/// they are told to.
+///
+/// Errors: `refusal` for the name of a model; what is no health check.
+async fn of_server(
+    request: Request<Incoming>,
+    rules: Rules,
+    refusal: Status,
+) -> Result<Request<Full<Bytes>>, Status> {
+    let (mut parts, body) = request.into_parts();
+    let message = Messages::new(body, rules).next().await;
+    let message = message.unwrap_or_else(|| Err(status::without_message()))?;
+    let asked = HealthCheckRequest::decode(message.to_bytes());
+    let asked = asked.map_err(|error| status::undecodable(error.into()))?;
+    if !health::is_of_server(&asked.service) {
+        return Err(refusal);
+    }
+    parts.headers.remove("grpc-encoding");
+    Ok(Request::from_parts(parts, Full::new(messages::framed(&message))))
+}
+
 /// Returns whether a request is a gRPC call. What is none is refused by its HTTP status.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
@@ -239,10 +270,13 @@ where
 impl Door {
     /// Answers a call.
     fn call(&self, mut request: Request<Incoming>) -> Answer {
-        if let Err(error) = self.check(&mut request) {
-            let refusal = status::grpc(&error).into_http();
-            return Box::pin(std::future::ready(Ok(refusal)));
-        }
+        let of_models = match self.check(&mut request) {
+            Ok(of_models) => of_models,
+            Err(error) => {
+                let refusal = status::grpc(&error).into_http();
+                return Box::pin(std::future::ready(Ok(refusal)));
+            }
+        };
         if !is_grpc(request.headers()) {
             let mut refusal = Response::new(Body::empty());
             *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -281,10 +315,18 @@ impl Door {
                 })
             }
             None => {
-                let answer = self.others.clone().call(whole(request, rules));
+                let mut others = self.others.clone();
                 let end = Box::pin(self.accepting.cancelled());
+                let is_probe = path.starts_with("/grpc.health.v1.Health/");
                 Box::pin(async move {
-                    answer.await.map(|answer| answer.map(|body| Body::new(Ending::new(body, end))))
+                    let answer = match of_models.filter(|_| is_probe) {
+                        None => others.call(whole(request, rules)).await?,
+                        Some(refusal) => match of_server(request, rules, refusal).await {
+                            Ok(request) => others.call(request).await?,
+                            Err(refusal) => return Ok(refusal.into_http()),
+                        },
+                    };
+                    Ok(answer.map(|body| Body::new(Ending::new(body, end))))
                 })
             }
         }

@@ -261,12 +261,8 @@ where
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             Some(Ok(message)) => message,
         };
-        let mut prefix = BytesMut::with_capacity(PREFIX_BYTES);
-        prefix.put_u8(0);
-        // No longer than a limit, which is less.
-        prefix.put_u32(message.len() as u32);
         self.waiting.extend(message.segments().cloned());
-        Poll::Ready(Some(Ok(Frame::data(prefix.freeze()))))
+        Poll::Ready(Some(Ok(Frame::data(prefix(&message).freeze()))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -276,6 +272,21 @@ where
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
     }
+}
+
+/// Returns a message that is not compressed behind its prefix.
+pub(super) fn framed(message: &Payload) -> Bytes {
+    let mut framed = prefix(message);
+    message.segments().for_each(|segment| framed.extend_from_slice(segment));
+    framed.freeze()
+}
+
+fn prefix(message: &Payload) -> BytesMut {
+    let mut prefix = BytesMut::with_capacity(PREFIX_BYTES);
+    prefix.put_u8(0);
+    // No longer than the limit of its call, which is less.
+    prefix.put_u32(message.len() as u32);
+    prefix
 }
 
 #[cfg(test)]

@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::response::Response;
 use engine::Tasks;
 use futures_util::future::BoxFuture;
-use http::header::CONNECTION;
-use http::{HeaderValue, Request, Version};
+use http::header::{CONNECTION, HOST};
+use http::{HeaderValue, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -141,7 +142,13 @@ impl Service<Request<Incoming>> for Begun {
         let is_http2 = request.version() == Version::HTTP_2;
         self.spoken.has_begun.store(true, Relaxed);
         self.spoken.is_http2.store(is_http2, Relaxed);
-        let answer = self.router.clone().oneshot(request.map(axum::body::Body::new));
+        if let Err(count) = check_host(&request) {
+            let text = format!("expected one Host header, got {count} (RFC 9112, section 3.2)\n");
+            let mut refusal = Response::new(Body::from(text));
+            *refusal.status_mut() = StatusCode::BAD_REQUEST;
+            return Box::pin(std::future::ready(Ok(refusal)));
+        }
+        let answer = self.router.clone().oneshot(request.map(Body::new));
         let ending = self.ending.clone();
         Box::pin(async move {
             let mut answer = answer.await?;
@@ -150,6 +157,17 @@ impl Service<Request<Incoming>> for Begun {
             }
             Ok(answer)
         })
+    }
+}
+
+/// Checks that a request over HTTP/1.1 names its host once.
+///
+/// Errors: how often it does.
+fn check_host<B>(request: &Request<B>) -> Result<(), usize> {
+    match request.headers().get_all(HOST).iter().count() {
+        1 => Ok(()),
+        _ if request.version() != Version::HTTP_11 => Ok(()),
+        count => Err(count),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is there: models, health, tokens.
 
+use axum::Extension;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use http::StatusCode;
@@ -13,6 +14,7 @@ use crate::catalog;
 use crate::models::Model;
 use crate::rest::receive::receive;
 use crate::security::Grant;
+use crate::security::Stranger;
 use crate::status::Dialect;
 use crate::text::now;
 
@@ -65,7 +67,10 @@ fn described(door: &OpenAi, model: &Model) -> Json {
 }
 
 /// `GET /health`: whether a request would be taken now.
-pub(super) async fn health(State(door): State<OpenAi>) -> Response {
+pub(super) async fn health(
+    State(door): State<OpenAi>,
+    stranger: Option<Extension<Stranger>>,
+) -> Response {
     let is_ready = catalog::server_ready(&door.shared);
     let models = door.shared.models.ready();
     let names: Vec<&str> =
@@ -74,6 +79,7 @@ pub(super) async fn health(State(door): State<OpenAi>) -> Response {
         true => (StatusCode::OK, "healthy"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
     };
+    let names = if stranger.is_some() { Vec::new() } else { names };
     json(status, &json!({"status": word, "models": names}))
 }
 

@@ -11,10 +11,11 @@ mod poll;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use engine::{Error, ErrorKind, Result, Tasks};
+use tempfile::TempDir;
 use tokio::sync::{Mutex as LoadMutex, oneshot};
 
 use crate::backend::Backends;
@@ -78,6 +79,8 @@ pub(crate) struct Repository {
     tasks: Tasks,
     /// One load of a name at a time.
     loading: Mutex<HashMap<String, Arc<LoadMutex<()>>>>,
+    /// The folders of files that were sent with load requests.
+    sent: Mutex<Vec<Weak<TempDir>>>,
 }
 
 impl Repository {
@@ -98,8 +101,8 @@ impl Repository {
                 return Err(format!("two models are called `{name}`"));
             }
         }
-        let loading = Mutex::default();
-        Ok(Self { config, given: by_name, models, backends, tasks, loading })
+        let (loading, sent) = (Mutex::default(), Mutex::default());
+        Ok(Self { config, given: by_name, models, backends, tasks, loading, sent })
     }
 
     /// Returns the names to load at the start, those of the command line first.
@@ -344,13 +347,28 @@ impl Repository {
         definition.versions.iter().map(make).collect()
     }
 
+    /// Removes the files that were sent with load requests: models that are still in use when the
+    /// process ends are not dropped.
+    pub(crate) fn remove_sent(&self) {
+        let sent = std::mem::take(&mut *self.sent.lock().unwrap_or_else(PoisonError::into_inner));
+        for folder in sent.iter().filter_map(Weak::upgrade) {
+            if let Err(error) = std::fs::remove_dir_all(folder.path()) {
+                tracing::warn!(%error, folder = %folder.path().display(), "cannot be removed");
+            }
+        }
+    }
+
     fn define(&self, name: &str, overrides: Overrides) -> std::result::Result<Definition, String> {
         let Overrides { config, files, definition } = overrides;
         if let Some(definition) = definition {
             return Ok(*definition);
         }
         if let (Some(config), false) = (&config, files.is_empty()) {
-            return Definition::of_files(name, config, &files);
+            let definition = Definition::of_files(name, config, &files)?;
+            let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+            sent.retain(|folder| folder.strong_count() > 0);
+            sent.extend(definition.files.as_ref().map(Arc::downgrade));
+            return Ok(definition);
         }
         if let Some(given) = self.given.get(name) {
             return match config {

@@ -1,7 +1,9 @@
 //! Request bodies: read up to a limit, decompressed up to the same limit, within the memory for
 //! buffers.
 
+use std::error::Error as _;
 use std::fmt;
+use std::io::ErrorKind as IoErrorKind;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::buffers::{Buffers, Held};
 use crate::security::Grant;
-use crate::status::{TOO_LARGE, UNKNOWN_ENCODING};
+use crate::status::{STALLED, TOO_LARGE, UNKNOWN_ENCODING};
 use crate::unpack::{Encoding, Unpackable, unpack};
 
 /// How long a body may stop coming.
@@ -121,12 +123,18 @@ async fn collect(mut body: Body, limit: usize, held: &mut Held) -> Result<Payloa
                 "the body stopped coming: nothing for {} seconds",
                 BODY_TIMEOUT.as_secs()
             ))
+            .with_code(STALLED)
         })?;
         let frame = match next {
             None => return Ok(whole),
             Some(frame) => frame.map_err(|error| {
                 let text = format!("the body could not be read: {error}");
-                Error::new(ErrorKind::Cancelled, text)
+                let kind = if is_malformed(&error) {
+                    ErrorKind::InvalidRequest
+                } else {
+                    ErrorKind::Cancelled
+                };
+                Error::new(kind, text)
             })?,
         };
         if let Ok(data) = frame.into_data() {
@@ -137,6 +145,19 @@ async fn collect(mut body: Body, limit: usize, held: &mut Held) -> Result<Payloa
             whole.push(data);
         }
     }
+}
+
+/// Returns whether a body came and is none, such as one whose chunks have no length. Otherwise the
+/// client left.
+fn is_malformed(error: &axum::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return matches!(error.kind(), IoErrorKind::InvalidInput | IoErrorKind::InvalidData);
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn too_large(limit: usize) -> Error {
@@ -265,4 +286,44 @@ fn unreadable(error: &serde_json::Error) -> Error {
         serde_json::error::Category::Data => format!("Unable to parse 'request': {error}"),
         _ => format!("failed to parse the request JSON buffer: {error}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures_util::{StreamExt, stream};
+    use prometheus_client::metrics::counter::Counter;
+
+    use super::*;
+    use crate::status::{NO_BUFFERS, http_of};
+
+    async fn received(body: Body, max_buffered: usize) -> Result<Received> {
+        let buffers = Buffers::new(max_buffered, Counter::default());
+        let outcome = receive(Request::new(body), &Intake { max_bytes: 1000, buffers }).await;
+        outcome
+            .map(|received| Received { body: Bytes::copy_from_slice(&received.body), ..received })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_coming_is_a_timeout() {
+        let first = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"{"))]);
+        let stalled = Body::from_stream(first.chain(stream::pending()));
+        let error = received(stalled, 1 << 20).await.err().unwrap();
+        assert_eq!(http_of(&error), 408);
+        assert!(error.message().contains("nothing for 30 seconds"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_comes_is_bounded_by_the_limit_and_by_the_memory() {
+        let pieces = |count: usize| {
+            let pieces = (0..count).map(|_| Ok::<_, io::Error>(Bytes::from(vec![7; 100])));
+            Body::from_stream(stream::iter(pieces))
+        };
+        assert_eq!(received(pieces(10), 1 << 20).await.unwrap().body, vec![7; 1000]);
+        assert_eq!(received(pieces(11), 1 << 20).await.err().unwrap().code(), Some(TOO_LARGE));
+        assert_eq!(received(pieces(10), 900).await.err().unwrap().code(), Some(NO_BUFFERS));
+        // The pieces and the whole of them are there at once for a moment.
+        assert_eq!(received(pieces(10), 1900).await.err().unwrap().code(), Some(NO_BUFFERS));
+    }
 }

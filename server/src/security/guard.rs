@@ -13,7 +13,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::Keys;
 use super::keys::forget;
-use super::scope::of_route;
+use super::scope::{Need, OF_MODELS, of_route};
 use crate::openai::Paths;
 use crate::rest::receive::drain;
 use crate::status;
@@ -60,6 +60,10 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         .max_age(std::time::Duration::from_secs(PREFLIGHT_SECS))
 }
 
+/// Marks a request without a key that may read of models.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stranger;
+
 /// Lets a request pass that brings a key for its route, with its grant.
 async fn check(
     State((keys, paths)): State<(Arc<Keys>, Paths)>,
@@ -67,9 +71,13 @@ async fn check(
     next: Next,
 ) -> Response {
     let path = &paths.usual(request.uri().path());
-    let granted = keys.check(request.headers(), of_route(path));
+    let need = of_route(path);
+    let granted = keys.check(request.headers(), need);
     match granted.and_then(|grant| grant.admit().map(|()| grant)) {
         Ok(grant) => {
+            if need == Need::Nothing && keys.check(request.headers(), OF_MODELS).is_err() {
+                request.extensions_mut().insert(Stranger);
+            }
             forget(request.headers_mut());
             request.extensions_mut().insert(grant);
             next.run(request).await

@@ -25,10 +25,10 @@ pub use link::LinkConfig;
 pub use mint::{Minted, mint};
 
 pub(crate) use grant::Grant;
-pub(crate) use guard::protect;
+pub(crate) use guard::{Stranger, protect};
 pub(crate) use keys::{Keys, forget};
 pub(crate) use link::{LinkAcceptor, LinkConnectors};
-pub(crate) use scope::of_rpc;
+pub(crate) use scope::{Need, OF_MODELS, of_rpc};
 pub(crate) use tls::{Acceptor, Tls};
 
 /// The certificates and keys in force.

@@ -69,13 +69,16 @@ impl Need {
     }
 }
 
+/// What is needed to hear of models: every client of one lists them first.
+pub(crate) const OF_MODELS: Need = Need::Either(Scope::Inference, Scope::Metadata);
+
 /// Returns what a gRPC call needs, by its path.
 pub(crate) fn of_rpc(path: &str) -> Need {
     match path {
         "/inference.GRPCInferenceService/ServerLive"
         | "/inference.GRPCInferenceService/ServerReady" => Need::Nothing,
         "/inference.GRPCInferenceService/RepositoryIndex" => Need::One(Scope::Metadata),
-        _ if path.starts_with("/grpc.health.v1.Health/") => Need::Nothing,
+        "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/Watch" => Need::Nothing,
         _ => Need::One(of_group(restriction::group_of_rpc(path))),
     }
 }
@@ -83,15 +86,14 @@ pub(crate) fn of_rpc(path: &str) -> Need {
 /// Returns what an HTTP route needs, by its path.
 pub(super) fn of_route(path: &str) -> Need {
     match path {
-        "/live" | "/ready" | "/health" | "/v2/health/live" | "/v2/health/ready" => Need::Nothing,
+        "/live" | "/health" | "/v2/health/live" | "/v2/health/ready" => Need::Nothing,
         "/v2/repository/index" => Need::One(Scope::Metadata),
         "/busy_threshold" | "/v1/load_lora_adapter" | "/v1/unload_lora_adapter" => {
             Need::One(Scope::Admin)
         }
         "/metrics" => Need::One(Scope::Metrics),
-        // Every client of a model lists the models first.
-        "/v1/models" => Need::Either(Scope::Inference, Scope::Metadata),
-        _ if path.starts_with("/v1/models/") => Need::Either(Scope::Inference, Scope::Metadata),
+        "/v1/models" => OF_MODELS,
+        _ if path.starts_with("/v1/models/") => OF_MODELS,
         _ if path.starts_with("/v1/") => Need::One(Scope::Inference),
         _ => Need::One(of_group(restriction::group_of_route(path))),
     }

@@ -129,9 +129,7 @@ impl Guide {
     /// Says why the parser gave up.
     fn failure(&self, text: &str) -> Error {
         let error = match self.matcher.stop_reason() {
-            StopReason::NoExtensionBias => {
-                Error::invalid("no token of the vocabulary can continue what the constraint asks")
-            }
+            StopReason::NoExtensionBias => no_token(),
             _ => refusal(text),
         };
         error.with_code("invalid_constraint")
@@ -167,12 +165,20 @@ fn plain(word: &[u8]) -> &[u8] {
 
 /// Makes an error for the client of what the parser says, without its inner life.
 pub(super) fn refusal(text: &str) -> Error {
+    // The library's name for it, where it tells of it as a text.
+    if text.contains("NoExtensionBias") {
+        return no_token();
+    }
     let shown = text.split("\n<").next().unwrap_or_default().trim();
     if shown.is_empty() || shown.starts_with("panic") {
         tracing::debug!(error = text, "the parser of constraints gave up");
         return Error::invalid("the constraint is too complex or holds what is not supported");
     }
     Error::invalid(format!("the constraint cannot be kept: {shown}"))
+}
+
+fn no_token() -> Error {
+    Error::invalid("no token of the vocabulary can continue what the constraint asks")
 }
 
 impl fmt::Debug for Guide {
