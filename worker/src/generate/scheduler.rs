@@ -348,7 +348,8 @@ impl Scheduler {
         self.running.append(&mut self.forks);
         self.totals.decode_tokens += drawn as u64;
         self.totals.prefill_tokens += prompt as u64;
-        self.pace.observe(drawn, prompt, started.elapsed());
+        let time = self.runner.pass_time().unwrap_or_else(|| started.elapsed());
+        self.pace.observe(drawn, prompt, time);
         Ok(())
     }
 }

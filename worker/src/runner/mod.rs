@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod mock;
 
 use std::slice::ChunksExact;
+use std::time::Duration;
 
 use engine::{AdapterId, TokenId};
 
@@ -115,6 +116,12 @@ pub trait Runner: Send {
     /// unless it says otherwise.
     fn turns(&self) -> Turns {
         Turns::default()
+    }
+
+    /// Returns how long the last forward pass took for a runner that keeps its own time; none: what the
+    /// clock says.
+    fn pass_time(&self) -> Option<Duration> {
+        None
     }
 
     /// Copies the keys and values of all tokens of a block to another one.

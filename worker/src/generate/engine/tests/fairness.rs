@@ -1,7 +1,5 @@
 //! Who gets in when, who is told what while waiting, and that nobody waits for ever.
 
-use std::sync::Mutex;
-
 use futures_util::future::join_all;
 
 use super::memory::{Memory, remembering};
@@ -30,54 +28,50 @@ async fn a_deadline_is_told_while_the_request_waits_for_a_place() {
 
 #[tokio::test]
 async fn urgent_requests_cannot_hold_back_others_for_ever() {
-    let engine = engine(slow(), single());
-    let mut running = call(&engine, request(1, 30)).await;
+    let (engine, passes) = pace::timed(single(), MockConfig::default());
+    let mut running = call(&engine, request(1, 5000)).await;
     running.next().await.unwrap().unwrap();
-    let order = Mutex::new(Vec::new());
-    let finished = |name: usize, stream| {
-        let order = &order;
-        async move {
-            collect(stream).await.unwrap();
-            order.lock().unwrap().push(name);
-        }
-    };
-    let patient = call(&engine, request(1, 1)).await;
-    let mut all = vec![finished(1000, patient)];
-    for name in 0..40 {
+    // Its prompt is longer than the others'.
+    let mut all = vec![call(&engine, request(2, 1)).await];
+    for _ in 0..40 {
         let context = Context::new("test").with_priority(1);
-        let stream = engine.call(request(1, 1), context).await.unwrap();
-        all.push(finished(name, stream));
+        all.push(engine.call(request(1, 1), context).await.unwrap());
     }
     drop(running);
-    join_all(all).await;
-    let order = order.into_inner().unwrap();
-    let place = order.iter().position(|&name| name == 1000).unwrap();
+    for answer in join_all(all.into_iter().map(collect)).await {
+        answer.unwrap();
+    }
+    let prompts = passes.lock().unwrap().iter().map(|(_, prompt, _)| *prompt).collect::<Vec<_>>();
+    // The first one is of whoever ran.
+    let order: Vec<_> = prompts.into_iter().filter(|&prompt| prompt > 0).skip(1).collect();
+    assert_eq!(order.len(), 41);
+    let place = order.iter().position(|&prompt| prompt == 2).unwrap();
     assert!(place > 5 && place <= 16, "it came in {place}: {order:?}");
 }
 
 #[tokio::test]
 async fn the_youngest_of_the_least_urgent_gives_way() {
-    let engine = remembering(
-        Memory::slow(8, Duration::from_millis(1)),
-        SchedulerConfig { watermark: 0.0, ..SchedulerConfig::default() },
-    );
-    let order = Mutex::new(Vec::new());
-    let run = |name: usize, priority| {
-        let mut request = request(1 + name, 80);
+    let (runner, go) = Memory::new(8).held_at(1);
+    let last_passes = runner.last_passes();
+    let config = SchedulerConfig { watermark: 0.0, ..SchedulerConfig::default() };
+    let engine = remembering(runner, config);
+    let mut streams = Vec::new();
+    for (priority, prompt) in [5, 5, 2, 0].into_iter().zip(1..) {
+        let mut request = request(prompt, 80);
         request.stop.ignore_eos = true;
-        let (engine, order) = (&engine, &order);
-        async move {
-            let context = Context::new("test").with_priority(priority);
-            let stream = engine.call(request, context).await.unwrap();
-            let outputs = collect(stream).await.unwrap();
-            assert_eq!(outputs[0].tokens.len(), 80);
-            order.lock().unwrap().push(name);
-        }
-    };
+        let context = Context::new("test").with_priority(priority);
+        streams.push(engine.call(request, context).await.unwrap());
+    }
+    // All are there before one of them has its second token.
+    go.send(()).unwrap();
     // Each needs 6 of 8 blocks in the end, so only one can finish at a time.
-    futures_util::join!(run(0, 5), run(1, 5), run(2, 2), run(3, 0));
+    for outputs in join_all(streams.into_iter().map(collect)).await {
+        assert_eq!(outputs.unwrap()[0].tokens.len(), 80);
+    }
     assert!(engine.totals().preemptions >= 3);
-    assert_eq!(order.into_inner().unwrap(), [2, 0, 1, 3]);
+    let mut order = [1, 2, 3, 4];
+    order.sort_by_key(|prompt| last_passes.lock().unwrap()[prompt]);
+    assert_eq!(order, [3, 1, 2, 4], "by the tokens of their prompts");
     settles(&engine).await;
 }
 

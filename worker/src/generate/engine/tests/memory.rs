@@ -1,7 +1,7 @@
 //! A runner whose answers depend on what really lies in its blocks, so that a block that is
 //! shared, copied, restored or given up wrongly changes a token.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -29,6 +29,8 @@ pub(super) struct Memory {
     passes: usize,
     /// The number of forward passes before each block that was read.
     reads: Arc<Mutex<Vec<usize>>>,
+    /// The number of the last forward pass with a sequence, by the tokens of its prompt.
+    last_passes: Arc<Mutex<BTreeMap<usize, usize>>>,
     /// What the first pass over tokens from a place on waits for.
     gate: Option<(usize, Receiver<()>)>,
 }
@@ -46,6 +48,7 @@ impl Memory {
             padding: 0,
             passes: 0,
             reads: Arc::default(),
+            last_passes: Arc::default(),
             gate: None,
         }
     }
@@ -69,6 +72,11 @@ impl Memory {
     /// Returns where the number of forward passes is told before each block that was read.
     pub(super) fn reads(&self) -> Arc<Mutex<Vec<usize>>> {
         self.reads.clone()
+    }
+
+    /// Returns where the last forward pass of each sequence is told, by the tokens of its prompt.
+    pub(super) fn last_passes(&self) -> Arc<Mutex<BTreeMap<usize, usize>>> {
+        self.last_passes.clone()
     }
 
     /// Returns where the most blocks are told that were written between two forward passes.
@@ -110,6 +118,8 @@ impl Runner for Memory {
         }
         self.passes += 1;
         self.most_written.fetch_max(std::mem::take(&mut self.written), Ordering::Relaxed);
+        let passes = batch.iter().map(|entry| (entry.prompt, self.passes));
+        self.last_passes.lock().unwrap().extend(passes);
         let mut written = BTreeSet::new();
         for entry in batch {
             for (place, &token) in (entry.start..).zip(entry.tokens) {

@@ -5,18 +5,24 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::turns::Turns;
 
-/// What a pass takes, and what each of its tokens adds: long, beside what a busy machine adds.
+/// What a pass takes by the runner's own time, and what each of its tokens adds.
 const PASS: Duration = Duration::from_millis(16);
 const TOKEN: Duration = Duration::from_micros(400);
+
+/// What a pass takes by the clock: long enough to get a word in while a text is read.
+const REAL_PASS: Duration = Duration::from_millis(4);
 
 /// Tokens drawn, tokens of prompts, and the time that it took, pass by pass.
 pub(super) type Passes = Arc<Mutex<Vec<(usize, usize, Duration)>>>;
 
-/// A mock runner that takes its time for every token.
+/// A mock runner whose passes take time for every token: by its own time, which no busy machine
+/// stretches, or by the clock.
 struct Timed {
     mock: MockRunner,
     turns: Turns,
     passes: Passes,
+    time: Duration,
+    has_own_time: bool,
 }
 
 impl Runner for Timed {
@@ -32,14 +38,18 @@ impl Runner for Timed {
                 false => prompt += entry.tokens.len(),
             }
         }
-        let started = Instant::now();
-        std::thread::sleep(PASS + TOKEN * (drawn + prompt) as u32);
-        self.passes.lock().unwrap().push((drawn, prompt, started.elapsed()));
+        self.time = PASS + TOKEN * (drawn + prompt) as u32;
+        std::thread::sleep(if self.has_own_time { REAL_PASS } else { self.time });
+        self.passes.lock().unwrap().push((drawn, prompt, self.time));
         self.mock.forward(batch)
     }
 
     fn turns(&self) -> Turns {
         self.turns.clone()
+    }
+
+    fn pass_time(&self) -> Option<Duration> {
+        self.has_own_time.then_some(self.time)
     }
 
     fn copy_block(&mut self, _: BlockId, _: BlockId) -> std::result::Result<(), crate::Error> {
@@ -56,13 +66,18 @@ impl Runner for Timed {
 }
 
 pub(super) fn timed(config: SchedulerConfig, mock: MockConfig) -> (GenerateEngine, Passes) {
-    timed_on(&Turns::default(), config, mock)
+    timed_on(&Turns::default(), true, config, mock)
 }
 
-fn timed_on(turns: &Turns, config: SchedulerConfig, mock: MockConfig) -> (GenerateEngine, Passes) {
+fn timed_on(
+    turns: &Turns,
+    has_own_time: bool,
+    config: SchedulerConfig,
+    mock: MockConfig,
+) -> (GenerateEngine, Passes) {
     let passes = Passes::default();
-    let (mock, turns) = (MockRunner::new(mock), turns.clone());
-    let runner = Timed { mock, turns, passes: passes.clone() };
+    let (mock, turns, time) = (MockRunner::new(mock), turns.clone(), Duration::ZERO);
+    let runner = Timed { mock, turns, passes: passes.clone(), time, has_own_time };
     let (vocabulary, eos) = (mock::vocabulary(), Vec::new());
     (GenerateEngine::start(Box::new(runner), &vocabulary, eos, config).unwrap(), passes)
 }
@@ -78,7 +93,8 @@ async fn stretched(stretch: f32) -> f64 {
         reader.next().await.unwrap().unwrap();
         readers.push(reader);
     }
-    tokio::time::sleep(30 * PASS).await;
+    let before = passes.lock().unwrap().len();
+    assert!(comes(|| passes.lock().unwrap().len() > before + 30).await);
     let outputs = collect(call(&engine, request(1200, 1)).await).await.unwrap();
     assert_eq!(outputs[0].tokens.len(), 1);
     let passes = passes.lock().unwrap().clone();
@@ -98,7 +114,7 @@ async fn stretched(stretch: f32) -> f64 {
 async fn a_long_prompt_keeps_the_time_between_tokens_within_the_stretch() {
     for stretch in [2.0, 4.0] {
         let times = stretched(stretch).await;
-        // Whole blocks and a busy machine make it a little more or less.
+        // Whole blocks make it a little more or less.
         let share = times / f64::from(stretch);
         assert!((0.5..=1.4).contains(&share), "{times} times as long, {stretch} are allowed");
     }
@@ -115,8 +131,12 @@ async fn a_prompt_comes_in_beside_a_text_that_is_guessed_all_along() {
         reader.next().await.unwrap().unwrap();
     }
     assert!(engine.totals().accepted_tokens > 5, "{:?}", engine.totals());
-    collect(call(&engine, request(20, 1)).await).await.unwrap();
-    let drawn: usize = passes.lock().unwrap().iter().map(|(drawn, ..)| drawn).sum();
+    let asked = call(&engine, request(20, 1)).await;
+    let before = passes.lock().unwrap().len();
+    collect(asked).await.unwrap();
+    let passes = passes.lock().unwrap();
+    let last = passes.iter().rposition(|(_, prompt, _)| *prompt > 0).unwrap();
+    let drawn: usize = passes.iter().take(last).skip(before).map(|(drawn, ..)| drawn).sum();
     assert!(drawn < 3000, "the prompt waited for {drawn} tokens of the text");
 }
 
@@ -135,14 +155,14 @@ async fn read(engine: &GenerateEngine, turns: &Turns) -> OutputStream<GenerateRe
 #[tokio::test]
 async fn a_prompt_leaves_time_to_those_who_read_from_another_model() {
     let turns = Turns::default();
-    let (first, _) = timed_on(&turns, SchedulerConfig::default(), MockConfig::default());
+    let (first, _) = timed_on(&turns, true, SchedulerConfig::default(), MockConfig::default());
     // Prompts may add nothing, so that no clock decides how much that is.
     let config = SchedulerConfig {
         mixed_pass_stretch: 1.0,
         has_prefix_cache: false,
         ..SchedulerConfig::default()
     };
-    let (second, passes) = timed_on(&turns, config, MockConfig::default());
+    let (second, passes) = timed_on(&turns, true, config, MockConfig::default());
     let prompts = || -> Vec<usize> {
         std::mem::take(&mut *passes.lock().unwrap()).iter().map(|(_, prompt, _)| *prompt).collect()
     };
@@ -160,9 +180,11 @@ async fn a_prompt_leaves_time_to_those_who_read_from_another_model() {
 
 #[tokio::test]
 async fn the_wait_for_other_models_is_no_time_of_a_pass() {
-    const HELD: Duration = Duration::from_millis(120);
+    const HELD: Duration = Duration::from_millis(400);
     let turns = Turns::default();
-    let (engine, passes) = timed_on(&turns, SchedulerConfig::default(), MockConfig::default());
+    // The clock counts here. Three passes in a row would have to take twelve times as long as one does.
+    let (engine, passes) =
+        timed_on(&turns, false, SchedulerConfig::default(), MockConfig::default());
     let other = turns.join();
     let _reader = read(&engine, &turns).await;
     let before = passes.lock().unwrap().len();
@@ -171,7 +193,7 @@ async fn the_wait_for_other_models_is_no_time_of_a_pass() {
         tokio::time::sleep(HELD).await;
         drop(turn);
     }
-    // All of the latest passes waited that long, and took some 4 ms.
+    // All of the latest passes waited that long, and took some 17 ms.
     let plain = drawing(&turns).unwrap();
     assert!(plain < HELD.as_secs_f64() / 2.0, "{plain}");
 }
