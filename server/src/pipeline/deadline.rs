@@ -69,7 +69,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_late_stream_ends_with_the_deadline_and_drops_the_work() {
         let engine = Deadline(Scripted::<InferRequest>::new(vec![
             Step::Output(engine::InferOutput::default()),

@@ -24,7 +24,7 @@ use super::client::{self, Client, SILENCE, UNREACHABLE, broken, silent};
 
 /// What may come behind the end of an answer, in time and in bytes, so that its connection is kept;
 /// with more it is closed.
-const LINGER: Duration = Duration::from_millis(50);
+pub(super) const LINGER: Duration = Duration::from_millis(50);
 const MAX_LINGER_BYTES: usize = 64 << 10;
 
 /// A model of the server. Clones are the same model.
@@ -37,6 +37,8 @@ pub(super) struct Remote {
     pub in_flight: Arc<AtomicU32>,
     /// Hears that the server is not there.
     pub lost: Arc<Notify>,
+    /// [`LINGER`].
+    pub linger: Duration,
 }
 
 /// A request's place among those in flight.
@@ -85,8 +87,15 @@ impl Engine<TextRequest> for Remote {
             answer.whole(&client::whole(body).await?)?;
         }
         let silence = Box::pin(sleep(SILENCE));
-        let left = None;
-        Ok(Box::pin(Answering { body, answer, silence, left, is_failed: false, _place: place }))
+        Ok(Box::pin(Answering {
+            body,
+            answer,
+            silence,
+            linger: self.linger,
+            left: None,
+            is_failed: false,
+            _place: place,
+        }))
     }
 }
 
@@ -113,6 +122,7 @@ struct Answering {
     body: Option<Incoming>,
     answer: UpstreamAnswer,
     silence: Pin<Box<Sleep>>,
+    linger: Duration,
     /// Some: the answer is over, and so many bytes may come behind it.
     left: Option<usize>,
     is_failed: bool,
@@ -160,7 +170,7 @@ impl Answering {
     /// leaves a connection that can be used again.
     fn poll_rest(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
         let mut left = self.left.unwrap_or_else(|| {
-            self.silence.as_mut().reset(Instant::now() + LINGER);
+            self.silence.as_mut().reset(Instant::now() + self.linger);
             MAX_LINGER_BYTES
         });
         while let Some(body) = &mut self.body {
@@ -318,6 +328,8 @@ mod tests {
             model: "m".into(),
             in_flight: Arc::default(),
             lost: Arc::default(),
+            // A busy machine may take a while for the end of an answer.
+            linger: Duration::from_secs(1),
         };
         for _ in 0..2 {
             let request = TextRequest { form: TextForm::Completion, body: "{}".into() };
@@ -326,8 +338,10 @@ mod tests {
             let deltas: Vec<_> = answer.collect().await;
             assert!(deltas.len() == 2 && deltas.iter().all(Result::is_ok), "{deltas:?}");
             assert!(started.elapsed() < Duration::from_secs(10), "it waited for more");
-            // The pool takes the connection back in a task of its own.
-            sleep(Duration::from_millis(50)).await;
+            // The pool takes the connection back in a task of its own, which runs between these.
+            for _ in 0..10 {
+                sleep(Duration::from_millis(5)).await;
+            }
         }
         tasks.cancel();
         connections.load(Relaxed)

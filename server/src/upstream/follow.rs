@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::client::{Client, UNREACHABLE, silent};
 use super::config::UpstreamConfig;
-use super::engine::{Remote, listed};
+use super::engine::{LINGER, Remote, listed};
 use crate::backend::{TextEngines, on_texts};
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -154,6 +154,7 @@ impl Upstream {
             model: name.into(),
             in_flight: Arc::new(AtomicU32::new(0)),
             lost: self.lost.clone(),
+            linger: LINGER,
         });
         let (in_flight, is_there) = (remote.in_flight.clone(), self.is_there.clone());
         let load = move || WorkerLoad {
