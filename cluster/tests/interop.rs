@@ -1,12 +1,13 @@
 //! Both ends against a gRPC library that knows nothing of them, as workers in other languages are.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use cluster::request::{ClientConfig, RemoteWorker, Served, ServerConfig, Tcp, WorkerServer};
-use engine::testing::{Scripted, Step};
+use engine::testing::{Scripted, Step, free_port};
 use engine::{
     Context, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateOutput,
     GenerateRequest, InferOutput, InferRequest, OutputStream, StopConditions, Tasks, TextForm,
@@ -104,10 +105,10 @@ async fn a_client_of_another_make_is_served() {
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
     let described = client.describe(wire::DescribeRequest {}).await.unwrap().into_inner();
     assert_eq!(described.models.len(), 3);
-    // It is late by the worker's clock, whatever the client does then.
+    // It is late by the worker's clock, whatever the client does then; the call has to begin in time.
     let request = wire::GenerateRequest { model: "late".into(), ..Default::default() };
     let mut request = Asked::new(request);
-    request.metadata_mut().insert("grpc-timeout", "50m".parse().unwrap());
+    request.metadata_mut().insert("grpc-timeout", "5S".parse().unwrap());
     let mut outputs = client.generate(request).await.unwrap().into_inner();
     let status = outputs.message().await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
@@ -223,9 +224,7 @@ impl Worker for Other {
 #[tokio::test]
 async fn a_worker_of_another_make_is_called() {
     let tasks = Tasks::new();
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     tasks.spawn("other", async move {
         let server = tonic::transport::Server::builder().add_service(OtherServer::new(Other));
         server.serve(address).await.unwrap();

@@ -44,9 +44,6 @@ const MAX_BATCH: usize = 128;
 const STREAM_MAX_BYTES: i64 = 64 << 20;
 const STREAM_MAX_AGE: Duration = Duration::from_secs(300);
 
-/// How long JetStream may take to answer.
-const JETSTREAM_WAIT: Duration = Duration::from_secs(2);
-
 /// The wait before JetStream is asked again that did not answer.
 const JETSTREAM_AGAIN: Duration = Duration::from_secs(10);
 
@@ -166,7 +163,8 @@ async fn keep_stream(connection: &Connection, prefix: &str) {
             max_age: STREAM_MAX_AGE,
             ..stream::Config::default()
         };
-        let made = timeout(JETSTREAM_WAIT, context.get_or_create_stream(config)).await;
+        let made = context.get_or_create_stream(config);
+        let made = timeout(connection.config.jetstream_timeout, made).await;
         let again = match made {
             Ok(Ok(_)) => Duration::MAX,
             Ok(Err(error)) => {

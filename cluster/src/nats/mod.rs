@@ -75,6 +75,10 @@ pub struct Config {
     /// How often an end that has nothing to say says that it is there; NATS answers when the other
     /// end is gone.
     pub beat: Duration,
+    /// How long JetStream may take to answer.
+    pub jetstream_timeout: Duration,
+    /// How long NATS may be away before those who listen to events hear that the plane has ended.
+    pub away_timeout: Duration,
     /// The most streams of a worker.
     pub max_streams: usize,
 }
@@ -88,6 +92,8 @@ impl Default for Config {
             window_bytes: 4 << 20,
             greeting_timeout: Duration::from_secs(1),
             beat: Duration::from_millis(500),
+            jetstream_timeout: Duration::from_secs(2),
+            away_timeout: Duration::from_secs(3),
             max_streams: 4096,
         }
     }
@@ -106,7 +112,7 @@ pub struct Connection {
     pub(crate) client: Client,
     /// Counts how often the connection was lost.
     losses: watch::Receiver<u64>,
-    config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
 }
 
 impl fmt::Debug for Connection {

@@ -21,20 +21,20 @@ async fn registers_until_it_is_killed() {
         }
         Some(("etcd", address)) => {
             let endpoints = vec![address.to_owned()];
-            let ttl = Duration::from_secs(2);
-            let config = etcd::Config { endpoints, ttl, ..etcd::Config::default() };
+            let config = etcd::Config { endpoints, ttl: TTL, ..etcd::Config::default() };
             Arc::new(Etcd::new(config, &tasks).unwrap())
         }
         Some(("kubernetes", url)) => {
-            let ttl = Duration::from_secs(2);
-            let config = kubernetes::Config { ttl, ..kubernetes::Config::new(url, "fleet") };
+            let config = kubernetes::Config { ttl: TTL, ..kubernetes::Config::new(url, "fleet") };
             Arc::new(Kubernetes::new(config, &tasks).unwrap())
         }
         _ => return,
     };
     let ports = 0..3;
     let leases = join_all(ports.map(|port| discovery.register(instance("fleet", port)))).await;
-    assert!(leases.iter().all(|lease| lease.as_ref().unwrap().state() == LeaseState::Held));
+    for lease in &leases {
+        until_held(lease.as_ref().unwrap()).await;
+    }
     // Ends when the parent does, should it forget.
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     panic!("was not killed");

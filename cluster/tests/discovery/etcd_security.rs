@@ -65,6 +65,9 @@ async fn certificates_of_both_sides_are_checked() {
     }
 }
 
+/// Makes checks of a password cheap: a busy machine may take seconds for one of etcd's usual cost.
+const CHEAP_PASSWORDS: &str = "--bcrypt-cost=4";
+
 /// Makes etcd ask for users, of which there is one.
 fn enable_users(server: &EtcdServer) {
     server.post("/v3/auth/user/add", r#"{"name":"root","password":"secret"}"#);
@@ -75,7 +78,7 @@ fn enable_users(server: &EtcdServer) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_are_checked_and_come_back_after_a_restart() {
-    let mut server = EtcdServer::start();
+    let mut server = EtcdServer::start_with(&[CHEAP_PASSWORDS.to_owned()]);
     enable_users(&server);
     let tasks = Tasks::new();
     let open = |password: Option<&str>, server: &EtcdServer| {
@@ -108,7 +111,7 @@ async fn users_are_checked_and_come_back_after_a_restart() {
 async fn a_token_that_ran_out_is_renewed_by_the_call_that_finds_it_out() {
     // A token that is not used for so long is forgotten; keeping a lease alive does not use it.
     let lifetime = "--auth-token-ttl=1".to_owned();
-    let server = EtcdServer::start_with(&[lifetime]);
+    let server = EtcdServer::start_with(&[lifetime, CHEAP_PASSWORDS.to_owned()]);
     enable_users(&server);
     let tasks = Tasks::new();
     let auth = Some(Auth { user: "root".into(), password: "secret".into() });
@@ -116,6 +119,7 @@ async fn a_token_that_ran_out_is_renewed_by_the_call_that_finds_it_out() {
     let discovery: Arc<dyn Discovery> = Arc::new(Etcd::new(config, &tasks).unwrap());
     let mut instance = instance("fleet", 1);
     let lease = discovery.register(instance.clone()).await.unwrap();
+    until_held(&lease).await;
     let mut follower = follow(&discovery);
     for is_draining in [true, false] {
         follower.for_a_while(Duration::from_secs(4)).await;

@@ -7,7 +7,7 @@ use cluster::instance::MAX_RECORD_BYTES;
 
 use super::*;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_removed_folder_freezes_the_view_and_is_filled_again() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("fleet");
@@ -48,7 +48,7 @@ async fn a_removed_folder_freezes_the_view_and_is_filled_again() {
     late.until("ten", |late| late.known.len() == 10).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_file_that_is_removed_by_hand_comes_back() {
     let store = Store::file();
     let Store::File(folder) = &store else { unreachable!() };
@@ -71,7 +71,7 @@ async fn a_file_that_is_removed_by_hand_comes_back() {
     assert!(follower.has(&instance));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn what_is_not_understood_is_left_out_and_left_alone() {
     let store = Store::file();
     let Store::File(folder) = &store else { unreachable!() };
@@ -96,7 +96,7 @@ async fn what_is_not_understood_is_left_out_and_left_alone() {
     assert_eq!(fs::read_dir(&root).unwrap().count(), 3);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn one_bad_entry_hides_nobody() {
     let store = Store::file();
     let Store::File(folder) = &store else { unreachable!() };

@@ -346,6 +346,7 @@ async fn changes_are_heard_in_their_order(store: Store) {
     let mut follower = follow(&frontend);
     let mut instance = instance("fleet", 1);
     let lease = worker.register(instance.clone()).await.unwrap();
+    until_held(&lease).await;
     for at in 0..CHANGES {
         instance.cards[0].adapters.push(format!("adapter-{at}"));
         lease.update(instance.clone()).await.unwrap();

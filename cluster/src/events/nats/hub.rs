@@ -19,16 +19,13 @@ use tokio::time::{sleep, timeout};
 use wire::worker_event::Event;
 
 use super::super::{Listen, Position, Told, Watch};
-use super::{JETSTREAM_WAIT, kv_subject, load_subject, stream_name};
+use super::{kv_subject, load_subject, stream_name};
 use crate::instance::InstanceId;
 use crate::nats::Connection;
 use crate::request::{event_of, load_of};
 
 /// What waits for one listener; what comes beyond that is lost, which its numbers tell.
 const MAX_WAITING: usize = 1024;
-
-/// How long NATS may be away before listeners hear that the plane has ended.
-const AWAY: Duration = Duration::from_secs(3);
 
 /// How often a stream is looked for that was not there: a worker may have made it since.
 const LOOK: Duration = Duration::from_secs(5);
@@ -150,7 +147,7 @@ impl Shared {
     async fn run(&self, prefix: &str) {
         let mut last = None;
         loop {
-            if timeout(AWAY, self.connected()).await.is_err() {
+            if timeout(self.connection.config.away_timeout, self.connected()).await.is_err() {
                 self.listeners().clear();
                 self.connected().await;
             }
@@ -175,7 +172,8 @@ impl Shared {
     ) -> std::result::Result<(), async_nats::Error> {
         let mut losses = self.connection.losses();
         let client = &self.connection.client;
-        let replayed = timeout(JETSTREAM_WAIT, self.replayed(prefix, *last)).await;
+        let wait = self.connection.config.jetstream_timeout;
+        let replayed = timeout(wait, self.replayed(prefix, *last)).await;
         let replayed = replayed.map_err(Into::into).and_then(|replayed| replayed);
         let mut is_replayed = replayed.is_ok();
         let mut appears = pin!(self.appears(prefix));
@@ -192,16 +190,18 @@ impl Shared {
         let mut loads = client.subscribe(load_subject(prefix, "*")).await?;
         loop {
             tokio::select! {
-                load = loads.next() => match load {
-                    Some(load) => self.tell(&load.subject, load.payload),
-                    None => return Ok(()),
-                },
+                // The events that a load tells of came before it, and wait here.
+                biased;
                 event = events.next() => match event {
                     Some(event) => {
                         let (message, number) = event?;
                         *last = number.or(*last);
                         self.tell(&message.subject, message.payload);
                     }
+                    None => return Ok(()),
+                },
+                load = loads.next() => match load {
+                    Some(load) => self.tell(&load.subject, load.payload),
                     None => return Ok(()),
                 },
                 _ = losses.changed() => return Ok(()),
@@ -216,7 +216,8 @@ impl Shared {
     async fn appears(&self, prefix: &str) -> BoxStream<'static, Heard> {
         loop {
             sleep(LOOK).await;
-            if let Ok(Ok(events)) = timeout(JETSTREAM_WAIT, self.replayed(prefix, None)).await {
+            let wait = self.connection.config.jetstream_timeout;
+            if let Ok(Ok(events)) = timeout(wait, self.replayed(prefix, None)).await {
                 return events;
             }
         }

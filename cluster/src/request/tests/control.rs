@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use engine::{BlockHash, KvEvent, KvEvents, SequenceHash, StoredBlock, WorkerLoad};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, future, stream};
+use tokio::sync::Notify;
 
 use super::*;
 
@@ -16,7 +17,7 @@ const LOAD: WorkerLoad = WorkerLoad {
 };
 
 fn told(events: &KvEvents) -> Served {
-    let script = vec![Step::Output(tokens(&[1])), Step::Sleep(Duration::from_millis(100))];
+    let script = vec![Step::Output(tokens(&[1])), Step::Sleep(LONG)];
     Served {
         card: Bytes::from_static(b"{}"),
         load: Some(Arc::new(|| LOAD)),
@@ -162,8 +163,8 @@ async fn loads_come_at_the_interval() {
     let pair = Pair::new(told(&KvEvents::new(4))).await;
     let interval = Duration::from_millis(10);
     let options = WatchOptions { load_interval: Some(interval), ..WatchOptions::default() };
-    let news = pair.worker.watch("model", options).await.unwrap();
     let started = Instant::now();
+    let news = pair.worker.watch("model", options).await.unwrap();
     let heard: Vec<_> = news.take(5).map(Result::unwrap).collect().await;
     assert_eq!(heard, vec![News::Load(LOAD); 5]);
     assert!(started.elapsed() >= 4 * interval - Duration::from_millis(2));
@@ -225,9 +226,9 @@ async fn a_worker_without_work_tells_its_load_when_something_comes() {
     // An engine may need a while to let go of what nobody reads.
     *now.lock().unwrap() = LOAD;
     drop(stream);
+    until(|| pair.server.open_calls() == 0).await;
     let told = |wanted: WorkerLoad| move |heard: &News| *heard == News::Load(wanted);
     while !told(LOAD)(&news.next().await.unwrap().unwrap()) {}
-    assert_eq!(pair.server.open_calls(), 0);
     let after = WorkerLoad { cached_blocks: 9, ..rest };
     *now.lock().unwrap() = after;
     while !told(after)(&news.next().await.unwrap().unwrap()) {}
@@ -236,7 +237,19 @@ async fn a_worker_without_work_tells_its_load_when_something_comes() {
 
 #[tokio::test]
 async fn a_draining_worker_refuses_and_finishes() {
-    let pair = Pair::new(told(&KvEvents::new(4))).await;
+    let end = Arc::new(Notify::new());
+    let ending = end.clone();
+    let engine = Function(move |_: GenerateRequest, _| {
+        let ending = ending.clone();
+        let end = async move {
+            ending.notified().await;
+            None
+        };
+        let outputs = [future::ready(Some(Ok(tokens(&[1])))).boxed(), end.boxed()];
+        let outputs = stream::iter(outputs).filter_map(|output| output);
+        Ok(Box::pin(outputs) as OutputStream<GenerateRequest>)
+    });
+    let pair = Pair::new(generates(engine)).await;
     let mut state = pair.worker.state();
     let mut news = pair.worker.watch("model", WatchOptions::default()).await.unwrap();
     let mut stream = pair.model().call(prompt(), context()).await.unwrap();
@@ -248,7 +261,11 @@ async fn a_draining_worker_refuses_and_finishes() {
     let refused = pair.model().call(prompt(), context()).await.err().unwrap();
     assert_eq!((refused.kind(), refused.code()), (ErrorKind::Unavailable, Some("draining")));
     assert!(pair.worker.describe(LONG).await.unwrap().is_draining);
-    let (is_done, rest) = tokio::join!(pair.server.shut_down(LONG), stream.collect::<Vec<_>>());
+    let rest = async {
+        end.notify_one();
+        stream.collect::<Vec<_>>().await
+    };
+    let (is_done, rest) = tokio::join!(pair.server.shut_down(LONG), rest);
     assert!(is_done && rest.is_empty(), "{rest:?}");
     state.wait_for(|state| *state == LinkState::Lost).await.unwrap();
 }
@@ -259,7 +276,7 @@ async fn an_answer_that_nobody_has_taken_yet_leaves_before_the_worker_does() {
     let big = tensor::Tensor::new("y", tensor::Datatype::Uint8, vec![12 << 20], data);
     let engine = Function(move |_: InferRequest, _| {
         let output = InferOutput { tensors: vec![big.clone()], ..InferOutput::default() };
-        Ok(Box::pin(futures_util::stream::iter([Ok(output)])) as OutputStream<InferRequest>)
+        Ok(Box::pin(stream::iter([Ok(output)])) as OutputStream<InferRequest>)
     });
     let pair = Pair::new(infers(engine)).await;
     let mut stream = pair.model().call(InferRequest::default(), context()).await.unwrap();

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use engine::testing::{Scripted, Step};
+use engine::testing::{Scripted, Step, free_port};
 use engine::{
     Context, Engine, Error, ErrorKind, GenerateOutput, GenerateRequest, InferOutput, InferRequest,
     OutputStream, Request, Result, StopConditions, Tasks,
@@ -51,7 +51,9 @@ impl Pair {
         let server = WorkerServer::new(serving, None);
         server.insert("model", served);
         let there = Tasks::new();
-        let address = serve(&server, &there, "127.0.0.1:0").await;
+        // It can be taken again once it was let go.
+        let address = format!("127.0.0.1:{}", free_port());
+        let address = serve(&server, &there, &address).await;
         let here = Tasks::new();
         let connections = Arc::new(AtomicUsize::new(0));
         let tcp = Tcp::new(address.to_string());
