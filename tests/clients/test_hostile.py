@@ -79,6 +79,14 @@ def rss_mib(pid):
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
+def processor_seconds(pid):
+    """Returns the processor time that a process has taken."""
+    with open(f"/proc/{pid}/stat") as stat:
+        # Those behind the name, which may have blanks in it.
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_a_thousand_hostile_requests_leave_the_server_serving(server, channel, stub):
     before = rss_mib(server.pid)
     seen = {}
@@ -192,10 +200,11 @@ def test_a_conversation_takes_time_in_proportion_to_its_pieces(server):
         content = json.dumps(body).encode()
 
         def once():
-            started = time.monotonic()
+            # Other processes take wall time, and none of this one's.
+            started = processor_seconds(server.pid)
             answer = httpx.post(f"http://{server.http}/v1/messages/count_tokens", content=content, timeout=PATIENCE_SECONDS)
             assert answer.status_code == 200 or "the model's context" in answer.text
-            return time.monotonic() - started
+            return processor_seconds(server.pid) - started
 
         return min(once() for _ in range(2))
 
