@@ -4,23 +4,25 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use engine::{
-    EmbedRequest, Error, GenerateRequest, Guided, InferRequest, ModelCard, Result, TokenId,
-    Vocabulary,
+    Constraint, EmbedRequest, Error, GenerateRequest, Guided, InferRequest, ModelCard, Result,
+    TokenId, Vocabulary,
 };
 use serde_json::Value as Json;
 use tensor::{ModelConfig, Tensor};
 
+use crate::alternatives::{Marks, either};
 use crate::chat::Chat;
 use crate::completion::{Completion, MAX_CONTINUATIONS, Prompts};
 use crate::continuations::{Beginning, Continuations, Reading};
 use crate::controls::{Controls, unmarked};
 use crate::parser::OutputParser;
+use crate::rules::ChatRules;
 use crate::settings::Settings;
 use crate::syntax::Syntax;
 use crate::template::{Now, Template};
 use crate::tensors::Input;
 use crate::tokenizer::{TokenTable, Tokenizer};
-use crate::tools::{Choice, Tools};
+use crate::tools::{Choice, DEFAULT_MAX_CALLS, Tools};
 use crate::{TensorRequest, profile};
 
 /// Most bytes of the tools of one request, times its prompts.
@@ -42,6 +44,11 @@ pub struct TextBridge {
     syntax: Syntax,
     /// Steering tokens that the parsers have to see.
     markers: Arc<HashSet<TokenId>>,
+    /// Those of them that are control tokens.
+    marks: Marks,
+    max_tool_calls: u32,
+    /// The tokens that begin and end a text.
+    ends: [Option<TokenId>; 2],
     /// Whether the model makes vectors and no texts.
     is_encoder: bool,
     /// Whether its engine has the template and the tokenizer.
@@ -73,6 +80,9 @@ impl TextBridge {
             tokenizer,
             template,
             controls: Controls::of(vocabulary),
+            marks: Marks::of(&syntax.markers(), vocabulary),
+            max_tool_calls: DEFAULT_MAX_CALLS,
+            ends: [vocabulary.bos, vocabulary.eos],
             syntax,
             markers,
             is_encoder: false,
@@ -97,6 +107,9 @@ impl TextBridge {
             controls: None,
             syntax: Syntax::default(),
             markers: Arc::default(),
+            marks: Marks::default(),
+            max_tool_calls: DEFAULT_MAX_CALLS,
+            ends: [None; 2],
             is_encoder: true,
             takes_texts: false,
             takes_chats: false,
@@ -115,6 +128,9 @@ impl TextBridge {
             controls: None,
             syntax: Syntax::default(),
             markers: Arc::default(),
+            marks: Marks::default(),
+            max_tool_calls: DEFAULT_MAX_CALLS,
+            ends: [None; 2],
             is_encoder,
             takes_texts: true,
             takes_chats: true,
@@ -127,10 +143,11 @@ impl TextBridge {
         Self { takes_chats: false, ..self }
     }
 
-    /// Lets messages spell out control tokens, which end turns and begin others.
+    /// Keeps to other rules than the default ones.
     #[must_use]
-    pub fn with_special_content(self) -> Self {
-        Self { controls: None, ..self }
+    pub fn with_rules(self, rules: ChatRules) -> Self {
+        let controls = self.controls.filter(|_| !rules.has_special_content);
+        Self { controls, max_tool_calls: rules.max_tool_calls, ..self }
     }
 
     /// Returns whether the model's engine takes texts, and has the template and the tokenizer.
@@ -165,6 +182,7 @@ impl TextBridge {
     ) -> Result<Self> {
         self.syntax = self.syntax.with_names(tools, reasoning)?;
         self.markers = Arc::new(markers(&self.syntax, vocabulary));
+        self.marks = Marks::of(&self.syntax.markers(), vocabulary);
         Ok(self)
     }
 
@@ -221,7 +239,7 @@ impl TextBridge {
             let text = format!("expected at most {MAX_CONTINUATIONS} conversations, got {count}");
             return Err(Error::invalid(text).with_param("messages"));
         }
-        let tools = Tools::read(settings)?;
+        let tools = Tools { max_calls: self.max_tool_calls, ..Tools::read(settings)? };
         if tools.size().saturating_mul(count) > MAX_TOOLS_BYTES {
             let text = format!("`tools`: expected at most {MAX_TOOLS_BYTES} bytes for all prompts");
             return Err(Error::invalid(text).with_param("tools"));
@@ -349,22 +367,27 @@ impl TextBridge {
     /// Returns what the answer of a chat has to look like. What the model thinks is free.
     fn guided(&self, completion: &Completion, chat: &Chat, thinks: bool) -> Result<Option<Guided>> {
         let constraint = match (chat.tools.constraint(), completion.constraint.clone()) {
-            (Some(_), Some(_)) => {
-                let text = "`tool_choice`: a call is asked for, and `response_format` another text";
-                return Err(Error::invalid(text).with_param("tool_choice"));
+            // What a call is asked for is no text, so that nothing of the format is left to keep.
+            (Some(call), _) => Some(call),
+            (None, Some(format)) if chat.tools.choice == Choice::Auto => {
+                Some(self.call_or(format, completion.constraint_field(), &chat.tools)?)
             }
-            (None, Some(_)) if chat.tools.choice == Choice::Auto => {
-                let field = completion.constraint_field();
-                let text = format!(
-                    "`{field}`: cannot be kept while the model may call tools; set `tool_choice` \
-                     to none"
-                );
-                return Err(Error::invalid(text).with_param(field));
-            }
-            (call, format) => call.or(format),
+            (None, format) => format,
         };
         let after = if thinks { self.syntax.reasoning_end() } else { None };
         Ok(constraint.map(|constraint| Guided { constraint, after }))
+    }
+
+    /// Returns the constraint to calls or to a text of a format.
+    fn call_or(&self, format: Constraint, field: &str, tools: &Tools) -> Result<Constraint> {
+        let Some(calls) = self.syntax.tools() else { return Ok(format) };
+        either(&format, tools, calls, &self.marks).ok_or_else(|| {
+            let text = format!(
+                "`{field}`: a grammar cannot be kept while the model may call tools; set \
+                 `tool_choice` to none"
+            );
+            Error::invalid(text).with_param(field)
+        })
     }
 
     /// Returns the tokens of a text; `with_bos` puts the token before them that begins a text, if
@@ -417,6 +440,11 @@ impl TextBridge {
     /// Returns whether the vocabulary has a token.
     pub fn knows(&self, token: TokenId) -> bool {
         self.table.has(token)
+    }
+
+    /// Returns the chat template's source and the tokens that begin and end a text.
+    pub(crate) fn tokenizer_facts(&self) -> (Option<&str>, [Option<TokenId>; 2]) {
+        (self.template.as_ref().map(Template::source), self.ends)
     }
 
     /// Returns what a token stands for, which may be a part of a character.

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use engine::{Constraint, Error, Result, Sampling, StopConditions, TokenId};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use crate::chat::Chat;
 use crate::settings::Settings;
@@ -46,6 +46,8 @@ pub struct Completion {
     pub(crate) truncation: Option<usize>,
     /// What the client set, for engines that take texts.
     pub(crate) settings: Settings,
+    /// What it set that only such an engine knows.
+    pub(crate) extras: Map<String, Json>,
 }
 
 /// The prompts, one a row.
@@ -96,6 +98,7 @@ impl Completion {
             truncation: number("truncate_prompt_tokens").map(|count| count as usize),
             prompts,
             settings,
+            extras: Map::new(),
         })
     }
 
@@ -135,6 +138,13 @@ impl Completion {
     /// Returns the setting that the constraint on the texts is from, for errors about it.
     pub fn constraint_field(&self) -> &'static str {
         self.constraint_field
+    }
+
+    /// Says by which name clients of an API know the field that the constraint is from.
+    pub(crate) fn name_format(&mut self, name: &'static str) {
+        if self.constraint_field == "response_format" {
+            self.constraint_field = name;
+        }
     }
 
     /// Returns the size of the prompts, in bytes of text or four a token.

@@ -1,4 +1,7 @@
-//! What a text has to look like: `response_format` and vLLM's `guided_*`, as one constraint.
+//! What a text has to look like: `response_format`, vLLM's `structured_outputs` and its older
+//! `guided_*`, as one constraint.
+
+mod tags;
 
 use engine::{Constraint, Result};
 use serde_json::Value as Json;
@@ -22,6 +25,7 @@ pub(crate) fn read(settings: &Settings) -> Result<Option<(&'static str, Constrai
         }
     };
     add("response_format", response_format(settings)?)?;
+    add("structured_outputs", structured_outputs(settings)?)?;
     add("guided_json", settings.structure("guided_json").map(schema))?;
     let word = |name| settings.word(name).map(str::to_owned);
     add("guided_regex", word("guided_regex").map(Constraint::Regex))?;
@@ -29,6 +33,45 @@ pub(crate) fn read(settings: &Settings) -> Result<Option<(&'static str, Constrai
     let choices = settings.texts("guided_choice");
     add("guided_choice", (!choices.is_empty()).then_some(Constraint::Choice(choices)))?;
     Ok(found)
+}
+
+/// Reads vLLM's field. What it says of white space and of backends has no effect.
+fn structured_outputs(settings: &Settings) -> Result<Option<Constraint>> {
+    const NAME: &str = "structured_outputs";
+    const KINDS: [&str; 6] =
+        ["json", "regex", "choice", "grammar", "json_object", "structural_tag"];
+    let wrong = |why: &str| settings.wrong(NAME, why);
+    let fields = match settings.structure(NAME) {
+        None => return Ok(None),
+        Some(Json::Object(fields)) => fields,
+        Some(_) => return Err(wrong("expected an object")),
+    };
+    let is_given = |kind: &&&str| {
+        fields.get(**kind).is_some_and(|value| !value.is_null() && *value != Json::Bool(false))
+    };
+    let mut given = KINDS.iter().filter(is_given);
+    let (Some(kind), None) = (given.next(), given.next()) else {
+        return Err(wrong(&format!("expected exactly one of {}", KINDS.join(", "))));
+    };
+    let value = &fields[*kind];
+    let text = || {
+        let text = value.as_str().map(str::to_owned);
+        text.ok_or_else(|| wrong(&format!("`{kind}`: expected a text")))
+    };
+    Ok(Some(match *kind {
+        "json" => schema(value),
+        "json_object" => Constraint::JsonObject,
+        "regex" => Constraint::Regex(text()?),
+        "grammar" => Constraint::Grammar(text()?),
+        "structural_tag" => tags::constraint(value).map_err(|why| wrong(&why))?,
+        _ => {
+            let texts = value.as_array().map(|all| all.iter().map(Json::as_str));
+            let texts = texts.and_then(|all| all.map(|text| text.map(str::to_owned)).collect());
+            let texts: Option<Vec<String>> = texts;
+            let texts = texts.filter(|texts| !texts.is_empty());
+            Constraint::Choice(texts.ok_or_else(|| wrong("`choice`: expected a list of texts"))?)
+        }
+    }))
 }
 
 /// vLLM takes a schema also as its JSON text.
@@ -77,10 +120,11 @@ fn response_format(settings: &Settings) -> Result<Option<Constraint>> {
             None => "regex",
         })?)),
         "grammar" => Some(Constraint::Grammar(text("grammar")?)),
+        "structural_tag" => Some(tags::constraint(format).map_err(|why| wrong(&why))?),
         other => {
             return Err(wrong(&format!(
                 "type `{other}` is not known; known are text, json_object, json_schema, regex, \
-                 grammar"
+                 grammar, structural_tag"
             )));
         }
     })

@@ -7,6 +7,7 @@
 
 #![deny(missing_docs)]
 
+mod alternatives;
 mod answer;
 pub mod api;
 mod bridge;
@@ -18,6 +19,7 @@ mod controls;
 mod delta;
 pub mod parser;
 mod profile;
+mod rules;
 mod settings;
 mod stop;
 mod syntax;
@@ -33,6 +35,7 @@ pub use bridge::TextBridge;
 pub use completion::{Completion, DEFAULT_MAX_TOKENS};
 pub use continuations::Continuations;
 pub use delta::{Delta, Finish, Score, Scored, TextOutput};
+pub use rules::ChatRules;
 pub use template::{Conversation, Now, Template};
 pub use tensors::{Input, Inputs, TensorRequest};
 pub use texts::TextAnswers;

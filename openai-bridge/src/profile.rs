@@ -79,7 +79,7 @@ const ALTERNATIVES: Kind = Kind::Integer { least: 0, most: MAX_LOGPROBS as i128 
 const PENALTY: Kind = Kind::Real { range: Range::closed(-2.0, 2.0) };
 
 /// Every input there is.
-pub(crate) const FIELDS: [Field; 57] = [
+pub(crate) const FIELDS: [Field; 58] = [
     field("text_input", Datatype::Bytes, Kind::Prompt),
     field("messages", Datatype::Bytes, Kind::Prompt),
     field("stream", Datatype::Bool, Kind::Flag),
@@ -126,6 +126,7 @@ pub(crate) const FIELDS: [Field; 57] = [
     field("guided_regex", Datatype::Bytes, Kind::Word),
     field("guided_grammar", Datatype::Bytes, Kind::Word),
     field("guided_choice", Datatype::Bytes, Kind::Texts),
+    field("structured_outputs", Datatype::Bytes, Kind::Structure),
     field("chat_template_kwargs", Datatype::Bytes, Kind::Structure),
     field("reasoning_effort", Datatype::Bytes, Kind::Word),
     field("add_generation_prompt", Datatype::Bool, Kind::Flag),

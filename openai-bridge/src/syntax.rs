@@ -60,6 +60,11 @@ impl Syntax {
         tools.chain(reasoning).copied().collect()
     }
 
+    /// Returns how calls are written.
+    pub(crate) fn tools(&self) -> Option<ToolFormat> {
+        self.tools
+    }
+
     /// Returns whether a prompt has already begun the thoughts.
     pub(crate) fn starts_in_reasoning(&self, prompt: &str) -> bool {
         let begin = self.marks().map(|(begin, _)| begin);

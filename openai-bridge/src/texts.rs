@@ -13,11 +13,12 @@ use crate::chat::Chat;
 use crate::completion::{Completion, Prompts};
 use crate::delta::{Delta, Finish, Score, Scored, TextOutput};
 use crate::parser::Event;
+use crate::settings::Settings;
 use crate::tools::Choice;
 use crate::{Input, TextBridge};
 
 /// Settings that pass as they were said.
-const PASSED: [&str; 22] = [
+const PASSED: [&str; 19] = [
     "temperature",
     "top_p",
     "top_k",
@@ -32,10 +33,7 @@ const PASSED: [&str; 22] = [
     "include_stop_str_in_output",
     "skip_special_tokens",
     "logit_bias",
-    "guided_json",
-    "guided_regex",
-    "guided_grammar",
-    "guided_choice",
+    "structured_outputs",
     "chat_template_kwargs",
     "reasoning_effort",
     "truncate_prompt_tokens",
@@ -108,7 +106,11 @@ impl TextBridge {
             let value = completion.settings.said(name, row)?;
             Some(((*name).to_owned(), value))
         };
-        let mut body: Map<String, Json> = PASSED.iter().filter_map(said).collect();
+        let mut body = completion.extras.clone();
+        body.extend(PASSED.iter().filter_map(said));
+        if let Some(guide) = guide(&completion.settings, row) {
+            body.insert("structured_outputs".into(), guide);
+        }
         if let Some(format) = body.get_mut("response_format") {
             regular(format);
         }
@@ -170,6 +172,14 @@ fn add_chat(body: &mut Map<String, Json>, completion: &Completion, chat: &Chat) 
     if !tools.is_parallel {
         body.insert("parallel_tool_calls".into(), false.into());
     }
+}
+
+/// Returns vLLM's older fields for constraints as its newer one, which other engines took over.
+fn guide(settings: &Settings, row: usize) -> Option<Json> {
+    ["json", "regex", "grammar", "choice"].iter().find_map(|kind| {
+        let said = settings.said(&format!("guided_{kind}"), row)?;
+        Some(json!({ *kind: said }))
+    })
 }
 
 /// Brings the forms that a response's format has in other APIs to that of chat.

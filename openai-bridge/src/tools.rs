@@ -14,8 +14,11 @@ const MAX_TOOLS: usize = 128;
 /// Longest name of a tool, as in the OpenAI API.
 const MAX_NAME: usize = 64;
 
+/// Most calls of one answer that has to call, when nothing is said.
+pub(crate) const DEFAULT_MAX_CALLS: u32 = 16;
+
 /// What a chat offers to call.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tools {
     /// In the form of the Chat Completions API, which templates know.
     pub all: Vec<Json>,
@@ -24,6 +27,8 @@ pub(crate) struct Tools {
     pub choice: Choice,
     /// More than one call at once is welcome.
     pub is_parallel: bool,
+    /// Most calls of an answer whose calls are held to a form, at least 1.
+    pub max_calls: u32,
 }
 
 /// What has to be called.
@@ -74,7 +79,7 @@ impl Tools {
         };
         let schemas = Arc::new(all.iter().map(schema).collect());
         let is_parallel = settings.flag("parallel_tool_calls").unwrap_or(true);
-        Ok(Self { all, schemas, choice, is_parallel })
+        Ok(Self { all, schemas, choice, is_parallel, max_calls: DEFAULT_MAX_CALLS })
     }
 
     /// Returns about how many bytes the tools have.
@@ -88,13 +93,30 @@ impl Tools {
         let schema = match &self.choice {
             Choice::None | Choice::Auto => return None,
             Choice::Named(name) => arguments(self.schemas.get(name)?),
-            Choice::Required => self.calls(),
+            Choice::Required => self.calls("parameters"),
         };
         Some(Constraint::JsonSchema(schema.to_string()))
     }
 
-    /// Returns the schema of a list of calls.
-    fn calls(&self) -> Json {
+    /// Returns how many calls there may be.
+    pub(crate) fn most_calls(&self) -> u32 {
+        if self.is_parallel { self.max_calls.max(1) } else { 1 }
+    }
+
+    /// Returns the schema of a list of calls, whose arguments are found under `key`.
+    pub(crate) fn calls(&self, key: &str) -> Json {
+        let mut call = self.call(key);
+        let definitions = call.as_object_mut().and_then(|call| call.remove("$defs"));
+        let mut schema = json!({"type": "array", "minItems": 1, "items": call});
+        schema["maxItems"] = self.most_calls().into();
+        if let Some(definitions) = definitions {
+            schema["$defs"] = definitions;
+        }
+        schema
+    }
+
+    /// Returns the schema of one call, whose arguments are found under `key`.
+    pub(crate) fn call(&self, key: &str) -> Json {
         let mut definitions = Map::new();
         let call = |(index, tool): (usize, &Json)| {
             let name = name(tool);
@@ -102,16 +124,13 @@ impl Tools {
             hoist(&mut schema, &format!("t{index}_"), &mut definitions);
             json!({
                 "type": "object",
-                "properties": {"name": {"const": name}, "parameters": schema},
-                "required": ["name", "parameters"],
+                "properties": {"name": {"const": name}, key: schema},
+                "required": ["name", key],
                 "additionalProperties": false,
             })
         };
         let calls: Vec<Json> = self.all.iter().enumerate().map(call).collect();
-        let mut schema = json!({"type": "array", "minItems": 1, "items": {"anyOf": calls}});
-        if !self.is_parallel {
-            schema["maxItems"] = json!(1);
-        }
+        let mut schema = json!({"anyOf": calls});
         if !definitions.is_empty() {
             schema["$defs"] = Json::Object(definitions);
         }

@@ -233,12 +233,8 @@ impl Backends {
                 bridge.with_formats(tools.as_deref(), reasoning.as_deref(), vocabulary)
             })
             .map_err(|error| error.to_string())?;
-        let bridge = match self.engine.has_special_content {
-            true => bridge.with_special_content(),
-            false => bridge,
-        };
         Ok(Texts {
-            bridge: Arc::new(bridge),
+            bridge: Arc::new(bridge.with_rules(self.engine.chat_rules)),
             tables: self.texts.tables(card, vocabulary),
             constraints: Constraints::new(vocabulary, &card.eos_tokens),
         })

@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use openai_bridge::ChatRules;
+
 use crate::args::{
     BusyArgs, EngineArgs, FormatArgs, FrontendArgs, ModelArgs, ProcessArgs, ServeArgs,
     SharedMemoryArgs, TraceArgs, cache_dir,
@@ -118,8 +120,8 @@ pub struct EngineConfig {
     pub tool_call_parser: Option<String>,
     /// The format of reasoning; none: what a model's template shows.
     pub reasoning_parser: Option<String>,
-    /// Whether messages of a chat may spell out control tokens.
-    pub has_special_content: bool,
+    /// What all chats keep to.
+    pub chat_rules: ChatRules,
 }
 
 /// How log lines look.
@@ -138,7 +140,7 @@ impl Config {
     pub fn from_args(args: &ServeArgs) -> Result<Self, Invalid> {
         let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
         models.limits = limits(&args.busy);
-        models.engine.has_special_content = args.openai.allow_special_tokens_in_content;
+        models.engine.chat_rules = args.openai.chat_rules();
         Ok(Self {
             origin: Origin::Own(Box::new(models)),
             trace: TraceConfig::from_args(&args.trace)?,
@@ -261,7 +263,7 @@ impl EngineConfig {
             kv_disk: args.kv_disk_dir.clone().zip(Some(args.kv_disk_mib as usize * (1 << 20))),
             tool_call_parser: formats.tool_call_parser.clone(),
             reasoning_parser: formats.reasoning_parser.clone(),
-            has_special_content: false,
+            chat_rules: ChatRules::default(),
         }
     }
 }

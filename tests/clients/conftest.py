@@ -55,6 +55,7 @@ SCRIPTS = [
     "callers=mock,reply=I will look.\n" + CALL % "Paris" + "\n" + CALL % "Rome",
     'json=mock,reply={"city": "Paris", "is_capital": true}',
     'listed=mock,reply=[{"name": "get_weather", "parameters": {"city": "Oslo"}}]',
+    "many=mock,reply=[" + ", ".join(['{"name": "get_weather", "parameters": {"city": "Oslo"}}'] * 20) + "]",
     'named=mock,reply={"city": "Bern"}',
     "words=mock",
     "slow=mock,pace_ms=20",

@@ -180,3 +180,48 @@ def test_max_tokens_have_to_be_said(server):
     error = json.load(caught.value)
     assert caught.value.code == 400 and error["type"] == "error"
     assert "max_tokens" in error["error"]["message"]
+
+
+def test_a_thread_is_refused_as_its_clients_expect(client):
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        ask(client, extra_body={"thread": {"type": "new"}})
+    assert caught.value.body["error"]["details"]["error_code"] == "thread_unsupported_request"
+    assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+def test_the_tool_runner_goes_the_whole_loop(scripted):
+    asked = []
+
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Tells the weather of a city."""
+        asked.append(city)
+        return "It is sunny, with a light wind from the sea." * 4
+
+    with anthropic.Anthropic(base_url=f"http://{scripted.http}", api_key="none", max_retries=0) as client:
+        runner = client.beta.messages.tool_runner(model="caller", max_tokens=200, tools=[get_weather],
+                                                  messages=QUESTION, max_iterations=3)
+        messages = list(runner)
+    assert [message.stop_reason for message in messages] == ["tool_use"] * 3
+    assert set(asked) == {"Paris"} and len(asked) >= 2
+    sizes = [message.usage.input_tokens + message.usage.cache_read_input_tokens for message in messages]
+    # Each turn has the ones before it, with the results of their calls.
+    assert sizes[1] > sizes[0] + 150 and sizes[2] > sizes[1] + 150
+
+
+def test_models_are_told_as_anthropics_api_has_them(client):
+    page = client.models.list()
+    found = next(model for model in page.data if model.id == MODEL)
+    assert (found.type, found.display_name) == ("model", MODEL)
+    assert found.created_at.year >= 2026 and page.has_more is False and page.last_id
+    assert client.models.retrieve(MODEL).display_name == MODEL
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.models.retrieve("nothing")
+    assert caught.value.body["error"]["type"] == "not_found_error"
+
+
+def test_unknown_paths_below_messages_answer_in_anthropics_form(client):
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.messages.batches.list()
+    assert caught.value.body["type"] == "error"
+    assert caught.value.body["error"]["type"] == "not_found_error"

@@ -202,7 +202,8 @@ def test_the_tokens_are_scored(client):
     ({"background": True}, "background"),
     ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
     ({"text": {"format": {"type": "rhyme"}}}, "text.format"),
-    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"name": "x"}]}, "tools[0].type"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
     ({"text": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
      "input[0].content[0].type"),
@@ -242,3 +243,32 @@ def test_every_event_has_its_name(server):
     for frame in frames:
         event, data = frame.split("\n")
         assert event == "event: " + json.loads(data.removeprefix("data: "))["type"]
+
+
+def test_the_request_of_codex_is_answered(actor):
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    function = {"type": "function", "name": "get_weather", "description": "x", "strict": False, "parameters": parameters}
+    tools = [
+        {**function, "name": "exec_command"},
+        {"type": "namespace", "name": "sky", "description": "x", "tools": [function]},
+        {"type": "custom", "name": "apply_patch", "description": "x",
+         "format": {"type": "grammar", "syntax": "lark", "definition": "start: /a/"}},
+        {"type": "web_search", "external_web_access": False},
+    ]
+    developer = {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]}
+    user = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "The weather?"}]}
+    asked = {"model": "caller", "instructions": "You are an agent.", "tools": tools, "tool_choice": "auto",
+             "parallel_tool_calls": False, "reasoning": {"effort": "medium", "summary": "auto"}, "store": False,
+             "include": ["reasoning.encrypted_content"], "prompt_cache_key": "k", "text": {"verbosity": "low"}}
+    raw = actor.responses.with_raw_response.create(input=[developer, user], **asked)
+    assert raw.headers["x-stator-warning"].endswith("of type: custom, web_search")
+    [call] = raw.parse().output
+    assert (call.type, call.name, call.namespace) == ("function_call", "get_weather", "sky")
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."}
+    items = [developer, user, call.model_dump(exclude_none=True), result]
+    with actor.responses.with_streaming_response.create(input=items, stream=True, **asked) as reply:
+        assert "x-stator-warning" in reply.headers
+        done = [event for event in reply.parse() if event.type == "response.output_item.done"]
+    assert done[0].item.namespace == "sky"
+    answer = actor.responses.create(model="hello", input="Hi", tools=[{"type": "web_search"}])
+    assert answer.output_text == "Hello, world."

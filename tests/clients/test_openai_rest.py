@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from conftest import running, sdk_of
+from patience import PATIENCE_SECONDS
 
 TEXT = "The sea is deep."
 
@@ -155,6 +156,19 @@ def test_tokens_there_and_back(sdk):
     assert "<|im_start|>user\nHello<|im_end|>" in rendered["prompt"]
     bare = tokens_of(sdk, "smollm", messages=messages, add_generation_prompt=False)
     assert bare["count"] < chat["count"]
+
+
+def test_a_remote_tokenizer_finds_what_it_needs(server, actor):
+    """As lm-eval's, which knows only the paths without /v1 and names no model."""
+    base = f"http://{server.http}"
+    info = httpx.get(f"{base}/tokenizer_info", params={"model": "smollm"}, timeout=PATIENCE_SECONDS).json()
+    assert info["eos_token"] == "<|im_end|>" and "<|im_start|>" in info["chat_template"]
+    asked = {"model": "smollm", "prompt": info["eos_token"], "add_special_tokens": False}
+    told = httpx.post(f"{base}/tokenize", json=asked, timeout=PATIENCE_SECONDS).json()
+    assert told["tokens"] == [info["eos_token_id"]]
+    with pytest.raises(openai.BadRequestError) as caught:
+        actor.get("/tokenizer_info", cast_to=object)
+    assert caught.value.param == "model"
 
 
 @pytest.mark.parametrize("path, body, field", [

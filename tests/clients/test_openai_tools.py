@@ -251,3 +251,72 @@ def test_a_schema_that_is_none_is_refused_by_name(actor):
     assert caught.value.type == "invalid_request_error"
     assert "no such type" in caught.value.message
     assert caught.value.param == "response_format"
+
+
+def test_tools_and_a_schema_go_together(actor, sdk):
+    schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": Scripted.model_json_schema()}}
+    for options in ({}, {"tool_choice": "auto"}, {"parallel_tool_calls": False}):
+        answer = ask(actor, "caller", tools=[SCRIPTED], response_format=schema, **options)
+        assert calls_of(answer) == [("get_weather", {"city": "Paris"})]
+        answer = ask(actor, "json", tools=[SCRIPTED], response_format=schema, **options)
+        assert Scripted.model_validate_json(answer.choices[0].message.content).city == "Paris"
+    calls, text, finish = collected(ask(actor, "caller", tools=[SCRIPTED], response_format=schema, stream=True))
+    assert (calls, text, finish) == ([("get_weather", {"city": "Paris"})], "", "tool_calls")
+    answer = ask(actor, "json", tools=[SCRIPTED], response_format={"type": "json_object"})
+    assert json.loads(answer.choices[0].message.content)["is_capital"]
+    answer = ask(actor, "listed", tools=[SCRIPTED], tool_choice="required", response_format=schema)
+    assert calls_of(answer) == [("get_weather", {"city": "Oslo"})]
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    answer = sdk.chat.completions.parse(model="smollm", messages=QUESTION, tools=[strict], temperature=0,
+                                        response_format=City, max_completion_tokens=100)
+    message = answer.choices[0].message
+    assert isinstance(message.parsed, City) or message.tool_calls[0].function.parsed_arguments["city"]
+
+
+def test_a_schema_beside_tools_that_is_none_is_refused_by_name(actor):
+    schema = {"type": "no such type"}
+    with pytest.raises(openai.BadRequestError, match="no such type") as caught:
+        ask(actor, "hello", tools=[SCRIPTED],
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+    assert caught.value.param == "response_format"
+    with pytest.raises(openai.BadRequestError, match="no such type") as caught:
+        actor.responses.create(model="hello", input="Hi", tools=[{"type": "function", **SCRIPTED["function"]}],
+                               text={"format": {"type": "json_schema", "name": "x", "schema": schema}})
+    assert caught.value.param == "text.format"
+    answer = actor.responses.create(
+        model="caller", input="Hi", tools=[{"type": "function", **SCRIPTED["function"]}], temperature=0,
+        text={"format": {"type": "json_schema", "name": "x", "schema": Scripted.model_json_schema()}})
+    assert answer.output[0].name == "get_weather"
+
+
+def test_calls_that_are_required_are_bounded_in_number(actor):
+    answer = ask(actor, "many", tools=[SCRIPTED], tool_choice="required", max_completion_tokens=2000)
+    assert len(calls_of(answer)) == 16 and answer.choices[0].finish_reason == "tool_calls"
+
+
+def test_vllms_structured_outputs_are_kept(sdk, actor):
+    def told(client=sdk, model="smollm", **outputs):
+        return ask(client, model, max_completion_tokens=60,
+                   extra_body={"structured_outputs": outputs}).choices[0].message.content
+
+    assert told(choice=["yes", "no"]) in ("yes", "no")
+    assert told(regex="[0-9]{3}-[a-z]{2}").count("-") == 1
+    assert json.loads(told(json={"enum": [1, 2]}, regex=None)) in (1, 2)
+    assert told(grammar='start: "left" | "right"') in ("left", "right")
+    structure = {"begin": "<f>", "schema": {"enum": [1, 2]}, "end": "</f>"}
+    tag = {"type": "structural_tag", "structures": [structure], "triggers": ["<f>"]}
+    assert told(actor, "hello", structural_tag=tag) == "Hello, world."
+    for wrong in ({}, {"json": {}, "regex": "a"}, {"choice": []}, {"structural_tag": {"format": {"type": "any"}}}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            told(actor, "hello", **wrong)
+        assert caught.value.param == "structured_outputs"
+
+
+@pytest.mark.parametrize("field, value", [
+    ("allowed_token_ids", [1]), ("bad_words", ["x"]), ("chat_template", "x"), ("documents", [{"text": "x"}]),
+    ("add_special_tokens", True), ("mm_processor_kwargs", {"x": 1}), ("vllm_xargs", {"x": 1}),
+])
+def test_what_would_change_the_answer_and_is_not_known_is_refused(actor, field, value):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(actor, "hello", extra_body={field: value})
+    assert caught.value.param == field

@@ -423,7 +423,29 @@ def test_a_request_is_sent_as_it_was_asked(hostile):
     assert path == "/v1/chat/completions"
     assert headers["Authorization"] == "Bearer sk-secret"
     assert body == {"model": "whole", "stream": True, "stream_options": {"include_usage": True},
-                    "messages": messages, "top_p": 0.5, "top_k": 3}
+                    "messages": messages, "top_p": 0.5, "top_k": 3, "user": "u"}
+
+
+EXTRAS = {
+    "structured_outputs": {"regex": "a+"}, "allowed_token_ids": [1, 2], "bad_words": ["x"], "cache_salt": "s",
+    "vllm_xargs": {"x": 1}, "documents": [{"text": "x"}], "chat_template": "{{ x }}", "add_special_tokens": True,
+    "mm_processor_kwargs": {"x": 1}, "priority": 2, "unheard_of": {"deep": [1]},
+}
+
+
+def test_nothing_that_was_set_is_lost(hostile):
+    with sdk_of(hostile[0]) as sdk:
+        Hostile.bodies.clear()
+        sdk.chat.completions.create(model="whole", messages=USER, extra_body=EXTRAS,
+                                    extra_headers={"x-request-id": "my-name"})
+        sdk.completions.create(model="whole", prompt="One", max_tokens=3, extra_body=EXTRAS)
+        sdk.chat.completions.create(model="whole", messages=USER, extra_body={"guided_choice": ["a", "b"]})
+        sdk.responses.create(model="whole", input="Hi", extra_body={"bad_words": ["x"], "client_metadata": {"a": "b"}})
+    (_, headers, chat), (_, _, completion), (_, _, guided), (_, _, response) = Hostile.bodies
+    assert headers["x-request-id"] == "my-name"
+    assert EXTRAS.items() <= chat.items() and EXTRAS.items() <= completion.items()
+    assert guided["structured_outputs"] == {"choice": ["a", "b"]} and "guided_choice" not in guided
+    assert response["bad_words"] == ["x"] and "client_metadata" not in response
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ use engine::{MAX_LOGPROBS, Result};
 use serde_json::{Value as Json, json};
 
 use super::body::{self, StreamOptions, get, wrong};
+use super::extras::extras;
 use super::fold::{Told, word};
 use super::frames::{Chunks, DONE, frame, json};
 use super::{Asked, Body, Fold, Form, Stamp};
@@ -30,7 +31,7 @@ pub fn read(bridge: &TextBridge, body: Body, stamp: Stamp) -> Result<Asked> {
     let (completion, is_forced) = completion(bridge, body)?;
     let choices = completion.choices.get() as usize;
     let form = Box::new(Chat::new(stamp, options, choices, is_forced));
-    Ok(Asked { completion, form, is_streaming: options.is_streaming })
+    Ok(Asked { completion, form, is_streaming: options.is_streaming, warning: None })
 }
 
 /// Reads what is asked of a chat, whatever the form of its answer, and whether the client named
@@ -43,6 +44,7 @@ pub(super) fn completion(bridge: &TextBridge, mut body: Body) -> Result<(Complet
     if top.is_some_and(|top| top > 0) && !has_logprobs {
         return Err(wrong("top_logprobs", "is only allowed when `logprobs` is true"));
     }
+    let extras = extras(bridge, &body, false)?;
     for taken in ["logprobs", "stream", "documents", "query", "input_ids", "dimensions", "echo"] {
         body.remove(taken);
     }
@@ -59,6 +61,7 @@ pub(super) fn completion(bridge: &TextBridge, mut body: Body) -> Result<(Complet
     let prompts = bridge.chats(&settings, vec![messages])?;
     let mut completion = Completion::new(settings, prompts, bridge.most_tokens())?;
     completion.logprobs = has_logprobs.then(|| top.unwrap_or(0) as u32);
+    completion.extras = extras;
     let is_forced = completion.names_a_call();
     Ok((completion, is_forced))
 }

@@ -4,6 +4,7 @@ use engine::{MAX_LOGPROBS, Result};
 use serde_json::{Value as Json, json};
 
 use super::body::{self, StreamOptions, get, wrong};
+use super::extras::extras;
 use super::fold::{Told, word};
 use super::frames::{Chunks, DONE, frame, json};
 use super::{Asked, Body, Fold, Form, Stamp};
@@ -22,7 +23,7 @@ const MAX_PROMPTS: usize = 256;
 /// Reads the body of a completion.
 ///
 /// Errors: a field that is wrong or cannot be honoured, by name.
-pub fn read(_: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> {
+pub fn read(bridge: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> {
     if get(&body, "suffix").is_some_and(|suffix| suffix != "") {
         return Err(wrong("suffix", "is not supported: the model only continues texts"));
     }
@@ -43,12 +44,14 @@ pub fn read(_: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> {
     if is_scoring {
         body.remove("max_tokens");
     }
+    let extras = extras(bridge, &body, true)?;
     for taken in ["best_of", "stream", "documents", "query", "input_ids", "dimensions"] {
         body.remove(taken);
     }
     let settings = Settings::of_body(&body)?;
     let mut completion = Completion::new(settings, prompts, DEFAULT_MAX_TOKENS)?;
     completion.logprobs = logprobs;
+    completion.extras = extras;
     if has_echo && (logprobs.is_some() || is_scoring) {
         completion.prompt_logprobs = completion.prompt_logprobs.max(Some(logprobs.unwrap_or(0)));
     }
@@ -57,7 +60,7 @@ pub fn read(_: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> {
     }
     let count = completion.continuations();
     let form = Box::new(Text::new(stamp, options, count, (logprobs.is_some(), has_echo)));
-    Ok(Asked { completion, form, is_streaming: options.is_streaming })
+    Ok(Asked { completion, form, is_streaming: options.is_streaming, warning: None })
 }
 
 fn prompts(inputs: Vec<Input>) -> Result<Prompts> {

@@ -26,14 +26,15 @@ pub fn read(bridge: &TextBridge, body: Body, stamp: Stamp) -> Result<Asked> {
         return Err(body::wrong("max_tokens", "is missing"));
     }
     let chat = input::chat(body)?;
-    let (completion, _) = chat::completion(bridge, chat).map_err(input::in_own_words)?;
+    let (mut completion, _) = chat::completion(bridge, chat).map_err(input::in_own_words)?;
+    completion.name_format("output_config.format");
     let form = Messages {
         writer: Writer { stamp, is_streaming, has_calls: false, content: Vec::new() },
         blocks: Blocks::default(),
         fold: Fold::default(),
         has_begun: false,
     };
-    Ok(Asked { completion, form: Box::new(form), is_streaming })
+    Ok(Asked { completion, form: Box::new(form), is_streaming, warning: None })
 }
 
 /// Answers a call for the tokens of a message's prompt; the body is that of a message.

@@ -8,6 +8,7 @@ mod body;
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
+mod extras;
 mod fold;
 mod frames;
 pub mod messages;
@@ -44,6 +45,8 @@ pub struct Asked {
     pub form: Box<dyn Form>,
     /// It is answered as it grows.
     pub is_streaming: bool,
+    /// What of the request has no effect, which its client may not expect.
+    pub warning: Option<String>,
 }
 
 /// The form of one answer: either frames as it grows, or one value at its end.

@@ -6,6 +6,7 @@
 
 mod input;
 mod object;
+mod offered;
 mod write;
 
 use engine::{Error, MAX_LOGPROBS, Result};
@@ -14,8 +15,10 @@ use serde_json::{Value as Json, json};
 use super::blocks::Blocks;
 use super::body::{self, get, wrong};
 use super::chat;
+use super::extras;
 use super::{Asked, Body, Fold, Form, Stamp};
 use crate::{Finish, TextBridge, TextOutput};
+use offered::Offered;
 use write::Writer;
 
 pub use input::follow;
@@ -64,11 +67,14 @@ pub fn read(bridge: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> 
     let is_kept = body::flag(&body, "store")?.unwrap_or(true);
     let head = object::new(&body, &stamp)?;
     let items = input::items(&mut body, &stamp)?;
-    let messages = input::messages(body::text(&body, "instructions")?, &items)?;
+    let offered = Offered::take(&mut body);
+    let messages = input::messages(body::text(&body, "instructions")?, &items, &offered)?;
     let chat = chat_body(body, messages)?;
-    let (completion, _) = chat::completion(bridge, chat).map_err(in_own_words)?;
+    let (mut completion, _) = chat::completion(bridge, chat).map_err(in_own_words)?;
+    completion.name_format("text.format");
+    let warning = offered.warning();
     let form = Responses {
-        writer: Writer::new(stamp, is_streaming),
+        writer: Writer::new(stamp, is_streaming, offered),
         head,
         items: is_kept.then_some(items),
         blocks: Blocks::default(),
@@ -76,7 +82,7 @@ pub fn read(bridge: &TextBridge, mut body: Body, stamp: Stamp) -> Result<Asked> 
         has_begun: false,
         record: None,
     };
-    Ok(Asked { completion, form: Box::new(form), is_streaming })
+    Ok(Asked { completion, form: Box::new(form), is_streaming, warning })
 }
 
 fn truncation(body: &Body) -> Result<()> {
@@ -95,6 +101,7 @@ fn chat_body(mut body: Body, messages: Vec<Json>) -> Result<Body> {
     let effort = object::field(&body, "reasoning", "effort")?.cloned();
     let format = object::field(&body, "text", "format")?.cloned();
     body.retain(|key, _| !TAKEN.contains(&key.as_str()));
+    extras::retain(&mut body);
     body.insert("messages".into(), messages.into());
     let mut set = |key: &str, value: Option<Json>| {
         if let Some(value) = value {

@@ -61,6 +61,30 @@ pub fn detokenize(bridge: &TextBridge, body: &Body) -> Result<Json> {
     }
 }
 
+/// Answers what is known of a model's tokenizer, under the names of Hugging Face's configuration.
+///
+/// Errors: the tokenizer is not here.
+pub fn info(bridge: &TextBridge) -> Result<Json> {
+    if bridge.takes_texts() {
+        let text = "the tokenizer is not known here: the model's workers take texts";
+        return Err(wrong("model", text));
+    }
+    let (template, specials) = bridge.tokenizer_facts();
+    let mut info = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": bridge.context_length(),
+        "chat_template": template,
+    });
+    for (name, token) in ["bos_token", "eos_token"].iter().zip(specials) {
+        info[*name] = token.map_or(Json::Null, |token| bridge.token_text(token).into());
+        info[format!("{name}_id")] = token.into();
+    }
+    // Whoever pads a batch of texts needs some token; what it is has no effect.
+    info["pad_token"] = info["eos_token"].clone();
+    info["pad_token_id"] = info["eos_token_id"].clone();
+    Ok(info)
+}
+
 /// Returns what of a body a template can see.
 fn template_fields(body: &Body) -> Body {
     let fields = [

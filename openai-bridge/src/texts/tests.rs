@@ -83,7 +83,7 @@ fn a_chat_is_asked_as_the_client_asked_it() {
     let mut keys: Vec<&str> = sent.as_object().unwrap().keys().map(String::as_str).collect();
     keys.sort_unstable();
     let expected = "logprobs max_tokens messages n response_format seed stop temperature \
-        tool_choice tools top_k top_logprobs";
+        tool_choice tools top_k top_logprobs user";
     assert_eq!(keys.join(" "), expected);
     assert_eq!((&sent["seed"], &sent["stop"]), (&json!(-1), &json!(["end"])));
     assert_eq!((&sent["max_tokens"], &sent["tool_choice"]), (&json!(7), &json!("required")));

@@ -1,14 +1,15 @@
 //! The flags of the OpenAI door, which is part of the HTTP listener.
 
 use clap::Args;
+use openai_bridge::ChatRules;
 
 /// The OpenAI door.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "OpenAI")]
 pub struct OpenAiArgs {
     /// NAME=PATH: move a route. Names: chat, completions, embeddings, responses, messages, models,
-    /// rerank, tokenize, detokenize, images, videos, videos_stream, load_lora_adapter,
-    /// unload_lora_adapter, busy_threshold, health, live, metrics, openapi, docs, page; may be
+    /// rerank, tokenize, detokenize, tokenizer_info, images, videos, videos_stream,
+    /// load_lora_adapter, unload_lora_adapter, busy_threshold, health, live, metrics, openapi, docs, page; may be
     /// repeated (also DYN_HTTP_SVC_CHAT_PATH and its kin)
     #[arg(long, value_name = "MOVE", env = "STATOR_OPENAI_PATH", value_delimiter = ',')]
     pub openai_path: Vec<String>,
@@ -31,6 +32,21 @@ pub struct OpenAiArgs {
     /// content with one can then end its turn and begin another
     #[arg(long, env = "STATOR_ALLOW_SPECIAL_TOKENS_IN_CONTENT")]
     pub allow_special_tokens_in_content: bool,
+    /// Most calls in an answer that has to call tools (`tool_choice` `required`) or whose text is
+    /// held to a schema
+    #[arg(long, env = "STATOR_MAX_TOOL_CALLS", value_name = "CALLS", default_value_t = 16)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=128))]
+    pub max_tool_calls: u32,
+}
+
+impl OpenAiArgs {
+    /// Returns what all chats keep to.
+    pub fn chat_rules(&self) -> ChatRules {
+        ChatRules {
+            has_special_content: self.allow_special_tokens_in_content,
+            max_tool_calls: self.max_tool_calls,
+        }
+    }
 }
 
 /// How texts of models are read.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cluster::card::{Card, Input, Kind, Role};
 use cluster::discovery::Query;
 use cluster::instance::Namespace;
+use openai_bridge::ChatRules;
 
 use super::cards::Aliases;
 use super::planes::PlanesConfig;
@@ -76,8 +77,8 @@ pub struct FleetConfig {
     pub routing: Routing,
     /// The most workers that one request is given to before its first output.
     pub max_attempts: u32,
-    /// Whether messages of a chat may spell out control tokens.
-    pub has_special_content: bool,
+    /// What all chats keep to.
+    pub chat_rules: ChatRules,
     /// Which tensor requests may be begun twice.
     pub retry_accepted: Repeated,
     /// How often one text may go on elsewhere.
@@ -163,7 +164,7 @@ impl FleetConfig {
             migration_limit: route.migration_limit,
             prefill_min_tokens: route.prefill_min_tokens,
             limits: limits(&args.busy),
-            has_special_content: args.openai.allow_special_tokens_in_content,
+            chat_rules: args.openai.chat_rules(),
             worker_wait: Duration::from_millis(route.worker_wait_ms.into()),
             max_waiting: route.max_worker_waits,
             canary: (

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cluster::card::{Card, Checksum, Input, Kind};
 use cluster::request::RemoteWorker;
 use engine::ModelCard;
-use openai_bridge::TextBridge;
+use openai_bridge::{ChatRules, TextBridge};
 use prost_reflect::prost::Message;
 use proto::inference as wire;
 
@@ -88,9 +88,8 @@ impl Maker {
         };
         let settings = self.config.route();
         let route = Route::new(&*card.name, order.pool.clone(), settings, self.route_metrics());
-        let bridge = tables
-            .map(|tables| bridge(card, &tables, self.config.has_special_content))
-            .transpose()?;
+        let bridge =
+            tables.map(|tables| bridge(card, &tables, self.config.chat_rules)).transpose()?;
         let labels: HashMap<String, Vec<String>> = match labels {
             Some(labels) => serde_json::from_slice(&labels).map_err(|error| error.to_string())?,
             None => HashMap::new(),
@@ -211,11 +210,7 @@ impl Maker {
 }
 
 /// Makes the bridge of a model from its card and tables.
-fn bridge(
-    card: &Card,
-    content: &[u8],
-    has_special_content: bool,
-) -> Result<Arc<TextBridge>, String> {
+fn bridge(card: &Card, content: &[u8], rules: ChatRules) -> Result<Arc<TextBridge>, String> {
     let vocabulary = tables::read(content)?;
     let about = ModelCard {
         name: card.name.clone(),
@@ -231,5 +226,5 @@ fn bridge(
             .and_then(|bridge| bridge.with_formats(tools, reasoning, &vocabulary)),
     };
     let bridge = bridge.map_err(|error| error.to_string())?;
-    Ok(Arc::new(if has_special_content { bridge.with_special_content() } else { bridge }))
+    Ok(Arc::new(bridge.with_rules(rules)))
 }

@@ -1,7 +1,7 @@
 //! Answers of the OpenAI door: JSON, and errors in the client's dialect.
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use engine::{Error, ErrorKind};
 use http::{HeaderValue, StatusCode, header};
@@ -58,7 +58,13 @@ pub(super) fn value(dialect: Dialect, error: &Error) -> Json {
             "param": error.param(),
             "code": error.code(),
         }),
-        Dialect::Anthropic => json!({ "type": kind, "message": message }),
+        // Anthropic's clients look for codes of their own here, and go another way on some.
+        Dialect::Anthropic => match error.code().filter(|code| code.starts_with("thread_")) {
+            Some(code) => {
+                json!({"type": kind, "message": message, "details": {"error_code": code}})
+            }
+            None => json!({ "type": kind, "message": message }),
+        },
     }
 }
 
@@ -69,11 +75,21 @@ pub(crate) async fn unknown_route(uri: http::Uri) -> Response {
     json(StatusCode::NOT_FOUND, &body(Dialect::OpenAi, &error))
 }
 
+/// Answers a path below that of messages that is no route.
+pub(super) async fn unknown_of_messages(request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    drain(request).await;
+    let error = Error::not_found(format!("there is nothing at {path}"));
+    json(StatusCode::NOT_FOUND, &body(Dialect::Anthropic, &error))
+}
+
 /// Answers a route that is called by another method than its own.
-pub(crate) async fn wrong_method(request: Request) -> Response {
+pub(super) async fn wrong_method(State(door): State<OpenAi>, request: Request) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
     drain(request).await;
     let error = Error::invalid(format!("{} does not take {method}", uri.path()));
     let error = error.with_code("method_not_allowed");
-    json(StatusCode::METHOD_NOT_ALLOWED, &body(Dialect::OpenAi, &error))
+    let is_message = uri.path().starts_with(door.config.paths.get("messages"));
+    let dialect = if is_message { Dialect::Anthropic } else { Dialect::OpenAi };
+    json(StatusCode::METHOD_NOT_ALLOWED, &body(dialect, &error))
 }

@@ -6,6 +6,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use engine::{Context, Error, OutputStream, Result};
 use futures_util::StreamExt;
+use http::HeaderValue;
 use openai_bridge::api::{Asked, Body, Fold, Form, Stamp};
 use openai_bridge::{Completion, TextBridge};
 use serde_json::Value as Json;
@@ -18,6 +19,9 @@ use crate::models::{Model, TextModel};
 use crate::rest::receive::{Received, receive};
 use crate::security::Grant;
 use crate::status::Dialect;
+
+/// The header that tells what of a request has no effect.
+const WARNING: &str = "x-stator-warning";
 
 /// Reads the body of a call.
 type Read = fn(&TextBridge, Body, Stamp) -> Result<Asked>;
@@ -68,7 +72,7 @@ async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
     let Prepared { model, text, asked, context } = prepared;
     let batch = asked.completion.prompts() as u64;
     observation.begin_work(model, batch, &context);
-    let Asked { completion, form, is_streaming } = asked;
+    let Asked { completion, form, is_streaming, warning } = asked;
     let stream = match text.engine.call(completion, context).await {
         Ok(stream) => stream,
         Err(error) => {
@@ -77,10 +81,14 @@ async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
         }
     };
     let keep = kind.is_kept.then(|| door.stored.keep(owner));
-    match is_streaming {
-        true => sse::answer(door, kind.dialect, stream, form, observation, keep).await,
-        false => whole(stream, form, observation, keep).await,
+    let mut response = match is_streaming {
+        true => sse::answer(door, kind.dialect, stream, form, observation, keep).await?,
+        false => whole(stream, form, observation, keep).await?,
+    };
+    if let Some(warning) = warning.and_then(|text| HeaderValue::try_from(text).ok()) {
+        response.headers_mut().insert(WARNING, warning);
     }
+    Ok(response)
 }
 
 /// Names the field that an error is about: what names none is about the prompt.

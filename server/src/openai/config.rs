@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::Invalid;
 
 /// The routes that can be moved, by name, with their usual paths.
-pub(crate) const PATHS: [(&str, &str); 21] = [
+pub(crate) const PATHS: [(&str, &str); 22] = [
     ("chat", "/v1/chat/completions"),
     ("completions", "/v1/completions"),
     ("embeddings", "/v1/embeddings"),
@@ -15,6 +15,7 @@ pub(crate) const PATHS: [(&str, &str); 21] = [
     ("rerank", "/v1/rerank"),
     ("tokenize", "/v1/tokenize"),
     ("detokenize", "/v1/detokenize"),
+    ("tokenizer_info", "/v1/tokenizer_info"),
     ("images", "/v1/images/generations"),
     ("videos", "/v1/videos/generations"),
     ("busy_threshold", "/busy_threshold"),
@@ -28,6 +29,9 @@ pub(crate) const PATHS: [(&str, &str); 21] = [
     ("unload_lora_adapter", "/v1/unload_lora_adapter"),
     ("videos_stream", "/v1/videos/generations/stream"),
 ];
+
+/// Routes that are found without `/v1` too, as vLLM has them, while nothing else is moved there.
+pub(crate) const AT_ROOT: [&str; 3] = ["tokenize", "detokenize", "tokenizer_info"];
 
 /// The settings.
 #[derive(Clone, Debug)]
@@ -107,7 +111,10 @@ impl Paths {
             routes.filter_map(|(moved, (_, usual))| Some((moved.len(), usual, below(moved)?)));
         match found.max_by_key(|(length, ..)| *length) {
             Some((_, usual, rest)) => format!("{usual}{rest}"),
-            None => path.to_owned(),
+            _ if AT_ROOT.iter().any(|name| path.strip_prefix('/') == Some(name)) => {
+                format!("/v1{path}")
+            }
+            _ => path.to_owned(),
         }
     }
 
@@ -136,6 +143,7 @@ mod tests {
         assert_eq!(paths.usual("/v1/chat/completions"), "/v1/completions");
         assert_eq!(paths.usual("/v1/models/a/b"), "/v1/models/a/b");
         assert_eq!(paths.usual("/chatter"), "/chatter");
+        assert_eq!(paths.usual("/tokenizer_info"), "/v1/tokenizer_info");
         assert_eq!((paths.usual("/"), paths.usual("/v2/x")), ("/".into(), "/v2/x".into()));
         let table = [
             ("chat", "expected NAME=PATH"),

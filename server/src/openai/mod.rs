@@ -23,7 +23,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use http::HeaderValue;
 use openai_bridge::api::{self, Stamp};
 use ring::rand::SecureRandom;
@@ -32,6 +32,7 @@ use crate::rest::receive::Intake;
 use crate::shared::Shared;
 use crate::status::Dialect;
 use call::Kind;
+use config::AT_ROOT;
 use store::Store;
 
 pub(crate) use answer::unknown_route;
@@ -100,7 +101,18 @@ pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usiz
         })
     };
     let (models, responses, messages) = (path("models"), path("responses"), path("messages"));
-    Router::new()
+    let mut router = Router::new();
+    for (name, route) in AT_ROOT.iter().zip([
+        post(catalog::tokenize),
+        post(catalog::detokenize),
+        get(catalog::tokenizer_info),
+    ]) {
+        let root = format!("/{name}");
+        if !PATHS.iter().any(|(name, _)| path(name) == root) {
+            router = router.route(&root, route);
+        }
+    }
+    router
         .route(path("chat"), text(CHAT))
         .route(path("completions"), text(COMPLETION))
         .route(responses, text(RESPONSE))
@@ -109,10 +121,12 @@ pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usiz
         .route(&format!("{responses}/{{id}}/input_items"), get(responses::input_items))
         .route(messages, text(MESSAGE))
         .route(&format!("{messages}/count_tokens"), post(catalog::count_tokens))
+        .route(&format!("{messages}/{{*rest}}"), any(answer::unknown_of_messages))
         .route(path("embeddings"), post(vectors::embeddings))
         .route(path("rerank"), post(vectors::rerank))
         .route(path("tokenize"), post(catalog::tokenize))
         .route(path("detokenize"), post(catalog::detokenize))
+        .route(path("tokenizer_info"), get(catalog::tokenizer_info))
         .route(models, get(catalog::models))
         .route(&format!("{models}/{{*id}}"), get(catalog::model))
         .route(path("images"), post(pictures::images))

@@ -107,7 +107,7 @@ fn unknown(id: &str) -> Error {
 }
 
 /// Returns a value of a query. Ids, numbers and words need no escapes.
-fn value<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
+pub(super) fn value<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
     let pairs = uri.query().unwrap_or_default().split('&');
     pairs
         .filter_map(|pair| pair.split_once('='))

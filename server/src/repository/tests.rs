@@ -33,7 +33,7 @@ fn engine_config() -> EngineConfig {
         kv_disk: None,
         tool_call_parser: None,
         reasoning_parser: None,
-        has_special_content: false,
+        chat_rules: openai_bridge::ChatRules::default(),
     }
 }
 

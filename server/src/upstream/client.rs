@@ -89,12 +89,12 @@ impl Client {
     ///
     /// Errors: UNAVAILABLE if the server cannot be reached; what it says itself.
     pub(super) async fn get(&self, path: &str) -> Result<Json> {
-        let response = self.send(Method::GET, path, Bytes::new(), None).await?;
+        let response = self.send(Method::GET, path, Bytes::new(), &[]).await?;
         json(&whole(response.into_body()).await?)
     }
 
     /// Sends JSON and returns what comes back, once the server has accepted it. It is told the
-    /// caller's span.
+    /// caller's span and the request's name.
     ///
     /// Errors: as [`get`](Self::get).
     pub(super) async fn post(
@@ -103,7 +103,9 @@ impl Client {
         body: Bytes,
         context: &Context,
     ) -> Result<Response<Incoming>> {
-        self.send(Method::POST, path, body, context.trace_parent()).await
+        let name = Some(context.id()).filter(|id| !id.is_empty());
+        let headers = [("traceparent", context.trace_parent()), ("x-request-id", name)];
+        self.send(Method::POST, path, body, &headers).await
     }
 
     async fn send(
@@ -111,7 +113,7 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
-        trace_parent: Option<&str>,
+        headers: &[(&'static str, Option<&str>)],
     ) -> Result<Response<Incoming>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
@@ -121,8 +123,10 @@ impl Client {
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("*/*"));
         // What cannot be a header came from no door.
-        if let Some(parent) = trace_parent.and_then(|parent| HeaderValue::from_str(parent).ok()) {
-            request.headers_mut().insert("traceparent", parent);
+        for (name, value) in headers {
+            if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+                request.headers_mut().insert(*name, value);
+            }
         }
         let sent = timeout(SILENCE, self.http.request(request)).await;
         let sent = sent.map_err(|_| silent())?;

@@ -5,11 +5,15 @@ use serde_json::{Map, Value as Json, json};
 
 use super::super::Body;
 use super::super::body::{self, get, wrong};
+use super::super::extras;
 use super::super::turns::Turns;
 
 /// Fields of the API that cannot be honoured.
 const REFUSED: [(&str, &str); 2] =
     [("container", "the server runs no code"), ("mcp_servers", "the server calls no tools")];
+
+/// The code on which Anthropic's clients send the whole conversation themselves.
+const THREAD_UNSUPPORTED: &str = "thread_unsupported_request";
 
 /// Fields that have another name in a chat, or no meaning there; a message has one answer.
 const TAKEN: [&str; 15] = [
@@ -35,6 +39,10 @@ const TAKEN: [&str; 15] = [
 /// Errors: a field that is wrong or cannot be honoured, by name.
 pub(super) fn chat(mut body: Body) -> Result<Body> {
     body::refuse(&body, &REFUSED)?;
+    if get(&body, "thread").is_some() {
+        let why = "is not supported: the server keeps no threads; send all messages without it";
+        return Err(wrong("thread", why).with_code(THREAD_UNSUPPORTED));
+    }
     body::number(&body, "max_tokens", 1..=i32::MAX as u64)?;
     body::number(&body, "top_k", 0..=i32::MAX as u64)?;
     if let Some(value) = get(&body, "temperature")
@@ -60,6 +68,7 @@ pub(super) fn chat(mut body: Body) -> Result<Body> {
         chat.insert("stop".into(), stops.clone());
     }
     body.retain(|key, _| !TAKEN.contains(&key.as_str()));
+    extras::retain(&mut body);
     body.append(&mut chat);
     Ok(body)
 }

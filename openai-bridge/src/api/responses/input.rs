@@ -6,6 +6,7 @@ use serde_json::{Map, Value as Json, json};
 use super::super::body::{self, wrong};
 use super::super::turns::Turns;
 use super::super::{Body, Stamp};
+use super::offered::Offered;
 
 /// Puts the items of a kept response before those of the next one's input; `record` is what the
 /// form of the former gave to be kept.
@@ -82,7 +83,11 @@ pub(super) fn items(body: &mut Body, stamp: &Stamp) -> Result<Vec<Json>> {
 /// Returns the messages of items.
 ///
 /// Errors: an item that is none, by place.
-pub(super) fn messages(instructions: Option<&str>, items: &[Json]) -> Result<Vec<Json>> {
+pub(super) fn messages(
+    instructions: Option<&str>,
+    items: &[Json],
+    offered: &Offered,
+) -> Result<Vec<Json>> {
     let mut turns = Turns::default();
     if let Some(instructions) = instructions.filter(|text| !text.is_empty()) {
         turns.say("system", instructions.to_owned());
@@ -93,7 +98,9 @@ pub(super) fn messages(instructions: Option<&str>, items: &[Json]) -> Result<Vec
         match item.get("type").and_then(Json::as_str) {
             Some("function_call") => {
                 let call = place.text(item, "call_id")?;
-                turns.call(call, place.text(item, "name")?, place.text(item, "arguments")?);
+                let space = item.get("namespace").and_then(Json::as_str);
+                let name = offered.shown(space, place.text(item, "name")?);
+                turns.call(call, name, place.text(item, "arguments")?);
             }
             Some("function_call_output") => {
                 let call = place.text(item, "call_id")?;

@@ -13,7 +13,7 @@ fn form(is_streaming: bool) -> Responses {
     Responses {
         head: object::new(&body, &stamp).unwrap(),
         items: Some(input::items(&mut body.clone(), &stamp).unwrap()),
-        writer: Writer::new(stamp, is_streaming),
+        writer: Writer::new(stamp, is_streaming, Offered::default()),
         blocks: Blocks::default(),
         fold: Fold::default(),
         has_begun: false,
@@ -186,7 +186,7 @@ fn items_are_a_conversation() {
     let items = input::items(&mut body, &stamp).unwrap();
     assert_eq!(items[2]["id"], "fc_1");
     assert!(items[0]["id"].as_str().unwrap().starts_with("msg_"));
-    let messages = input::messages(Some("s"), &items).unwrap();
+    let messages = input::messages(Some("s"), &items, &Offered::default()).unwrap();
     let roles: Vec<&Json> = messages.iter().map(|message| &message["role"]).collect();
     assert_eq!(roles, ["system", "user", "assistant", "tool", "assistant"]);
     assert_eq!(messages[2]["reasoning_content"], "t");
@@ -204,7 +204,7 @@ fn a_response_goes_on_where_the_one_before_it_ended() {
     follow(&mut next, &record);
     let stamp = Stamp { id: "9".into(), created: 7, model: "m".into() };
     let items = input::items(&mut next, &stamp).unwrap();
-    let messages = input::messages(None, &items).unwrap();
+    let messages = input::messages(None, &items, &Offered::default()).unwrap();
     let texts: Vec<&Json> = messages.iter().map(|message| &message["content"]).collect();
     assert_eq!(texts, ["a", "b", "c"]);
 }
@@ -239,7 +239,7 @@ fn what_is_wrong_is_named() {
             truncation(&given)?;
             object::new(&given, &stamp)?;
             let items = input::items(&mut given, &stamp)?;
-            let messages = input::messages(None, &items)?;
+            let messages = input::messages(None, &items, &Offered::default())?;
             chat_body(given, messages).map(drop)
         };
         let error = { read }().unwrap_err();

@@ -8,6 +8,7 @@ use super::super::Stamp;
 use super::super::blocks::{Block, Kind, Step};
 use super::super::chat::call_id;
 use super::super::frames::{json as write_json, named};
+use super::offered::Offered;
 use crate::{Score, Scored};
 
 /// Writes events and keeps the items that are over.
@@ -15,6 +16,8 @@ use crate::{Score, Scored};
 pub(super) struct Writer {
     stamp: Stamp,
     is_streaming: bool,
+    /// Knows functions by their callers' names.
+    offered: Offered,
     /// The number of the next event.
     number: u64,
     /// What stands before the number in the open block's deltas.
@@ -23,8 +26,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(stamp: Stamp, is_streaming: bool) -> Self {
-        Self { stamp, is_streaming, number: 0, head: Vec::new(), output: Vec::new() }
+    pub(super) fn new(stamp: Stamp, is_streaming: bool, offered: Offered) -> Self {
+        Self { stamp, is_streaming, offered, number: 0, head: Vec::new(), output: Vec::new() }
     }
 
     /// Returns the items.
@@ -100,7 +103,7 @@ impl Writer {
                 }
                 Kind::Thought => done["text"] = block.text.as_str().into(),
                 Kind::Call { name, .. } => {
-                    done["name"] = name.as_str().into();
+                    done["name"] = self.offered.own(name).1.into();
                     done["arguments"] = block.text.as_str().into();
                 }
             }
@@ -164,14 +167,21 @@ impl Writer {
                 "content": content,
                 "encrypted_content": null,
             }),
-            Kind::Call { number, id: own, name } => json!({
-                "id": id,
-                "type": "function_call",
-                "status": status,
-                "call_id": call_id(&self.stamp, 0, *number, own.as_deref()),
-                "name": name,
-                "arguments": block.text,
-            }),
+            Kind::Call { number, id: own, name } => {
+                let (space, name) = self.offered.own(name);
+                let mut call = json!({
+                    "id": id,
+                    "type": "function_call",
+                    "status": status,
+                    "call_id": call_id(&self.stamp, 0, *number, own.as_deref()),
+                    "name": name,
+                    "arguments": block.text,
+                });
+                if let Some(space) = space {
+                    call["namespace"] = space.into();
+                }
+                call
+            }
         }
     }
 }

@@ -1,0 +1,18 @@
+//! What all chats of a server keep to, as its operator says.
+
+use crate::tools::DEFAULT_MAX_CALLS;
+
+/// What all chats of a server keep to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChatRules {
+    /// Whether messages may spell out control tokens, which end turns and begin others.
+    pub has_special_content: bool,
+    /// Most calls of an answer whose calls are held to a form, at least 1.
+    pub max_tool_calls: u32,
+}
+
+impl Default for ChatRules {
+    fn default() -> Self {
+        Self { has_special_content: false, max_tool_calls: DEFAULT_MAX_CALLS }
+    }
+}
