@@ -21,6 +21,7 @@ mod models;
 mod openai;
 mod orca;
 pub mod pages;
+mod patience;
 mod pipeline;
 pub mod repository;
 mod rest;

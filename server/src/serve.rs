@@ -19,12 +19,12 @@ use crate::buffers::Buffers;
 use crate::config::{Config, ModelsConfig, Origin};
 use crate::fleet::Fleet;
 use crate::kserve::{Door, Grpc, Health, KserveService};
-use crate::listener::{Http, Listener, accept};
+use crate::listener::{Ends, HEADER_TIMEOUT, Http, Listener, accept};
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::openai::Paths;
 use crate::repository::{ControlMode, Definition, Repository, RepositoryConfig};
-use crate::security::{Security, TlsListener, protect};
+use crate::security::{Security, TlsListener, protect, refusing_late};
 use crate::shared::Shared;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
@@ -33,6 +33,9 @@ use crate::{banner, openai, pages, rest, shutdown};
 
 /// Open connections of the metrics listener; more wait in the listen queue.
 const MAX_METRICS_CONNECTIONS: usize = 64;
+
+/// How long a connection for metrics may be idle before a request, and the request's headers take.
+const METRICS_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a frontend, whose ports are open, waits for the models that workers have, to name them
 /// when it says that it is there.
@@ -71,9 +74,9 @@ pub struct Server {
     repository: Arc<Repository>,
     shared: Arc<Shared>,
     health: Health,
-    /// What accepts connections, what works on requests, and what tells of it; they end in this
+    /// What accepts connections and works on requests, and what tells of it; they end in this
     /// order.
-    tasks: (Tasks, Tasks, Tasks),
+    tasks: (Ends, Tasks),
     grpc_address: SocketAddr,
     http_address: Option<SocketAddr>,
     metrics_address: Option<SocketAddr>,
@@ -86,12 +89,13 @@ impl Server {
         let security = Security::load(&config.security).map_err(ServeError::Start)?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
-        let (accepting, work, admin) = (Tasks::new(), Tasks::new(), Tasks::new());
+        let (ends, admin) = (Ends::default(), Tasks::new());
+        let (accepting, work) = (ends.accepting.clone(), ends.work.clone());
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(reporter).await;
         let (models, repository) = origin(&config.origin, &metrics, (&accepting, &admin)).await?;
         let served = (models.clone(), repository.clone());
-        let shared = share(&config, logging, served, (&metrics, &accepting))?;
+        let shared = share(&config, logging, served, (&metrics, &ends))?;
         // Before the HTTP door, whose page tells the port.
         let listener = bind("--grpc-port", config.grpc.address).await?;
         let grpc_address = address("--grpc-port", &listener, config.grpc.address)?;
@@ -105,8 +109,7 @@ impl Server {
             worker: None,
         });
         let door = (&security, grpc_address.port(), &exporter);
-        let http_address =
-            open_http(&config, &shared, door, (accepting.clone(), work.clone())).await?;
+        let http_address = open_http(&config, &shared, door, ends.clone()).await?;
         let others = with_reflection(Routes::new(health_service))?;
         let door = Door::new(
             KserveService::new(shared.clone(), config.grpc.forwarding.clone()),
@@ -124,8 +127,7 @@ impl Server {
             has_nodelay: config.grpc.has_nodelay,
         };
         let grpc = Grpc { door, config: config.grpc.clone(), metrics: metrics.clone() };
-        let groups = (accepting.clone(), work.clone());
-        accepting.spawn("grpc listener", accept(listener, grpc, groups));
+        accepting.spawn("grpc listener", accept(listener, grpc, ends.clone()));
 
         let metrics_address = match config.metrics {
             Some(wanted) => Some(open_metrics(wanted, exporter, &security, &admin).await?),
@@ -140,7 +142,7 @@ impl Server {
             repository,
             shared,
             health,
-            tasks: (accepting, work, admin),
+            tasks: (ends, admin),
             grpc_address,
             http_address,
             metrics_address,
@@ -151,7 +153,9 @@ impl Server {
     /// workers are waited for a moment: they may come at any time.
     pub async fn load(&self) -> Result<(), ServeError> {
         match &self.config.origin {
-            Origin::Own(config) => load_initial(&self.repository, config, &self.tasks.0).await,
+            Origin::Own(config) => {
+                load_initial(&self.repository, config, &self.tasks.0.accepting).await
+            }
             Origin::Fleet(_) => {
                 let mut changes = self.models.changes();
                 let settled = async {
@@ -197,9 +201,9 @@ impl Server {
     /// Ends the server: not ready, drain, cancel. Returns whether all requests finished in time.
     pub async fn shut_down(self) -> bool {
         self.health.close(&self.models).await;
-        let (accepting, work, admin) = &self.tasks;
+        let (ends, admin) = &self.tasks;
         let (grace, admitting) = (self.config.shutdown_grace, &self.shared.admitting);
-        let is_finished = shutdown::drain((accepting, admitting), work, grace).await;
+        let is_finished = shutdown::drain(ends, admitting, grace).await;
         admin.cancel();
         let traces = self.shared.traces.clone();
         let repository = self.repository.clone();
@@ -243,7 +247,7 @@ fn share(
     config: &Config,
     logging: Logging,
     (models, repository): (Arc<Models>, Arc<Repository>),
-    (metrics, accepting): (&Arc<Metrics>, &Tasks),
+    (metrics, ends): (&Arc<Metrics>, &Ends),
 ) -> Result<Arc<Shared>, ServeError> {
     Ok(Arc::new(Shared {
         models,
@@ -253,9 +257,10 @@ fn share(
         regions: Arc::new(Regions::new(config.shared_memory.clone())),
         metrics: metrics.clone(),
         buffers: Buffers::new(config.security.max_buffered, metrics.buffer_refusals.clone()),
-        accepting: accepting.clone(),
+        accepting: ends.accepting.clone(),
         admitting: Tasks::new(),
-        busy_poll: BusyPoll::new(config.busy_poll, accepting),
+        answering: ends.answering.clone(),
+        busy_poll: BusyPoll::new(config.busy_poll, &ends.accepting),
         max_stream_requests: config.grpc.max_stream_requests,
         server_name: config.grpc.server_name.clone(),
     }))
@@ -346,7 +351,7 @@ async fn open_http(
     config: &Config,
     shared: &Arc<Shared>,
     (security, grpc_port, exporter): (&Security, u16, &Arc<Exporter>),
-    (accepting, work): (Tasks, Tasks),
+    ends: Ends,
 ) -> Result<Option<SocketAddr>, ServeError> {
     let Some(http) = &config.http else {
         return Ok(None);
@@ -371,8 +376,9 @@ async fn open_http(
     };
     // It is over before requests are refused.
     let farewell = shutdown::farewell(config.shutdown_grace) / 2;
-    let accept = accept(listener, Http::new(router, farewell), (accepting.clone(), work));
-    accepting.spawn("http listener", accept);
+    let (header_timeout, refuse) = (HEADER_TIMEOUT, refusing_late(paths));
+    let http = Http { router, header_timeout, farewell, refuse };
+    ends.accepting.clone().spawn("http listener", accept(listener, http, ends));
     Ok(Some(found))
 }
 
@@ -396,9 +402,14 @@ pub(crate) async fn open_metrics(
         max_connections: MAX_METRICS_CONNECTIONS,
         has_nodelay: true,
     };
-    let accept =
-        accept(listener, Http::new(router, Duration::ZERO), (admin.clone(), admin.clone()));
-    admin.spawn("metrics listener", accept);
+    let http = Http {
+        router,
+        header_timeout: METRICS_HEADER_TIMEOUT,
+        farewell: Duration::ZERO,
+        refuse: refusing_late(&Paths::default()),
+    };
+    let [accepting, answering, work] = [admin.clone(), admin.clone(), admin.clone()];
+    admin.spawn("metrics listener", accept(listener, http, Ends { accepting, answering, work }));
     Ok(found)
 }
 

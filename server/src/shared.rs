@@ -9,6 +9,7 @@ use crate::inference::Observation;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::repository::Repository;
+use crate::rest::receive::Intake;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
 use crate::trace::Traces;
@@ -27,6 +28,8 @@ pub(crate) struct Shared {
     pub accepting: Tasks,
     /// Cancelled when it refuses requests, a moment later.
     pub admitting: Tasks,
+    /// Cancelled at the end of the grace, when calls under way are answered by an error.
+    pub answering: Tasks,
     pub busy_poll: BusyPoll,
     pub max_stream_requests: usize,
     pub server_name: String,
@@ -37,6 +40,12 @@ impl Shared {
     pub(crate) fn observe(&self, rpc: &'static str) -> Observation {
         self.busy_poll.note();
         Observation::begin(self.metrics.clone(), self.traces.clone(), rpc)
+    }
+
+    /// Returns what an HTTP door takes of bodies of at most so many bytes.
+    pub(crate) fn intake(&self, max_bytes: usize) -> Intake {
+        let (buffers, accepting) = (self.buffers.clone(), self.accepting.clone());
+        Intake { max_bytes, buffers, accepting }
     }
 
     /// Returns whether the server shuts down.
@@ -58,9 +67,14 @@ impl Shared {
 fn admitted(group: &Tasks) -> Result<()> {
     match group.is_cancelled() {
         false => Ok(()),
-        true => Err(Error::new(
-            ErrorKind::Unavailable,
-            "GRPC server is shutting down and has stopped accepting new requests.",
-        )),
+        true => Err(shutting_down()),
     }
+}
+
+/// Makes the answer to what comes too late in a shutdown, or takes too long; in Triton's words.
+pub(crate) fn shutting_down() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "GRPC server is shutting down and has stopped accepting new requests.",
+    )
 }

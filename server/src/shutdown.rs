@@ -2,7 +2,7 @@
 //!
 //! Not ready · no new connections · a moment later no new requests: until then clients may not know
 //! that they are to go elsewhere · requests under way finish, at most the grace time · what is left
-//! is cancelled. A second signal skips the waiting.
+//! is answered by an error, and cancelled a moment later. A second signal skips the waiting.
 
 use std::time::Duration;
 
@@ -10,8 +10,13 @@ use engine::Tasks;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+use crate::listener::Ends;
+
 /// How long connections take to hear that they end; requests that come by then are served.
 const FAREWELL: Duration = Duration::from_millis(500);
+
+/// How long the errors that end requests have to reach their clients.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// What cancelled tasks get to drop what they hold.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
@@ -46,11 +51,8 @@ pub(crate) fn farewell(grace: Duration) -> Duration {
 
 /// Ends the accepting of connections at once and of requests a moment later, and waits for the work
 /// to finish; returns whether it did within the grace time.
-pub(crate) async fn drain(
-    (accepting, admitting): (&Tasks, &Tasks),
-    work: &Tasks,
-    grace: Duration,
-) -> bool {
+pub(crate) async fn drain(ends: &Ends, admitting: &Tasks, grace: Duration) -> bool {
+    let Ends { accepting, answering, work } = ends;
     accepting.cancel();
     let refuse = async {
         tokio::time::sleep(farewell(grace)).await;
@@ -62,8 +64,11 @@ pub(crate) async fn drain(
         is_finished = refuse => is_finished,
         () = signalled() => false,
     };
+    admitting.cancel();
+    answering.cancel();
+    let has_ended = is_finished || work.wait(FLUSH).await;
     work.cancel();
-    if !is_finished && !work.wait(CANCEL_GRACE).await {
+    if !has_ended && !work.wait(CANCEL_GRACE).await {
         tracing::warn!("some requests did not end when they were cancelled");
     }
     is_finished

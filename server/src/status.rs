@@ -12,6 +12,7 @@ use proto::{BadPrefix, Malformed};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
+use crate::patience::Slow;
 use crate::pipeline::BUSY;
 use crate::unpack::Unpackable;
 
@@ -289,10 +290,9 @@ pub(crate) fn broken(error: impl std::fmt::Display) -> Status {
     Status::cancelled(format!("the request could not be read: {error}"))
 }
 
-/// Returns the status for a message that stopped coming.
-pub(crate) fn stalled(timeout: Duration) -> Status {
-    let text = format!("the request stopped coming: nothing for {} seconds", timeout.as_secs());
-    Status::invalid_argument(text)
+/// Returns the status for a message that takes too long to come.
+pub(crate) fn slow(why: Slow) -> Status {
+    Status::invalid_argument(format!("the request {why}"))
 }
 
 /// Returns the status for a call whose messages are compressed in a way that is not `accepted`.

@@ -124,6 +124,21 @@ def test_health_tells_no_names_of_models_without_a_key(server):
         assert code("mock", "sk-caller") == code("mock", "sk-reader") == "OK"
         assert code("nope", "sk-caller") == "NOT_FOUND"
 
+        def watched(name, key):
+            call = stub.Watch(health_pb2.HealthCheckRequest(service=name), metadata=bearer(key))
+            code = code_of(lambda: next(call))
+            call.cancel()
+            return code
+
+        assert watched("", None) == watched("mock", "sk-caller") == "OK"
+        for name in ("mock", "nope"):
+            assert watched(name, None) == watched(name, "sk-wrong") == "UNAUTHENTICATED"
+        # A second message is refused before either is looked at.
+        twice = channel.stream_unary("/grpc.health.v1.Health/Check")
+        asked = [health_pb2.HealthCheckRequest(service=name).SerializeToString() for name in ("", "mock")]
+        for key in (None, "sk-caller"):
+            assert code_of(lambda: twice(iter(asked), metadata=bearer(key))) == "UNIMPLEMENTED"
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_need_their_scope(stub, method):

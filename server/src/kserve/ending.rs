@@ -1,53 +1,77 @@
-//! Response bodies that end with the server: a Watch or a reflection stream never ends by itself,
-//! and would hold the shutdown for its whole grace time.
+//! Response bodies that end with the server or with their client's patience: a Watch or a
+//! reflection stream never ends by itself, and would hold the shutdown for its whole grace time.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
-use engine::{Error, ErrorKind};
+use engine::Tasks;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame};
+use tokio::time::{Sleep, sleep_until};
+use tonic::Status;
 use tonic::body::Body;
 
+use crate::shared::shutting_down;
 use crate::status;
 
-/// A body that ends with UNAVAILABLE, after what it has to say, once `end` is over.
+/// A body that ends with UNAVAILABLE, after what it has to say, once a group of tasks does.
 pub(super) struct Ending {
     body: Body,
-    end: BoxFuture<'static, ()>,
+    group: Tasks,
+    /// The end of the group, once somebody waits for it.
+    end: Option<BoxFuture<'static, ()>>,
+    /// When the client stops waiting.
+    deadline: Option<Pin<Box<Sleep>>>,
     is_over: bool,
 }
 
 impl Ending {
     /// Makes the body.
-    pub(super) fn new(body: Body, end: BoxFuture<'static, ()>) -> Self {
-        Self { body, end, is_over: false }
+    pub(super) fn new(body: Body, group: Tasks) -> Self {
+        Self { body, group, end: None, deadline: None, is_over: false }
+    }
+
+    /// Ends the body with DEADLINE_EXCEEDED at a moment.
+    pub(super) fn until(self, deadline: Option<Instant>) -> Self {
+        Self { deadline: deadline.map(|at| Box::pin(sleep_until(at.into()))), ..self }
+    }
+
+    /// Is ready with the reason to end.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        let group = &self.group;
+        let end = self.end.get_or_insert_with(|| Box::pin(group.cancelled()));
+        if end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(status::grpc(&shutting_down()));
+        }
+        match &mut self.deadline {
+            Some(deadline) => deadline.as_mut().poll(cx).map(|()| status::late()),
+            None => Poll::Pending,
+        }
     }
 }
 
 impl HttpBody for Ending {
     type Data = Bytes;
-    type Error = tonic::Status;
+    type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if self.is_over {
             return Poll::Ready(None);
         }
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_ready() || self.end.as_mut().poll(cx).is_pending() {
-            return polled;
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame);
         }
+        let Poll::Ready(status) = self.poll_end(cx) else { return Poll::Pending };
         self.is_over = true;
-        let error = Error::new(ErrorKind::Unavailable, "the server is shutting down");
+        self.body = Body::empty();
         let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(
-            status::grpc(&error).add_header(&mut trailers).map(|()| Frame::trailers(trailers)),
-        ))
+        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 
     /// An answer that is only headers has to stay one.

@@ -6,9 +6,7 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::Tasks;
@@ -23,7 +21,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
 use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::{Envelope, Reply};
-use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -36,12 +33,13 @@ use super::frames::Answers;
 use super::health;
 use super::messages::{self, Messages, Requests, Rules, Whole};
 use super::service::KserveService;
-use super::timeout::deadline;
+use super::timeout::{Deadline, deadline};
 use crate::config::{Compression, GrpcConfig};
-use crate::listener::{Protocol, Seat, Transport};
+use crate::listener::{Answered, Asked, Call, Caller, Protocol, Seat, Transport};
 use crate::metrics::Metrics;
 use crate::restriction::{self, Restrictions};
-use crate::security::{Grant, Keys, Need, OF_MODELS, forget, of_rpc};
+use crate::security::{Keys, Need, OF_MODELS, forget, of_rpc};
+use crate::shared::shutting_down;
 use crate::{orca, status};
 
 /// The path of the service, before the name of a method.
@@ -62,8 +60,11 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may stay without a first call.
 const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// How long a connection without calls gets to hear that it ends.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Calls that never end by themselves.
+const ENDLESS: [&str; 2] = ["/grpc.health.v1.Health/Watch", "/grpc.reflection."];
+
+/// The body of a request.
+type Inbound = Asked<Incoming>;
 
 /// The answer to a call, as it comes.
 type Answer = BoxFuture<'static, Result<Response<Body>, Infallible>>;
@@ -118,7 +119,7 @@ impl Door {
     /// Asks for a key, where calls need one, and leaves its grant in the request. A stream's
     /// requests are counted one by one, as they come. Returns the refusal of an open call that asks
     /// of models, if its key is not for that.
-    fn check(&self, request: &mut Request<Incoming>) -> engine::Result<Option<Status>> {
+    fn check(&self, request: &mut Request<Inbound>) -> engine::Result<Option<Status>> {
         let Some(keys) = &self.keys else { return Ok(None) };
         let path = request.uri().path();
         let is_stream = path == "/inference.GRPCInferenceService/ModelStreamInfer";
@@ -150,6 +151,7 @@ impl Door {
             encoding: messages::encoding(headers)?,
             is_unary: !is_stream,
             buffers: self.service.shared().buffers.clone(),
+            accepting: self.accepting.clone(),
         })
     }
 
@@ -178,23 +180,20 @@ async fn only(
 /// The answer to a ModelInfer call.
 async fn unary(
     service: KserveService,
-    request: Request<Incoming>,
+    request: Request<Inbound>,
     (rules, limits): (Rules, Limits),
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let request = only(Requests::new(body, rules));
-    let envelope = match deadline(&parts.headers) {
-        Ok(Some(at)) => match tokio::time::timeout_at(at.into(), request).await {
+    let envelope = match Deadline::of(&parts.extensions) {
+        Some(at) => match tokio::time::timeout_at(at.into(), request).await {
             Ok(envelope) => envelope,
             Err(_) => Err(status::late()),
         },
-        // A deadline that is none is refused with the request.
-        Ok(None) | Err(_) => request.await,
+        None => request.await,
     };
     let reply = match envelope {
-        Ok(envelope) => {
-            service.unary((&parts.headers, Grant::of(&parts.extensions)), envelope).await
-        }
+        Ok(envelope) => service.unary((&parts.headers, &parts.extensions), envelope).await,
         Err(error) => Err(error),
     };
     match reply {
@@ -211,19 +210,19 @@ async fn unary(
 /// The answer to a ModelStreamInfer call.
 fn streaming(
     service: &KserveService,
-    request: Request<Incoming>,
+    request: Request<Inbound>,
     (rules, limits): (Rules, Limits),
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let requests = Box::pin(Requests::new(body, rules));
-    match service.session((&parts.headers, Grant::of(&parts.extensions)), requests) {
+    match service.session((&parts.headers, &parts.extensions), requests) {
         Ok(session) => respond(Answers::new(session.map_ok(Reply::into_payload), limits.max_send)),
         Err(error) => error.into_http(),
     }
 }
 
 /// Makes a request for tonic, of messages that are whole and plain.
-fn whole(request: Request<Incoming>, rules: Rules) -> Request<Whole<Incoming>> {
+fn whole(request: Request<Inbound>, rules: Rules) -> Request<Whole<Inbound>> {
     let mut request = request.map(|body| Whole::new(body, rules));
     request.headers_mut().remove("grpc-encoding");
     request
@@ -234,13 +233,16 @@ fn whole(request: Request<Incoming>, rules: Rules) -> Request<Whole<Incoming>> {
 ///
 /// Errors: `refusal` for the name of a model; what is no health check.
 async fn of_server(
-    request: Request<Incoming>,
+    request: Request<Inbound>,
     rules: Rules,
     refusal: Status,
 ) -> Result<Request<Full<Bytes>>, Status> {
     let (mut parts, body) = request.into_parts();
-    let message = Messages::new(body, rules).next().await;
-    let message = message.unwrap_or_else(|| Err(status::without_message()))?;
+    let mut messages = Messages::new(body, rules);
+    let message = messages.next().await.unwrap_or_else(|| Err(status::without_message()))?;
+    if let Some(second) = messages.next().await {
+        return Err(second.err().unwrap_or_else(status::second_message));
+    }
     let asked = HealthCheckRequest::decode(message.to_bytes());
     let asked = asked.map_err(|error| status::undecodable(error.into()))?;
     if !health::is_of_server(&asked.service) {
@@ -267,15 +269,29 @@ where
     response
 }
 
+/// Answers a call until its client stops waiting.
+async fn in_time(
+    deadline: Option<Instant>,
+    answer: impl Future<Output = Result<Response<Body>, Infallible>>,
+) -> Result<Response<Body>, Infallible> {
+    match deadline {
+        None => answer.await,
+        Some(at) => tokio::time::timeout_at(at.into(), answer)
+            .await
+            .unwrap_or_else(|_| Ok(status::late().into_http())),
+    }
+}
+
+fn refuse(refusal: Status) -> Answer {
+    Box::pin(std::future::ready(Ok(refusal.into_http())))
+}
+
 impl Door {
     /// Answers a call.
-    fn call(&self, mut request: Request<Incoming>) -> Answer {
+    fn call(&self, mut request: Request<Inbound>, call: &Call) -> Answer {
         let of_models = match self.check(&mut request) {
             Ok(of_models) => of_models,
-            Err(error) => {
-                let refusal = status::grpc(&error).into_http();
-                return Box::pin(std::future::ready(Ok(refusal)));
-            }
+            Err(error) => return refuse(status::grpc(&error)),
         };
         if !is_grpc(request.headers()) {
             let mut refusal = Response::new(Body::empty());
@@ -286,13 +302,36 @@ impl Door {
         let group = restriction::group_of_rpc(path);
         let lacking = group.and_then(|group| self.restrictions.lacking(group, request.headers()));
         if let Some(header) = lacking {
-            let refusal = status::restricted(header).into_http();
-            return Box::pin(std::future::ready(Ok(refusal)));
+            return refuse(status::restricted(header));
         }
         let rules = match self.rules(path, request.headers()) {
             Ok(rules) => rules,
-            Err(refusal) => return Box::pin(std::future::ready(Ok(refusal.into_http()))),
+            Err(refusal) => return refuse(refusal),
         };
+        let deadline = match deadline(request.headers()) {
+            Ok(deadline) => deadline,
+            Err(error) => return refuse(status::grpc(&error)),
+        };
+        call.set_idle(ENDLESS.iter().any(|endless| path.starts_with(endless)));
+        let is_stream = path.strip_prefix(INFERENCE) == Some("ModelStreamInfer");
+        let extensions = request.extensions_mut();
+        if is_stream {
+            extensions.insert(call.clone());
+        }
+        if let Some(at) = deadline {
+            extensions.insert(Deadline(at));
+        }
+        self.route(request, (rules, of_models))
+    }
+
+    /// Answers a call that is let in; `of_models` refuses one that asks of models.
+    fn route(
+        &self,
+        request: Request<Inbound>,
+        (rules, of_models): (Rules, Option<Status>),
+    ) -> Answer {
+        let path = request.uri().path();
+        let deadline = Deadline::of(request.extensions());
         match path.strip_prefix(INFERENCE) {
             Some("ModelInfer") if self.has_plain_answers(request.headers()) => {
                 let answer = unary(self.service.clone(), request, (rules, self.limits));
@@ -304,10 +343,12 @@ impl Door {
             }
             Some(method) => {
                 let asked = (method == "ModelInfer").then(|| request.headers().clone());
+                // Inference keeps its deadline itself, and counts what comes too late.
+                let deadline = deadline.filter(|_| !method.ends_with("Infer"));
                 let service = self.service.clone();
                 let answer = self.inference.clone().call(whole(request, rules));
                 Box::pin(async move {
-                    let mut answer = answer.await.map(with_triton_size_code)?;
+                    let mut answer = in_time(deadline, answer).await.map(with_triton_size_code)?;
                     if let Some(asked) = asked {
                         orca::add(&asked, &service.shared().models, answer.headers_mut());
                     }
@@ -316,9 +357,9 @@ impl Door {
             }
             None => {
                 let mut others = self.others.clone();
-                let end = Box::pin(self.accepting.cancelled());
+                let accepting = self.accepting.clone();
                 let is_probe = path.starts_with("/grpc.health.v1.Health/");
-                Box::pin(async move {
+                let answer = async move {
                     let answer = match of_models.filter(|_| is_probe) {
                         None => others.call(whole(request, rules)).await?,
                         Some(refusal) => match of_server(request, rules, refusal).await {
@@ -326,8 +367,10 @@ impl Door {
                             Err(refusal) => return Ok(refusal.into_http()),
                         },
                     };
-                    Ok(answer.map(|body| Body::new(Ending::new(body, end))))
-                })
+                    let ending = |body| Body::new(Ending::new(body, accepting).until(deadline));
+                    Ok(answer.map(ending))
+                };
+                Box::pin(in_time(deadline, answer))
             }
         }
     }
@@ -352,18 +395,26 @@ fn with_triton_size_code(mut response: Response<Body>) -> Response<Body> {
 /// The calls of a connection.
 struct Calls {
     door: Door,
-    /// The first has come.
-    has_called: Arc<AtomicBool>,
+    caller: Caller,
 }
 
 impl Service<Request<Incoming>> for Calls {
-    type Response = Response<Body>;
+    type Response = Response<Answered<Ending>>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
-    fn call(&self, request: Request<Incoming>) -> Answer {
-        self.has_called.store(true, Relaxed);
-        self.door.call(request)
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let call = self.caller.begin();
+        let answer = self.door.call(request.map(|body| Asked::new(body, call.clone())), &call);
+        Box::pin(async move {
+            let answer = tokio::select! {
+                biased;
+                answer = answer => answer?,
+                () = call.ending().cancelled() => status::grpc(&shutting_down()).into_http(),
+            };
+            let ending = call.ending().clone();
+            Ok(answer.map(|body| Answered::new(Ending::new(body, ending), call)))
+        })
     }
 }
 
@@ -391,13 +442,12 @@ impl Protocol for Grpc {
         self.metrics.connections.inc();
         let is_over = accepting.cancelled();
         let age = self.config.max_connection_age;
-        let has_called = Arc::<AtomicBool>::default();
-        let calls = Calls { door: self.door, has_called: has_called.clone() };
+        let calls = Calls { door: self.door, caller: seat.caller() };
         let served = http2(&self.config).serve_connection(TokioIo::new(transport), calls);
         let mut served = pin!(served);
         let silence = async {
             tokio::time::sleep(FIRST_CALL_TIMEOUT).await;
-            if has_called.load(Relaxed) {
+            if seat.has_called() {
                 std::future::pending::<()>().await;
             }
         };
@@ -410,18 +460,14 @@ impl Protocol for Grpc {
             }
         };
         let result = tokio::select! {
-            result = served.as_mut() => result,
+            result = served.as_mut() => Some(result),
             () = end => {
                 served.as_mut().graceful_shutdown();
-                match has_called.load(Relaxed) {
-                    true => served.await,
-                    // It would wait for as long as such a client does.
-                    false => timeout(FAREWELL_TIMEOUT, served).await.unwrap_or(Ok(())),
-                }
+                seat.see_out(served).await
             }
         };
         self.metrics.connections.dec();
-        if let Err(error) = result {
+        if let Some(Err(error)) = result {
             tracing::debug!(%error, "connection failed");
         }
     }

@@ -8,23 +8,20 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use engine::Tasks;
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, SizeHint};
 use proto::{BadPrefix, Envelope, PREFIX_BYTES, Payload, Received};
-use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use crate::buffers::{Buffers, Held};
+use crate::patience::{Patience, Slow};
 use crate::status;
 use crate::unpack::{Encoding, Unpackable, unpack};
-
-/// How long a message may stop coming.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What `grpc-accept-encoding` of an answer says.
 pub(super) const ACCEPTED: &str = "gzip,deflate,zstd,identity";
@@ -40,6 +37,8 @@ pub(super) struct Rules {
     pub is_unary: bool,
     /// The memory for them.
     pub buffers: Arc<Buffers>,
+    /// Cancelled when the server shuts down and has less patience.
+    pub accepting: Tasks,
 }
 
 /// Reads how a call's messages are compressed from its headers.
@@ -64,9 +63,7 @@ pub(super) struct Messages<B> {
     /// The memory of what is received.
     held: Held,
     unpacking: Option<BoxFuture<'static, Result<Payload, Unpackable>>>,
-    /// When something came last, and what wakes this up when it is long ago.
-    heard: Instant,
-    stall: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
     count: usize,
     is_over: bool,
 }
@@ -79,14 +76,14 @@ where
     /// Reads messages from a body.
     pub(super) fn new(body: B, rules: Rules) -> Self {
         let held = rules.buffers.hold();
+        let patience = Patience::new(rules.accepting.clone());
         Self {
             body,
             rules,
             received: Received::default(),
             held,
             unpacking: None,
-            heard: Instant::now(),
-            stall: None,
+            patience,
             count: 0,
             is_over: false,
         }
@@ -97,7 +94,7 @@ where
             if let Some(unpacking) = &mut self.unpacking {
                 let unpacked = ready!(unpacking.as_mut().poll(cx));
                 self.unpacking = None;
-                self.heard = Instant::now();
+                self.patience.came(0);
                 let max_bytes = self.rules.max_bytes;
                 return Poll::Ready(Some(
                     unpacked.map_err(|why| status::unpackable(why, max_bytes)),
@@ -112,14 +109,14 @@ where
             let frame = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
-                    ready!(self.poll_stall(cx));
-                    return Poll::Ready(Some(Err(status::stalled(STALL_TIMEOUT))));
+                    let slow = ready!(self.poll_slow(cx));
+                    return Poll::Ready(Some(Err(status::slow(slow))));
                 }
             };
             match frame {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        self.heard = Instant::now();
+                        self.patience.came(data.len());
                         self.held.grow(data.len()).map_err(|error| status::grpc(&error))?;
                         self.received.push(data);
                     }
@@ -154,22 +151,13 @@ where
         }
     }
 
-    /// Is ready when a message has stopped coming for too long.
-    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let is_due = !self.received.is_empty() || self.rules.is_unary;
-        if !is_due {
-            self.stall = None;
+    /// Is ready when a message takes too long to come.
+    fn poll_slow(&mut self, cx: &mut Context<'_>) -> Poll<Slow> {
+        if self.received.is_empty() && !self.rules.is_unary {
+            self.patience.rest();
             return Poll::Pending;
         }
-        loop {
-            let end = self.heard + STALL_TIMEOUT;
-            let stall = self.stall.get_or_insert_with(|| Box::pin(sleep_until(end)));
-            ready!(stall.as_mut().poll(cx));
-            if Instant::now() >= end {
-                return Poll::Ready(());
-            }
-            stall.as_mut().reset(end);
-        }
+        self.patience.poll_slow(cx)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use http::HeaderMap;
+use http::{Extensions, HeaderMap};
 use proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use proto::inference::*;
 use proto::{Envelope, Reply};
@@ -12,9 +12,10 @@ use tensor::wire::ResponseHead;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::{Inbound, Session, StreamOptions};
-use super::timeout::deadline;
+use super::timeout::Deadline;
 use crate::forwarding::Forwarding;
 use crate::inference::{self, Asked};
+use crate::listener::Call;
 use crate::security::Grant;
 use crate::shared::Shared;
 use crate::{catalog, control, status};
@@ -51,14 +52,17 @@ impl KserveService {
     /// Answers a ModelInfer call.
     pub(super) async fn unary(
         &self,
-        (headers, grant): (&HeaderMap, Grant),
+        (headers, extensions): (&HeaderMap, &Extensions),
         envelope: Envelope,
     ) -> Result<Reply<ModelInferResponse>, Status> {
         let observation = self.shared.observe("ModelInfer");
-        let asked = deadline(headers).map(|deadline| {
-            let (forwarded, parent) =
-                (self.forwarding.parameters(headers), inference::parent(headers));
-            Asked { envelope, grant, deadline, forwarded, parent, is_unary: true }
+        let asked = Ok(Asked {
+            envelope,
+            grant: Grant::of(extensions),
+            deadline: Deadline::of(extensions),
+            forwarded: self.forwarding.parameters(headers),
+            parent: inference::parent(headers),
+            is_unary: true,
         });
         let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
             Ok(Reply::Encoded(tensor::wire::encode_response(head, tensors)))
@@ -70,18 +74,19 @@ impl KserveService {
     /// Begins a ModelStreamInfer call.
     pub(super) fn session(
         &self,
-        (headers, grant): (&HeaderMap, Grant),
+        (headers, extensions): (&HeaderMap, &Extensions),
         inbound: Inbound,
     ) -> Result<Session, Status> {
         self.shared.admit().map_err(|error| status::grpc(&error))?;
         let options = StreamOptions {
-            grant,
-            deadline: deadline(headers).map_err(|error| status::grpc(&error))?,
+            grant: Grant::of(extensions),
+            deadline: Deadline::of(extensions),
             parent: inference::parent(headers),
             forwarded: self.forwarding.parameters(headers),
             has_true_errors: headers.get("triton_grpc_error").is_some_and(|v| v == "true"),
         };
-        Ok(Session::new(inbound, self.shared.clone(), options))
+        let call = extensions.get::<Call>().cloned();
+        Ok(Session::new((inbound, call), self.shared.clone(), options))
     }
 }
 
@@ -160,7 +165,7 @@ impl GrpcInferenceService for KserveService {
         request: Request<Envelope>,
     ) -> Result<Response<Reply<ModelInferResponse>>, Status> {
         let (metadata, extensions, envelope) = request.into_parts();
-        let caller = (&metadata.into_headers(), Grant::of(&extensions));
+        let caller = (&metadata.into_headers(), &extensions);
         self.unary(caller, envelope).await.map(Response::new)
     }
 
@@ -172,7 +177,7 @@ impl GrpcInferenceService for KserveService {
     ) -> Result<Response<Session>, Status> {
         let (metadata, extensions, inbound) = request.into_parts();
         let inbound = Box::pin(inbound.map_err(status::oversized));
-        self.session((&metadata.into_headers(), Grant::of(&extensions)), inbound).map(Response::new)
+        self.session((&metadata.into_headers(), &extensions), inbound).map(Response::new)
     }
 
     async fn repository_model_load(

@@ -22,9 +22,10 @@ use tensor::Parameters;
 use tonic::Status;
 
 use crate::inference::{Asked, Call, Observation, Outputs, Refusal};
+use crate::listener::Call as Opened;
 use crate::models::Model;
 use crate::security::Grant;
-use crate::shared::Shared;
+use crate::shared::{Shared, shutting_down};
 use crate::status;
 
 type Item = Reply<ModelStreamInferResponse>;
@@ -36,6 +37,8 @@ pub(crate) type Inbound = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + 
 pub(crate) struct Session {
     inbound: Inbound,
     is_inbound_open: bool,
+    /// The call, which is idle while no request is in flight.
+    call: Option<Opened>,
     shared: Arc<Shared>,
     options: StreamOptions,
     draining: BoxFuture<'static, ()>,
@@ -65,10 +68,15 @@ pub(crate) struct StreamOptions {
 
 impl Session {
     /// Begins to serve a stream.
-    pub(crate) fn new(inbound: Inbound, shared: Arc<Shared>, options: StreamOptions) -> Self {
+    pub(crate) fn new(
+        (inbound, call): (Inbound, Option<Opened>),
+        shared: Arc<Shared>,
+        options: StreamOptions,
+    ) -> Self {
         Self {
             inbound,
             is_inbound_open: true,
+            call,
             draining: Box::pin(shared.admitting.cancelled()),
             shared,
             expiry: options.deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
@@ -81,10 +89,13 @@ impl Session {
         }
     }
 
+    fn in_flight(&self) -> usize {
+        self.as_ready.len() + self.in_order.len() + self.refusals.len()
+    }
+
     /// Returns whether as many requests are in flight as may be.
     fn is_full(&self) -> bool {
-        let in_flight = self.as_ready.len() + self.in_order.len() + self.refusals.len();
-        in_flight >= self.shared.max_stream_requests
+        self.in_flight() >= self.shared.max_stream_requests
     }
 
     /// Takes requests from the client while there is room for them.
@@ -215,7 +226,14 @@ impl Stream for Session {
         if self.is_over {
             return Poll::Ready(None);
         }
-        let item = self.step(cx);
+        let is_ending = self.call.as_ref().is_some_and(|call| call.ending().is_cancelled());
+        let item = match is_ending {
+            true => Poll::Ready(Some(Err(status::grpc(&shutting_down())))),
+            false => self.step(cx),
+        };
+        if let Some(call) = &self.call {
+            call.set_idle(self.in_flight() == 0);
+        }
         if matches!(item, Poll::Ready(None | Some(Err(_)))) {
             self.is_over = true;
             self.as_ready.clear();

@@ -1,9 +1,20 @@
-//! The `grpc-timeout` header: when a client stops waiting.
+//! The `grpc-timeout` header: when a client stops waiting. It is read once for each call.
 
 use std::time::{Duration, Instant};
 
 use engine::{Error, Result};
-use http::HeaderMap;
+use http::{Extensions, HeaderMap};
+
+/// When a call's client stops waiting, in the request's extensions.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline(pub Instant);
+
+impl Deadline {
+    /// Returns the deadline of a call, if it has one.
+    pub(super) fn of(extensions: &Extensions) -> Option<Instant> {
+        extensions.get::<Self>().map(|deadline| deadline.0)
+    }
+}
 
 /// Returns the moment at which the client stops waiting, from the `grpc-timeout` header.
 ///

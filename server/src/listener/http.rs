@@ -23,10 +23,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tower::ServiceExt;
 
-use super::{Protocol, Seat, Transport};
+use super::{Answered, Asked, Caller, Protocol, Seat, Transport};
 
-/// How long a connection may be idle before a request, and the request's headers take.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a connection of clients may be idle before a request, and the request's headers take.
+pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// How long a ping over HTTP/2 may go unanswered; it is sent after the same silence as above.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -40,63 +40,67 @@ const MAX_STREAMS: u32 = 1024;
 /// HTTP/2 windows in bytes: of a request, and of all of a connection's requests.
 const WINDOW_BYTES: (u32, u32) = (1 << 20, 4 << 20);
 
+/// Makes the answer to a request on a path that outlives the grace of a shutdown.
+pub(crate) type Refuse = Arc<dyn Fn(&str) -> Response + Send + Sync>;
+
 /// HTTP, answered by a router.
 #[derive(Clone)]
 pub(crate) struct Http {
-    router: Router,
-    header_timeout: Duration,
-    farewell: Duration,
-}
-
-impl Http {
-    /// Serves a router; in a shutdown requests over HTTP/1.1 are taken for `farewell`.
-    pub(crate) fn new(router: Router, farewell: Duration) -> Self {
-        Self { router, header_timeout: HEADER_TIMEOUT, farewell }
-    }
+    pub router: Router,
+    /// How long a connection may be idle before a request, and the request's headers take.
+    pub header_timeout: Duration,
+    /// How long requests over HTTP/1.1 are taken in a shutdown.
+    pub farewell: Duration,
+    pub refuse: Refuse,
 }
 
 impl Protocol for Http {
     const TASK: &'static str = "http connection";
 
     async fn serve(self, transport: Transport, seat: &Seat, accepting: Tasks) {
-        let spoken = Arc::<Spoken>::default();
+        let is_http2 = Arc::<AtomicBool>::default();
         let builder = builder(self.header_timeout);
-        let (router, ending) = (self.router, accepting.clone());
-        let service = Begun { router, spoken: spoken.clone(), ending };
+        let service = Begun {
+            router: self.router,
+            is_http2: is_http2.clone(),
+            ending: accepting.clone(),
+            caller: seat.caller(),
+            refuse: self.refuse,
+        };
         let mut served = pin!(builder.serve_connection(TokioIo::new(transport), service));
         let silence = async {
             tokio::time::sleep(self.header_timeout).await;
-            if spoken.has_begun.load(Relaxed) {
+            if seat.has_called() {
                 std::future::pending::<()>().await;
             }
         };
         let result = tokio::select! {
-            result = served.as_mut() => result,
+            result = served.as_mut() => Some(result),
             () = silence => return,
             () = seat.gives_way() => {
-                if !spoken.has_begun.load(Relaxed) {
+                if !seat.has_called() {
                     return;
                 }
                 served.as_mut().graceful_shutdown();
-                served.await
+                seat.see_out(served).await
             }
             () = accepting.cancelled() => {
                 let farewell = async {
-                    if !spoken.is_http2.load(Relaxed) {
+                    if !is_http2.load(Relaxed) {
                         tokio::time::sleep(self.farewell).await;
                     }
                 };
                 tokio::select! {
                     biased;
-                    result = served.as_mut() => result,
+                    result = served.as_mut() => Some(result),
                     () = farewell => {
                         served.as_mut().graceful_shutdown();
-                        served.await
+                        seat.see_out(served).await
                     }
                 }
             }
         };
-        if let Err(error) = result {
+        if let Some(Err(error)) = result {
             tracing::debug!(%error, "connection failed");
         }
     }
@@ -117,45 +121,46 @@ fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// What is known of a connection.
-#[derive(Default)]
-struct Spoken {
-    /// A whole request has come.
-    has_begun: AtomicBool,
-    is_http2: AtomicBool,
-}
-
 /// A router that tells of requests.
 struct Begun {
     router: Router,
-    spoken: Arc<Spoken>,
+    is_http2: Arc<AtomicBool>,
     /// Cancelled when answers over HTTP/1.1 say that the connection ends.
     ending: Tasks,
+    caller: Caller,
+    refuse: Refuse,
 }
 
 impl Service<Request<Incoming>> for Begun {
-    type Response = Response;
+    type Response = Response<Answered<Body>>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let is_http2 = request.version() == Version::HTTP_2;
-        self.spoken.has_begun.store(true, Relaxed);
-        self.spoken.is_http2.store(is_http2, Relaxed);
+        self.is_http2.store(is_http2, Relaxed);
+        let call = self.caller.begin();
         if let Err(count) = check_host(&request) {
             let text = format!("expected one Host header, got {count} (RFC 9112, section 3.2)\n");
             let mut refusal = Response::new(Body::from(text));
             *refusal.status_mut() = StatusCode::BAD_REQUEST;
+            let refusal = refusal.map(|body| Answered::new(body, call));
             return Box::pin(std::future::ready(Ok(refusal)));
         }
-        let answer = self.router.clone().oneshot(request.map(Body::new));
-        let ending = self.ending.clone();
+        let uri = request.uri().clone();
+        let request = request.map(|body| Body::new(Asked::new(body, call.clone())));
+        let answer = self.router.clone().oneshot(request);
+        let (ending, refuse) = (self.ending.clone(), self.refuse.clone());
         Box::pin(async move {
-            let mut answer = answer.await?;
+            let mut answer = tokio::select! {
+                biased;
+                answer = answer => answer?,
+                () = call.ending().cancelled() => refuse(uri.path()),
+            };
             if !is_http2 && ending.is_cancelled() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(answer)
+            Ok(answer.map(|body| Answered::new(body, call)))
         })
     }
 }
@@ -180,7 +185,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
-    use super::super::seats::Seats;
+    use super::super::seats::{SILENCE, Seats};
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_millis(300);
@@ -188,17 +193,25 @@ mod tests {
     /// Longer than anything here takes.
     const LONG: Duration = Duration::from_secs(60);
 
+    async fn seat() -> Seat {
+        let counter = Counter::default();
+        Seats::new(("test", 1), counter, SILENCE, Tasks::new()).take().await.unwrap()
+    }
+
+    fn http(header_timeout: Duration, farewell: Duration) -> Http {
+        let router = Router::new().route("/", get(|| async { "hello" }));
+        Http { router, header_timeout, farewell, refuse: Arc::new(|_| Response::default()) }
+    }
+
     /// Returns what the server says to these bytes until it closes the connection, and how long
     /// that takes.
     async fn ask(bytes: &[u8]) -> (Vec<u8>, Duration) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = Router::new().route("/", get(|| async { "hello" }));
-        let http = Http { router, header_timeout: TIMEOUT, farewell: Duration::ZERO };
+        let http = http(TIMEOUT, Duration::ZERO);
         let serve = async move {
             let (stream, _) = listener.accept().await.unwrap();
-            let seat = Seats::new("test", 1, Counter::default()).take().await.unwrap();
-            http.serve(Transport::plain(stream), &seat, Tasks::new()).await;
+            http.serve(Transport::plain(stream), &seat().await, Tasks::new()).await;
         };
         let client = async {
             // The server may count from the moment of the connection.
@@ -241,13 +254,11 @@ mod tests {
     async fn a_request_that_comes_in_a_shutdown_is_answered_with_a_farewell() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = Router::new().route("/", get(|| async { "hello" }));
-        let http = Http { router, header_timeout: HEADER_TIMEOUT, farewell: HEADER_TIMEOUT };
+        let http = http(HEADER_TIMEOUT, HEADER_TIMEOUT);
         let accepting = Tasks::new();
         let serve = async {
             let (stream, _) = listener.accept().await.unwrap();
-            let seat = Seats::new("test", 1, Counter::default()).take().await.unwrap();
-            http.serve(Transport::plain(stream), &seat, accepting.clone()).await;
+            http.serve(Transport::plain(stream), &seat().await, accepting.clone()).await;
         };
         let client = async {
             let mut stream = TcpStream::connect(address).await.unwrap();

@@ -4,6 +4,7 @@
 //! A connection has a place from the moment it is accepted, so a slow handshake takes no more than
 //! its own.
 
+mod calls;
 mod http;
 mod seats;
 mod transport;
@@ -17,9 +18,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::security::Acceptor;
 
-use seats::Seats;
+use seats::{SILENCE, Seats};
 
-pub(crate) use http::Http;
+pub(crate) use calls::{Answered, Asked, Call, Caller};
+pub(crate) use http::{HEADER_TIMEOUT, Http, Refuse};
 pub(crate) use seats::Seat;
 pub(crate) use transport::Transport;
 
@@ -44,6 +46,17 @@ pub(crate) struct Listener {
     pub has_nodelay: bool,
 }
 
+/// The ends of what a listener does, in their order.
+#[derive(Clone, Default)]
+pub(crate) struct Ends {
+    /// No connection is accepted any more, and those that are there finish their calls.
+    pub accepting: Tasks,
+    /// Calls that are still open are answered by an error.
+    pub answering: Tasks,
+    /// What is left is dropped.
+    pub work: Tasks,
+}
+
 /// What is spoken on a connection.
 pub(crate) trait Protocol: Clone + Send + Sync + 'static {
     /// What a connection's task is called.
@@ -59,14 +72,11 @@ pub(crate) trait Protocol: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 }
 
-/// Accepts connections until `accepting` is cancelled; each is a task of `work` and gets to
-/// finish its calls.
-pub(crate) async fn accept<P: Protocol>(
-    listener: Listener,
-    protocol: P,
-    (accepting, work): (Tasks, Tasks),
-) {
-    let mut seats = Seats::new(listener.name, listener.max_connections, listener.waited.clone());
+/// Accepts connections until the first of the ends; each is a task and gets to finish its calls.
+pub(crate) async fn accept<P: Protocol>(listener: Listener, protocol: P, ends: Ends) {
+    let Ends { accepting, answering, work } = ends;
+    let places = (listener.name, listener.max_connections);
+    let mut seats = Seats::new(places, listener.waited.clone(), SILENCE, answering);
     let mut failures = Flood::default();
     loop {
         match listener.socket.accept().await {
@@ -80,7 +90,7 @@ pub(crate) async fn accept<P: Protocol>(
                 work.spawn(P::TASK, async move {
                     tracing::debug!(%peer, "connection opened");
                     if let Some(transport) = secure(stream, tls, &seat, &accepting).await {
-                        protocol.serve(transport.heard_by(seat.ear()), &seat, accepting).await;
+                        protocol.serve(transport.telling(seat.shared()), &seat, accepting).await;
                     }
                     tracing::debug!(%peer, "connection closed");
                 });

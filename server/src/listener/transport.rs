@@ -2,6 +2,7 @@
 
 use std::io::{IoSlice, Result};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,15 +11,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::seats::Ear;
+use super::calls::Shared;
 
 /// An accepted connection.
 pub(crate) struct Transport {
     stream: Stream,
     /// Bytes that were looked at and are still to be read.
     looked_at: Bytes,
-    /// Hears of bytes that come and go.
-    ear: Option<Ear>,
+    /// Is told of bytes that are written.
+    told: Option<Arc<Shared>>,
 }
 
 /// Where the bytes come from.
@@ -32,17 +33,17 @@ enum Stream {
 impl Transport {
     /// Makes the transport of a connection in the clear.
     pub(super) fn plain(stream: TcpStream) -> Self {
-        Self { stream: Stream::Plain(stream), looked_at: Bytes::new(), ear: None }
+        Self { stream: Stream::Plain(stream), looked_at: Bytes::new(), told: None }
     }
 
     /// Makes the transport of a TLS stream.
     pub(super) fn tls(stream: TlsStream<TcpStream>) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), looked_at: Bytes::new(), ear: None }
+        Self { stream: Stream::Tls(Box::new(stream)), looked_at: Bytes::new(), told: None }
     }
 
-    /// Lets somebody hear of bytes that come and go.
-    pub(super) fn heard_by(mut self, ear: Ear) -> Self {
-        self.ear = Some(ear);
+    /// Tells of the bytes that are written.
+    pub(super) fn telling(mut self, told: Arc<Shared>) -> Self {
+        self.told = Some(told);
         self
     }
 
@@ -65,9 +66,9 @@ impl Transport {
         is_so
     }
 
-    fn hear(&self) {
-        if let Some(ear) = &self.ear {
-            ear.hear();
+    fn wrote(&self, length: usize) {
+        if let Some(told) = &self.told {
+            told.wrote(length);
         }
     }
 }
@@ -84,13 +85,10 @@ impl AsyncRead for Transport {
             self.looked_at.advance(length);
             return Poll::Ready(Ok(()));
         }
-        let outcome = match &mut self.stream {
+        match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        };
-        ready!(outcome)?;
-        self.hear();
-        Poll::Ready(Ok(()))
+        }
     }
 }
 
@@ -105,7 +103,7 @@ impl AsyncWrite for Transport {
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         };
         let length = ready!(outcome)?;
-        self.hear();
+        self.wrote(length);
         Poll::Ready(Ok(length))
     }
 
@@ -119,7 +117,7 @@ impl AsyncWrite for Transport {
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         };
         let length = ready!(outcome)?;
-        self.hear();
+        self.wrote(length);
         Poll::Ready(Ok(length))
     }
 

@@ -92,7 +92,7 @@ const MESSAGE: Kind = Kind {
 pub(crate) fn router(shared: Arc<Shared>, config: &OpenAiConfig, max_input: usize) -> Router {
     let stored = Arc::new(Store::new(config.stored_responses, config.stored_bytes));
     let config = Arc::new(config.clone());
-    let intake = Intake { max_bytes: max_input, buffers: shared.buffers.clone() };
+    let intake = shared.intake(max_input);
     let door = OpenAi { shared, config: config.clone(), intake, stored, started: seconds() };
     let path = |name| config.paths.get(name);
     let text = |kind: Kind| {

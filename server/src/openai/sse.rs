@@ -13,6 +13,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use engine::{Error, OutputStream, Result};
+use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderValue, header};
 use openai_bridge::api::Form;
@@ -23,6 +24,7 @@ use super::OpenAi;
 use super::answer::value;
 use super::store::Keep;
 use crate::inference::Observation;
+use crate::shared::shutting_down;
 use crate::status::Dialect;
 
 /// Frames that are ready at once leave together, up to about this many bytes.
@@ -69,6 +71,7 @@ pub(super) async fn answer(
         dialect,
         keep_alive: door.config.keep_alive.map(|pause| (pause, Box::pin(sleep(pause)))),
         keep,
+        ending: Box::pin(door.shared.answering.cancelled()),
     };
     let mut response = Response::new(Body::from_stream(frames));
     let headers = response.headers_mut();
@@ -89,6 +92,8 @@ struct Frames {
     dialect: Dialect,
     keep_alive: Option<(Duration, Pin<Box<Sleep>>)>,
     keep: Option<Keep>,
+    /// The end of a shutdown's grace.
+    ending: BoxFuture<'static, ()>,
 }
 
 impl Frames {
@@ -150,6 +155,9 @@ impl Stream for Frames {
         let this = &mut *self;
         let mut out = Vec::new();
         this.collect(cx, &mut out);
+        if this.stream.is_some() && this.ending.as_mut().poll(cx).is_ready() {
+            this.fail(&shutting_down(), &mut out);
+        }
         if this.stream.is_none() {
             return Poll::Ready((!out.is_empty()).then(|| Ok(out.into())));
         }

@@ -24,6 +24,7 @@ use super::infer::parameter;
 use super::{ModelPath, Rest, receive};
 use crate::inference::{self, Asked, Call, Observation};
 use crate::models::Model;
+use crate::shared::shutting_down;
 use crate::{orca, status};
 
 /// `POST /v2/models/MODEL[/versions/VERSION]/generate`
@@ -83,9 +84,17 @@ pub(super) async fn generate_stream(
         return Ok(event_stream(Body::empty(), &received.headers, &rest));
     };
     let first = first?;
-    let rest_of_it = stream::unfold(events, |mut events| async move {
-        let item = events.next().await?;
-        Some((event(&item.unwrap_or_else(|error| failure(&error))), events))
+    let answering = rest.shared.answering.clone();
+    let rest_of_it = stream::unfold((events, answering), |(mut events, answering)| async move {
+        let item = tokio::select! {
+            biased;
+            () = answering.cancelled(), if events.stream.is_some() => {
+                events.end(Err(&shutting_down()));
+                Some(Err(shutting_down()))
+            }
+            item = events.next() => item,
+        }?;
+        Some((event(&item.unwrap_or_else(|error| failure(&error))), (events, answering)))
     });
     let all = stream::once(std::future::ready(event(&first))).chain(rest_of_it);
     let body = Body::from_stream(all.map(Ok::<Bytes, std::convert::Infallible>));

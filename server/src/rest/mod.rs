@@ -64,7 +64,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
 /// Makes the routes.
 pub(crate) fn router(shared: Arc<Shared>, config: &HttpConfig) -> Router {
     let rest = Rest {
-        intake: Intake { max_bytes: config.max_input, buffers: shared.buffers.clone() },
+        intake: shared.intake(config.max_input),
         shared,
         forwarding: config.forwarding.clone(),
         restrictions: Arc::new(config.restrictions.clone()),

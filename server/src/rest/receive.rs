@@ -3,6 +3,7 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::future::poll_fn;
 use std::io::ErrorKind as IoErrorKind;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;
-use engine::{Error, ErrorKind, Result};
+use engine::{Error, ErrorKind, Result, Tasks};
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
@@ -21,12 +22,10 @@ use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::buffers::{Buffers, Held};
+use crate::patience::Patience;
 use crate::security::Grant;
 use crate::status::{STALLED, TOO_LARGE, UNKNOWN_ENCODING};
 use crate::unpack::{Encoding, Unpackable, unpack};
-
-/// How long a body may stop coming.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How much of a body is taken in before a refusal, and for how long.
 const DRAINED_BYTES: usize = 1 << 20;
@@ -42,6 +41,8 @@ pub(crate) struct Intake {
     pub max_bytes: usize,
     /// The memory for it.
     pub buffers: Arc<Buffers>,
+    /// Cancelled when the server shuts down and has less patience.
+    pub accepting: Tasks,
 }
 
 /// A request with its whole body.
@@ -74,7 +75,7 @@ pub(crate) async fn receive(request: Request, intake: &Intake) -> Result<Receive
         }
     };
     let mut held = intake.buffers.hold();
-    let body = collect(body, limit, &mut held).await?;
+    let body = collect(body, intake, &mut held).await?;
     let body = match encoding {
         None => joined(body, held)?,
         Some(encoding) => {
@@ -115,16 +116,18 @@ pub(crate) async fn drain(request: Request) {
 }
 
 /// Reads a body as long as it keeps coming; `held` grows with it.
-async fn collect(mut body: Body, limit: usize, held: &mut Held) -> Result<Payload> {
+async fn collect(mut body: Body, intake: &Intake, held: &mut Held) -> Result<Payload> {
     let mut whole = Payload::default();
+    let limit = intake.max_bytes;
+    let mut patience = Patience::new(intake.accepting.clone());
     loop {
-        let next = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await.map_err(|_| {
-            Error::invalid(format!(
-                "the body stopped coming: nothing for {} seconds",
-                BODY_TIMEOUT.as_secs()
-            ))
-            .with_code(STALLED)
-        })?;
+        let next = tokio::select! {
+            biased;
+            next = body.frame() => next,
+            slow = poll_fn(|cx| patience.poll_slow(cx)) => {
+                return Err(Error::invalid(format!("the body {slow}")).with_code(STALLED));
+            }
+        };
         let frame = match next {
             None => return Ok(whole),
             Some(frame) => frame.map_err(|error| {
@@ -141,6 +144,7 @@ async fn collect(mut body: Body, limit: usize, held: &mut Held) -> Result<Payloa
             if data.len() > limit - whole.len() {
                 return Err(too_large(limit));
             }
+            patience.came(data.len());
             held.grow(data.len())?;
             whole.push(data);
         }
@@ -300,7 +304,8 @@ mod tests {
 
     async fn received(body: Body, max_buffered: usize) -> Result<Received> {
         let buffers = Buffers::new(max_buffered, Counter::default());
-        let outcome = receive(Request::new(body), &Intake { max_bytes: 1000, buffers }).await;
+        let intake = Intake { max_bytes: 1000, buffers, accepting: Tasks::new() };
+        let outcome = receive(Request::new(body), &intake).await;
         outcome
             .map(|received| Received { body: Bytes::copy_from_slice(&received.body), ..received })
     }

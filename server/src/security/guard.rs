@@ -14,8 +14,10 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use super::Keys;
 use super::keys::forget;
 use super::scope::{Need, OF_MODELS, of_route};
+use crate::listener::Refuse;
 use crate::openai::Paths;
 use crate::rest::receive::drain;
+use crate::shared::shutting_down;
 use crate::status;
 
 /// What an answer's headers may tell web pages.
@@ -89,6 +91,12 @@ async fn check(
     }
 }
 
+/// Returns what refuses requests that a shutdown leaves no time for.
+pub(crate) fn refusing_late(paths: &Paths) -> Refuse {
+    let paths = paths.clone();
+    Arc::new(move |path| refusal(&paths.usual(path), &shutting_down()))
+}
+
 /// Makes the answer to a request that is refused, in the words of the API it is for.
 fn refusal(path: &str, error: &Error) -> Response {
     let status = status::http_of(error);
@@ -104,12 +112,15 @@ fn refusal(path: &str, error: &Error) -> Response {
 
 fn body(path: &str, status: StatusCode, error: &Error) -> Value {
     let message = error.message();
+    let is_anthropic = path == "/v1/messages" || path.starts_with("/v1/messages/");
     let kind = match status {
         StatusCode::UNAUTHORIZED => "authentication_error",
         StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::SERVICE_UNAVAILABLE if is_anthropic => "overloaded_error",
+        StatusCode::SERVICE_UNAVAILABLE => "service_unavailable",
         _ => "rate_limit_error",
     };
-    if path == "/v1/messages" || path.starts_with("/v1/messages/") {
+    if is_anthropic {
         json!({ "type": "error", "error": { "type": kind, "message": message } })
     } else if path.starts_with("/v1/") {
         let code = error.code();

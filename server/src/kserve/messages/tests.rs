@@ -8,6 +8,7 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use futures_util::{FutureExt, StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
 use prometheus_client::metrics::counter::Counter;
+use tokio::time::{Duration, Instant};
 use tonic::Code;
 
 use super::*;
@@ -16,7 +17,7 @@ type Pieces = StreamBody<stream::BoxStream<'static, Result<Frame<Bytes>, Infalli
 
 fn rules(max_bytes: usize) -> Rules {
     let buffers = Buffers::new(64 << 20, Counter::default());
-    Rules { max_bytes, encoding: None, is_unary: false, buffers }
+    Rules { max_bytes, encoding: None, is_unary: false, buffers, accepting: Tasks::new() }
 }
 
 fn prefixed(flag: u8, message: &[u8]) -> Vec<u8> {
@@ -151,13 +152,19 @@ async fn a_message_that_stops_coming_is_given_up() {
         assert_eq!(error.message(), "the request stopped coming: nothing for 30 seconds");
         assert_eq!(started.elapsed().as_secs(), 30);
     }
-    // A slow one comes, and a stream may rest between two.
-    let bytes = framed(&[3, 4]);
-    let slow = stream::iter(bytes.clone()).then(|byte| async move {
-        tokio::time::sleep(Duration::from_secs(29)).await;
-        Ok(Frame::data(Bytes::copy_from_slice(&[byte])))
-    });
-    assert_eq!(all(StreamBody::new(slow.boxed()), rules(100)).await.unwrap().len(), 2);
+    // A slow one comes, one of single bytes does not, and a stream may rest between two.
+    let slow = |length| {
+        let pieces: Vec<_> = framed(&[3, 4]).chunks(length).map(Bytes::copy_from_slice).collect();
+        let pieces = stream::iter(pieces).then(|piece| async move {
+            tokio::time::sleep(Duration::from_secs(29)).await;
+            Ok(Frame::data(piece))
+        });
+        StreamBody::new(pieces.boxed())
+    };
+    assert_eq!(all(slow(4), rules(100)).await.unwrap().len(), 2);
+    let dripping = all(slow(1), rules(100)).await.unwrap_err();
+    let text = "the request comes too slowly: fewer than 4096 bytes in 30 seconds";
+    assert_eq!(dripping.message(), text);
     let mut resting = Messages::new(hanging(&framed(&[3])), rules(100));
     assert!(resting.next().await.unwrap().is_ok());
     let hour = tokio::time::timeout(Duration::from_secs(3600), resting.next());
