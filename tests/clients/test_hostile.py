@@ -4,13 +4,16 @@ import contextlib
 import http.client
 import json
 import os
+import pathlib
 import random
 import socket
 import time
 
 import grpc
 import httpx
+import pytest
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 from conftest import running
 from patience import PATIENCE_SECONDS
@@ -155,6 +158,36 @@ def test_a_call_that_is_no_grpc_is_refused(server):
         assert ask(content_type="application/grpc", grpc_encoding="br") == (200, "12")
         for kind in ("application/grpc", "application/grpc+proto", "application/grpc;x=y"):
             assert ask(content_type=kind)[0] == 200, kind
+        for timeout in ("0n", "1", "S", "-1S", "123456789S"):
+            assert ask(content_type="application/grpc", grpc_timeout=timeout) == (200, "3"), timeout
+        assert ask(content_type="application/grpc", grpc_timeout="1H")[1] != "3"
+
+
+def test_a_watch_ends_when_its_client_stops_waiting(channel):
+    watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=1)
+    next(watch)
+    with pytest.raises(grpc.RpcError) as caught:
+        next(watch)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_symbolic_link_in_the_shared_memory_folder_is_not_followed(tmp_path):
+    outside, name = tmp_path / "outside", f"stator_test_{os.getpid()}_link"
+    outside.write_bytes(b"secret" * 100)
+    link = pathlib.Path("/dev/shm", name)
+    link.symlink_to(outside)
+    try:
+        with running("--allow-client-shm", "--builtin", "identity") as server, \
+                grpc.insecure_channel(server.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            asked = pb.SystemSharedMemoryRegisterRequest(name="link", key=name, byte_size=64)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.SystemSharedMemoryRegister(asked)
+            assert "symbolic link" in caught.value.details()
+            assert not stub.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest()).regions
+    finally:
+        link.unlink()
+    assert outside.read_bytes() == b"secret" * 100
 
 
 def test_control_tokens_that_a_message_spells_out_are_text(server):
