@@ -185,6 +185,11 @@ impl PrefixIndex {
         self.read().table.len()
     }
 
+    /// Returns how many blocks are recorded, counted for each worker that holds one.
+    pub fn holdings(&self) -> usize {
+        self.read().table.holdings()
+    }
+
     /// Returns about how many bytes the index takes.
     pub fn bytes(&self) -> usize {
         self.read().table.bytes()

@@ -1,4 +1,4 @@
-//! Chooses a worker for each request, and can say why.
+//! Chooses a worker for each request, by cached prefixes and load.
 //!
 //! The crate is pure: it has no IO, no threads and no clock. Time is an argument, and random
 //! numbers come from a generator that the caller owns, so every decision can be replayed.
@@ -21,10 +21,7 @@ mod worker;
 
 pub use active::{ActiveLoad, Reservation};
 pub use cost::{Cost, KvConfig, softmax};
-pub use index::{IndexLimits, Matches, Overlap, PrefixIndex, Tier};
-pub use policy::{
-    Decision, DeviceAwareWeighted, Kv, LeastLoaded, Policy, PowerOfTwo, Random, RoundRobin,
-    RouteRequest,
-};
+pub use index::{Claim, IndexLimits, Matches, Overlap, PrefixIndex, Tier};
+pub use policy::{Decision, Kv, LeastLoaded, Policy, PowerOfTwo, Random, RoundRobin, RouteRequest};
 pub use predicted::PredictedIndex;
 pub use worker::{WorkerId, WorkerState};

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use crate::{Cost, WorkerState};
 
 pub use kv::Kv;
-pub use simple::{DeviceAwareWeighted, LeastLoaded, PowerOfTwo, Random, RoundRobin};
+pub use simple::{LeastLoaded, PowerOfTwo, Random, RoundRobin};
 
 /// What a policy knows of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -15,9 +15,6 @@ pub struct WorkerState {
     pub requests: u64,
     /// The number of the decision that chose it last; 0: none did.
     pub last_chosen: u64,
-    /// Its share of requests beside other workers, in any unit. A worker of twice the capacity
-    /// gets twice the requests under [`DeviceAwareWeighted`](crate::DeviceAwareWeighted).
-    pub capacity: f64,
     /// Prompt tokens of its requests that it has not computed yet.
     pub prefill_tokens: u64,
     /// KV blocks that its requests hold.
@@ -33,7 +30,6 @@ impl WorkerState {
             id,
             requests: 0,
             last_chosen: 0,
-            capacity: 1.0,
             prefill_tokens: 0,
             decode_blocks: 0,
             overlap: Overlap::default(),

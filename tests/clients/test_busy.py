@@ -115,7 +115,7 @@ def test_a_threshold_on_kv_blocks_is_set_raised_and_taken_away_live(tmp_path):
 def test_a_model_has_kv_blocks_as_long_as_one_of_its_workers_has(tmp_path):
     discovery = f"file://{tmp_path}"
     # In turns, so that each long text has a worker of its own.
-    flags = ["--busy-kv-share", "0.5", "--routing", "round-robin"]
+    flags = ["--busy-kv-share", "0.5", "--router-mode", "round-robin"]
     with frontend(discovery, *flags) as front, worker(discovery) as one, worker(discovery) as two, \
             client_of(front) as client:
         eventually("both are there", lambda: joined(front) == 2 and is_ready(client, "paced"))

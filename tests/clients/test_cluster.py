@@ -243,7 +243,7 @@ def test_a_text_comes_to_its_end_on_a_worker_that_is_asked_to_end(tmp_path):
 
 def test_a_worker_that_is_killed_fails_no_unary_request(tmp_path):
     discovery = f"file://{tmp_path}"
-    with frontend(discovery, "--routing", "round-robin") as front, \
+    with frontend(discovery, "--router-mode", "round-robin") as front, \
             worker(discovery), worker(discovery) as second, client_of(front) as client:
         eventually("both workers joined", lambda: joined(front) == 2)
         eventually("a model is ready", lambda: is_ready(client, "simple"))

@@ -92,7 +92,7 @@ def test_a_silent_worker_is_asked_and_gone_on_without(tmp_path):
     flags = ["--canary-interval-ms", "300", "--canary-timeout-ms", "700"]
     models = ["--no-default-model", "--builtin", "paced=mock,pace_ms=10"]
     silent, again = "worker is not called: it does not answer", "worker answers again"
-    with frontend(discovery, *flags, *FOREVER, "--routing", "round-robin") as front, \
+    with frontend(discovery, *flags, *FOREVER, "--router-mode", "round-robin") as front, \
             worker(discovery, models=models) as one, worker(discovery, models=models) as other, \
             client_of(front) as client:
         eventually("both are there", lambda: joined(front) == 2)

@@ -359,7 +359,7 @@ def test_workers_that_are_killed_fail_no_tensor_request(tmp_path):
                 except Exception as error:  # whatever a client would see
                     failed.append(repr(error))
 
-    with frontend(discovery, "--routing", "round-robin") as front, client_of(front) as client, \
+    with frontend(discovery, "--router-mode", "round-robin") as front, client_of(front) as client, \
             python_worker(EXAMPLES / "tensors.py", discovery):
         eventually("it is ready", lambda: is_ready(client, "double"))
         with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -81,7 +81,7 @@ def is_alive(pid):
 
 
 def test_a_fleet_starts_heals_and_ends_in_order(tmp_path):
-    with up(tmp_path, *MODELS, "--workers", "3", "--routing", "round-robin") as fleet:
+    with up(tmp_path, *MODELS, "--workers", "3", "--router-mode", "round-robin") as fleet:
         fleet.joined(3)
         expected = completion(fleet.http, "x")
         for round in range(3):
@@ -169,7 +169,7 @@ def test_flags_and_variables_reach_their_role(tmp_path):
 
 @pytest.mark.parametrize("flags, fragment", [
     (["--workers", "0"], "--workers"),
-    (["--routing", "none"], "--routing"),
+    (["--router-mode", "none"], "--router-mode"),
     (["--log-dir", "/proc/none"], "the log folder `/proc/none`"),
 ])
 def test_what_cannot_be_started_is_told(tmp_path, flags, fragment):

@@ -1,4 +1,4 @@
-//! Follows one model of one worker: keeps the index right, through gaps too.
+//! Follows one model of one worker: keeps a sink of its blocks right, through gaps too.
 
 use std::future::pending;
 use std::pin::pin;
@@ -10,7 +10,8 @@ use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt};
 use tokio::time::sleep;
 
-use super::{Claim, Index, Listen, Step, Told, Tracker};
+use super::{BlockSink, Listen, Step, Told, Tracker};
+use crate::instance::InstanceId;
 
 /// The wait before a snapshot is asked for again that failed, came too late or is behind already.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
@@ -26,17 +27,17 @@ pub struct Counters {
     pub resyncs: AtomicU64,
 }
 
-/// Listens to a worker until the plane ends or `heard` says that it is enough, and keeps `index`
-/// as the worker tells, as long as nobody else claims it. `heard` gets what is no KV event.
+/// Listens to a worker until the plane ends or `heard` returns false, and keeps `sink` as the worker
+/// tells. `heard` gets everything that comes.
 ///
 /// Errors: those of listening.
 pub async fn follow<L: Listen + ?Sized>(
     listen: &L,
-    claim: Claim,
-    (index, counters): (&Index, &Counters),
+    worker: InstanceId,
+    (sink, counters): (&dyn BlockSink, &Counters),
     mut heard: impl FnMut(&Told) -> bool,
 ) -> Result<()> {
-    let mut follower = Follower::new(claim, index, counters);
+    let mut follower = Follower::new(sink, counters);
     let mut stream = pin!(listen.listen().await?);
     let mut asking: BoxFuture<'_, Result<KvSnapshot>> = pending().boxed();
     loop {
@@ -59,7 +60,6 @@ pub async fn follow<L: Listen + ?Sized>(
                 let is_behind = match answer {
                     Ok(snapshot) => follower.catch_up(&snapshot),
                     Err(error) => {
-                        let worker = claim.worker();
                         tracing::debug!(%worker, %error, "no snapshot of a worker's blocks");
                         follower.tracker.is_waiting()
                     }
@@ -79,15 +79,14 @@ pub async fn follow<L: Listen + ?Sized>(
 
 /// What is known of one worker, without IO.
 pub(super) struct Follower<'a> {
-    claim: Claim,
-    index: &'a Index,
+    sink: &'a dyn BlockSink,
     counters: &'a Counters,
     pub(super) tracker: Tracker,
 }
 
 impl<'a> Follower<'a> {
-    pub(super) fn new(claim: Claim, index: &'a Index, counters: &'a Counters) -> Self {
-        Self { claim, index, counters, tracker: Tracker::default() }
+    pub(super) fn new(sink: &'a dyn BlockSink, counters: &'a Counters) -> Self {
+        Self { sink, counters, tracker: Tracker::default() }
     }
 
     /// Takes what was heard; returns whether a snapshot is to be asked for.
@@ -103,7 +102,7 @@ impl<'a> Follower<'a> {
             Step::Nothing => false,
             Step::Apply(event) => {
                 self.counters.events.fetch_add(1, Relaxed);
-                self.index.apply(self.claim, &event);
+                self.sink.apply(&event);
                 false
             }
             Step::Ask => {
@@ -120,8 +119,8 @@ impl<'a> Follower<'a> {
         };
         self.counters.resyncs.fetch_add(1, Relaxed);
         self.counters.events.fetch_add(caught.events.len() as u64, Relaxed);
-        self.index.replace(self.claim, &snapshot.blocks);
-        caught.events.iter().for_each(|event| self.index.apply(self.claim, event));
+        self.sink.replace(&snapshot.blocks);
+        caught.events.iter().for_each(|event| self.sink.apply(event));
         caught.is_behind
     }
 }

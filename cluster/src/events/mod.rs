@@ -4,7 +4,7 @@
 //! Nothing waits for an event: a plane may lose, repeat and reorder. Events are numbered by the
 //! worker, so a listener knows when it missed one ([`Tracker`]), and asks the worker over the
 //! request plane what can be found now. [`follow`] does that for one model of one worker and keeps
-//! an [`Index`] right.
+//! a [`BlockSink`] right, such as a router's index.
 //!
 //! | plane | worker's half | frontend's half |
 //! |---|---|---|
@@ -13,7 +13,6 @@
 //! | NATS | [`NatsPublisher`] | [`NatsEvents`] |
 
 mod follow;
-mod index;
 mod listen;
 mod nats;
 #[cfg(test)]
@@ -23,11 +22,10 @@ mod tracker;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use engine::{KvEvent, KvEvents, KvSnapshot, Result, WorkerLoad};
+use engine::{KvEvent, KvEvents, KvSnapshot, Result, SequenceHash, WorkerLoad};
 use futures_util::stream::BoxStream;
 
 pub use follow::{Counters, follow};
-pub use index::{Claim, Index, Limits};
 pub use listen::{Local, Watch};
 pub use nats::{NatsEvents, NatsModel, NatsPublisher, event_subject};
 pub use tracker::{Caught, Step, Tracker};
@@ -69,6 +67,14 @@ pub enum Told {
     Gap,
     /// The worker goes away.
     Draining,
+}
+
+/// Takes what is known of the KV blocks of one model of one worker.
+pub trait BlockSink: Send + Sync {
+    /// Takes the blocks that can be found now in place of all others.
+    fn replace(&self, blocks: &[SequenceHash]);
+    /// Takes what became of blocks.
+    fn apply(&self, event: &KvEvent);
 }
 
 /// The frontend's half of a plane, for one model of one worker.

@@ -1,4 +1,4 @@
-//! An index fed through a plane that loses, repeats and reorders is right in the end, and right
+//! A sink fed through a plane that loses, repeats and reorders is right in the end, and right
 //! all the time about the place up to which it knows.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -6,11 +6,49 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use engine::{BlockHash, KvEvent, KvEvents, KvNews, KvSnapshot, SequenceHash, StoredBlock};
 use fastrand::Rng;
 
+use std::sync::{Mutex, MutexGuard};
+
 use super::follow::Follower;
 use super::*;
 use crate::instance::InstanceId;
 
 const WORKER: InstanceId = InstanceId(7);
+
+/// What is known of a worker's blocks, as a set.
+#[derive(Debug, Default)]
+pub(super) struct HeldBlocks(Mutex<BTreeSet<u64>>);
+
+impl HeldBlocks {
+    fn all(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.0.lock().unwrap()
+    }
+
+    /// Returns how many there are.
+    pub(super) fn count(&self) -> usize {
+        self.all().len()
+    }
+}
+
+impl BlockSink for HeldBlocks {
+    fn replace(&self, blocks: &[SequenceHash]) {
+        *self.all() = blocks.iter().map(|block| block.0).collect();
+    }
+
+    fn apply(&self, event: &KvEvent) {
+        match event {
+            KvEvent::Stored { blocks, .. } => {
+                self.all().extend(blocks.iter().map(|block| block.sequence.0));
+            }
+            KvEvent::Removed { blocks } => {
+                let mut all = self.all();
+                for block in blocks {
+                    all.remove(&block.0);
+                }
+            }
+            KvEvent::Cleared => self.all().clear(),
+        }
+    }
+}
 
 /// A worker, what its cache holds, and what it held after each event.
 struct Worker {
@@ -87,8 +125,8 @@ enum Flying {
 fn check(seed: u64) {
     let mut rng = Rng::with_seed(seed);
     let (loss, reorder) = (rng.u8(..40), rng.u8(..40));
-    let (index, counters) = (Index::default(), Counters::default());
-    let mut follower = Follower::new(index.claim(WORKER), &index, &counters);
+    let (held, counters) = (HeldBlocks::default(), Counters::default());
+    let mut follower = Follower::new(&held, &counters);
     let mut worker = Worker::new();
     let mut flying = VecDeque::new();
     let mut is_asked = follower.take(Told::Gap);
@@ -96,7 +134,7 @@ fn check(seed: u64) {
         if !follower.tracker.is_waiting() {
             let Position { epoch, sequence } = follower.tracker.position();
             let truth = &worker.history[&(epoch, sequence)];
-            assert_eq!(&index.held(WORKER), truth, "seed {seed} at {epoch}/{sequence}");
+            assert_eq!(&*held.all(), truth, "seed {seed} at {epoch}/{sequence}");
         }
     };
     for _ in 0..rng.usize(50..300) {
@@ -141,24 +179,24 @@ fn check(seed: u64) {
         assert!(!follower.catch_up(&worker.snapshot()), "seed {seed}");
     }
     verify(&follower, &worker);
-    assert_eq!(index.held(WORKER), worker.truth, "seed {seed}");
+    assert_eq!(*held.all(), worker.truth, "seed {seed}");
 }
 
 #[test]
-fn an_index_is_right_in_spite_of_its_plane() {
+fn what_is_known_is_right_in_spite_of_its_plane() {
     (0..2_000).for_each(check);
 }
 
 #[tokio::test]
-async fn within_a_process_the_index_follows() {
+async fn within_a_process_the_sink_follows() {
     let events = KvEvents::new(16);
     let source = Source { events: Some(events.clone()), load: None };
     let local = Local { source, load_interval: std::time::Duration::from_secs(1) };
-    let (index, counters) = (Index::default(), Counters::default());
+    let (held, counters) = (HeldBlocks::default(), Counters::default());
     let mut worker = Worker::new();
     worker.events = events.clone();
     worker.reader = events.subscribe();
-    let following = follow(&local, index.claim(WORKER), (&index, &counters), |_| true);
+    let following = follow(&local, WORKER, (&held, &counters), |_| true);
     let acting = async {
         let mut rng = Rng::with_seed(1);
         for round in 0..200 {
@@ -168,7 +206,7 @@ async fn within_a_process_the_index_follows() {
                 tokio::task::yield_now().await;
             }
         }
-        while index.held(WORKER) != worker.truth {
+        while *held.all() != worker.truth {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };

@@ -224,6 +224,10 @@ impl Table {
         self.blocks.len()
     }
 
+    pub(crate) fn holdings(&self) -> usize {
+        self.slots.iter().map(|slot| slot.blocks).sum()
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.blocks.len() * ENTRY_BYTES + self.holders.bytes()
     }

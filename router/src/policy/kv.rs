@@ -3,8 +3,8 @@
 use fastrand::Rng;
 
 use super::{Decision, Policy, RouteRequest};
-use crate::cost::{Cost, KvConfig, softmax};
 use crate::WorkerState;
+use crate::cost::{Cost, KvConfig, softmax};
 
 /// Costs within this many blocks of each other are equal.
 const TIE: f64 = 1e-9;

@@ -52,17 +52,3 @@ impl Policy for PowerOfTwo {
         Some(Decision::of(if is_better { second } else { first }))
     }
 }
-
-/// Chooses the worker with the fewest requests for its capacity, so that a fleet of unequal devices
-/// is loaded evenly.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct DeviceAwareWeighted;
-
-impl Policy for DeviceAwareWeighted {
-    fn choose(&self, _: &RouteRequest, workers: &[WorkerState], _: &mut Rng) -> Option<Decision> {
-        let load = |worker: &WorkerState| {
-            (worker.requests + 1) as f64 / worker.capacity.max(f64::MIN_POSITIVE)
-        };
-        least(workers, |worker| (load(worker), worker.last_chosen))
-    }
-}

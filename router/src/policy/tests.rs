@@ -31,8 +31,7 @@ fn shares(policy: &dyn Policy, workers: &[WorkerState], draws: usize) -> Vec<usi
 
 #[test]
 fn no_policy_chooses_among_nobody() {
-    let all: [&dyn Policy; 6] =
-        [&RoundRobin, &LeastLoaded, &Random, &PowerOfTwo, &DeviceAwareWeighted, &Kv::default()];
+    let all: [&dyn Policy; 5] = [&RoundRobin, &LeastLoaded, &Random, &PowerOfTwo, &Kv::default()];
     for policy in all {
         assert_eq!(chosen(policy, &[]), None);
         assert_eq!(chosen(policy, &workers(&[7])), Some(0));
@@ -47,10 +46,6 @@ fn simple_policies_look_at_requests_and_turns() {
     check(&RoundRobin, &[0, 0, 9], 2);
     check(&LeastLoaded, &[3, 1, 2], 1);
     check(&LeastLoaded, &[1, 1, 2], 1);
-    check(&DeviceAwareWeighted, &[3, 1, 2], 1);
-    let mut unequal = workers(&[8, 2]);
-    unequal[0].capacity = 10.0;
-    assert_eq!(chosen(&DeviceAwareWeighted, &unequal), Some(0));
     assert_eq!(shares(&PowerOfTwo, &workers(&[0, 5]), 100), [100, 0]);
     for share in shares(&Random, &workers(&[0, 5, 9, 1]), 10_000) {
         assert!((2_200..2_800).contains(&share), "{share}");

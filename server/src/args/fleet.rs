@@ -6,9 +6,10 @@ use clap::Args;
 
 use super::{
     AFTER_HELP, BusyArgs, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, MockArgs, ModelArgs,
-    OpenAiArgs, PlaneArgs, ProcessArgs, SecurityArgs, SharedMemoryArgs, TraceArgs, UpstreamArgs,
+    OpenAiArgs, PlaneArgs, ProcessArgs, RouterArgs, SecurityArgs, SharedMemoryArgs, TraceArgs,
+    UpstreamArgs,
 };
-use crate::fleet::{Part, Repeated, Routing};
+use crate::fleet::{Part, Repeated};
 use crate::pipeline::DEFAULT_MIGRATIONS;
 
 /// How workers and frontends find one another.
@@ -120,10 +121,6 @@ pub struct WorkerArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Frontend")]
 pub struct RouteArgs {
-    /// Who of a model's workers gets a request
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = Routing::LeastLoaded)]
-    #[arg(env = "STATOR_ROUTING")]
-    pub routing: Routing,
     /// Workers that a request is tried on, one after the other, before its first output
     #[arg(long, value_name = "N", default_value_t = 3, env = "STATOR_MAX_ATTEMPTS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -178,6 +175,8 @@ pub struct FrontendArgs {
     #[arg(long, value_name = "PREFIX", env = "STATOR_NAMESPACE_PREFIX", help_heading = "Frontend")]
     #[arg(conflicts_with = "namespace")]
     pub namespace_prefix: Option<String>,
+    #[command(flatten)]
+    pub router: RouterArgs,
     #[command(flatten)]
     pub route: RouteArgs,
     #[command(flatten)]

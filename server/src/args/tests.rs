@@ -97,7 +97,7 @@ fn the_dump_tells_no_secret() {
 
 #[test]
 fn a_fleet_passes_on_what_each_role_knows() {
-    let path = file("up", "routing = \"round-robin\"\nbatch-tokens = 600\nno-metrics = true\n");
+    let path = file("up", "router-mode = \"round-robin\"\nbatch-tokens = 600\nno-metrics = true\n");
     let args = ["stator", "up", "--workers", "3", "a=b.gguf", "--http-port=9", "--config", &path];
     let rest = ["--builtin", "mock", "--grpc-restricted-protocol", "health:a=b"];
     let args = args.into_iter().chain(rest).map(OsString::from);
@@ -106,7 +106,7 @@ fn a_fleet_passes_on_what_each_role_knows() {
     let expected = ["--builtin=mock", "--batch-tokens=600", "--no-metrics", "--", "a=b.gguf"];
     assert_eq!(worker, Passed { flags: expected.map(str::to_owned).into(), variables: vec![] });
     let frontend = passed("frontend", &matches, &["no_metrics"]);
-    assert_eq!(frontend.flags, ["--routing=round-robin", "--http-port=9"]);
+    assert_eq!(frontend.flags, ["--router-mode=round-robin", "--http-port=9"]);
     let secret = ("STATOR_GRPC_RESTRICTED_PROTOCOL".to_owned(), "health:a=b".to_owned());
     assert_eq!(frontend.variables, [secret]);
 }
@@ -164,6 +164,10 @@ fn reference() -> String {
         out += text;
         out += &table(command.get_arguments().filter(is_own));
     }
+    let frontend = command.find_subcommand("frontend").unwrap();
+    let of_router = |arg: &&clap::Arg| arg.get_help_heading() == Some("Router");
+    out += ROUTER;
+    out += &table(frontend.get_arguments().filter(of_router));
     let chat = command.find_subcommand("chat").unwrap();
     let bench = command.find_subcommand("bench").unwrap().find_subcommand("engine").unwrap();
     out + CHAT + &table(chat.get_arguments()) + BENCH + &table(bench.get_arguments())
@@ -210,6 +214,13 @@ const FRONTEND: &str = "
 
 `stator frontend` serves the models of workers. It takes the flags of Shared memory, gRPC, HTTP, OpenAI without the two formats, Security,
 Admission, Traces and Process as above, and these:
+
+";
+
+const ROUTER: &str = "
+## Router
+
+These flags of `stator frontend` and `stator up` choose the worker for a request: [router.md](router.md).
 
 ";
 

@@ -8,7 +8,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args};
 
 use super::{
     AFTER_HELP, AliasArgs, BusyArgs, EngineArgs, FormatArgs, GrpcArgs, HttpArgs, ModelArgs,
-    OpenAiArgs, ProcessArgs, RouteArgs, SecurityArgs, SharedMemoryArgs, SocketArgs, TraceArgs,
+    OpenAiArgs, ProcessArgs, RouteArgs, RouterArgs, SecurityArgs, SharedMemoryArgs, SocketArgs,
+    TraceArgs,
 };
 
 /// The flags of `stator up`: its own, those of workers and those of frontends.
@@ -38,6 +39,8 @@ pub struct UpArgs {
     pub log_dir: Option<PathBuf>,
     #[command(flatten)]
     pub sockets: SocketArgs,
+    #[command(flatten)]
+    pub router: RouterArgs,
     #[command(flatten)]
     pub route: RouteArgs,
     #[command(flatten)]

@@ -8,13 +8,14 @@ use cluster::card::{Card, Input, Kind, Role};
 use cluster::discovery::Query;
 use cluster::instance::Namespace;
 use openai_bridge::ChatRules;
+use router::KvConfig;
 
 use super::cards::Aliases;
 use super::planes::PlanesConfig;
 use super::store::Store;
-use crate::args::{FrontendArgs, WorkerArgs};
+use crate::args::{FrontendArgs, RouterArgs, WorkerArgs};
 use crate::config::{Invalid, ModelsConfig, limits, metrics};
-use crate::pipeline::{Limits, Policy, RetryAccepted, RouteConfig};
+use crate::pipeline::{Limits, RetryAccepted, RouteConfig, RouterMode};
 use crate::security::LinkConfig;
 use crate::source::Builtin;
 use crate::upstream::UpstreamConfig;
@@ -23,13 +24,19 @@ use crate::upstream::UpstreamConfig;
 pub(super) const PLAIN: &str = "grpc://";
 pub(super) const SECURE: &str = "grpcs://";
 
-/// Who of a model's workers gets a request.
+/// Which of a model's workers gets a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Routing {
     /// One after the other
     RoundRobin,
+    /// Any one
+    Random,
+    /// The one of two drawn at random that has fewer requests
+    PowerOfTwo,
     /// The one with the fewest requests
     LeastLoaded,
+    /// The one where the prompt costs least: by the KV blocks that it has cached, and by its load
+    Kv,
 }
 
 /// Which part of the texts a worker has.
@@ -74,7 +81,9 @@ pub struct FleetConfig {
     /// Whose workers are called.
     pub query: Query,
     /// How workers are chosen.
-    pub routing: Routing,
+    pub(crate) mode: RouterMode,
+    /// Where what workers have cached is known from.
+    pub(crate) prefix_source: PrefixSource,
     /// The most workers that one request is given to before its first output.
     pub max_attempts: u32,
     /// What all chats keep to.
@@ -158,7 +167,8 @@ impl FleetConfig {
             planes: PlanesConfig::from_args(&args.planes, tls.is_some())?,
             tls,
             query,
-            routing: route.routing,
+            mode: router_mode(&args.router),
+            prefix_source: PrefixSource::from_args(&args.router),
             max_attempts: route.max_attempts,
             retry_accepted: route.retry_accepted,
             migration_limit: route.migration_limit,
@@ -176,22 +186,59 @@ impl FleetConfig {
 
     /// Returns how requests are routed.
     pub(crate) fn route(&self) -> RouteConfig {
-        let policy = match self.routing {
-            Routing::RoundRobin => Policy::RoundRobin,
-            Routing::LeastLoaded => Policy::LeastLoaded,
-        };
         let retry_accepted = match self.retry_accepted {
             Repeated::Never => RetryAccepted::Never,
             Repeated::Stateless => RetryAccepted::Stateless,
             Repeated::Always => RetryAccepted::Always,
         };
         RouteConfig {
-            policy,
+            mode: self.mode,
             max_attempts: self.max_attempts,
             retry_accepted,
             worker_wait: self.worker_wait,
             max_waiting: self.max_waiting,
         }
+    }
+}
+
+/// How a frontend knows what its workers have cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrefixSource {
+    /// Workers publish KV events.
+    Events,
+    /// A prompt counts as cached for this time after it was routed.
+    Predicted(Duration),
+    /// Nothing is known.
+    None,
+}
+
+impl PrefixSource {
+    fn from_args(args: &RouterArgs) -> Self {
+        match (args.load_aware, args.no_router_kv_events) {
+            (true, _) => Self::None,
+            (false, true) => Self::Predicted(Duration::from_secs(args.router_ttl_secs.into())),
+            (false, false) => Self::Events,
+        }
+    }
+}
+
+/// Returns how workers are chosen.
+fn router_mode(args: &RouterArgs) -> RouterMode {
+    let config = KvConfig {
+        overlap_credit: if args.load_aware { 0.0 } else { args.router_kv_overlap_score_credit },
+        prefill_scale: args.router_prefill_load_scale,
+        request_weight: args.router_decode_active_request_weight,
+        temperature: args.router_temperature,
+        max_load_ratio: args.router_max_load_ratio,
+        ..KvConfig::default()
+    };
+    match args.router_mode {
+        _ if args.load_aware => RouterMode::Kv(config),
+        Routing::RoundRobin => RouterMode::RoundRobin,
+        Routing::Random => RouterMode::Random,
+        Routing::PowerOfTwo => RouterMode::PowerOfTwo,
+        Routing::LeastLoaded => RouterMode::LeastLoaded,
+        Routing::Kv => RouterMode::Kv(config),
     }
 }
 

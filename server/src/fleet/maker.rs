@@ -15,14 +15,15 @@ use proto::inference as wire;
 use super::bridges::Fetched;
 use super::canary::Canary;
 use super::cards::LABELS;
-use super::config::FleetConfig;
+use super::config::{FleetConfig, PrefixSource};
 use super::pool::{Pool, Prompts};
 use super::tables;
 use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens};
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::Model;
 use crate::pipeline::{
-    Counts, Disaggregate, Migrate, Route, RouteConfig, RouteMetrics, SplitConfig, Thresholds,
+    Counts, Disaggregate, Migrate, Prefixes, Route, RouteConfig, RouteMetrics, SplitConfig,
+    Thresholds,
 };
 
 /// What models are made with.
@@ -87,7 +88,9 @@ impl Maker {
             None => wire::ModelConfig { name: card.name.clone(), ..Default::default() },
         };
         let settings = self.config.route();
-        let route = Route::new(&*card.name, order.pool.clone(), settings, self.route_metrics());
+        let prefixes = self.prefixes(order);
+        let route = Route::new(&*card.name, order.pool.clone(), settings, self.route_metrics())
+            .with_prefixes(prefixes);
         let bridge =
             tables.map(|tables| bridge(card, &tables, self.config.chat_rules)).transpose()?;
         let labels: HashMap<String, Vec<String>> = match labels {
@@ -122,6 +125,17 @@ impl Maker {
         Arc::new(Thresholds::new(limits, Arc::new(move |visit| pool.each_load(visit))))
     }
 
+    /// Returns what is known of the prompts that a model's workers have cached.
+    fn prefixes(&self, order: &Order) -> Option<Arc<Prefixes>> {
+        let block_tokens = order.card.block_size;
+        let (exact, ttl) = match self.config.prefix_source {
+            PrefixSource::Events => (Some(order.pool.index()), None),
+            PrefixSource::Predicted(ttl) => (None, Some(ttl)),
+            PrefixSource::None => (None, None),
+        };
+        (block_tokens > 0).then(|| Arc::new(Prefixes::new(block_tokens, exact, ttl)))
+    }
+
     fn route_metrics(&self) -> RouteMetrics {
         let (calls, waiting) = (&self.metrics.worker_calls, &self.metrics.worker_waits);
         RouteMetrics { calls: calls.clone(), waiting: waiting.clone() }
@@ -137,7 +151,8 @@ impl Maker {
         // The others do it all where there is no prefill worker, so none is waited for.
         let settings = RouteConfig { worker_wait: Duration::ZERO, ..self.config.route() };
         let workers = Arc::new(Prompts(order.pool.clone()));
-        let prompts = Route::new(&*order.card.name, workers, settings, self.route_metrics());
+        let prompts = Route::new(&*order.card.name, workers, settings, self.route_metrics())
+            .with_prefixes(self.prefixes(order));
         let min_tokens = self.config.prefill_min_tokens;
         let config = SplitConfig { min_tokens, context_length: order.card.context_length };
         let family = self.metrics.disaggregated.clone();

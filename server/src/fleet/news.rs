@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cluster::events::{Claim, Counters, Index, Listen, Told, Watch, follow};
+use cluster::events::{BlockSink, Counters, Listen, Told, Watch, follow};
 use cluster::instance::{Instance, InstanceId};
 use cluster::request::RemoteWorker;
-use engine::Tasks;
+use engine::{KvEvent, SequenceHash, Tasks};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use router::{Claim, PrefixIndex, Tier, WorkerId};
 use tokio::time::sleep;
 
 use super::planes::Planes;
@@ -37,7 +38,7 @@ pub(super) struct Ear {
 #[derive(Default)]
 pub(super) struct Heard {
     /// What their KV caches hold.
-    pub(super) index: Index,
+    pub(super) index: Arc<PrefixIndex>,
     /// How many events there were, of all of them.
     pub(super) counters: Counters,
 }
@@ -80,6 +81,11 @@ impl Ear {
         ear
     }
 
+    /// Returns what the workers' KV caches hold.
+    pub(super) fn index(&self) -> Arc<PrefixIndex> {
+        self.heard.index.clone()
+    }
+
     /// Hears a worker as long as it is a candidate.
     pub(super) async fn hear(self: Arc<Self>, speaker: Speaker, told: Weak<Candidate>) {
         let voice = Planned { planes: &self.planes, speaker: &speaker };
@@ -92,7 +98,7 @@ impl Heard {
     pub(super) async fn hear(&self, voice: &impl Voice, told: &Weak<Candidate>) {
         // One that is gone already may be back as another: its claim is the one that counts.
         let Some(gone) = told.upgrade().map(|candidate| candidate.gone()) else { return };
-        let claim = self.index.claim(voice.worker());
+        let claim = self.index.claim(WorkerId(voice.worker().0));
         tokio::select! {
             () = self.listen(voice, claim, told) => {}
             () = gone => {}
@@ -101,15 +107,32 @@ impl Heard {
     }
 
     async fn listen(&self, voice: &impl Voice, claim: Claim, told: &Weak<Candidate>) {
+        let sink = Claimed { index: &self.index, claim };
         while told.strong_count() > 0 {
             let (way, may_be_better) = voice.way();
             let heard = |news: &Told| note(told, news);
-            let following = follow(&*way, claim, (&self.index, &self.counters), heard);
+            let following = follow(&*way, voice.worker(), (&sink, &self.counters), heard);
             tokio::select! {
                 _ = following => sleep(AGAIN).await,
                 () = voice.better(), if may_be_better => {}
             }
         }
+    }
+}
+
+/// A worker's part of the index, as long as nobody else claims it.
+struct Claimed<'a> {
+    index: &'a PrefixIndex,
+    claim: Claim,
+}
+
+impl BlockSink for Claimed<'_> {
+    fn replace(&self, blocks: &[SequenceHash]) {
+        self.index.replace(self.claim, blocks);
+    }
+
+    fn apply(&self, event: &KvEvent) {
+        self.index.apply(self.claim, Tier::Device, event);
     }
 }
 
@@ -202,7 +225,7 @@ mod tests {
         let (tasks, metrics) = (Tasks::new(), Metrics::new(&mut Registry::default()));
         let ear = Ear::new("m", planes::none(), &metrics, &tasks);
         let instance = Arc::new(Instance::new("default".parse().unwrap(), "grpc://127.0.0.1:1"));
-        let claim = ear.heard.index.claim(instance.id);
+        let claim = ear.heard.index.claim(WorkerId(instance.id.0));
         let tcp = Tcp::new("127.0.0.1:1");
         let worker = RemoteWorker::new(tcp, ClientConfig::default(), &tasks).unwrap();
         let (model, has_load, has_kv) = ("m".into(), true, true);

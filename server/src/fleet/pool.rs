@@ -7,6 +7,7 @@ use cluster::instance::{Instance, InstanceId};
 use cluster::membership::Membership;
 use cluster::request::{LinkState, RemoteWorker};
 use engine::{Tasks, WorkerLoad};
+use router::PrefixIndex;
 use tokio::sync::watch;
 
 use super::canary::{Canary, Question};
@@ -50,6 +51,11 @@ impl Pool {
     ) -> Arc<Self> {
         let (name, roster, models) = (name.into(), Roster::default(), Arc::downgrade(models));
         Arc::new(Self { name, roster, membership, models, canary, ear })
+    }
+
+    /// Returns what the workers' KV caches hold.
+    pub(super) fn index(&self) -> Arc<PrefixIndex> {
+        self.ear.index()
     }
 
     /// Takes these workers and no others from now on; one that stays keeps what is known of it.

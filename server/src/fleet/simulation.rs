@@ -15,7 +15,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 
-use crate::pipeline::{Migrate, Policy, Route, RouteConfig, RouteMetrics};
+use crate::pipeline::{Migrate, Route, RouteConfig, RouteMetrics, RouterMode};
 
 mod air;
 mod cache;
@@ -156,7 +156,7 @@ async fn run(mut random: fastrand::Rng, is: (bool, bool), counts: &Arc<Counts>) 
 fn route_config(is_gentle: bool, random: &mut fastrand::Rng) -> RouteConfig {
     let waits_ms = if is_gentle { 60_000 } else { [0, 1000, 10_000][random.usize(..3)] };
     RouteConfig {
-        policy: [Policy::RoundRobin, Policy::LeastLoaded][random.usize(..2)],
+        mode: [RouterMode::RoundRobin, RouterMode::LeastLoaded][random.usize(..2)],
         max_attempts: if is_gentle { 1000 } else { random.u32(1..5) },
         worker_wait: Duration::from_millis(waits_ms),
         ..RouteConfig::default()

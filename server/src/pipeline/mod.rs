@@ -18,6 +18,7 @@ pub(crate) use disaggregate::{Counts, Disaggregate, SplitConfig};
 pub(crate) use migrate::{DEFAULT_MIGRATIONS, Migrate};
 pub(crate) use observe::{Observe, TokenMetrics};
 pub(crate) use route::{
-    Candidate, Engines, Policy, RetryAccepted, Route, RouteConfig, RouteMetrics, Workers,
+    Candidate, Engines, Prefixes, RetryAccepted, Route, RouteConfig, RouteMetrics, RouterMode,
+    Workers,
 };
 pub(crate) use sequence::{SequenceOptions, Sequences};

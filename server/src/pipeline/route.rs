@@ -12,16 +12,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cluster::instance::InstanceId;
 use engine::{
-    Context, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateRequest,
-    InferRequest, OutputStream, Request, Result, TextRequest,
+    Context, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateOutput,
+    GenerateRequest, InferRequest, OutputStream, Request, Result, TextRequest, TokenId,
 };
 use prometheus_client::metrics::gauge::Gauge;
+use router::{KvConfig, Overlap, Policy, RouteRequest, WorkerId, WorkerState};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 mod candidate;
 mod patience;
+mod prefixes;
 mod routed;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,8 @@ use super::disaggregate::Side;
 use candidate::InFlight;
 pub(crate) use candidate::{Candidate, Engines};
 use patience::Patience;
+pub(crate) use prefixes::Prefixes;
+use prefixes::Prompt;
 use routed::{Again, Routed, silent};
 
 /// Who may be asked now. It is read for every request, so reading is cheap.
@@ -44,14 +48,33 @@ pub(crate) trait Workers: Send + Sync + 'static {
 }
 
 /// Which worker is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Policy {
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum RouterMode {
     /// The one that was chosen longest ago.
     #[default]
     RoundRobin,
+    /// Any one.
+    Random,
+    /// The one of two drawn ones that has fewer requests.
+    PowerOfTwo,
     /// The one with the fewest requests: those of this frontend in flight, and those of others as
     /// far as is known. Among equals the one that was chosen longest ago.
     LeastLoaded,
+    /// The one where a prompt costs least, by what it has cached and by its load. A request without
+    /// tokens goes to the least loaded one.
+    Kv(KvConfig),
+}
+
+impl RouterMode {
+    fn policy(self) -> Box<dyn Policy> {
+        match self {
+            Self::RoundRobin => Box::new(router::RoundRobin),
+            Self::Random => Box::new(router::Random),
+            Self::PowerOfTwo => Box::new(router::PowerOfTwo),
+            Self::LeastLoaded => Box::new(router::LeastLoaded),
+            Self::Kv(config) => Box::new(router::Kv { config }),
+        }
+    }
 }
 
 /// Which tensor requests are tried elsewhere when a worker had accepted them and was lost before
@@ -69,9 +92,9 @@ pub(crate) enum RetryAccepted {
 }
 
 /// How workers are chosen and how often.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RouteConfig {
-    pub policy: Policy,
+    pub mode: RouterMode,
     /// The most workers that one request is given to before its first output, at least 1;
     /// default 3.
     pub max_attempts: u32,
@@ -85,9 +108,9 @@ pub(crate) struct RouteConfig {
 
 impl Default for RouteConfig {
     fn default() -> Self {
-        let (policy, retry_accepted) = Default::default();
+        let (mode, retry_accepted) = Default::default();
         let (worker_wait, max_waiting) = (Duration::ZERO, 1000);
-        Self { policy, max_attempts: 3, retry_accepted, worker_wait, max_waiting }
+        Self { mode, max_attempts: 3, retry_accepted, worker_wait, max_waiting }
     }
 }
 
@@ -112,6 +135,8 @@ struct Inner {
     model: String,
     workers: Arc<dyn Workers>,
     config: RouteConfig,
+    policy: Box<dyn Policy>,
+    prefixes: Option<Arc<Prefixes>>,
     /// Counts choices, from 1; workers note when they were chosen last.
     choices: AtomicU64,
     calls: Gauge,
@@ -128,8 +153,20 @@ impl Route {
     ) -> Self {
         let patience = Patience::new(config.worker_wait, config.max_waiting, metrics.waiting);
         let (model, choices, calls) = (model.into(), AtomicU64::new(1), metrics.calls);
-        let inner = Arc::new(Inner { model, workers, config, choices, calls, patience });
-        Self { inner, is_patient: true }
+        let (policy, prefixes) = (config.mode.policy(), None);
+        let inner = Inner { model, workers, config, policy, prefixes, choices, calls, patience };
+        Self { inner: Arc::new(inner), is_patient: true }
+    }
+
+    /// Lets the policy know which prompts the workers have cached, if it wants to.
+    #[must_use]
+    pub(crate) fn with_prefixes(mut self, prefixes: Option<Arc<Prefixes>>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner)
+            && inner.policy.uses_prefixes()
+        {
+            inner.prefixes = prefixes;
+        }
+        self
     }
 }
 
@@ -153,6 +190,16 @@ trait Routable: Request + Clone + Sync + Unpin {
         1
     }
 
+    /// Returns its prompt, if it is one of tokens that KV blocks are kept of.
+    fn prompt(&self) -> Option<&[TokenId]> {
+        None
+    }
+
+    /// Returns how many tokens an output has.
+    fn tokens(_output: &Self::Output) -> usize {
+        0
+    }
+
     /// Returns whether it may be given to a second worker when the first had accepted it.
     fn may_be_repeated(&self, _setting: RetryAccepted) -> bool {
         true
@@ -166,6 +213,14 @@ impl Routable for GenerateRequest {
 
     fn places(&self) -> u64 {
         self.choices.get().into()
+    }
+
+    fn prompt(&self) -> Option<&[TokenId]> {
+        Some(&self.tokens)
+    }
+
+    fn tokens(output: &GenerateOutput) -> usize {
+        output.tokens.len()
     }
 }
 
@@ -204,7 +259,9 @@ impl Routable for InferRequest {
 #[async_trait]
 impl<R: Routable> Engine<R> for Route {
     async fn call(&self, request: R, context: Context) -> Result<OutputStream<R>> {
-        let search = Search::new(self.clone(), context);
+        let prefixes = self.inner.prefixes.as_ref();
+        let prompt = prefixes.zip(request.prompt()).map(|(known, tokens)| known.prompt(tokens));
+        let search = Search::new(self.clone(), context, prompt);
         Ok(Box::pin(Routed::new(search.place(request).await?)))
     }
 }
@@ -224,6 +281,8 @@ struct Search {
     route: Arc<Inner>,
     is_patient: bool,
     context: Context,
+    /// The prompt, if the policy looks at prompts.
+    prompt: Option<Prompt>,
     /// Who was asked. One that was away and is back is another candidate, and may be asked again.
     tried: Vec<Arc<Candidate>>,
     /// When waiting for a worker ends, once it has begun.
@@ -234,10 +293,11 @@ struct Search {
 }
 
 impl Search {
-    fn new(Route { inner: route, is_patient }: Route, context: Context) -> Self {
+    fn new(route: Route, context: Context, prompt: Option<Prompt>) -> Self {
+        let Route { inner: route, is_patient } = route;
         let is_patient = is_patient && !route.patience.is_none();
         let (tried, until, failed, busy) = Default::default();
-        Self { route, is_patient, context, tried, until, failed, busy }
+        Self { route, is_patient, context, prompt, tried, until, failed, busy }
     }
 
     /// Gives the request to one worker after the other until one accepts it.
@@ -292,7 +352,9 @@ impl Search {
             return None;
         }
         let candidates = self.route.workers.candidates();
-        let (worker, others) = self.route.choose(&candidates, &self.tried, places)?;
+        let open: Vec<_> = open(&candidates, &self.tried).collect();
+        let worker = self.route.choose(&open, places, self.prompt.as_ref())?;
+        let others = open.len() - 1;
         self.tried.push(worker.candidate().clone());
         let is_alone = others == 0 && !self.is_patient;
         Some((worker, is_alone || self.is_exhausted()))
@@ -376,29 +438,35 @@ fn quoting(what: &str, said: Error) -> Error {
 }
 
 impl Inner {
-    /// Chooses a worker that is open to the request, and returns how many others there would have
-    /// been.
+    /// Chooses one of the workers that are open to the request.
     fn choose(
         &self,
-        candidates: &[Arc<Candidate>],
-        tried: &[Arc<Candidate>],
+        open: &[&Arc<Candidate>],
         places: u64,
-    ) -> Option<(InFlight, usize)> {
+        prompt: Option<&Prompt>,
+    ) -> Option<InFlight> {
         let now = self.choices.fetch_add(1, Relaxed);
-        let open = || open(candidates, tried);
-        let cost = |one: &Arc<Candidate>| match self.config.policy {
-            Policy::RoundRobin => 0,
-            Policy::LeastLoaded => one.cost(),
-        };
+        let known = self.prefixes.as_ref().zip(prompt);
+        let found = known.map(|(prefixes, prompt)| prefixes.find(prompt)).unwrap_or_default();
+        let request = prompt.map_or_else(RouteRequest::default, |prompt| prompt.request);
+        let mut rng = fastrand::Rng::new();
         // Two requests at once may see the same worker as the best: the second looks again. Each
         // such round is another request's success, and after a few of them any choice is as good.
         for round in 1.. {
-            let others = open().count().checked_sub(1)?;
-            let (_, chosen, best) = open()
-                .map(|one| (cost(one), one.chosen(), one))
-                .min_by_key(|(cost, chosen, one)| (*cost, *chosen, one.id))?;
-            if best.choose(chosen, now) || round == MAX_ROUNDS {
-                return Some((InFlight::begin(best.clone(), places, self.calls.clone()), others));
+            let state = |one: &&Arc<Candidate>| {
+                let held = found.each_ref().map(|found| found.of(WorkerId(one.id.0)));
+                one.state(held.into_iter().max_by_key(Overlap::blocks).unwrap_or_default())
+            };
+            let states: Vec<WorkerState> = open.iter().map(state).collect();
+            let chosen = self.policy.choose(&request, &states, &mut rng)?.chosen;
+            let (best, state) = (open[chosen], &states[chosen]);
+            if best.choose(state.last_chosen, now) || round == MAX_ROUNDS {
+                let load = prompt.map(|prompt| prompt.load(state.overlap.blocks()));
+                if let Some((prefixes, prompt)) = known {
+                    prefixes.routed(state.id, prompt);
+                }
+                let calls = self.calls.clone();
+                return Some(InFlight::begin(Arc::clone(best), places, calls, load));
             }
         }
         None

@@ -8,7 +8,8 @@ use tempfile::tempdir;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-use super::super::{Counters, Index, Listen, Told, Watch, follow};
+use super::super::tests::HeldBlocks;
+use super::super::{Counters, Listen, Told, Watch, follow};
 use super::*;
 use crate::nats::tests::Server;
 use crate::request::{ClientConfig, RemoteWorker, Served, ServerConfig, Tcp, WorkerServer};
@@ -21,7 +22,7 @@ struct Fleet {
     publisher: NatsPublisher,
     frontend: Connection,
     model: NatsModel,
-    index: Index,
+    held: HeldBlocks,
     counters: Counters,
     loads: AtomicU64,
     tasks: Tasks,
@@ -58,8 +59,8 @@ impl Fleet {
         }
         let plane = NatsEvents::new(&frontend, &tasks);
         let model = plane.model(WORKER, &event_subject(&namespace), watch);
-        let (index, counters, loads) = Default::default();
-        Self { events, publisher, frontend, model, index, counters, loads, tasks }
+        let (held, counters, loads) = Default::default();
+        Self { events, publisher, frontend, model, held, counters, loads, tasks }
     }
 
     fn store(&self, numbers: std::ops::Range<u64>) {
@@ -84,9 +85,8 @@ impl Fleet {
             self.loads.fetch_add(u64::from(matches!(told, Told::Load(_))), Relaxed);
             true
         };
-        let claim = self.index.claim(WORKER);
         tokio::select! {
-            ended = follow(&self.model, claim, (&self.index, &self.counters), hear) => {
+            ended = follow(&self.model, WORKER, (&self.held, &self.counters), hear) => {
                 panic!("the plane ended: {ended:?}");
             }
             () = happens => {}
@@ -103,18 +103,18 @@ async fn cut_off(nats: &Server) -> (u64, u64) {
     let fleet = Fleet::start(nats).await;
     fleet.store(0..100);
     let happens = async {
-        fleet.until("the first blocks", |fleet| fleet.index.blocks() == 100).await;
+        fleet.until("the first blocks", |fleet| fleet.held.count() == 100).await;
         fleet.store(100..1000);
-        fleet.until("all blocks", |fleet| fleet.index.blocks() == 1000).await;
+        fleet.until("all blocks", |fleet| fleet.held.count() == 1000).await;
         assert_eq!(fleet.gaps_and_resyncs(), (1, 1));
         let loads = fleet.loads.load(Relaxed);
         let mut losses = fleet.frontend.losses();
         fleet.frontend.client.force_reconnect().await.unwrap();
         losses.changed().await.unwrap();
         fleet.store(1000..1500);
-        fleet.until("what came meanwhile", |fleet| fleet.index.blocks() == 1500).await;
+        fleet.until("what came meanwhile", |fleet| fleet.held.count() == 1500).await;
         fleet.store(1500..1600);
-        fleet.until("what came then", |fleet| fleet.index.blocks() == 1600).await;
+        fleet.until("what came then", |fleet| fleet.held.count() == 1600).await;
         fleet.until("loads", |fleet| fleet.loads.load(Relaxed) > loads).await;
     };
     fleet.during(happens).await;
@@ -130,7 +130,7 @@ async fn a_message_of_events_is_no_larger_than_nats_takes() {
     let fleet = Fleet::start(&nats).await;
     fleet.store(0..1);
     let happens = async {
-        fleet.until("the first block", |fleet| fleet.index.blocks() == 1).await;
+        fleet.until("the first block", |fleet| fleet.held.count() == 1).await;
         // Ten of them have several megabytes, and come at once.
         for number in 0..10 {
             let first = 1_000_000 + number * 20_000;
@@ -139,7 +139,7 @@ async fn a_message_of_events_is_no_larger_than_nats_takes() {
             let blocks = (first..first + 20_000).map(stored).collect();
             fleet.events.publish(|| KvEvent::Stored { parent: None, blocks, block_tokens: 16 });
         }
-        fleet.until("all blocks", |fleet| fleet.index.blocks() == 200_001).await;
+        fleet.until("all blocks", |fleet| fleet.held.count() == 200_001).await;
     };
     fleet.during(happens).await;
     assert_eq!(fleet.gaps_and_resyncs(), (1, 1), "nothing was lost on the way");
@@ -162,7 +162,7 @@ async fn a_namespace_is_heard_as_long_as_somebody_listens() {
         fleet.until("nobody listens", |fleet| fleet.tasks.count() == before).await;
     }
     fleet.store(0..1);
-    fleet.during(fleet.until("it is heard again", |fleet| fleet.index.blocks() == 1)).await;
+    fleet.during(fleet.until("it is heard again", |fleet| fleet.held.count() == 1)).await;
     fleet.tasks.cancel();
 }
 
@@ -176,7 +176,7 @@ async fn a_stream_that_is_made_later_is_used_then() {
     context.delete_stream(&name).await.unwrap();
     fleet.store(0..1);
     let happens = async {
-        fleet.until("it is heard without", |fleet| fleet.index.blocks() == 1).await;
+        fleet.until("it is heard without", |fleet| fleet.held.count() == 1).await;
         let subjects = vec![kv_subject(&event_subject(&namespace), "*")];
         let config = stream::Config { name: name.clone(), subjects, ..stream::Config::default() };
         let mut stream = context.create_stream(config).await.unwrap();
@@ -186,7 +186,7 @@ async fn a_stream_that_is_made_later_is_used_then() {
             sleep(Duration::from_millis(50)).await;
         }
         fleet.store(1..10);
-        fleet.until("it is heard with it", |fleet| fleet.index.blocks() == 10).await;
+        fleet.until("it is heard with it", |fleet| fleet.held.count() == 10).await;
     };
     fleet.during(happens).await;
     fleet.tasks.cancel();

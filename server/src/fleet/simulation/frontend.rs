@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use cluster::instance::InstanceId;
 use cluster::membership::Member;
 use engine::SequenceHash;
+use router::WorkerId;
 use tokio::sync::watch;
 
 use super::super::news::Heard;
@@ -114,7 +115,7 @@ impl Frontend {
             blocks += truth.len();
             assert_eq!(self.held(worker.id), truth, "prefixes of {} are known", worker.id);
         }
-        assert_eq!(self.heard.index.blocks(), blocks, "and of nobody else");
+        assert_eq!(self.heard.index.holdings(), blocks, "and of nobody else");
         for candidate in candidates.iter() {
             assert_eq!(candidate.in_flight(), 0, "{candidate:?}");
         }
@@ -123,8 +124,8 @@ impl Frontend {
     /// Returns what is known of a worker's cache.
     fn held(&self, worker: InstanceId) -> BTreeSet<u64> {
         let holds = |number: &u64| {
-            let found = self.heard.index.longest_match(&[SequenceHash(*number)]);
-            found.iter().any(|(id, _)| *id == worker)
+            let found = self.heard.index.find(&[SequenceHash(*number)]);
+            found.of(WorkerId(worker.0)).device > 0
         };
         (0..PREFIXES).filter(holds).collect()
     }

@@ -9,6 +9,7 @@ use engine::{
     EmbedRequest, EmbedTextRequest, Engine, GenerateRequest, InferRequest, TextRequest, WorkerLoad,
 };
 use prometheus_client::metrics::gauge::Gauge;
+use router::{ActiveLoad, Overlap, Reservation, WorkerId, WorkerState};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 /// The engines of a worker, one for each kind of request; one that it has not refuses.
@@ -59,6 +60,8 @@ pub(crate) struct Candidate {
     /// Places that others took when the load was told.
     others: AtomicU64,
     load: Mutex<WorkerLoad>,
+    /// What this frontend's requests still have to compute there, and what they hold.
+    active: Arc<ActiveLoad>,
     /// The number of the choice that fell on it last.
     chosen: AtomicU64,
     /// Cancelled with its end.
@@ -79,6 +82,7 @@ impl Candidate {
             in_flight: AtomicU64::new(0),
             others: AtomicU64::new(0),
             load: Mutex::default(),
+            active: Arc::default(),
             chosen: AtomicU64::new(0),
             end: CancellationToken::new().drop_guard(),
         }
@@ -142,7 +146,7 @@ impl Candidate {
     }
 
     /// Notes that it answered something.
-    pub(super) fn hear(&self) {
+    fn hear(&self) {
         // Read first, since many streams do this for each of their outputs.
         if !self.was_heard.load(Relaxed) {
             self.was_heard.store(true, Relaxed);
@@ -174,9 +178,16 @@ impl Candidate {
         self.in_flight() + self.others.load(Relaxed)
     }
 
-    /// Returns which choice fell on it last; 0: none.
-    pub(super) fn chosen(&self) -> u64 {
-        self.chosen.load(Relaxed)
+    /// Returns what a policy sees of it.
+    pub(super) fn state(&self, overlap: Overlap) -> WorkerState {
+        WorkerState {
+            id: WorkerId(self.id.0),
+            requests: self.cost(),
+            last_chosen: self.chosen.load(Relaxed),
+            prefill_tokens: self.active.prefill_tokens(),
+            decode_blocks: self.active.decode_blocks(),
+            overlap,
+        }
     }
 
     /// Chooses it, unless somebody else did since `before` was read.
@@ -199,13 +210,56 @@ pub(super) struct InFlight {
     candidate: Arc<Candidate>,
     places: u64,
     calls: Gauge,
+    tracked: Option<Tracked>,
+}
+
+/// What a prompt adds to its worker's load.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PromptLoad {
+    /// Tokens that the worker has to compute.
+    pub prefill_tokens: u64,
+    /// KV blocks that it does not hold yet.
+    pub blocks: u64,
+    pub block_tokens: u32,
+}
+
+/// The load of a request with a prompt, as it changes.
+struct Tracked {
+    reservation: Reservation,
+    block_tokens: u32,
+    /// Output tokens behind the last block that was counted.
+    tokens: u32,
 }
 
 impl InFlight {
-    pub(super) fn begin(candidate: Arc<Candidate>, places: u64, calls: Gauge) -> Self {
+    pub(super) fn begin(
+        candidate: Arc<Candidate>,
+        places: u64,
+        calls: Gauge,
+        prompt: Option<PromptLoad>,
+    ) -> Self {
         candidate.in_flight.fetch_add(places, Relaxed);
         calls.inc();
-        Self { candidate, places, calls }
+        let tracked = prompt.map(|prompt| Tracked {
+            reservation: Reservation::new(&candidate.active, prompt.prefill_tokens, prompt.blocks),
+            block_tokens: prompt.block_tokens.max(1),
+            tokens: 0,
+        });
+        Self { candidate, places, calls, tracked }
+    }
+
+    /// Notes an output of this many tokens.
+    pub(super) fn progress(&mut self, tokens: usize) {
+        self.candidate.hear();
+        if let Some(tracked) = &mut self.tracked {
+            tracked.reservation.prefill_done();
+            tracked.tokens = tracked.tokens.saturating_add(tokens as u32);
+            let blocks = tracked.tokens / tracked.block_tokens;
+            if blocks > 0 {
+                tracked.tokens %= tracked.block_tokens;
+                tracked.reservation.grow(blocks.into());
+            }
+        }
     }
 
     pub(super) fn candidate(&self) -> &Arc<Candidate> {

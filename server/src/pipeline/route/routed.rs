@@ -72,7 +72,7 @@ impl<R: Routable> Stream for Routed<R> {
             let again = placed.again.take();
             let error = match item {
                 Some(Ok(output)) => {
-                    placed.worker.candidate().hear();
+                    placed.worker.progress(R::tokens(&output));
                     return Poll::Ready(Some(Ok(output)));
                 }
                 Some(Err(error)) => error,

@@ -9,7 +9,7 @@ use futures_util::stream::FuturesUnordered;
 
 use super::*;
 use crate::pipeline::testing::oracle;
-use crate::pipeline::{Policy, Route, RouteConfig, RouteMetrics};
+use crate::pipeline::{Route, RouteConfig, RouteMetrics, RouterMode};
 
 mod clock;
 mod world;
@@ -57,7 +57,7 @@ fn simulate(seed: u64, counts: &Arc<Counts>) {
     let clock = Clock::default();
     let world = World::new(clock.clone(), random.fork(), is_gentle);
     let config = RouteConfig {
-        policy: [Policy::RoundRobin, Policy::LeastLoaded][random.usize(..2)],
+        mode: [RouterMode::RoundRobin, RouterMode::LeastLoaded][random.usize(..2)],
         max_attempts: if is_gentle { 1000 } else { random.u32(1..5) },
         ..RouteConfig::default()
     };
