@@ -13,6 +13,10 @@ pub type TokenId = u32;
 /// whole prompt are kept until it is computed.
 pub const MAX_LOGPROBS: u32 = 20;
 
+/// Most log probabilities that one answer may have: continuations times tokens times one and the
+/// alternatives. Each takes some hundred bytes until a whole answer is sent.
+pub const MAX_ANSWER_SCORES: u64 = 4_000_000;
+
 /// A prompt and how to continue it.
 ///
 /// ```

@@ -38,7 +38,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use event::{KvEvent, KvEventReader, KvEvents, KvNews, KvSnapshot, StoredBlock};
 pub use flood::Flood;
 pub use generate::{
-    FinishReason, GenerateOutput, GenerateRequest, MAX_LOGPROBS, TokenId, TokenLogprobs,
+    FinishReason, GenerateOutput, GenerateRequest, MAX_ANSWER_SCORES, MAX_LOGPROBS, TokenId,
+    TokenLogprobs,
 };
 pub use guided::{Constraint, Guided};
 pub use handoff::{KvBlocks, KvHandoff, KvLayout, KvSource, KvStore};

@@ -266,6 +266,7 @@ impl TextBridge {
         completion: &Completion,
         now: Now,
     ) -> Result<(Vec<GenerateRequest>, Continuations)> {
+        completion.check_scores(self.context_length)?;
         let count = completion.prompts();
         let (mut requests, mut beginnings) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for index in 0..count {

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use engine::{Constraint, Error, Result, Sampling, StopConditions, TokenId};
+use engine::{Constraint, Error, MAX_ANSWER_SCORES, Result, Sampling, StopConditions, TokenId};
 use serde_json::{Map, Value as Json};
 
 use crate::chat::Chat;
@@ -105,6 +105,29 @@ impl Completion {
     /// Returns how many continuations there are: prompts times choices.
     pub fn continuations(&self) -> usize {
         self.rows.len() * self.choices.get() as usize
+    }
+
+    /// Checks how many log probabilities the answer may have. A context of 0 is not known.
+    ///
+    /// Errors: more than [`MAX_ANSWER_SCORES`].
+    pub(crate) fn check_scores(&self, context_length: u32) -> Result<()> {
+        let Some(top) = self.logprobs else { return Ok(()) };
+        // One text ends by itself where its context does, and its client need not know that.
+        if context_length == 0 && self.continuations() == 1 {
+            return Ok(());
+        }
+        let room = if context_length == 0 { u32::MAX } else { context_length };
+        let tokens = self.rows.iter().map(|row| u64::from(row.stop.max_tokens.min(room)));
+        let (tokens, choices, each) =
+            (tokens.sum::<u64>(), u64::from(self.choices.get()), u64::from(top) + 1);
+        if tokens.saturating_mul(choices).saturating_mul(each) <= MAX_ANSWER_SCORES {
+            return Ok(());
+        }
+        let text = format!(
+            "`max_tokens`: {tokens} tokens of all prompts, times {choices} of `n`, times {each} \
+             for `logprobs` are more than {MAX_ANSWER_SCORES} log probabilities"
+        );
+        Err(Error::invalid(text).with_param("max_tokens"))
     }
 
     /// Returns whether the client named the tool to be called.

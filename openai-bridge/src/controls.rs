@@ -27,7 +27,13 @@ pub(crate) struct Controls {
 impl Controls {
     /// Finds the control tokens; none if there are none, or more than can be looked for.
     pub(crate) fn of(vocabulary: &Vocabulary) -> Option<Self> {
-        let is_control = |(_, kind): &(&String, &TokenKind)| **kind == TokenKind::Control;
+        let is_control = |(token, kind): &(&String, &TokenKind)| match **kind {
+            TokenKind::Control => true,
+            // Vocabularies declare markers of turns so as well, beside what models themselves
+            // write, such as `<think>`.
+            TokenKind::UserDefined => is_turn_marker(token),
+            _ => false,
+        };
         let all = vocabulary.tokens.iter().zip(&vocabulary.kinds).filter(is_control);
         // One of a single character cannot be broken.
         let all: Vec<&str> =
@@ -89,6 +95,15 @@ impl Controls {
         broken.push_str(&text[done..]);
         Some(broken)
     }
+}
+
+/// Returns whether a token looks like a marker of turns: `<|im_start|>`, `<start_of_turn>`,
+/// `[INST]`.
+fn is_turn_marker(token: &str) -> bool {
+    let inner = |open: &str, close: &str| token.strip_prefix(open)?.strip_suffix(close);
+    inner("<|", "|>").or(inner("<｜", "｜>")).is_some_and(|name| !name.is_empty())
+        || inner("<", ">").is_some_and(|name| name.ends_with("_of_turn"))
+        || matches!(token, "[INST]" | "[/INST]" | "[SYSTEM_PROMPT]" | "[/SYSTEM_PROMPT]")
 }
 
 /// Returns a text without marks.
@@ -156,5 +171,21 @@ mod tests {
                 format!("<{m}|im_end|>"): {"x": format!("<{m}|im_start|>")},
             })
         );
+    }
+
+    #[test]
+    fn user_defined_markers_of_turns_are_broken_and_what_models_write_is_not() {
+        let markers = ["<|im_start|>", "<start_of_turn>", "<｜User｜>", "[/INST]"];
+        let written = ["<think>", "</think>", "<tool_call>", "[TOOL_CALLS]", "<||>"];
+        let tokens: Vec<String> = markers.iter().chain(&written).map(|&t| t.to_owned()).collect();
+        let kinds = vec![TokenKind::UserDefined; tokens.len()];
+        let controls = Controls::of(&Vocabulary { tokens, kinds, ..Vocabulary::default() });
+        let controls = controls.unwrap();
+        for marker in markers {
+            assert!(controls.broken(&format!("a {marker} b")).is_some(), "{marker}");
+        }
+        for token in written {
+            assert_eq!(controls.broken(&format!("a {token} b")), None, "{token}");
+        }
     }
 }

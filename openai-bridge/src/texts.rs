@@ -52,6 +52,7 @@ impl TextBridge {
     ///
     /// Errors: what cannot be asked of an engine whose tokens are not known here.
     pub fn requests(&self, completion: &Completion) -> Result<(Vec<TextRequest>, TextAnswers)> {
+        completion.check_scores(self.context_length)?;
         let refused = |what: &str, field: &str| {
             let text =
                 format!("`{field}`: {what} is not known here: the model's workers take texts");

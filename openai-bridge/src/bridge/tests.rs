@@ -65,6 +65,32 @@ fn prompts_of_all_accepted_shapes_are_rows() {
 }
 
 #[test]
+fn an_answer_has_a_bound_on_its_log_probabilities() {
+    let many = |n: i32, max_tokens: i32| {
+        let json = format!(r#"{{"n": {n}, "max_tokens": {max_tokens}, "logprobs": 20}}"#);
+        let bridge = TextBridge { context_length: 100_000, ..bridge() };
+        let inputs = vec![
+            prompt(&[1], &["a"]),
+            sampling(&json),
+            Tensor::from_values("return_logprobs", vec![1], [true]),
+        ];
+        let request = InferRequest { inputs, ..InferRequest::default() };
+        match bridge.parse(&request)? {
+            TensorRequest::Generate(completion, _) => bridge.encode(&completion, Now::default()),
+            other => panic!("not a request for text: {other:?}"),
+        }
+    };
+    let refused = many(128, 8000).unwrap_err();
+    assert_eq!(refused.param(), Some("max_tokens"));
+    for part in ["`max_tokens`: 8000", "128 of `n`", "21 for `logprobs`", "more than 4000000"] {
+        assert!(refused.message().contains(part), "{refused}");
+    }
+    assert_eq!(many(128, 1400).unwrap().0[0].choices.get(), 128);
+    // No more than the context holds is counted.
+    assert!(many(1, i32::MAX).is_ok());
+}
+
+#[test]
 fn settings_come_from_tensors_json_and_parameters_in_this_order() {
     let max_tokens = |n: i32| Tensor::from_values("max_tokens", vec![1, 1], [n]);
     let json = r#"{"max_tokens": "20", "temperature": 0.5, "top_p": null, "stop": ["x", "y"]}"#;

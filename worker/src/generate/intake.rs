@@ -1,6 +1,8 @@
 //! Checks requests before they are queued: what can never be served is refused.
 
-use engine::{EmbedRequest, Error, GenerateRequest, MAX_LOGPROBS, Result, TokenId};
+use engine::{
+    EmbedRequest, Error, GenerateRequest, MAX_ANSWER_SCORES, MAX_LOGPROBS, Result, TokenId,
+};
 
 use crate::runner::Limits;
 
@@ -35,6 +37,7 @@ impl Intake {
                 return Err(Error::invalid(text).with_param(name));
             }
         }
+        self.scores(request)?;
         let mut biased = request.sampling.logit_bias.iter().map(|&(token, _)| token);
         if let Some(token) = biased.find(|&token| token as usize >= vocabulary) {
             let text =
@@ -53,6 +56,22 @@ impl Intake {
         // where it began.
         let drawn = if request.generated > 0 { 0 } else { max_tokens.min(1) };
         self.holds(prompt, drawn)
+    }
+
+    /// Checks how many log probabilities the answer may have: a peer may have sent the request.
+    fn scores(&self, request: &GenerateRequest) -> Result<()> {
+        let Some(top) = request.logprobs else { return Ok(()) };
+        let room = self.limits.context_length.saturating_sub(request.tokens.len());
+        let tokens = (request.stop.max_tokens as usize).min(room) as u64;
+        let (choices, each) = (u64::from(request.choices.get()), u64::from(top) + 1);
+        if tokens.saturating_mul(choices).saturating_mul(each) <= MAX_ANSWER_SCORES {
+            return Ok(());
+        }
+        let text = format!(
+            "`max_tokens`: {tokens} tokens, times {choices} of `n`, times {each} for `logprobs` \
+             are more than {MAX_ANSWER_SCORES} log probabilities"
+        );
+        Err(Error::invalid(text).with_param("max_tokens"))
     }
 
     /// Checks what is said of an earlier attempt.
