@@ -7,6 +7,8 @@
 
 mod apart;
 mod codec;
+mod cost;
+mod cursor;
 mod envelope;
 mod fields;
 mod payload;
@@ -14,6 +16,7 @@ mod received;
 
 pub use apart::decode_apart;
 pub use codec::Reply;
+pub use cost::{Cost, cost_of};
 pub use envelope::{Envelope, MAX_TENSORS, Malformed};
 pub use fields::{Nest, Uncounted, count_fields};
 pub use payload::Payload;

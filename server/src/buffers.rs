@@ -7,11 +7,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::{Error, ErrorKind, Result};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use prometheus_client::metrics::counter::Counter;
 use proto::Payload;
 use tokio::sync::Semaphore;
 
 use crate::status::NO_BUFFERS;
+
+mod kept;
+mod limit;
+
+pub(crate) use kept::Kept;
+pub(crate) use limit::default_bytes;
 
 /// What this part of the bound is kept for: requests that are small, so that health checks are
 /// answered while large ones have taken the rest.
@@ -22,6 +29,12 @@ const SMALL_BYTES: usize = 64 << 10;
 
 /// Pieces below this size are not followed once they are handed on: that costs more than they do.
 const FOLLOWED_BYTES: usize = 2048;
+
+/// What an open call takes besides its message: its task, its place in HTTP/2, its answer's head.
+const CALL_BYTES: usize = 4 << 10;
+
+/// How often a call's headers are there: in HTTP/2, as the call's own, and in what is made of them.
+const HEADER_COPIES: usize = 3;
 
 /// When a client that was refused may try again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -60,6 +73,16 @@ impl Buffers {
     /// Returns the places for decompression.
     pub(crate) fn decompressing(&self) -> Arc<Semaphore> {
         self.decompressing.clone()
+    }
+
+    /// Holds for a call that begins, with these headers, until it ends.
+    ///
+    /// Errors: as [`Held::grow`].
+    pub(crate) fn open(self: &Arc<Self>, headers: &HeaderMap) -> Result<Held> {
+        let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+        let mut held = self.hold();
+        held.grow(CALL_BYTES + HEADER_COPIES * headers.iter().map(length).sum::<usize>())?;
+        Ok(held)
     }
 
     fn refusal(&self) -> Error {
@@ -103,6 +126,11 @@ impl Held {
             }
             Err(_) => Err(buffers.refusal()),
         }
+    }
+
+    /// Returns how many bytes it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Parts with some of the bytes, at most all.

@@ -11,8 +11,10 @@ use proto::inference::model_infer_request::InferInputTensor;
 use tensor::request::WireInputs;
 use tensor::{Parameters, Payload, Tensor, parameters};
 
+use super::heavy;
 use super::options::Options;
 use super::outputs::Outputs;
+use crate::buffers::Held;
 use crate::models::Model;
 use crate::security::Grant;
 use crate::shared::Shared;
@@ -21,6 +23,8 @@ use crate::shared_memory::{Place, Region, Regions};
 /// A request as a door decoded it.
 pub(crate) struct Asked {
     pub envelope: Envelope,
+    /// The memory that it takes besides its raw inputs, if that is much.
+    pub held: Option<Held>,
     /// What the caller may do.
     pub grant: Grant,
     /// When the client stops waiting.
@@ -42,6 +46,8 @@ pub(crate) struct Call {
     pub wants_empty_final: bool,
     /// What the client wants done with the outputs.
     pub outputs: Outputs,
+    /// The memory of the request.
+    pub held: Option<Held>,
     request: InferRequest,
     context: Context,
 }
@@ -54,12 +60,18 @@ pub(crate) struct Refusal {
 }
 
 impl Call {
-    /// Checks a request.
+    /// Checks a request; what is large does so while other threads take over this one's tasks.
     pub(crate) fn prepare(
         shared: &Shared,
         asked: Asked,
     ) -> std::result::Result<Self, Box<Refusal>> {
+        let bytes = asked.held.as_ref().map_or(0, Held::bytes);
+        heavy(bytes, || Self::check(shared, asked))
+    }
+
+    fn check(shared: &Shared, mut asked: Asked) -> std::result::Result<Self, Box<Refusal>> {
         let (deadline, parent) = (asked.deadline, asked.parent.clone());
+        let held = asked.held.take();
         let wire = &asked.envelope.message;
         let id = wire.id.clone();
         let refuse = |model: Option<Arc<Model>>, error: Error| {
@@ -87,7 +99,7 @@ impl Call {
                     .with_meter(grant.meter());
                 let batch = batch_size(&model, &request);
                 let wants_empty_final = options.wants_empty_final;
-                Ok(Self { model, id, batch, wants_empty_final, outputs, request, context })
+                Ok(Self { model, id, batch, wants_empty_final, outputs, held, request, context })
             }
             Err(error) => {
                 let error = with_id(&id, error);

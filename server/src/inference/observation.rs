@@ -11,6 +11,7 @@ use tensor::Tensor;
 use tonic::Code;
 
 use super::Call;
+use crate::buffers::Held;
 use crate::metrics::{Metrics, RequestLabels, RpcLabels};
 use crate::models::Model;
 use crate::statistics::Timing;
@@ -34,6 +35,8 @@ pub(crate) struct Observation {
     tokens: (u32, u32),
     /// The client's name for the request and its span.
     origin: (String, Option<String>),
+    /// The memory for what the request was decoded to.
+    held: Option<Held>,
     is_over: bool,
 }
 
@@ -54,17 +57,24 @@ impl Observation {
             queue: Duration::ZERO,
             tokens: (0, 0),
             origin: Default::default(),
+            held: None,
             is_over: false,
         }
     }
 
     /// Says what was accepted, once its inputs are decoded and checked.
-    pub(crate) fn accepted(&mut self, call: &Call) {
+    pub(crate) fn accepted(&mut self, call: &mut Call) {
+        self.holds(call.held.take());
         self.deadline = call.context().deadline();
         self.begin_work(call.model.clone(), call.batch, call.context());
         if let Some(trace) = &mut self.trace {
             trace.show("TENSOR_QUEUE_INPUT", call.inputs());
         }
+    }
+
+    /// Holds memory for as long as the request goes on.
+    pub(crate) fn holds(&mut self, held: Option<Held>) {
+        self.held = held;
     }
 
     /// Says what was accepted: so many batch elements for a model, under the client's id and
@@ -126,6 +136,7 @@ impl Observation {
 
     fn finish(&mut self, code: Code) {
         self.is_over = true;
+        self.held = None;
         let total = self.started.elapsed();
         let Some(model) = self.model.take() else {
             return self.count("".into(), code);

@@ -26,8 +26,8 @@ pub(crate) async fn unary<T>(
         Err(error) => Err((None, error)),
     };
     match prepared {
-        Ok(call) => {
-            observation.accepted(&call);
+        Ok(mut call) => {
+            observation.accepted(&mut call);
             let result = run(call, &mut observation, encode).await;
             observation.end(result.as_ref().map(|_| ()));
             result

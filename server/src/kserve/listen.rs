@@ -20,7 +20,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
 use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
-use proto::{Envelope, Reply};
+use proto::{Cost, Reply};
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -33,7 +33,9 @@ use super::frames::Answers;
 use super::health;
 use super::messages::{self, Messages, Requests, Rules, Whole};
 use super::service::KserveService;
+use super::stream::Inferred;
 use super::timeout::{Deadline, deadline};
+use crate::buffers::{Held, Kept};
 use crate::config::{Compression, GrpcConfig};
 use crate::listener::{Answered, Asked, Call, Caller, Protocol, Seat, Transport};
 use crate::metrics::Metrics;
@@ -150,6 +152,11 @@ impl Door {
             max_bytes: if is_large { max_receive } else { max_receive.min(MAX_CONTROL_BYTES) },
             encoding: messages::encoding(headers)?,
             is_unary: !is_stream,
+            cost: match method {
+                Some("ModelInfer" | "ModelStreamInfer") => Some(Cost::INFER),
+                Some("RepositoryModelLoad" | "RepositoryModelUnload") => Some(Cost::LOAD),
+                _ => None,
+            },
             buffers: self.service.shared().buffers.clone(),
             accepting: self.accepting.clone(),
         })
@@ -168,8 +175,8 @@ impl Door {
 
 /// Reads the one request of a call.
 async fn only(
-    mut requests: impl Stream<Item = Result<Envelope, Status>> + Unpin,
-) -> Result<Envelope, Status> {
+    mut requests: impl Stream<Item = Result<Inferred, Status>> + Unpin,
+) -> Result<Inferred, Status> {
     let first = requests.next().await.unwrap_or_else(|| Err(status::without_message()));
     match requests.next().await {
         None => first,
@@ -212,9 +219,10 @@ fn streaming(
     service: &KserveService,
     request: Request<Inbound>,
     (rules, limits): (Rules, Limits),
+    open: Held,
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let requests = Box::pin(Requests::new(body, rules));
+    let requests = Box::pin(Requests::new(body, rules).opened(open));
     match service.session((&parts.headers, &parts.extensions), requests) {
         Ok(session) => respond(Answers::new(session.map_ok(Reply::into_payload), limits.max_send)),
         Err(error) => error.into_http(),
@@ -224,6 +232,8 @@ fn streaming(
 /// Makes a request for tonic, of messages that are whole and plain.
 fn whole(request: Request<Inbound>, rules: Rules) -> Request<Whole<Inbound>> {
     let mut request = request.map(|body| Whole::new(body, rules));
+    let costs = request.body().costs();
+    request.extensions_mut().insert(costs);
     request.headers_mut().remove("grpc-encoding");
     request
 }
@@ -298,6 +308,10 @@ impl Door {
             *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(std::future::ready(Ok(refusal)));
         }
+        let open = match self.service.shared().buffers.open(request.headers()) {
+            Ok(open) => open,
+            Err(error) => return refuse(status::grpc(&error)),
+        };
         let path = request.uri().path();
         let group = restriction::group_of_rpc(path);
         let lacking = group.and_then(|group| self.restrictions.lacking(group, request.headers()));
@@ -321,7 +335,7 @@ impl Door {
         if let Some(at) = deadline {
             extensions.insert(Deadline(at));
         }
-        self.route(request, (rules, of_models))
+        self.route(request, (rules, of_models), open)
     }
 
     /// Answers a call that is let in; `of_models` refuses one that asks of models.
@@ -329,16 +343,21 @@ impl Door {
         &self,
         request: Request<Inbound>,
         (rules, of_models): (Rules, Option<Status>),
+        open: Held,
     ) -> Answer {
         let path = request.uri().path();
         let deadline = Deadline::of(request.extensions());
         match path.strip_prefix(INFERENCE) {
             Some("ModelInfer") if self.has_plain_answers(request.headers()) => {
                 let answer = unary(self.service.clone(), request, (rules, self.limits));
-                Box::pin(async move { Ok(answer.await) })
+                Box::pin(async move {
+                    let answer = answer.await;
+                    drop(open);
+                    Ok(answer)
+                })
             }
             Some("ModelStreamInfer") if self.has_plain_answers(request.headers()) => {
-                let answer = streaming(&self.service, request, (rules, self.limits));
+                let answer = streaming(&self.service, request, (rules, self.limits), open);
                 Box::pin(std::future::ready(Ok(answer)))
             }
             Some(method) => {
@@ -352,7 +371,7 @@ impl Door {
                     if let Some(asked) = asked {
                         orca::add(&asked, &service.shared().models, answer.headers_mut());
                     }
-                    Ok(answer)
+                    Ok(answer.map(|body| Body::new(Kept::new(body, open))))
                 })
             }
             None => {
@@ -367,7 +386,10 @@ impl Door {
                             Err(refusal) => return Ok(refusal.into_http()),
                         },
                     };
-                    let ending = |body| Body::new(Ending::new(body, accepting).until(deadline));
+                    let ending = |body| {
+                        let ending = Ending::new(body, accepting).until(deadline);
+                        Body::new(Kept::new(ending, open))
+                    };
                     Ok(answer.map(ending))
                 };
                 Box::pin(in_time(deadline, answer))

@@ -6,25 +6,37 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use engine::Tasks;
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
-use http::HeaderMap;
+use http::{Extensions, HeaderMap};
 use hyper::body::{Body, Frame, SizeHint};
-use proto::{BadPrefix, Envelope, PREFIX_BYTES, Payload, Received};
+use proto::{BadPrefix, Cost, Envelope, PREFIX_BYTES, Payload, Received, cost_of};
 use tonic::Status;
 
+use super::stream::Inferred;
 use crate::buffers::{Buffers, Held};
+use crate::inference::heavy;
 use crate::patience::{Patience, Slow};
 use crate::status;
 use crate::unpack::{Encoding, Unpackable, unpack};
 
 /// What `grpc-accept-encoding` of an answer says.
 pub(super) const ACCEPTED: &str = "gzip,deflate,zstd,identity";
+
+/// What a decoded message takes is not looked at up to this length, nor held up to this much.
+const LIGHT_BYTES: usize = 1 << 10;
+
+/// A message up to this length is looked at while others wait.
+const QUICK_BYTES: usize = 1 << 20;
+
+/// What a byte of a message without tensors and files may take once it is decoded: an entry of a
+/// map has four and takes some 200.
+const CONTROL_COST: usize = 64;
 
 /// What a call's messages may be.
 #[derive(Clone)]
@@ -35,10 +47,69 @@ pub(super) struct Rules {
     pub encoding: Option<Encoding>,
     /// Whether the call has one message, which is due from the start; others may come at any time.
     pub is_unary: bool,
+    /// What they take once they are decoded, where they may be large.
+    pub cost: Option<Cost>,
     /// The memory for them.
     pub buffers: Arc<Buffers>,
     /// Cancelled when the server shuts down and has less patience.
     pub accepting: Tasks,
+}
+
+impl Rules {
+    /// Sets memory aside for what a message is decoded to, and for `copied` bytes more.
+    ///
+    /// Errors: RESOURCE_EXHAUSTED where there is not as much.
+    fn set_aside(&self, message: &Payload, copied: usize) -> Result<Option<Held>, Status> {
+        let length = message.len();
+        if length <= LIGHT_BYTES {
+            return Ok(None);
+        }
+        let decoded = match self.cost {
+            None => CONTROL_COST * length,
+            Some(cost) if length <= QUICK_BYTES => cost_of(message, cost),
+            Some(cost) => heavy(length, || cost_of(message, cost)),
+        };
+        let bytes = decoded.saturating_add(copied);
+        if bytes <= LIGHT_BYTES {
+            return Ok(None);
+        }
+        let mut held = self.buffers.hold();
+        held.grow(bytes).map_err(|error| status::grpc(&error))?;
+        Ok(Some(held))
+    }
+
+    /// Decodes a request for inference.
+    fn decode(&self, message: Payload) -> Result<Inferred, Status> {
+        let held = self.set_aside(&message, 0)?;
+        let bytes = held.as_ref().map_or(0, Held::bytes);
+        let envelope = heavy(bytes, || Envelope::decode(message)).map_err(status::undecodable)?;
+        Ok((envelope, held))
+    }
+}
+
+/// The memory for the decoded messages of a call that tonic decodes, in their order; it is in the
+/// extensions of the request.
+#[derive(Clone, Default)]
+pub(super) struct Costs(Arc<Mutex<VecDeque<Option<Held>>>>);
+
+impl Costs {
+    /// Returns those of a request.
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        extensions.get::<Self>().cloned().unwrap_or_default()
+    }
+
+    /// Takes the memory of the next message, if that is much.
+    pub(super) fn next(&self) -> Option<Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front().flatten()
+    }
+
+    fn push(&self, held: Option<Held>, is_taken: bool) {
+        let mut costs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_taken {
+            costs.clear();
+        }
+        costs.push_back(held);
+    }
 }
 
 /// Reads how a call's messages are compressed from its headers.
@@ -62,6 +133,8 @@ pub(super) struct Messages<B> {
     received: Received,
     /// The memory of what is received.
     held: Held,
+    /// That of the call itself.
+    open: Option<Held>,
     unpacking: Option<BoxFuture<'static, Result<Payload, Unpackable>>>,
     patience: Patience,
     count: usize,
@@ -82,6 +155,7 @@ where
             rules,
             received: Received::default(),
             held,
+            open: None,
             unpacking: None,
             patience,
             count: 0,
@@ -190,6 +264,12 @@ where
     pub(super) fn new(body: B, rules: Rules) -> Self {
         Self(Messages::new(body, rules))
     }
+
+    /// Holds the memory of the call for as long as requests may come.
+    pub(super) fn opened(mut self, open: Held) -> Self {
+        self.0.open = Some(open);
+        self
+    }
 }
 
 impl<B> Stream for Requests<B>
@@ -197,12 +277,11 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
 {
-    type Item = Result<Envelope, Status>;
+    type Item = Result<Inferred, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let message = ready!(Pin::new(&mut self.0).poll_next(cx));
-        let decoded =
-            message.map(|message| Envelope::decode(message?).map_err(status::undecodable));
+        let decoded = message.map(|message| self.0.rules.decode(message?));
         if matches!(decoded, Some(Err(_))) {
             self.0.is_over = true;
         }
@@ -216,6 +295,7 @@ pub(super) struct Whole<B> {
     messages: Messages<B>,
     /// The rest of a message.
     waiting: VecDeque<Bytes>,
+    costs: Costs,
 }
 
 impl<B> Whole<B>
@@ -225,7 +305,13 @@ where
 {
     /// Passes on the messages of a body.
     pub(super) fn new(body: B, rules: Rules) -> Self {
-        Self { messages: Messages::new(body, rules), waiting: VecDeque::new() }
+        let costs = Costs::default();
+        Self { messages: Messages::new(body, rules), waiting: VecDeque::new(), costs }
+    }
+
+    /// Returns the memory that is set aside for what is made of the messages.
+    pub(super) fn costs(&self) -> Costs {
+        self.costs.clone()
     }
 }
 
@@ -249,6 +335,17 @@ where
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             Some(Ok(message)) => message,
         };
+        // Tonic copies it together before it decodes it.
+        let rules = &self.messages.rules;
+        let is_taken = rules.cost.is_some() && !rules.is_unary;
+        let held = rules.set_aside(&message, message.len());
+        match held {
+            Ok(held) => self.costs.push(held, is_taken),
+            Err(refusal) => {
+                self.messages.is_over = true;
+                return Poll::Ready(Some(Err(refusal)));
+            }
+        }
         self.waiting.extend(message.segments().cloned());
         Poll::Ready(Some(Ok(Frame::data(prefix(&message).freeze()))))
     }

@@ -11,7 +11,8 @@ use tensor::Tensor;
 use tensor::wire::ResponseHead;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::stream::{Inbound, Session, StreamOptions};
+use super::messages::Costs;
+use super::stream::{Inbound, Inferred, Session, StreamOptions};
 use super::timeout::Deadline;
 use crate::forwarding::Forwarding;
 use crate::inference::{self, Asked};
@@ -53,11 +54,12 @@ impl KserveService {
     pub(super) async fn unary(
         &self,
         (headers, extensions): (&HeaderMap, &Extensions),
-        envelope: Envelope,
+        (envelope, held): Inferred,
     ) -> Result<Reply<ModelInferResponse>, Status> {
         let observation = self.shared.observe("ModelInfer");
         let asked = Ok(Asked {
             envelope,
+            held,
             grant: Grant::of(extensions),
             deadline: Deadline::of(extensions),
             forwarded: self.forwarding.parameters(headers),
@@ -166,7 +168,8 @@ impl GrpcInferenceService for KserveService {
     ) -> Result<Response<Reply<ModelInferResponse>>, Status> {
         let (metadata, extensions, envelope) = request.into_parts();
         let caller = (&metadata.into_headers(), &extensions);
-        self.unary(caller, envelope).await.map(Response::new)
+        let held = Costs::of(&extensions).next();
+        self.unary(caller, (envelope, held)).await.map(Response::new)
     }
 
     type ModelStreamInferStream = Session;
@@ -176,6 +179,8 @@ impl GrpcInferenceService for KserveService {
         request: Request<Streaming<Envelope>>,
     ) -> Result<Response<Session>, Status> {
         let (metadata, extensions, inbound) = request.into_parts();
+        let costs = Costs::of(&extensions);
+        let inbound = inbound.map_ok(move |envelope| (envelope, costs.next()));
         let inbound = Box::pin(inbound.map_err(status::oversized));
         self.session((&metadata.into_headers(), &extensions), inbound).map(Response::new)
     }
@@ -184,7 +189,8 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
-        let request = request.into_inner();
+        // The extensions hold the memory of the files.
+        let (_, _extensions, request) = request.into_parts();
         let loaded = control::load(&self.shared, request).await;
         let answer =
             loaded.map(|model_name| RepositoryModelLoadResponse { model_name, is_loaded: true });

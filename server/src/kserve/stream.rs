@@ -21,6 +21,7 @@ use proto::{Envelope, Reply};
 use tensor::Parameters;
 use tonic::Status;
 
+use crate::buffers::Held;
 use crate::inference::{Asked, Call, Observation, Outputs, Refusal};
 use crate::listener::Call as Opened;
 use crate::models::Model;
@@ -31,7 +32,10 @@ use crate::status;
 type Item = Reply<ModelStreamInferResponse>;
 
 /// The requests of a stream.
-pub(crate) type Inbound = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
+pub(crate) type Inbound = Pin<Box<dyn Stream<Item = Result<Inferred, Status>> + Send>>;
+
+/// A request, and the memory that it takes besides its raw inputs, if that is much.
+pub(crate) type Inferred = (Envelope, Option<Held>);
 
 /// One stream of requests and responses.
 pub(crate) struct Session {
@@ -111,7 +115,7 @@ impl Session {
         Ok(())
     }
 
-    fn begin(&mut self, envelope: Envelope) {
+    fn begin(&mut self, (envelope, held): Inferred) {
         let mut observation = self.shared.observe("ModelStreamInfer");
         let name = envelope.message.model_name.clone();
         let admitted = self.shared.admit().and_then(|()| self.options.grant.admit());
@@ -120,11 +124,11 @@ impl Session {
             Box::new(Refusal { model: None, id, error })
         });
         let StreamOptions { grant, deadline, forwarded, parent, .. } = self.options.clone();
-        let asked = Asked { envelope, grant, deadline, forwarded, parent, is_unary: false };
+        let asked = Asked { envelope, held, grant, deadline, forwarded, parent, is_unary: false };
         let call = admitted.and_then(|()| Call::prepare(&self.shared, asked));
         match call {
-            Ok(call) => {
-                observation.accepted(&call);
+            Ok(mut call) => {
+                observation.accepted(&mut call);
                 let is_decoupled = call.model.config.decoupled;
                 let flight = Flight::start(call, observation);
                 match is_decoupled {

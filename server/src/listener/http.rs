@@ -34,6 +34,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Largest header list of a request over HTTP/2, in bytes.
 const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
 
+/// What is read ahead of a connection over HTTP/1.1, which its headers have to fit in, in bytes.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+
 /// Open requests of one HTTP/2 connection.
 const MAX_STREAMS: u32 = 1024;
 
@@ -108,7 +111,11 @@ impl Protocol for Http {
 
 fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(MAX_HEAD_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -17,6 +17,7 @@ use super::{OpenAi, RequestId, responses, sse, stamp};
 use crate::inference::{Observation, heavy, parent};
 use crate::models::{Model, TextModel};
 use crate::rest::receive::{Received, receive};
+use crate::rest::survey::Survey;
 use crate::security::Grant;
 use crate::status::Dialect;
 
@@ -62,6 +63,7 @@ async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
     let mut observation = door.shared.observe(kind.rpc);
     let owner = received.grant.owner().to_owned();
     let prepared = heavy(received.body.len(), || prepare(door, kind, &received, id));
+    observation.holds(received.take_tree());
     let prepared = match prepared {
         Ok(prepared) => prepared,
         Err((model, error)) => {
@@ -135,6 +137,7 @@ fn prepare(
 pub(super) fn body(received: &Received) -> Result<Body> {
     let text = std::str::from_utf8(&received.body)
         .map_err(|error| Error::invalid(format!("the body is not UTF-8: {error}")))?;
+    received.holds_tree(&Survey::of(&received.body))?;
     match serde_json::from_str(text) {
         Ok(Json::Object(body)) => Ok(body),
         Ok(_) => Err(Error::invalid("the body is JSON, but no object")),

@@ -22,7 +22,7 @@ use tensor::{Tensor, TensorSpec, parameters, shape};
 use super::answer::{Answer, Failure, bytes};
 use super::infer::parameter;
 use super::{ModelPath, Rest, receive};
-use crate::inference::{self, Asked, Call, Observation};
+use crate::inference::{self, Asked, Call, Observation, heavy};
 use crate::models::Model;
 use crate::shared::shutting_down;
 use crate::{orca, status};
@@ -36,8 +36,8 @@ pub(super) async fn generate(
     let received = receive::receive(request, &rest.intake).await?;
     let observation = rest.shared.observe("HttpGenerate");
     let asked = rest.shared.models.get(&path.model, &path.version).and_then(|model| {
-        let body = receive::json(&received.body)?;
-        let envelope = envelope(&model, &path, body, false)?;
+        let read = || envelope(&model, &path, receive::json(&received)?, false);
+        let envelope = heavy(received.body.len(), read)?;
         // A decoupled tensor model may give exactly one response; it is asked and counted.
         Ok(rest.asked(envelope, &received, model.text.is_some()))
     });
@@ -64,21 +64,22 @@ pub(super) async fn generate_stream(
         .admit()
         .and_then(|()| rest.shared.models.get(&path.model, &path.version))
         .and_then(|model| {
-            let envelope = envelope(&model, &path, receive::json(&received.body)?, true)?;
+            let read = || envelope(&model, &path, receive::json(&received)?, true);
+            let envelope = heavy(received.body.len(), read)?;
             Ok(rest.asked(envelope, &received, false))
         })
         .map_err(|error| (None, error))
         .and_then(|asked| {
             Call::prepare(&rest.shared, asked).map_err(|refusal| (refusal.model, refusal.error))
         });
-    let call = match prepared {
+    let mut call = match prepared {
         Ok(call) => call,
         Err((model, error)) => {
             observation.refused(model, &error);
             return Err(Failure(error));
         }
     };
-    observation.accepted(&call);
+    observation.accepted(&mut call);
     let mut events = Events::start(call, observation).await?;
     let Some(first) = events.next().await else {
         return Ok(event_stream(Body::empty(), &received.headers, &rest));
@@ -314,6 +315,7 @@ impl Rest {
         let headers = &received.headers;
         Asked {
             envelope,
+            held: received.take_tree(),
             grant: received.grant.clone(),
             deadline: None,
             forwarded: self.forwarding.parameters(headers),

@@ -3,7 +3,7 @@
 //! With `Inference-Header-Content-Length` the body is so many bytes of JSON and then the binary
 //! data of the inputs that say so, in their order; an answer with binary data has the same form.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use axum::response::Response;
 use bytes::Bytes;
@@ -12,14 +12,15 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use proto::inference::{InferParameter, ModelInferRequest};
 use proto::{Envelope, Payload};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tensor::wire::ResponseHead;
 use tensor::{Datatype, ModelConfig, Parameter, Parameters, Tensor, parameters, shape};
 
 use super::answer;
-use super::receive::{Received, Tensors, object};
+use super::receive::{Received, Tensors, tensors};
 
 /// The header that says how much of a body is JSON.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -34,7 +35,7 @@ const BINARY_ALL: &str = "binary_data_output";
 struct Body<'a> {
     #[serde(default)]
     id: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "scalars")]
     parameters: Map<String, Value>,
     #[serde(borrow)]
     inputs: Tensors<Input<'a>>,
@@ -47,7 +48,7 @@ struct Input<'a> {
     name: String,
     datatype: String,
     shape: Vec<i64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "scalars")]
     parameters: Map<String, Value>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
@@ -56,8 +57,21 @@ struct Input<'a> {
 #[derive(Deserialize)]
 struct Output {
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "scalars")]
     parameters: Map<String, Value>,
+}
+
+/// Reads parameters, which hold single values: a list or an object is read as an empty one, which
+/// is refused as any of them, and takes no memory.
+fn scalars<'de, D: Deserializer<'de>>(
+    json: D,
+) -> std::result::Result<Map<String, Value>, D::Error> {
+    let all = BTreeMap::<String, &RawValue>::deserialize(json)?;
+    let value = |text: &str| match text.as_bytes().first() {
+        Some(b'[' | b'{') => Ok(Value::Array(Vec::new())),
+        _ => serde_json::from_str(text).map_err(D::Error::custom),
+    };
+    all.into_iter().map(|(key, raw)| Ok((key, value(raw.get())?))).collect()
 }
 
 /// Which outputs the client wants as binary data.
@@ -86,7 +100,7 @@ pub(super) fn decode(
     if json.is_empty() && received.headers.contains_key(JSON_LENGTH) {
         return raw(binary, model, config);
     }
-    let body: Body<'_> = object(&json)?;
+    let body: Body<'_> = tensors(received, &json)?;
     let mut envelope = Envelope::default();
     for input in body.inputs.0 {
         let (tensor, payload) = input.decode(&mut binary)?;

@@ -6,6 +6,7 @@ mod control;
 mod generate;
 mod infer;
 pub(crate) mod receive;
+pub(crate) mod survey;
 
 use std::sync::Arc;
 

@@ -6,12 +6,12 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io::ErrorKind as IoErrorKind;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use engine::{Error, ErrorKind, Result, Tasks};
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
@@ -21,6 +21,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::survey::Survey;
 use crate::buffers::{Buffers, Held};
 use crate::patience::Patience;
 use crate::security::Grant;
@@ -31,8 +32,15 @@ use crate::unpack::{Encoding, Unpackable, unpack};
 const DRAINED_BYTES: usize = 1 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A piece below this size is copied together with others, and so many may come.
+const SMALL_BYTES: usize = 2048;
+const MAX_SMALL: usize = 65_536;
+
 /// How deep JSON may be nested.
-const MAX_DEPTH: usize = 100;
+pub(super) const MAX_DEPTH: usize = 100;
+
+/// How many values a body may have that becomes a tree of them.
+const MAX_VALUES: usize = 4 << 20;
 
 /// What a door takes of a body.
 #[derive(Clone)]
@@ -51,6 +59,34 @@ pub(crate) struct Received {
     /// What the caller may do.
     pub grant: Grant,
     pub body: Bytes,
+    /// The memory for what it is decoded to.
+    tree: Mutex<Held>,
+}
+
+impl Received {
+    /// Sets memory aside for a tree of JSON values.
+    ///
+    /// Errors: more values than a body may have, or than there is memory for.
+    pub(crate) fn holds_tree(&self, survey: &Survey) -> Result<()> {
+        if survey.values > MAX_VALUES {
+            return Err(Error::invalid(format!(
+                "the body has {} JSON values, more than {MAX_VALUES}",
+                survey.values
+            )));
+        }
+        self.holds(survey.tree_bytes())
+    }
+
+    fn holds(&self, bytes: usize) -> Result<()> {
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner).grow(bytes)
+    }
+
+    /// Takes the memory of what the body was decoded to, for a call that outlives it.
+    pub(crate) fn take_tree(&self) -> Option<Held> {
+        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = tree.bytes();
+        (bytes > 0).then(|| tree.split(bytes))
+    }
 }
 
 /// Reads a request's body.
@@ -92,7 +128,8 @@ pub(crate) async fn receive(request: Request, intake: &Intake) -> Result<Receive
         }
     };
     let grant = Grant::of(&parts.extensions);
-    Ok(Received { headers: parts.headers, grant, body })
+    let tree = Mutex::new(intake.buffers.hold());
+    Ok(Received { headers: parts.headers, grant, body, tree })
 }
 
 /// Makes one piece of a body, which `held` goes along with.
@@ -110,15 +147,23 @@ fn joined(body: Payload, mut held: Held) -> Result<Bytes> {
 /// comes while they still send.
 pub(crate) async fn drain(request: Request) {
     if request.version() == http::Version::HTTP_2 {
-        let whole = axum::body::to_bytes(request.into_body(), DRAINED_BYTES);
-        drop(tokio::time::timeout(DRAIN_TIMEOUT, whole).await);
+        let mut body = request.into_body();
+        let some = async {
+            let mut bytes = 0;
+            while bytes < DRAINED_BYTES
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                bytes += frame.data_ref().map_or(0, Bytes::len);
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, some).await;
     }
 }
 
 /// Reads a body as long as it keeps coming; `held` grows with it.
 async fn collect(mut body: Body, intake: &Intake, held: &mut Held) -> Result<Payload> {
-    let mut whole = Payload::default();
-    let limit = intake.max_bytes;
+    let (mut whole, mut small, mut small_count) = (Payload::default(), BytesMut::new(), 0);
+    let (limit, mut length) = (intake.max_bytes, 0);
     let mut patience = Patience::new(intake.accepting.clone());
     loop {
         let next = tokio::select! {
@@ -129,7 +174,10 @@ async fn collect(mut body: Body, intake: &Intake, held: &mut Held) -> Result<Pay
             }
         };
         let frame = match next {
-            None => return Ok(whole),
+            None => {
+                whole.push(small.freeze());
+                return Ok(whole);
+            }
             Some(frame) => frame.map_err(|error| {
                 let text = format!("the body could not be read: {error}");
                 let kind = if is_malformed(&error) {
@@ -140,12 +188,24 @@ async fn collect(mut body: Body, intake: &Intake, held: &mut Held) -> Result<Pay
                 Error::new(kind, text)
             })?,
         };
-        if let Ok(data) = frame.into_data() {
-            if data.len() > limit - whole.len() {
-                return Err(too_large(limit));
+        let Ok(data) = frame.into_data() else { continue };
+        if data.len() > limit - length {
+            return Err(too_large(limit));
+        }
+        length += data.len();
+        patience.came(data.len());
+        held.grow(data.len())?;
+        // One of its own costs more than its bytes, and may keep all that was read with it.
+        if data.len() < SMALL_BYTES {
+            small_count += 1;
+            small.extend_from_slice(&data);
+            if small_count > MAX_SMALL {
+                return Err(Error::invalid(format!(
+                    "the body came in more than {MAX_SMALL} chunks below {SMALL_BYTES} bytes"
+                )));
             }
-            patience.came(data.len());
-            held.grow(data.len())?;
+        } else {
+            whole.push(small.split().freeze());
             whole.push(data);
         }
     }
@@ -172,19 +232,30 @@ fn too_large(limit: usize) -> Error {
     .with_code(TOO_LARGE)
 }
 
-/// Reads a JSON body; an empty one is an empty object.
+/// Reads a JSON body into a tree; an empty one is an empty object.
 ///
-/// Errors: what is wrong with it, in Triton's words.
-pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    object(body)
+/// Errors: what is wrong with it, in Triton's words; more values than a body may have, or than
+/// there is memory for.
+pub(super) fn json<T: DeserializeOwned>(received: &Received) -> Result<T> {
+    let body = &received.body;
+    let survey = Survey::of(body);
+    received.holds_tree(&survey)?;
+    let body = if body.trim_ascii().is_empty() { b"{}" } else { &body[..] };
+    parsed(body, &survey)
 }
 
-/// Reads an object out of JSON text.
+/// Reads an object of tensors out of JSON text, a part of what was received.
 ///
-/// Errors: text that is not JSON, something that is not such an object, nesting that is too deep.
-pub(super) fn object<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T> {
-    let deepest = depth(text);
+/// Errors: text that is not JSON, something that is not such an object, nesting that is too deep;
+/// more than there is memory for.
+pub(super) fn tensors<'de, T: Deserialize<'de>>(received: &Received, text: &'de [u8]) -> Result<T> {
+    let survey = Survey::of(text);
+    received.holds(survey.tensor_bytes())?;
+    parsed(text, &survey)
+}
+
+fn parsed<'de, T: Deserialize<'de>>(text: &'de [u8], survey: &Survey) -> Result<T> {
+    let deepest = survey.depth;
     if deepest > MAX_DEPTH {
         return Err(Error::invalid(format!(
             "failed to parse the request JSON buffer: it is nested {deepest} deep, \
@@ -193,33 +264,6 @@ pub(super) fn object<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T> {
     }
     let object: std::result::Result<Object<T>, _> = serde_json::from_slice(text);
     object.map(|object| object.0).map_err(|error| unreadable(&error))
-}
-
-/// Returns how deep objects and arrays are nested, at least up to the first that is too deep.
-fn depth(text: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0usize, 0);
-    let mut bytes = text.iter();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            b'"' => {
-                while let Some(inside) = bytes.next() {
-                    match inside {
-                        b'"' => break,
-                        b'\\' => drop(bytes.next()),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-        deepest = deepest.max(depth);
-        if deepest > MAX_DEPTH {
-            break;
-        }
-    }
-    deepest
 }
 
 /// A list of tensors, of which a request may have only so many.
@@ -304,7 +348,7 @@ mod tests {
 
     async fn received(body: Body, max_buffered: usize) -> Result<Received> {
         let buffers = Buffers::new(max_buffered, Counter::default());
-        let intake = Intake { max_bytes: 1000, buffers, accepting: Tasks::new() };
+        let intake = Intake { max_bytes: 40_960, buffers, accepting: Tasks::new() };
         let outcome = receive(Request::new(body), &intake).await;
         outcome
             .map(|received| Received { body: Bytes::copy_from_slice(&received.body), ..received })
@@ -322,13 +366,54 @@ mod tests {
     #[tokio::test]
     async fn what_comes_is_bounded_by_the_limit_and_by_the_memory() {
         let pieces = |count: usize| {
-            let pieces = (0..count).map(|_| Ok::<_, io::Error>(Bytes::from(vec![7; 100])));
+            let pieces = (0..count).map(|_| Ok::<_, io::Error>(Bytes::from(vec![7; 4096])));
             Body::from_stream(stream::iter(pieces))
         };
-        assert_eq!(received(pieces(10), 1 << 20).await.unwrap().body, vec![7; 1000]);
+        assert_eq!(received(pieces(10), 1 << 20).await.unwrap().body, vec![7; 40_960]);
         assert_eq!(received(pieces(11), 1 << 20).await.err().unwrap().code(), Some(TOO_LARGE));
-        assert_eq!(received(pieces(10), 900).await.err().unwrap().code(), Some(NO_BUFFERS));
+        assert_eq!(received(pieces(10), 36_864).await.err().unwrap().code(), Some(NO_BUFFERS));
         // The pieces and the whole of them are there at once for a moment.
-        assert_eq!(received(pieces(10), 1900).await.err().unwrap().code(), Some(NO_BUFFERS));
+        assert_eq!(received(pieces(10), 77_824).await.err().unwrap().code(), Some(NO_BUFFERS));
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_tiny_chunks_is_one_piece_or_refused() {
+        let pieces = |count: usize| {
+            let pieces = (0..count).map(|_| Ok::<_, io::Error>(Bytes::from_static(b"7")));
+            Body::from_stream(stream::iter(pieces))
+        };
+        let buffers = Buffers::new(1 << 20, Counter::default());
+        let mut held = buffers.hold();
+        let intake = Intake { max_bytes: 1 << 20, buffers, accepting: Tasks::new() };
+        let whole = collect(pieces(MAX_SMALL), &intake, &mut held).await.unwrap();
+        assert_eq!((whole.segments().count(), whole.len()), (1, MAX_SMALL));
+        let error = collect(pieces(MAX_SMALL + 1), &intake, &mut held).await.unwrap_err();
+        assert_eq!(http_of(&error), 400);
+        assert!(error.message().contains("more than 65536 chunks"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_json_becomes_is_held_before_it_is_parsed() {
+        type Tree = std::collections::HashMap<String, serde_json::Value>;
+        let text = |values: usize| format!(r#"{{"a":[{}0]}}"#, "0,".repeat(values)).into_bytes();
+        let ask = async |values: usize, max_buffered: usize| {
+            let buffers = Buffers::new(max_buffered, Counter::default());
+            let intake =
+                Intake { max_bytes: 64 << 20, buffers: buffers.clone(), accepting: Tasks::new() };
+            let received = receive(Request::new(Body::from(text(values))), &intake).await?;
+            let before = buffers.held_bytes();
+            json::<Tree>(&received).map(|tree| {
+                let held = buffers.held_bytes() - before;
+                drop((tree, received.take_tree()));
+                assert_eq!(buffers.held_bytes(), before);
+                held
+            })
+        };
+        assert!(ask(10_000, 64 << 20).await.unwrap() > 10_000 * size_of::<serde_json::Value>());
+        let refused = ask(10_000, 1 << 20).await.unwrap_err();
+        assert_eq!(refused.code(), Some(NO_BUFFERS));
+        let many = ask(MAX_VALUES, 1 << 40).await.unwrap_err();
+        assert_eq!(http_of(&many), 400);
+        assert!(many.message().contains("JSON values, more than 4194304"), "{many}");
     }
 }

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use http::HeaderValue;
 
 use crate::args::SecurityArgs;
+use crate::buffers::default_bytes;
 use crate::config::Invalid;
 
 /// A listener that TLS can be had for.
@@ -91,7 +92,9 @@ impl SecurityConfig {
             api_keys: args.api_keys.clone(),
             reload_interval: (secs > 0).then(|| Duration::from_secs(secs.into())),
             cors_origins,
-            max_buffered: (args.max_buffered_mib as usize) << 20,
+            max_buffered: args
+                .max_buffered_mib
+                .map_or_else(default_bytes, |mib| (mib as usize) << 20),
         })
     }
 }

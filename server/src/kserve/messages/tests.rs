@@ -8,6 +8,9 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use futures_util::{FutureExt, StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
 use prometheus_client::metrics::counter::Counter;
+use prost::Message as _;
+use proto::inference::model_infer_request::InferInputTensor;
+use proto::inference::{InferTensorContents, ModelInferRequest};
 use tokio::time::{Duration, Instant};
 use tonic::Code;
 
@@ -17,7 +20,15 @@ type Pieces = StreamBody<stream::BoxStream<'static, Result<Frame<Bytes>, Infalli
 
 fn rules(max_bytes: usize) -> Rules {
     let buffers = Buffers::new(64 << 20, Counter::default());
-    Rules { max_bytes, encoding: None, is_unary: false, buffers, accepting: Tasks::new() }
+    let accepting = Tasks::new();
+    Rules {
+        max_bytes,
+        encoding: None,
+        is_unary: false,
+        cost: Some(Cost::INFER),
+        buffers,
+        accepting,
+    }
 }
 
 fn prefixed(flag: u8, message: &[u8]) -> Vec<u8> {
@@ -177,4 +188,37 @@ fn a_flood_of_tiny_frames_costs_few_segments() {
     framed(&[100_000]).chunks(1).for_each(|piece| received.push(Bytes::copy_from_slice(piece)));
     let message = received.message(100_000).unwrap().unwrap();
     assert!(message.segments().count() <= 3);
+}
+
+#[tokio::test]
+async fn memory_is_held_for_what_a_message_becomes() {
+    let contents =
+        InferTensorContents { bytes_contents: vec![Bytes::new(); 100_000], ..Default::default() };
+    let input = InferInputTensor { contents: Some(contents), ..Default::default() };
+    let message = ModelInferRequest { inputs: vec![input], ..Default::default() }.encode_to_vec();
+    let bytes = prefixed(0, &message);
+    let large = rules(1 << 20);
+    let mut requests = Requests::new(cut(&bytes, 5000), large.clone());
+    let (envelope, held) = requests.next().await.unwrap().unwrap();
+    assert_eq!(envelope.message.inputs[0].contents.as_ref().unwrap().bytes_contents.len(), 100_000);
+    assert!(held.unwrap().bytes() > 100_000 * size_of::<Bytes>());
+    let whole = Whole::new(cut(&bytes, 5000), large.clone());
+    let costs = whole.costs();
+    whole.collect().await.unwrap();
+    assert!(costs.next().unwrap().bytes() > 100_000 * size_of::<Bytes>());
+    drop((envelope, requests));
+    assert_eq!(large.buffers.held_bytes(), 0);
+
+    let small = Rules { buffers: Buffers::new(4 << 20, Counter::default()), ..large };
+    let mut requests = Requests::new(cut(&bytes, 5000), small.clone());
+    let refused = [
+        requests.next().await.unwrap().err().unwrap(),
+        Whole::new(cut(&bytes, 5000), small.clone()).collect().await.err().unwrap(),
+    ];
+    for error in refused {
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        assert!(error.message().contains("--max-buffered-mib"), "{error}");
+    }
+    assert!(requests.next().await.is_none());
+    assert_eq!(small.buffers.held_bytes(), 0);
 }
