@@ -44,6 +44,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 
+pub use answer::WAY_LOST;
 pub use client::{ClientConfig, RemoteModel, RemoteWorker};
 pub(crate) use codec::{event_of, event_to, load_of, load_to};
 pub use connector::{Acceptor, Connector, Io, Local, Tcp};

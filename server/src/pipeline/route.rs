@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cluster::instance::InstanceId;
+use cluster::request::WAY_LOST;
 use engine::{
     Context, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateRequest,
     InferRequest, OutputStream, Request, Result, TextRequest,
@@ -228,6 +229,8 @@ struct Search {
     tried: Vec<Arc<Candidate>>,
     /// When waiting for a worker ends, once it has begun.
     until: Option<Instant>,
+    /// How often it was lost on its way to or from a worker.
+    losses: u32,
     /// What the last one said, and what those said that were busy.
     failed: Option<Error>,
     busy: Option<Error>,
@@ -236,8 +239,8 @@ struct Search {
 impl Search {
     fn new(Route { inner: route, is_patient }: Route, context: Context) -> Self {
         let is_patient = is_patient && !route.patience.is_none();
-        let (tried, until, failed, busy) = Default::default();
-        Self { route, is_patient, context, tried, until, failed, busy }
+        let (tried, until, losses, failed, busy) = Default::default();
+        Self { route, is_patient, context, tried, until, losses, failed, busy }
     }
 
     /// Gives the request to one worker after the other until one accepts it.
@@ -252,7 +255,7 @@ impl Search {
                 }
                 continue;
             };
-            let spare = (!is_last).then(|| request.clone());
+            let spare = request.clone();
             let engine = R::engine(&worker.candidate().engines);
             let mut silence = Box::pin(worker.candidate().silence());
             let answer = tokio::select! {
@@ -260,17 +263,18 @@ impl Search {
                 () = &mut silence => Err(silent()),
             };
             let error = match answer {
-                Ok(stream) => return Ok(self.placed((stream, silence), worker, spare)),
+                Ok(stream) => return Ok(self.placed((stream, silence), worker, (spare, is_last))),
                 Err(error) => error,
             };
             if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded) {
                 return Err(error);
             }
+            let is_last = is_last && !self.is_on_its_way(&error);
             self.note(worker.candidate(), error);
-            match spare {
-                Some(spare) => request = spare,
-                None => return Err(self.verdict()),
+            if is_last {
+                return Err(self.verdict());
             }
+            request = spare;
         }
     }
 
@@ -278,11 +282,11 @@ impl Search {
         self,
         (stream, silence): (OutputStream<R>, Pin<Box<WaitForCancellationFutureOwned>>),
         worker: InFlight,
-        spare: Option<R>,
+        (spare, is_last): (R, bool),
     ) -> Placed<R> {
         let (route, setting) = (self.route.clone(), self.route.config.retry_accepted);
-        let spare = spare.filter(|spare| spare.may_be_repeated(setting));
-        let again = spare.map(|request| Box::new(Again { request, search: self }));
+        let spare = Some(spare).filter(|spare| spare.may_be_repeated(setting));
+        let again = spare.map(|request| Box::new(Again { request, search: self, is_last }));
         Placed { stream, worker, silence, again, route }
     }
 
@@ -296,6 +300,12 @@ impl Search {
         self.tried.push(worker.candidate().clone());
         let is_alone = others == 0 && !self.is_patient;
         Some((worker, is_alone || self.is_exhausted()))
+    }
+
+    /// Returns whether the request was lost on its way to or from a worker, which costs no attempt,
+    /// and not too often yet.
+    fn is_on_its_way(&self, error: &Error) -> bool {
+        is_way_lost(error) && self.losses < MAX_WAY_LOSSES
     }
 
     /// Returns whether as many workers were asked as may be.
@@ -323,8 +333,12 @@ impl Search {
         }
     }
 
-    /// Notes why a worker did not answer.
+    /// Notes why a worker did not answer. One that the request did not come to may be asked again.
     fn note(&mut self, candidate: &Candidate, error: Error) {
+        if self.is_on_its_way(&error) {
+            self.losses += 1;
+            self.tried.retain(|one| one.id != candidate.id);
+        }
         self.route.mind(candidate, &error);
         match error.kind() {
             ErrorKind::Overloaded => {
@@ -348,7 +362,7 @@ impl Search {
             return quoting(&format!("all workers of model `{model}` are busy"), busy);
         }
         match self.failed {
-            Some(said) if said.code().is_some() => {
+            Some(said) if said.code().is_some() && !is_way_lost(&said) => {
                 quoting(&format!("no worker of model `{model}` takes the request"), said)
             }
             cause => {
@@ -361,6 +375,11 @@ impl Search {
             }
         }
     }
+}
+
+/// Returns whether what carried the request was lost, and not the worker.
+fn is_way_lost(error: &Error) -> bool {
+    error.code() == Some(WAY_LOST)
 }
 
 /// Returns an error that passes on what a worker said.
@@ -424,3 +443,6 @@ fn open<'a>(
 
 /// How often a choice is made anew because another request made the same one.
 const MAX_ROUNDS: u32 = 8;
+
+/// How often a request is tried again because what carried it was lost.
+const MAX_WAY_LOSSES: u32 = 16;
