@@ -38,6 +38,7 @@ mod outbox;
 mod peer;
 mod places;
 mod pump;
+mod seats;
 mod served;
 mod server;
 mod shared;
@@ -52,5 +53,6 @@ pub use control::{Described, DescribedModel, MAX_BLOCK_BYTES, News, Wanted, Watc
 pub(crate) use failure::percent_decode;
 pub(crate) use loads::{Loads, next_load};
 pub use peer::LinkState;
+pub(crate) use seats::{Seat, Seats};
 pub use served::{Adapters, Artifacts, Served};
 pub use server::{ServerConfig, WorkerServer};
