@@ -153,7 +153,7 @@ def outage(folder, how, seconds):
                 one.process.send_signal(signal.SIGCONT) if how == "hang" else one.start()
             # Who is called over gRPC stays so; one that comes when NATS is there again is not.
             eventually("the frontend is at NATS again",
-                       lambda: joined(front, '"message":"connected to nats"') >= 2)
+                       lambda: joined(front, "nats answers: it is used again"))
             with worker(discovery, *on, *TELLING) as late:
                 workers.append(late)
                 eventually("a worker of later joined", lambda: joined(front) >= 3)
@@ -181,6 +181,33 @@ def test_nobody_sees_that_etcd_and_nats_are_away(tmp_path, tell):
         outages = [pool.submit(outage, tmp_path / how, how, seconds) for how in ("hang", "die")]
         for one in outages:
             tell(one.result())
+
+
+def test_nats_that_hangs_again_and_again_costs_no_request(tmp_path, tell):
+    discovery, outages = f"file://{tmp_path}/fleet", 4
+    with program(Nats, tmp_path) as nats:
+        on = [*planes(nats, "nats", "nats"), *TELLING]
+        with frontend(discovery, *on) as front, several(discovery, 2, *on) as workers:
+            wait_for(front, 2)
+            with Streams(front, threads=3) as streams, Sums(front) as sums:
+                for one in workers:
+                    came(one, "nats", front)
+                for outage in range(outages):
+                    halt(nats.process)
+                    # From then on nobody greets over NATS until it answers.
+                    eventually("NATS is left", lambda: joined(front, "nats does not answer"))
+                    streams.goes_on()
+                    sums.goes_on()
+                    nats.process.send_signal(signal.SIGCONT)
+                    if outage == 0:
+                        eventually("NATS is used again", lambda: joined(front, "it is used again"))
+                    streams.goes_on()
+                    sums.goes_on()
+            lost, left = joined(front, "lost a worker"), joined(front, "worker is not called")
+            tell(f"NATS hung {outages} times: {streams}; {sums}; {lost} workers lost, {left} not called")
+            streams.check()
+            sums.check()
+            assert lost == 0, "what carries calls is lost, and no worker"
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ def limited(address_space, *arguments):
 class Connection:
     """An HTTP/2 client that sends what it is told."""
 
+    service = SERVICE
+
     def __init__(self, address):
         host, port = address.rsplit(":", 1)
         self.socket = socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
@@ -60,7 +62,7 @@ class Connection:
     def call(self, method, data, is_whole=False, **headers):
         """Begins a call with the first bytes of its body; returns its stream."""
         stream = self.http2.get_next_available_stream_id()
-        fields = [(":method", "POST"), (":scheme", "http"), (":path", SERVICE + method), (":authority", self.authority),
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", self.service + method), (":authority", self.authority),
                   ("content-type", "application/grpc"), ("te", "trailers")]
         fields += [(name.replace("_", "-"), value) for name, value in headers.items()]
         self.http2.send_headers(stream, fields)

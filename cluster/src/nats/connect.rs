@@ -63,15 +63,29 @@ impl Connector for Nats {
         // Subscribing waits too, where the connection hangs and nobody knows it yet.
         let greeted = timeout(self.connection.config.greeting_timeout, self.greet()).await;
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer over nats");
-        Ok(Box::new(greeted.map_err(late)??))
+        let greeted = greeted.map_err(late).flatten();
+        if greeted.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            // It may be the worker that does not answer.
+            self.connection.breaker.doubt();
+        }
+        Ok(Box::new(greeted?))
     }
 
     fn address(&self) -> &str {
         &self.address
     }
+
+    fn is_left(&self) -> bool {
+        self.connection.breaker.is_left()
+    }
+
+    async fn settle(&self) {
+        self.connection.breaker.settle().await;
+    }
 }
 
-/// Connects by the first way, and by the second when the first fails.
+/// Connects by the first way, and by the second when the first fails. A first way that is left is
+/// tried last.
 #[derive(Clone, Debug)]
 pub struct WithFallback<A, B> {
     /// What is tried first.
@@ -83,12 +97,16 @@ pub struct WithFallback<A, B> {
 #[async_trait]
 impl<A: Connector, B: Connector> Connector for WithFallback<A, B> {
     async fn connect(&self) -> io::Result<Box<dyn Io>> {
-        match self.first.connect().await {
+        let ways: [&dyn Connector; 2] = match self.first.is_left() {
+            false => [&self.first, &self.second],
+            true => [&self.second, &self.first],
+        };
+        match ways[0].connect().await {
             Ok(io) => Ok(io),
             Err(first) => {
                 let address = self.second.address();
                 tracing::debug!(address, error = %first, "the other way is taken to a worker");
-                self.second.connect().await.map_err(|second| {
+                ways[1].connect().await.map_err(|second| {
                     io::Error::new(second.kind(), format!("{second}; before that: {first}"))
                 })
             }
@@ -97,5 +115,9 @@ impl<A: Connector, B: Connector> Connector for WithFallback<A, B> {
 
     fn address(&self) -> &str {
         self.second.address()
+    }
+
+    async fn settle(&self) {
+        self.first.settle().await;
     }
 }

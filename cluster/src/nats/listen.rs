@@ -1,19 +1,25 @@
 //! The worker's end: answers greetings and serves the streams that they begin.
+//!
+//! Whoever may publish to the worker's subject can send anything there, as fast as it likes. So what
+//! is no greeting is let fall without an answer, and greetings are answered by tasks of which there
+//! is a number: nothing makes what comes pile up.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
-use engine::Tasks;
+use engine::{Flood, Tasks};
 use futures_util::StreamExt;
-use tokio::sync::Semaphore;
 
 use super::frame::{Greeting, refusal};
 use super::{Connection, Stream};
-use crate::request::WorkerServer;
+use crate::request::{Seat, Seats, WorkerServer};
 
 /// The wait before a subscription that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a stream has no calls before it gives its place to another one.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// A worker's subject, where frontends' greetings come.
 #[derive(Debug)]
@@ -27,10 +33,10 @@ pub struct Listener {
 impl Listener {
     /// Serves a worker's models until the future is dropped. Streams are tasks of `tasks`.
     pub async fn serve(mut self, server: &WorkerServer, tasks: &Tasks) {
-        let permits = Arc::new(Semaphore::new(self.connection.config.max_streams));
+        let seats = Seats::new("nats", self.connection.config.max_streams, IDLE);
         loop {
             if let Some(greetings) = self.greetings.take() {
-                self.connection.answer(greetings, &permits, server, tasks).await;
+                self.connection.answer(greetings, &seats, server, tasks).await;
             }
             tokio::time::sleep(AGAIN).await;
             self.greetings = self.connection.greetings(&self.subject).await;
@@ -59,36 +65,55 @@ impl Connection {
     async fn answer(
         &self,
         mut greetings: Subscriber,
-        permits: &Arc<Semaphore>,
+        seats: &Arc<Seats>,
         server: &WorkerServer,
         tasks: &Tasks,
     ) {
+        let mut strays = Flood::default();
         while let Some(greeting) = greetings.next().await {
-            let Ok(permit) = permits.clone().try_acquire_owned() else {
+            let theirs = match Greeting::decode(&greeting.payload) {
+                Ok(theirs) => theirs,
+                Err(error) => {
+                    if let Some(untold) = strays.admit() {
+                        tracing::warn!(%error, untold, "what came over nats is no greeting");
+                    }
+                    continue;
+                }
+            };
+            let Some(seat) = seats.try_take() else {
                 let most = self.config.max_streams;
                 self.refuse(&greeting, &format!("the worker has {most} streams")).await;
                 continue;
             };
-            match self.accept(&greeting).await {
-                Ok(stream) => {
-                    let (server, calls) = (server.clone(), tasks.clone());
-                    tasks.spawn("frontend connection", async move {
-                        tracing::debug!("a frontend connected over nats");
-                        server.serve_connection(stream, &calls).await;
-                        tracing::debug!("a frontend is gone from nats");
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "a greeting over nats cannot be followed");
-                    self.refuse(&greeting, &error.to_string()).await;
-                }
+            let (connection, server, calls) = (self.clone(), server.clone(), tasks.clone());
+            tasks.spawn("frontend connection", async move {
+                connection.take_in((greeting, theirs), &server, &seat, &calls).await;
+            });
+        }
+    }
+
+    /// Answers a greeting and serves the stream that it begins.
+    async fn take_in(
+        &self,
+        (greeting, theirs): (Message, Greeting),
+        server: &WorkerServer,
+        seat: &Seat,
+        tasks: &Tasks,
+    ) {
+        match self.accept(&greeting, theirs).await {
+            Ok(stream) => {
+                tracing::debug!("a frontend connected over nats");
+                server.serve_connection(stream, seat, tasks).await;
+                tracing::debug!("a frontend is gone from nats");
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a greeting over nats cannot be followed");
+                self.refuse(&greeting, &error.to_string()).await;
             }
         }
     }
 
-    async fn accept(&self, greeting: &Message) -> std::io::Result<Stream> {
-        let theirs = Greeting::decode(&greeting.payload)?;
+    async fn accept(&self, greeting: &Message, theirs: Greeting) -> std::io::Result<Stream> {
         let Some(reply) = greeting.reply.clone() else {
             return Err(std::io::Error::other("it wants no answer"));
         };

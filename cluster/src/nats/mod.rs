@@ -11,6 +11,7 @@
 //! tried again or go on elsewhere. Each end sends no more than the other has room for, so no
 //! subscription overflows.
 
+mod breaker;
 mod connect;
 mod frame;
 mod listen;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
-use engine::{Error, Result};
+use engine::{Error, Result, Tasks};
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -37,6 +38,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use crate::complaints::Complaints;
 use crate::instance::{InstanceId, Namespace};
 use crate::request::percent_decode;
+
+use breaker::Breaker;
 
 pub use connect::{Nats, WithFallback};
 pub use listen::Listener;
@@ -81,6 +84,9 @@ pub struct Config {
     pub away_timeout: Duration,
     /// The most streams of a worker.
     pub max_streams: usize,
+    /// How long NATS is left when it was lost or does not answer; losses in a row double it, up to
+    /// twelve times as long.
+    pub leave: Duration,
 }
 
 impl Default for Config {
@@ -95,6 +101,7 @@ impl Default for Config {
             jetstream_timeout: Duration::from_secs(2),
             away_timeout: Duration::from_secs(3),
             max_streams: 4096,
+            leave: Duration::from_secs(5),
         }
     }
 }
@@ -112,6 +119,7 @@ pub struct Connection {
     pub(crate) client: Client,
     /// Counts how often the connection was lost.
     losses: watch::Receiver<u64>,
+    breaker: Arc<Breaker>,
     pub(crate) config: Arc<Config>,
 }
 
@@ -122,13 +130,15 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Begins to connect; whether NATS is there shows later, and it is tried again for ever.
+    /// Begins to connect; whether NATS is there shows later, and it is tried again for ever. What
+    /// looks after the connection is a task of `tasks`.
     ///
     /// Errors: servers that are no addresses, files that cannot be read.
-    pub async fn open(config: Config) -> Result<Self> {
+    pub async fn open(config: Config, tasks: &Tasks) -> Result<Self> {
         let servers = addresses(&config.servers)?;
         let (counter, losses) = watch::channel(0_u64);
-        let news = News::new(&servers, counter);
+        let breaker = Arc::new(Breaker::new(config.leave));
+        let news = News::new(&servers, counter.clone(), breaker.clone());
         let mut options = introduced(ConnectOptions::new(), &servers)
             .name("stator")
             .retry_on_initial_connect()
@@ -156,7 +166,22 @@ impl Connection {
             // The error's own words may have the URL.
             Error::invalid(format!("NATS cannot be used: {}", error.kind()))
         })?;
-        Ok(Self { client, losses, config: Arc::new(config) })
+        let connection = Self { client, losses, breaker, config: Arc::new(config) };
+        connection.look_after(counter, tasks);
+        Ok(connection)
+    }
+
+    /// Ends all streams when NATS does not answer any longer, and says when it can be used again.
+    fn look_after(&self, counter: watch::Sender<u64>, tasks: &Tasks) {
+        let connection = self.clone();
+        tasks.spawn("nats breaker", async move {
+            let echo = || {
+                let connection = connection.clone();
+                async move { connection.is_connected() && connection.settle().await }
+            };
+            let leave = || counter.send_modify(|count| *count += 1);
+            connection.breaker.run(echo, leave).await;
+        });
     }
 
     /// Returns whether NATS can be reached, as far as is known.
@@ -235,22 +260,25 @@ struct News {
     /// The servers, without what is secret of their URLs.
     servers: String,
     losses: watch::Sender<u64>,
+    breaker: Arc<Breaker>,
     /// Whether it was told that there is no connection.
     is_lost: AtomicBool,
     complaints: Complaints,
 }
 
 impl News {
-    fn new(servers: &[ServerAddr], losses: watch::Sender<u64>) -> Self {
+    fn new(servers: &[ServerAddr], losses: watch::Sender<u64>, breaker: Arc<Breaker>) -> Self {
         let shown = |one: &ServerAddr| format!("{}:{}", one.host(), one.port());
         let servers = servers.iter().map(shown).collect::<Vec<_>>().join(",");
-        Self { servers, losses, is_lost: AtomicBool::new(false), complaints: Complaints::default() }
+        let (is_lost, complaints) = Default::default();
+        Self { servers, losses, breaker, is_lost, complaints }
     }
 
     fn take(&self, event: &Event) {
         let servers = &self.servers;
         match event {
             Event::Disconnected => {
+                self.breaker.lose();
                 self.losses.send_modify(|count| *count += 1);
                 self.is_lost.store(true, Relaxed);
                 tracing::warn!(servers, "lost the connection to nats, it is tried again");

@@ -166,7 +166,7 @@ impl Stream {
             }
         }
         if self.failure.is_none() && self.lost.poll_unpin(cx).is_ready() {
-            self.fail(io::ErrorKind::ConnectionReset, "the connection to nats was lost");
+            self.fail(io::ErrorKind::NetworkDown, "the connection to nats was lost");
         }
         while self.failure.is_none() && self.beat.poll_tick(cx).is_ready() {
             if !std::mem::take(&mut self.sending.is_heard) {
@@ -181,7 +181,7 @@ impl Stream {
         let expected = self.receiving.number + 1;
         if number != expected {
             let text = format!("nats lost a message: expected number {expected}, got {number}");
-            return self.fail(io::ErrorKind::ConnectionReset, text);
+            return self.fail(io::ErrorKind::NetworkDown, text);
         }
         self.receiving.number = number;
         match frame {

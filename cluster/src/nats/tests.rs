@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::frame::Greeting;
 use super::*;
 use crate::request::{
-    ClientConfig, Connector, RemoteWorker, Served, ServerConfig, Tcp, WorkerServer,
+    ClientConfig, Connector, RemoteWorker, Served, ServerConfig, Tcp, WAY_LOST, WorkerServer,
 };
 
 /// Longer than anything here takes.
@@ -26,6 +26,8 @@ pub(crate) struct Server {
     port: u16,
     /// Where it keeps things; some: it has JetStream.
     folder: Option<TempDir>,
+    /// What looks after connections.
+    tasks: Tasks,
     /// As in a process: what was said last has left before they end.
     connections: Mutex<Vec<Connection>>,
 }
@@ -52,7 +54,14 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server is installed");
-        Self { child, port, folder, connections: Mutex::default() }
+        Self { child, port, folder, tasks: Tasks::new(), connections: Mutex::default() }
+    }
+
+    /// Stops it as a machine does that hangs, or lets it go on.
+    fn hang(&self, hangs: bool) {
+        let signal = if hangs { "-STOP" } else { "-CONT" };
+        let process = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &process]).status().unwrap().success());
     }
 
     fn stop(&mut self) {
@@ -77,7 +86,7 @@ impl Server {
     }
 
     pub(crate) async fn connect(&self, config: Config) -> Connection {
-        let connection = Connection::open(config).await.unwrap();
+        let connection = Connection::open(config, &self.tasks).await.unwrap();
         connected(&connection).await;
         self.connections.lock().unwrap().push(connection.clone());
         connection
@@ -284,11 +293,15 @@ impl Worker {
         Self { server, tasks, subject, address, engine }
     }
 
-    fn client(&self, connection: &Connection, tasks: &Tasks) -> RemoteWorker {
-        let connector = WithFallback {
+    fn connector(&self, connection: &Connection) -> impl Connector + use<> {
+        WithFallback {
             first: Nats::new(connection, self.subject.clone(), self.address.clone()),
             second: Tcp::new(self.address.clone()),
-        };
+        }
+    }
+
+    fn client(&self, connection: &Connection, tasks: &Tasks) -> RemoteWorker {
+        let connector = self.connector(connection);
         RemoteWorker::new(connector, ClientConfig::default(), tasks).unwrap()
     }
 }
@@ -367,6 +380,50 @@ async fn without_nats_a_worker_is_called_by_tcp() {
     drop(server);
 }
 
+/// Returns how a call to `client` ends.
+async fn outcome(client: &RemoteWorker) -> engine::Result<usize> {
+    let answers = client.model("model").call(prompt(), Context::new("a")).await?;
+    let all: Vec<_> = answers.collect().await;
+    all.into_iter().collect::<engine::Result<Vec<_>>>().map(|all| all.len())
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_left_until_it_answers() {
+    let server = Server::start(None);
+    let leave = Duration::from_millis(100);
+    let greeting_timeout = Config::default().greeting_timeout;
+    let here = server.connect(Config { greeting_timeout, leave, ..server.config() }).await;
+    let (worker, tasks) = (Worker::start(&server, true).await, Tasks::new());
+    let connector = worker.connector(&here);
+    let keepalive_interval = Duration::from_millis(100);
+    let config = ClientConfig { keepalive_interval, ..ClientConfig::default() };
+    let client = RemoteWorker::new(connector, config, &tasks).unwrap();
+    let cut = outcome(&client);
+    let hang = async {
+        while worker.engine.live_streams() == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        server.hang(true);
+    };
+    let lost = timeout(LONG, async { tokio::join!(cut, hang).0 }).await.unwrap().unwrap_err();
+    assert_eq!(lost.code(), Some(WAY_LOST), "{lost}");
+    assert!(here.breaker.is_left());
+    let model = client.model("model");
+    let call = model.call(prompt(), Context::new("b"));
+    let mut answers = timeout(LONG, call).await.unwrap().unwrap();
+    assert!(answers.next().await.unwrap().is_ok());
+    sleep(5 * leave).await;
+    assert!(here.breaker.is_left());
+    server.hang(false);
+    let wait = async {
+        while here.breaker.is_left() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LONG, wait).await.expect("nats-server answers");
+    tasks.cancel();
+}
+
 #[tokio::test]
 async fn an_address_says_who_one_is() {
     let cases: [(&[&str], &str, &str); 2] = [
@@ -377,7 +434,8 @@ async fn an_address_says_who_one_is() {
         let server = Server::start_as(None, None, arguments);
         let open = |who: &str| {
             let address = format!("nats://{who}127.0.0.1:{}", server.port);
-            Connection::open(Config { servers: vec![address], ..server.config() })
+            let config = Config { servers: vec![address], ..server.config() };
+            async { Connection::open(config, &server.tasks).await }
         };
         // It shows that the server is up, too.
         connected(&open(right).await.unwrap()).await;
@@ -391,7 +449,7 @@ async fn an_address_says_who_one_is() {
 async fn secrets_stay_out_of_messages() {
     let secret = |server: &str| Config { servers: vec![server.into()], ..Config::default() };
     for wrong in ["http://user:hush@a:1", "nats://user:hush@:x", "ws://user:hush@a:1"] {
-        let error = Connection::open(secret(wrong)).await.unwrap_err();
+        let error = Connection::open(secret(wrong), &Tasks::new()).await.unwrap_err();
         assert!(error.message().contains("server 1") && !error.to_string().contains("hush"));
     }
     assert!(!format!("{:?}", secret("nats://user:hush@a:1")).contains("hush"));

@@ -1,5 +1,6 @@
 //! The caller's end of an answer: messages off an HTTP/2 stream, and how it ended.
 
+use std::io;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +18,10 @@ use tokio::time::{Sleep, sleep_until};
 use super::codec::{Wire, message};
 use super::ended::Ended;
 use super::{deadline, failure};
+
+/// The code of the error of a call that ended because the server of NATS that carried it was lost or
+/// does not answer. Its worker is not known to be lost, and may be called another way.
+pub const WAY_LOST: &str = "way_lost";
 
 /// Reads the items of an answer.
 pub(super) trait Reader: Unpin {
@@ -167,7 +172,16 @@ fn cut_off(how: &str) -> Error {
 
 /// Returns the error of an answer whose stream or connection failed.
 pub(super) fn broken(error: &h2::Error) -> Error {
+    if is_network_down(error) {
+        let text = format!("the way to a worker was lost: {error}");
+        return Error::new(ErrorKind::Unavailable, text).with_code(WAY_LOST);
+    }
     Error::new(ErrorKind::Unavailable, format!("a worker went away: {error}"))
+}
+
+/// Returns whether what carries connections failed, and not the worker.
+pub(super) fn is_network_down(error: &h2::Error) -> bool {
+    error.get_io().is_some_and(|io| io.kind() == io::ErrorKind::NetworkDown)
 }
 
 fn bad(prefix: BadPrefix) -> Error {

@@ -23,11 +23,14 @@ use super::control;
 use super::outbox::Outbox;
 use super::pump::{Ending, Pump};
 use super::served::Offered;
-use super::shared::{OpenCall, Reading, Shared};
+use super::shared::{Held, OpenCall, Shared};
 use super::{deadline, failure};
 
 /// The longest request of a call beside inference, in bytes: it has a name or a hash.
 const MAX_ASKED_BYTES: usize = 64 << 10;
+
+/// What the tokens of a message take beside it, at most: a byte becomes a number of four.
+const DECODED_FACTOR: usize = 4;
 
 /// Answers a call to its end.
 pub(super) async fn answer(
@@ -37,7 +40,7 @@ pub(super) async fn answer(
 ) {
     let (parts, body) = request.into_parts();
     let until = deadline::read(&parts.headers);
-    let mut call = Call { shared, body, respond, until: None, sleep: None };
+    let mut call = Call { shared, body: Some(body), respond, until: None, sleep: None };
     let result = match until {
         Ok(until) => {
             call.until = until;
@@ -73,7 +76,8 @@ impl From<Error> for Stop {
 /// A call that is not accepted yet.
 pub(super) struct Call {
     pub(super) shared: Arc<Shared>,
-    body: RecvStream,
+    /// Gone with the message: what a caller sends behind that is let fall.
+    body: Option<RecvStream>,
     respond: SendResponse<Bytes>,
     until: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -97,9 +101,11 @@ impl Call {
     }
 
     async fn infer<R: Offered>(&mut self) -> Tried<()> {
-        let (message, reading) = self.message(self.max_bytes(R::LANE)).await?;
+        let (message, mut held) = self.message(self.max_bytes(R::LANE)).await?;
+        if R::LANE == Lane::Tokens {
+            held.grow(message.len().saturating_mul(DECODED_FACTOR))?;
+        }
         let (outputs, kept, open) = self.start::<R>(message).await?;
-        drop(reading);
         let encode = |output, outbox: &mut Outbox| R::encode_output(output, outbox);
         let ending = self.pump(outputs, R::LANE, encode).await?;
         // The engine's stream is dropped by now.
@@ -108,7 +114,7 @@ impl Call {
         }
         let end = |outbox: &mut Outbox| R::encode_end(&kept, outbox);
         ending.finish(end);
-        drop(open);
+        drop((open, held));
         Ok(())
     }
 
@@ -148,29 +154,32 @@ impl Call {
 
     /// Reads the one message of a call beside inference.
     pub(super) async fn asked<M: Message + Default>(&mut self) -> Tried<M> {
-        let (asked, _reading) = self.asked_up_to(MAX_ASKED_BYTES).await?;
+        let (asked, _held) = self.asked_up_to(MAX_ASKED_BYTES).await?;
         Ok(asked)
     }
 
-    /// Reads one of a prompt's size, which counts as long as what comes with it is held.
-    pub(super) async fn asked_of_tokens<M: Message + Default>(&mut self) -> Tried<(M, Reading)> {
-        self.asked_up_to(self.max_bytes(Lane::Tokens)).await
+    /// Reads one of a prompt's size, and the memory that it holds.
+    pub(super) async fn asked_of_tokens<M: Message + Default>(&mut self) -> Tried<(M, Held)> {
+        let (asked, mut held) = self.asked_up_to::<M>(self.max_bytes(Lane::Tokens)).await?;
+        held.grow(asked.encoded_len().saturating_mul(DECODED_FACTOR))?;
+        Ok((asked, held))
     }
 
-    async fn asked_up_to<M>(&mut self, max_bytes: usize) -> Tried<(M, Reading)>
+    async fn asked_up_to<M>(&mut self, max_bytes: usize) -> Tried<(M, Held)>
     where
         M: Message + Default,
     {
-        let (payload, reading) = self.message(max_bytes).await?;
-        Ok((message(&payload)?, reading))
+        let (payload, held) = self.message(max_bytes).await?;
+        Ok((message(&payload)?, held))
     }
 
-    /// Reads the call's one message, and what it takes of the bytes that may be read at once.
-    async fn message(&mut self, max_bytes: usize) -> Tried<(Payload, Reading)> {
+    /// Reads the call's one message, and the memory that it holds.
+    async fn message(&mut self, max_bytes: usize) -> Tried<(Payload, Held)> {
         let wait = self.shared.config.body_timeout;
         let mut received = Received::default();
-        let mut reading = Reading::new(self.shared.clone());
+        let mut held = Held::new(self.shared.clone())?;
         let mut patience = None;
+        let mut body = self.body.take().ok_or_else(|| Error::internal("a message is read once"))?;
         std::future::poll_fn(|cx| {
             if self.poll_late(cx) {
                 return Poll::Ready(Err(deadline::exceeded().into()));
@@ -179,11 +188,11 @@ impl Call {
                 if let Some(message) = received.message(max_bytes).map_err(bad)? {
                     return Poll::Ready(Ok(message));
                 }
-                match self.body.poll_data(cx) {
+                match body.poll_data(cx) {
                     Poll::Ready(Some(Ok(data))) => {
                         // It fails only for more than there is.
-                        let _ = self.body.flow_control().release_capacity(data.len());
-                        reading.add(data.len())?;
+                        let _ = body.flow_control().release_capacity(data.len());
+                        held.grow(data.len())?;
                         received.push(data);
                     }
                     Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Stop::Gone)),
@@ -200,7 +209,7 @@ impl Call {
             }
         })
         .await
-        .map(|message| (message, reading))
+        .map(|message| (message, held))
     }
 
     fn poll_late(&mut self, cx: &mut Poller<'_>) -> bool {

@@ -28,6 +28,15 @@ pub trait Connector: Send + Sync + 'static {
     fn is_secure(&self) -> bool {
         false
     }
+
+    /// Returns whether this way fails for now, and is worth a try only if no other one works.
+    fn is_left(&self) -> bool {
+        false
+    }
+
+    /// Hears that a connection is silent, and waits until it is known whether all of this way are:
+    /// they have ended then.
+    async fn settle(&self) {}
 }
 
 /// Makes a stream of bytes of a connection that a worker accepted, such as by a TLS handshake.

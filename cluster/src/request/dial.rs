@@ -13,6 +13,7 @@ use h2::{Ping, PingPong};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::answer::is_network_down;
 use super::connector::Io;
 use super::keepalive::{Asks, Heard, Keepalive, Listened, until_silent};
 use super::link::{Live, Slot};
@@ -80,7 +81,7 @@ impl Dial {
 
     async fn keep(self, (sender, connection, (pings, heard)): Opening) {
         let Self { peer, slot, number, outcome, .. } = self;
-        let opened = peer.opened();
+        let mut opened = peer.opened();
         let live = Live::new(sender, number);
         let Some(place) = slot.upgrade() else { return };
         place.set(live.clone());
@@ -93,13 +94,23 @@ impl Dial {
         let has_calls = || peer.calls.taken() > 0;
         let address = peer.connector.address();
         tracing::debug!(address, "connected to a worker");
-        // What ends the task drops the connection, which ends all its calls.
+        let silent = async {
+            until_silent(Some(pings), keepalive, (heard, Asks::Always), has_calls).await;
+            peer.connector.settle().await;
+        };
+        // What ends the task drops the connection, which ends all its calls. How it ended by itself
+        // says more than that it is silent.
         tokio::select! {
+            biased;
             result = connection => match result {
                 Ok(()) => tracing::debug!(address, "the connection to a worker ended"),
+                Err(error) if is_network_down(&error) => {
+                    tracing::debug!(address, %error, "the way to a worker was lost");
+                    opened.spare_worker();
+                }
                 Err(error) => tracing::warn!(address, %error, "lost a worker"),
             },
-            () = until_silent(Some(pings), keepalive, (heard, Asks::Always), has_calls) => {
+            () = silent => {
                 tracing::warn!(address, "lost a worker: it is silent");
             }
         }

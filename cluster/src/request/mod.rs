@@ -38,12 +38,14 @@ mod outbox;
 mod peer;
 mod places;
 mod pump;
+mod seats;
 mod served;
 mod server;
 mod shared;
 #[cfg(test)]
 mod tests;
 
+pub use answer::WAY_LOST;
 pub use client::{ClientConfig, RemoteModel, RemoteWorker};
 pub(crate) use codec::{event_of, event_to, load_of, load_to};
 pub use connector::{Acceptor, Connector, Io, Local, Tcp};
@@ -51,5 +53,6 @@ pub use control::{Described, DescribedModel, MAX_BLOCK_BYTES, News, Wanted, Watc
 pub(crate) use failure::percent_decode;
 pub(crate) use loads::{Loads, next_load};
 pub use peer::LinkState;
+pub(crate) use seats::{Seat, Seats};
 pub use served::{Adapters, Artifacts, Served};
 pub use server::{ServerConfig, WorkerServer};

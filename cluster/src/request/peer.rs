@@ -12,7 +12,8 @@ use super::places::Places;
 /// What is known of a worker by its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkState {
-    /// None was opened yet.
+    /// None was opened yet, or those that were ended with what carried them, which says nothing of
+    /// the worker.
     Idle,
     /// At least one is open: the worker spoke HTTP/2 and answered a ping.
     Open,
@@ -48,7 +49,7 @@ impl Peer {
         let mut open = self.open();
         *open += 1;
         self.tell(LinkState::Open);
-        Opened(self.clone())
+        Opened { peer: self.clone(), end: LinkState::Lost }
     }
 
     /// Says that a connection could not be opened.
@@ -75,14 +76,25 @@ impl Peer {
 }
 
 /// A connection that counts as open.
-pub(super) struct Opened(Arc<Peer>);
+pub(super) struct Opened {
+    peer: Arc<Peer>,
+    /// What is known of the worker when the last one ends.
+    end: LinkState,
+}
+
+impl Opened {
+    /// Notes that what carried the connection was lost, and not the worker.
+    pub(super) fn spare_worker(&mut self) {
+        self.end = LinkState::Idle;
+    }
+}
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        let mut open = self.0.open();
+        let mut open = self.peer.open();
         *open -= 1;
         if *open == 0 {
-            self.0.tell(LinkState::Lost);
+            self.peer.tell(self.end);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::{BusyPoll, Flood, Tasks};
 use h2::server::{Builder, Connection};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::time::{interval, timeout};
 
@@ -17,6 +17,7 @@ use super::connector::{Acceptor, Io};
 use super::door::{Caller, Door};
 use super::keepalive::{Asks, Heard, Keepalive, Listened, until_silent};
 use super::loads::{Loads, ReadLoad};
+use super::seats::Seat;
 use super::served::{Artifacts, Served};
 use super::shared::Shared;
 
@@ -34,18 +35,19 @@ const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
 /// How a worker talks to frontends.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Open connections; more wait in the listen queue.
+    /// Open connections; more wait, in the listen queue at last.
     pub max_connections: usize,
+    /// How long a connection has no calls before it gives its place to one that waits.
+    pub idle_timeout: Duration,
     /// Open calls of one connection, of all kinds; a frontend keeps more back.
     pub max_streams: u32,
     /// The longest message with tensors or embeddings in bytes, both ways.
     pub max_message_bytes: usize,
     /// The longest message of a text's tokens in bytes, both ways.
     pub max_token_message_bytes: usize,
-    /// Bytes of all requests that are being read, that their engines have not taken yet, or whose
-    /// KV blocks are being pulled, at least `max_message_bytes`; what comes above is refused with
-    /// OVERLOADED.
-    pub max_reading_bytes: usize,
+    /// Memory for requests in bytes, from their first byte to the end of their answers; what comes
+    /// above is refused with OVERLOADED. An eighth is kept for small ones.
+    pub max_buffered_bytes: usize,
     /// How long a request may take to come; one that is slower ends in DEADLINE_EXCEEDED.
     pub body_timeout: Duration,
     /// HTTP/2 windows in bytes: of a request, and of all of a connection's requests. Requests are
@@ -67,12 +69,13 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             max_connections: 4096,
+            idle_timeout: Duration::from_secs(60),
             max_streams: 5120,
             max_message_bytes: 1 << 30,
             max_token_message_bytes: 64 << 20,
-            max_reading_bytes: 4 << 30,
+            max_buffered_bytes: 4 << 30,
             body_timeout: Duration::from_secs(60),
-            windows_bytes: (2 << 20, 64 << 20),
+            windows_bytes: (2 << 20, 16 << 20),
             max_frame_bytes: 256 << 10,
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(10),
@@ -113,6 +116,21 @@ impl WorkerServer {
     /// Returns how many connections of frontends are open.
     pub fn connections(&self) -> usize {
         self.shared.connections()
+    }
+
+    /// Returns how many connections found all places taken.
+    pub fn connections_waited(&self) -> u64 {
+        self.shared.seats.waited()
+    }
+
+    /// Returns how many bytes of memory requests hold.
+    pub fn buffered_bytes(&self) -> usize {
+        self.shared.buffered_bytes()
+    }
+
+    /// Returns how many requests were refused because they would have held too much.
+    pub fn buffer_refusals(&self) -> u64 {
+        self.shared.buffer_refusals()
     }
 
     /// Accepts no new calls from now on; those that are open go on.
@@ -168,24 +186,22 @@ impl WorkerServer {
     }
 
     async fn accept(&self, door: Door, tasks: &Tasks) {
-        let permits = &self.shared.permits;
         let mut failures = Flood::default();
         loop {
             let accepted = async {
-                let permit = permits.clone().acquire_owned().await;
-                (permit, door.accept().await)
+                let accepted = door.accept().await?;
+                Ok::<_, io::Error>((accepted, self.shared.seats.take().await))
             };
-            let (permit, accepted) = tokio::select! {
+            let accepted = tokio::select! {
                 accepted = accepted => accepted,
                 () = self.shared.closing.cancelled() => return,
                 () = tasks.cancelled() => return,
             };
             match accepted {
-                Ok((caller, peer)) => {
+                Ok(((caller, peer), seat)) => {
                     let (server, calls) = (self.clone(), tasks.clone());
                     tasks.spawn("frontend connection", async move {
-                        server.take_in(caller, peer, &calls).await;
-                        drop(permit);
+                        server.take_in((caller, peer), &seat, &calls).await;
                     });
                 }
                 Err(error) => {
@@ -199,13 +215,22 @@ impl WorkerServer {
     }
 
     /// Serves who has come, or tells why that cannot be.
-    async fn take_in(&self, caller: Caller, peer: Option<SocketAddr>, tasks: &Tasks) {
+    async fn take_in(
+        &self,
+        (caller, peer): (Caller, Option<SocketAddr>),
+        seat: &Seat,
+        tasks: &Tasks,
+    ) {
         let peer = peer.map_or_else(|| "this machine".to_owned(), |peer| peer.to_string());
         tracing::debug!(peer, "a frontend connected");
         let served = match caller {
-            Caller::Plain(stream) => self.converse(stream, tasks).await,
-            Caller::Guarded(stream, by) => self.serve_accepted(stream, &*by, tasks).await,
-            Caller::Local(stream) => self.converse(stream, tasks).await,
+            Caller::Plain(stream) => self.converse(stream, seat, tasks).await,
+            Caller::Guarded(stream, by) => match self.begin(by.accept(stream)).await {
+                Some(Ok(io)) => self.converse(io, seat, tasks).await,
+                Some(Err(error)) => Err(error),
+                None => Ok(()),
+            },
+            Caller::Local(stream) => self.converse(stream, seat, tasks).await,
         };
         match served {
             Ok(()) => tracing::debug!(peer, "a frontend is gone"),
@@ -213,48 +238,33 @@ impl WorkerServer {
         }
     }
 
-    /// Takes a connection in and serves it. Errors: why it could not be taken in.
-    async fn serve_accepted(
-        &self,
-        stream: TcpStream,
-        by: &dyn Acceptor,
-        tasks: &Tasks,
-    ) -> io::Result<()> {
-        let accepted = timeout(self.shared.config.handshake_timeout, by.accept(stream));
-        let accepted = tokio::select! {
-            accepted = accepted => accepted,
-            () = self.shared.closing.cancelled() => return Ok(()),
-        };
-        match accepted {
-            Ok(io) => self.converse(io?, tasks).await,
-            Err(_) => Err(silent()),
+    /// Waits for a connection to begin, for as long as that may take; none: the server ends.
+    async fn begin<T>(&self, begun: impl Future<Output = io::Result<T>>) -> Option<io::Result<T>> {
+        tokio::select! {
+            begun = timeout(self.shared.config.handshake_timeout, begun) => {
+                Some(begun.unwrap_or_else(|_| Err(silent())))
+            }
+            () = self.shared.closing.cancelled() => None,
         }
     }
 
-    /// Serves one connection to its end, such as one under TLS. Its calls are tasks of `tasks`.
-    pub async fn serve_connection(&self, io: impl Io, tasks: &Tasks) {
-        if let Err(error) = self.converse(io, tasks).await {
+    /// Serves one connection to its end, which has a place already. Its calls are tasks of `tasks`.
+    pub(crate) async fn serve_connection(&self, io: impl Io, seat: &Seat, tasks: &Tasks) {
+        if let Err(error) = self.converse(io, seat, tasks).await {
             tracing::debug!(%error, "a connection is not taken in");
         }
     }
 
     /// Serves one connection to its end. Errors: why it could not begin.
-    async fn converse(&self, io: impl Io, tasks: &Tasks) -> io::Result<()> {
-        let config = &self.shared.config;
+    async fn converse(&self, io: impl Io, seat: &Seat, tasks: &Tasks) -> io::Result<()> {
         let (io, heard) = Listened::new(io);
-        let handshake = timeout(config.handshake_timeout, builder(config).handshake(io));
-        let handshake = tokio::select! {
-            handshake = handshake => handshake,
-            () = self.shared.closing.cancelled() => return Ok(()),
-        };
-        let connection = match handshake {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return Err(no_http2(&error)),
-            Err(_) => return Err(silent()),
-        };
+        let builder = builder(&self.shared.config);
+        let handshake = async { builder.handshake(io).await.map_err(|error| no_http2(&error)) };
+        let Some(connection) = self.begin(handshake).await else { return Ok(()) };
+        let connection = connection?;
         let _open = self.shared.connect();
         // What ends here drops the connection, which ends all its calls.
-        self.drive(connection, heard, tasks).await;
+        self.drive(connection, heard, (seat, tasks)).await;
         Ok(())
     }
 
@@ -272,7 +282,12 @@ impl WorkerServer {
         tracing::warn!(peer, %error, "a connection is not taken in");
     }
 
-    async fn drive(&self, mut connection: Connection<impl Io, Bytes>, heard: Heard, tasks: &Tasks) {
+    async fn drive(
+        &self,
+        mut connection: Connection<impl Io, Bytes>,
+        heard: Heard,
+        (seat, tasks): (&Seat, &Tasks),
+    ) {
         let config = &self.shared.config;
         let keepalive =
             Keepalive { interval: config.keepalive_interval, timeout: config.keepalive_timeout };
@@ -280,7 +295,12 @@ impl WorkerServer {
         let pings =
             until_silent(connection.ping_pong(), keepalive, (heard, Asks::IfSilent), has_calls);
         let mut pings = std::pin::pin!(pings);
-        let mut closing = std::pin::pin!(self.shared.closing.cancelled());
+        let mut closing = std::pin::pin!(async {
+            tokio::select! {
+                () = self.shared.closing.cancelled() => {}
+                () = seat.gives_way() => {}
+            }
+        });
         let mut closing_since = None;
         let mut looks = interval(FAREWELL_LOOK);
         loop {
@@ -288,7 +308,11 @@ impl WorkerServer {
                 accepted = connection.accept() => match accepted {
                     Some(Ok((request, respond))) => {
                         config.busy_poll.note();
-                        tasks.spawn("worker call", answer(self.shared.clone(), request, respond));
+                        let (shared, calling) = (self.shared.clone(), seat.call());
+                        tasks.spawn("worker call", async move {
+                            answer(shared, request, respond).await;
+                            drop(calling);
+                        });
                     }
                     Some(Err(error)) => return tracing::debug!(%error, "a connection failed"),
                     None => return,

@@ -1,25 +1,36 @@
 //! What all calls at a worker share: its models, and what is counted.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use engine::{Error, ErrorKind, Result, Tasks};
 use tokio::sync::{Semaphore, watch};
 
 use super::ServerConfig;
+use super::seats::Seats;
 use super::served::{Artifacts, Served};
 use crate::complaints::Complaints;
 
 /// Files that are read at the same time; more wait.
 const MAX_READS: usize = 8;
 
+/// What a call costs beside its message, roughly.
+const CALL_BYTES: usize = 4096;
+
+/// What this part of the memory is kept for: small requests, so that a worker that is full still
+/// says that it is well.
+const RESERVED_SHARE: usize = 8;
+
+/// A request up to this size is small.
+const SMALL_BYTES: usize = 128 << 10;
+
 /// What all calls share.
 pub(super) struct Shared {
     pub(super) config: ServerConfig,
     pub(super) artifacts: Option<Arc<dyn Artifacts>>,
     /// Places of connections, at all doors.
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) seats: Arc<Seats>,
     /// Places of threads that read files.
     pub(super) reads: Arc<Semaphore>,
     /// None: it was served and is so no more.
@@ -35,8 +46,9 @@ pub(super) struct Shared {
     idle: watch::Sender<()>,
     /// Changes when a call comes and no other is open.
     busy: watch::Sender<()>,
-    /// Bytes of requests that no engine has taken yet, and of those whose KV blocks are pulled.
-    reading_bytes: AtomicUsize,
+    /// Memory that requests hold.
+    buffered_bytes: AtomicUsize,
+    buffer_refusals: AtomicU64,
     /// Who could not be taken in and why, as far as it was told.
     pub(super) complaints: Complaints,
     /// Cancelled when connections are to end.
@@ -46,7 +58,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(config: ServerConfig, artifacts: Option<Arc<dyn Artifacts>>) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(config.max_connections)),
+            seats: Seats::new("worker", config.max_connections, config.idle_timeout),
             config,
             artifacts,
             reads: Arc::new(Semaphore::new(MAX_READS)),
@@ -57,7 +69,8 @@ impl Shared {
             connections: AtomicUsize::new(0),
             idle: watch::Sender::new(()),
             busy: watch::Sender::new(()),
-            reading_bytes: AtomicUsize::new(0),
+            buffered_bytes: AtomicUsize::new(0),
+            buffer_refusals: AtomicU64::new(0),
             complaints: Complaints::default(),
             closing: Tasks::new(),
         }
@@ -138,6 +151,16 @@ impl Shared {
         self.connections.load(Ordering::SeqCst)
     }
 
+    /// Returns how much memory requests hold.
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.buffered_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many requests were refused for that.
+    pub(super) fn buffer_refusals(&self) -> u64 {
+        self.buffer_refusals.load(Ordering::Relaxed)
+    }
+
     /// Waits until something holds that changes when the last call or connection ends.
     pub(super) async fn until(&self, holds: impl Fn(&Self) -> bool) {
         let mut idle = self.idle.subscribe();
@@ -196,33 +219,46 @@ impl Drop for OpenConnection {
     }
 }
 
-/// What a request takes of the bytes that may wait for engines, as long as this lives.
-pub(super) struct Reading {
+/// Memory that a request holds, as long as this lives.
+pub(super) struct Held {
     shared: Arc<Shared>,
     bytes: usize,
 }
 
-impl Reading {
-    /// Takes nothing yet.
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, bytes: 0 }
+impl Held {
+    /// Holds what a call costs beside its message. Errors: as [`Held::grow`].
+    pub(super) fn new(shared: Arc<Shared>) -> Result<Self> {
+        let mut held = Self { shared, bytes: 0 };
+        held.grow(CALL_BYTES)?;
+        Ok(held)
     }
 
-    /// Counts bytes that came. Errors: OVERLOADED when there are too many of all requests.
-    pub(super) fn add(&mut self, bytes: usize) -> Result<()> {
-        let before = self.shared.reading_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
-        let most = self.shared.config.max_reading_bytes;
-        if before.saturating_add(bytes) <= most {
+    /// Holds more bytes. Errors: OVERLOADED when that is over the bound.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<()> {
+        let (shared, own) = (&self.shared, self.bytes.saturating_add(bytes));
+        let max_bytes = shared.config.max_buffered_bytes;
+        let most = match own <= SMALL_BYTES {
+            true => max_bytes,
+            false => max_bytes - max_bytes / RESERVED_SHARE,
+        };
+        let grown = |held: usize| held.checked_add(bytes).filter(|&held| held <= most);
+        let held = &shared.buffered_bytes;
+        if held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).is_ok() {
+            self.bytes = own;
             return Ok(());
         }
-        let text = format!("the worker reads requests of {most} bytes, the most at once");
-        Err(Error::new(ErrorKind::Overloaded, text))
+        shared.buffer_refusals.fetch_add(1, Ordering::Relaxed);
+        let text = format!(
+            "the requests under way fill the worker's memory for them, which --max-buffered-mib \
+             bounds to {} MiB",
+            max_bytes >> 20
+        );
+        Err(Error::new(ErrorKind::Overloaded, text).with_code("no_buffers"))
     }
 }
 
-impl Drop for Reading {
+impl Drop for Held {
     fn drop(&mut self) {
-        self.shared.reading_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shared.buffered_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

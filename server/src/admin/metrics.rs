@@ -41,11 +41,17 @@ impl Exporter {
     fn refresh(&self) {
         self.metrics.uptime.set(self.started.elapsed().as_secs_f64());
         self.metrics.tasks.set(self.tasks.iter().map(|group| group.count() as i64).sum());
-        let buffered = self.buffers.as_ref().map_or(0, |buffers| buffers.held_bytes());
-        self.metrics.buffered.set(buffered as i64);
+        if let Some(buffers) = &self.buffers {
+            self.metrics.buffered.set(buffers.held_bytes() as i64);
+        }
         self.metrics.dropped_log_lines.inner().store(telemetry::dropped_lines(), Relaxed);
-        let open_calls = self.worker.as_ref().map_or(0, WorkerServer::open_calls);
-        self.metrics.open_calls.set(open_calls as i64);
+        if let Some(worker) = &self.worker {
+            self.metrics.open_calls.set(worker.open_calls() as i64);
+            self.metrics.buffered.set(worker.buffered_bytes() as i64);
+            self.metrics.buffer_refusals.inner().store(worker.buffer_refusals(), Relaxed);
+            let waited = self.metrics.waited("worker");
+            waited.inner().store(worker.connections_waited(), Relaxed);
+        }
         let names = self.models.list().into_iter().map(|(name, ..)| (Arc::from(name), None));
         let mut loads: BTreeMap<Arc<str>, Option<WorkerLoad>> = names.collect();
         for model in self.models.ready() {

@@ -76,6 +76,15 @@ pub struct WorkerArgs {
     /// Address at which frontends reach this worker, HOST:PORT [default: --worker-address]
     #[arg(long, value_name = "ADDRESS", env = "STATOR_ADVERTISE", help_heading = "Worker")]
     pub advertise: Option<String>,
+    /// Open connections of frontends; when all are taken, one without calls for a minute gives way
+    #[arg(long, value_name = "N", default_value_t = 4096, env = "STATOR_WORKER_MAX_CONNECTIONS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Worker")]
+    pub worker_max_connections: u32,
+    /// Memory in MiB for requests of all frontends, from their first byte to the end of their work;
+    /// over it they are refused
+    #[arg(long, value_name = "MIB", default_value_t = 4096, env = "STATOR_MAX_BUFFERED_MIB")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..), help_heading = "Worker")]
+    pub max_buffered_mib: u32,
     /// Name of the fleet that the worker belongs to
     #[arg(long, value_name = "NAME", default_value = "default", env = "STATOR_NAMESPACE")]
     #[arg(help_heading = "Worker")]

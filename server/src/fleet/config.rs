@@ -120,6 +120,10 @@ pub struct WorkerConfig {
     pub upstream: Option<UpstreamConfig>,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Open connections of frontends.
+    pub max_connections: usize,
+    /// Memory for requests in bytes.
+    pub max_buffered: usize,
     /// Where frontends reach it; none: where it listens.
     pub advertise: Option<String>,
     /// Its part of the texts.
@@ -306,6 +310,8 @@ impl WorkerConfig {
             instances: args.mock.mock_workers,
             upstream,
             address,
+            max_connections: args.worker_max_connections as usize,
+            max_buffered: (args.max_buffered_mib as usize) << 20,
             advertise: args.advertise.clone(),
             namespace: namespace(&args.namespace)?,
             store,

@@ -296,9 +296,23 @@ impl Fleet {
                 membership.suspect(id);
             }
             // Only the state is held from now on, so that it ends with the worker.
-            drop((worker, peers, instance));
+            drop((worker, instance));
+            let peers = Arc::downgrade(&peers);
             while states.changed().await.is_ok() {
-                if *states.borrow_and_update() == LinkState::Lost {
+                let state = *states.borrow_and_update();
+                let is_lost = match state {
+                    LinkState::Open => false,
+                    LinkState::Lost => true,
+                    // Another way is open, or the worker is lost as well.
+                    LinkState::Idle => {
+                        let worker = peers.upgrade().and_then(|peers| peers.known(id));
+                        match worker {
+                            Some(worker) => worker.connect().await.is_err(),
+                            None => false,
+                        }
+                    }
+                };
+                if is_lost {
                     membership.suspect(id);
                 }
             }

@@ -84,7 +84,8 @@ impl Peers {
         }
     }
 
-    fn known(&self, id: InstanceId) -> Option<RemoteWorker> {
+    /// Returns the worker of an instance, if it was called before.
+    pub(super) fn known(&self, id: InstanceId) -> Option<RemoteWorker> {
         self.workers().get(&id).cloned()
     }
 }

@@ -131,7 +131,7 @@ impl Planes {
         let Some(nats) = &config.nats else {
             return Ok(Self { tls, sockets, ..Self::default() });
         };
-        let opened = Connection::open(nats.clone()).await;
+        let opened = Connection::open(nats.clone(), tasks).await;
         let connection = opened.map_err(|error| format!("--nats: {}", error.message()))?;
         let of = |plane: Plane| (plane == Plane::Nats).then(|| connection.clone());
         let ear = |connection: Connection| {

@@ -138,7 +138,12 @@ impl Worker {
         let address = listener.local_addr().map_err(failed)?;
         let files = Arc::new(Files::default());
         let busy_poll = BusyPoll::new(config.busy_poll, &following);
-        let calls = ServerConfig { busy_poll, ..ServerConfig::default() };
+        let calls = ServerConfig {
+            busy_poll,
+            max_connections: config.max_connections,
+            max_buffered_bytes: config.max_buffered,
+            ..ServerConfig::default()
+        };
         let server = WorkerServer::new(calls, Some(files.clone()));
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {

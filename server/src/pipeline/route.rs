@@ -11,10 +11,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cluster::instance::InstanceId;
-use engine::{
-    Context, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateOutput,
-    GenerateRequest, InferRequest, OutputStream, Request, Result, TextRequest, TokenId,
-};
+use cluster::request::WAY_LOST;
+use engine::{Context, Engine, Error, ErrorKind, OutputStream, Request, Result};
 use prometheus_client::metrics::gauge::Gauge;
 use router::{KvConfig, Overlap, Policy, RouteRequest, WorkerId, WorkerState};
 use tokio::sync::watch;
@@ -24,6 +22,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 mod candidate;
 mod patience;
 mod prefixes;
+mod routable;
 mod routed;
 #[cfg(test)]
 mod tests;
@@ -34,6 +33,7 @@ pub(crate) use candidate::{Candidate, Engines};
 use patience::Patience;
 pub(crate) use prefixes::Prefixes;
 use prefixes::Prompt;
+use routable::Routable;
 use routed::{Again, Routed, silent};
 
 /// Who may be asked now. It is read for every request, so reading is cheap.
@@ -180,82 +180,6 @@ impl Side for Route {
     }
 }
 
-/// What can be routed.
-trait Routable: Request + Clone + Sync + Unpin {
-    /// Returns the worker's engine for it.
-    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>>;
-
-    /// Returns how many places it takes in a worker.
-    fn places(&self) -> u64 {
-        1
-    }
-
-    /// Returns its prompt, if it is one of tokens that KV blocks are kept of.
-    fn prompt(&self) -> Option<&[TokenId]> {
-        None
-    }
-
-    /// Returns how many tokens an output has.
-    fn tokens(_output: &Self::Output) -> usize {
-        0
-    }
-
-    /// Returns whether it may be given to a second worker when the first had accepted it.
-    fn may_be_repeated(&self, _setting: RetryAccepted) -> bool {
-        true
-    }
-}
-
-impl Routable for GenerateRequest {
-    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
-        &engines.generate
-    }
-
-    fn places(&self) -> u64 {
-        self.choices.get().into()
-    }
-
-    fn prompt(&self) -> Option<&[TokenId]> {
-        Some(&self.tokens)
-    }
-
-    fn tokens(output: &GenerateOutput) -> usize {
-        output.tokens.len()
-    }
-}
-
-impl Routable for EmbedRequest {
-    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
-        &engines.embed
-    }
-}
-
-impl Routable for TextRequest {
-    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
-        &engines.text
-    }
-}
-
-impl Routable for EmbedTextRequest {
-    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
-        &engines.embed_text
-    }
-}
-
-impl Routable for InferRequest {
-    fn engine(engines: &Engines) -> &Arc<dyn Engine<Self>> {
-        &engines.infer
-    }
-
-    fn may_be_repeated(&self, setting: RetryAccepted) -> bool {
-        match setting {
-            RetryAccepted::Never => false,
-            RetryAccepted::Stateless => self.sequence.is_none(),
-            RetryAccepted::Always => true,
-        }
-    }
-}
-
 #[async_trait]
 impl<R: Routable> Engine<R> for Route {
     async fn call(&self, request: R, context: Context) -> Result<OutputStream<R>> {
@@ -287,6 +211,8 @@ struct Search {
     tried: Vec<Arc<Candidate>>,
     /// When waiting for a worker ends, once it has begun.
     until: Option<Instant>,
+    /// How often it was lost on its way to or from a worker.
+    losses: u32,
     /// What the last one said, and what those said that were busy.
     failed: Option<Error>,
     busy: Option<Error>,
@@ -296,8 +222,8 @@ impl Search {
     fn new(route: Route, context: Context, prompt: Option<Prompt>) -> Self {
         let Route { inner: route, is_patient } = route;
         let is_patient = is_patient && !route.patience.is_none();
-        let (tried, until, failed, busy) = Default::default();
-        Self { route, is_patient, context, prompt, tried, until, failed, busy }
+        let (tried, until, losses, failed, busy) = Default::default();
+        Self { route, is_patient, context, prompt, tried, until, losses, failed, busy }
     }
 
     /// Gives the request to one worker after the other until one accepts it.
@@ -312,7 +238,7 @@ impl Search {
                 }
                 continue;
             };
-            let spare = (!is_last).then(|| request.clone());
+            let spare = request.clone();
             let engine = R::engine(&worker.candidate().engines);
             let mut silence = Box::pin(worker.candidate().silence());
             let answer = tokio::select! {
@@ -320,17 +246,18 @@ impl Search {
                 () = &mut silence => Err(silent()),
             };
             let error = match answer {
-                Ok(stream) => return Ok(self.placed((stream, silence), worker, spare)),
+                Ok(stream) => return Ok(self.placed((stream, silence), worker, (spare, is_last))),
                 Err(error) => error,
             };
             if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded) {
                 return Err(error);
             }
+            let is_last = is_last && !self.is_on_its_way(&error);
             self.note(worker.candidate(), error);
-            match spare {
-                Some(spare) => request = spare,
-                None => return Err(self.verdict()),
+            if is_last {
+                return Err(self.verdict());
             }
+            request = spare;
         }
     }
 
@@ -338,11 +265,11 @@ impl Search {
         self,
         (stream, silence): (OutputStream<R>, Pin<Box<WaitForCancellationFutureOwned>>),
         worker: InFlight,
-        spare: Option<R>,
+        (spare, is_last): (R, bool),
     ) -> Placed<R> {
         let (route, setting) = (self.route.clone(), self.route.config.retry_accepted);
-        let spare = spare.filter(|spare| spare.may_be_repeated(setting));
-        let again = spare.map(|request| Box::new(Again { request, search: self }));
+        let spare = Some(spare).filter(|spare| spare.may_be_repeated(setting));
+        let again = spare.map(|request| Box::new(Again { request, search: self, is_last }));
         Placed { stream, worker, silence, again, route }
     }
 
@@ -358,6 +285,12 @@ impl Search {
         self.tried.push(worker.candidate().clone());
         let is_alone = others == 0 && !self.is_patient;
         Some((worker, is_alone || self.is_exhausted()))
+    }
+
+    /// Returns whether the request was lost on its way to or from a worker, which costs no attempt,
+    /// and not too often yet.
+    fn is_on_its_way(&self, error: &Error) -> bool {
+        is_way_lost(error) && self.losses < MAX_WAY_LOSSES
     }
 
     /// Returns whether as many workers were asked as may be.
@@ -385,8 +318,12 @@ impl Search {
         }
     }
 
-    /// Notes why a worker did not answer.
+    /// Notes why a worker did not answer. One that the request did not come to may be asked again.
     fn note(&mut self, candidate: &Candidate, error: Error) {
+        if self.is_on_its_way(&error) {
+            self.losses += 1;
+            self.tried.retain(|one| one.id != candidate.id);
+        }
         self.route.mind(candidate, &error);
         match error.kind() {
             ErrorKind::Overloaded => {
@@ -410,7 +347,7 @@ impl Search {
             return quoting(&format!("all workers of model `{model}` are busy"), busy);
         }
         match self.failed {
-            Some(said) if said.code().is_some() => {
+            Some(said) if said.code().is_some() && !is_way_lost(&said) => {
                 quoting(&format!("no worker of model `{model}` takes the request"), said)
             }
             cause => {
@@ -423,6 +360,11 @@ impl Search {
             }
         }
     }
+}
+
+/// Returns whether what carried the request was lost, and not the worker.
+fn is_way_lost(error: &Error) -> bool {
+    error.code() == Some(WAY_LOST)
 }
 
 /// Returns an error that passes on what a worker said.
@@ -492,3 +434,6 @@ fn open<'a>(
 
 /// How often a choice is made anew because another request made the same one.
 const MAX_ROUNDS: u32 = 8;
+
+/// How often a request is tried again because what carried it was lost.
+const MAX_WAY_LOSSES: u32 = 16;

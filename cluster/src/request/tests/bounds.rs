@@ -5,6 +5,7 @@ use futures_util::StreamExt;
 use tensor::{Datatype, Tensor};
 use tokio::net::TcpStream;
 
+use super::super::codec::{Lane, Wire};
 use super::super::failure;
 use super::*;
 
@@ -60,10 +61,10 @@ async fn an_answer_that_is_too_long_is_not_the_clients_fault() {
 }
 
 #[tokio::test]
-async fn requests_that_wait_for_engines_have_a_bound_together() {
+async fn requests_have_a_bound_together_until_their_answers_end() {
     let hanging = Hanging::default();
     let waiting = hanging.0.clone();
-    let serving = ServerConfig { max_reading_bytes: 100_000, ..ServerConfig::default() };
+    let serving = ServerConfig { max_buffered_bytes: 100_000, ..ServerConfig::default() };
     let pair = Pair::between(infers(hanging), ClientConfig::default(), serving).await;
     pair.server.insert("same", infers(identity()));
     let model = pair.model();
@@ -79,11 +80,61 @@ async fn requests_that_wait_for_engines_have_a_bound_together() {
     assert!(same.call(bytes(10_000), context()).await.is_ok());
     drop(first);
     until(|| waiting.load(Ordering::SeqCst) == 0).await;
-    // What an engine has taken does not count any more.
-    let mut streams = Vec::new();
-    for _ in 0..5 {
-        streams.push(same.call(bytes(60_000), context()).await.unwrap());
-    }
+    // What an engine has taken counts until its answer ends.
+    let endless = Function(|_: InferRequest, _| {
+        Ok(Box::pin(futures_util::stream::pending()) as OutputStream<InferRequest>)
+    });
+    pair.server.insert("endless", infers(endless));
+    let taken = pair.worker.model("endless").call(bytes(60_000), context()).await.unwrap();
+    assert!(pair.server.buffered_bytes() > 60_000);
+    assert!(same.call(bytes(60_000), context()).await.is_err());
+    assert_eq!(pair.server.buffer_refusals(), 2);
+    drop(taken);
+    until(|| pair.server.buffered_bytes() == 0).await;
+    assert!(same.call(bytes(60_000), context()).await.is_ok());
+}
+
+#[tokio::test]
+async fn packed_tokens_count_as_the_numbers_that_they_become() {
+    let serving = ServerConfig { max_buffered_bytes: 400_000, ..ServerConfig::default() };
+    let pair = Pair::between(both(), ClientConfig::default(), serving).await;
+    let prompt = |tokens| GenerateRequest::new(vec![1; tokens], StopConditions::after(10));
+    let error = pair.model().call(prompt(100_000), context()).await.err().unwrap();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Overloaded, Some("no_buffers")));
+    assert!(pair.model().call(prompt(10_000), context()).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_comes_behind_a_calls_message_is_let_fall() {
+    let hanging = Hanging::default();
+    let waiting = hanging.0.clone();
+    let windows_bytes = (256 << 10, 512 << 10);
+    let serving = ServerConfig { windows_bytes, ..ServerConfig::default() };
+    let pair = Pair::between(infers(hanging), ClientConfig::default(), serving).await;
+    pair.server.insert("same", infers(identity()));
+    let stream = TcpStream::connect(pair.address).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    pair.here.spawn("connection", async move {
+        let _ = connection.await;
+    });
+    let mut begin = |model: &str, behind: usize| {
+        let request = http::Request::post("http://worker/stator.worker.v1.Worker/Infer");
+        let begun = sender.send_request(request.body(()).unwrap(), false);
+        let (response, mut body) = begun.unwrap();
+        let mut outbox = pair.worker.outbox(Lane::Bulk);
+        bytes(50_000).encode(model, &context(), &mut outbox).unwrap();
+        while let Some((frame, _)) = outbox.next() {
+            body.send_data(frame, false).unwrap();
+        }
+        body.send_data(vec![7; behind].into(), false).unwrap();
+        (response, body)
+    };
+    // Together they are more than the connection's window takes.
+    let _calls: Vec<_> = (0..4).map(|_| begin("model", 200 << 10)).collect();
+    until(|| waiting.load(Ordering::SeqCst) == 4).await;
+    let (response, _body) = begin("same", 0);
+    let response = tokio::time::timeout(LONG, response).await.expect("there is room").unwrap();
+    assert!(failure::read(response.headers()).is_none());
 }
 
 #[tokio::test]

@@ -150,7 +150,7 @@ async fn who_comes_during_a_pull_is_told_as_load() {
 
 #[tokio::test]
 async fn tokens_count_as_long_as_their_blocks_are_pulled() {
-    let serving = ServerConfig { max_reading_bytes: 10_000, ..ServerConfig::default() };
+    let serving = ServerConfig { max_buffered_bytes: 40_000, ..ServerConfig::default() };
     let pair = Pair::between(served(200, 300 << 10).0, ClientConfig::default(), serving).await;
     let pull = || pair.worker.pull("model", wanted(3200, 0), soon());
     let mut first = pull().await.unwrap();

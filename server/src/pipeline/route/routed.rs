@@ -13,6 +13,16 @@ use super::{Placed, Routable, Search};
 pub(super) struct Again<R> {
     pub request: R,
     pub search: Search,
+    /// Whether no other worker may be asked.
+    pub is_last: bool,
+}
+
+impl<R> Again<R> {
+    /// Returns whether the request may be given to somebody again.
+    fn is_open(&self, error: &Error) -> bool {
+        error.kind() == ErrorKind::Unavailable
+            && (!self.is_last || self.search.is_on_its_way(error))
+    }
 }
 
 /// An answer.
@@ -82,9 +92,9 @@ impl<R: Routable> Stream for Routed<R> {
                 }
             };
             // Nothing of the answer was seen as long as it may be asked for again.
-            match again.filter(|_| error.kind() == ErrorKind::Unavailable) {
+            match again.filter(|again| again.is_open(&error)) {
                 Some(again) => {
-                    let Again { request, mut search } = *again;
+                    let Again { request, mut search, .. } = *again;
                     search.note(placed.worker.candidate(), error);
                     self.state = State::Placing(Box::pin(search.place(request)));
                 }

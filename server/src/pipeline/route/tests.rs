@@ -288,6 +288,49 @@ async fn what_was_accepted_goes_elsewhere_before_its_first_output_if_it_may() {
     }
 }
 
+/// A worker whose way is lost so many times, before or after it accepts a request.
+fn worker_that_is_lost_on_the_way(id: u64, times: usize) -> (Arc<Candidate>, Arc<AtomicUsize>) {
+    let (model, asked) = worker(id, None, well);
+    let count = asked.clone();
+    let infer = Function(move |_: InferRequest, _: Context| {
+        let error = Error::new(ErrorKind::Unavailable, "nats was lost").with_code(WAY_LOST);
+        let item = match count.fetch_add(1, Relaxed) {
+            before if before >= times => Ok(Default::default()),
+            before if before % 2 == 0 => return Err(error),
+            _ => Err(error),
+        };
+        Ok(Box::pin(futures_util::stream::iter([item])) as OutputStream<InferRequest>)
+    });
+    let engines = Engines { infer: Arc::new(infer), ..model.engines.clone() };
+    (Arc::new(Candidate::new(InstanceId(id), engines)), asked)
+}
+
+#[tokio::test]
+async fn a_way_that_is_lost_costs_no_attempt_and_no_worker() {
+    let most = MAX_WAY_LOSSES as usize;
+    for (workers, max_attempts, times, is_served) in [
+        (1, 1, 5, true),
+        (2, 1, 5, true),
+        (2, 3, 7, true),
+        (1, 3, most, true),
+        (1, 3, most + 1, false),
+    ] {
+        let workers = (0..workers).map(|id| worker_that_is_lost_on_the_way(id, times));
+        let (candidates, asked): (Vec<_>, Vec<_>) = workers.unzip();
+        let fleet = fleet(candidates);
+        let config = RouteConfig { max_attempts, ..RouteConfig::default() };
+        let outcome = ask(&route(&fleet, config), InferRequest::default()).await;
+        let asked: usize = asked.iter().map(|count| count.load(Relaxed)).sum();
+        assert_eq!(outcome.is_ok(), is_served, "{outcome:?} after {asked}");
+        assert!(fleet.suspects.lock().unwrap().is_empty());
+    }
+    let (candidate, asked) = worker_that_is_lost_on_the_way(0, 9);
+    let fleet = fleet(vec![candidate]);
+    let config = RouteConfig { retry_accepted: RetryAccepted::Never, ..RouteConfig::default() };
+    ask(&route(&fleet, config), InferRequest::default()).await.unwrap_err();
+    assert_eq!(asked.load(Relaxed), 2, "what may have begun is not given out again");
+}
+
 #[tokio::test]
 async fn a_remote_model_is_all_engines() {
     struct All;
