@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::{Duration, Instant};
 
 use engine::{
     AdapterId, EmbedRequest, EmbedTextRequest, Engine, Error, ErrorKind, GenerateRequest,
@@ -156,6 +157,9 @@ impl State {
     }
 }
 
+/// Most names whose workers left that are remembered.
+const MAX_LEFT: usize = 1000;
+
 /// The versions of one name.
 #[derive(Debug, Default)]
 struct Entry {
@@ -179,6 +183,8 @@ pub(crate) struct Models {
     by_name: RwLock<BTreeMap<String, Entry>>,
     changes: watch::Sender<()>,
     readiness: Readiness,
+    /// Names whose workers left, and until when they may be expected to come again.
+    left: RwLock<BTreeMap<String, Instant>>,
 }
 
 /// When a server as a whole is ready.
@@ -196,6 +202,7 @@ impl Default for Models {
             by_name: RwLock::default(),
             changes: watch::Sender::new(()),
             readiness: Readiness::All,
+            left: RwLock::default(),
         }
     }
 }
@@ -268,6 +275,25 @@ impl Models {
         let forgotten = self.write().remove(name);
         self.changes.send_replace(());
         tokio::task::spawn_blocking(move || drop(forgotten));
+    }
+
+    /// Forgets a name whose last worker left, and expects another one for some time.
+    pub(crate) fn leave(&self, name: &str, grace: Duration) {
+        let (now, mut left) = (Instant::now(), self.left.write());
+        if let Ok(left) = &mut left {
+            left.retain(|_, until| *until > now);
+            if left.len() < MAX_LEFT && !grace.is_zero() {
+                left.insert(name.to_owned(), now + grace);
+            }
+        }
+        drop(left);
+        self.forget(name);
+    }
+
+    /// Returns whether the last worker of a name left so lately that another is expected.
+    pub(crate) fn is_expected(&self, name: &str) -> bool {
+        let left = self.left.read();
+        left.is_ok_and(|left| left.get(name).is_some_and(|until| *until > Instant::now()))
     }
 
     /// Says that what makes models ready may have changed.

@@ -4,7 +4,9 @@ import contextlib
 import http.server
 import importlib.util
 import json
+import os
 import select
+import signal
 import socket
 import statistics
 import struct
@@ -486,6 +488,44 @@ def test_a_second_server_takes_what_the_first_one_cannot(tmp_path):
         servers[0].stop()
         for _ in range(20):
             assert say(front, "words", max_tokens=3).usage.completion_tokens == 3
+
+
+def test_a_server_that_hangs_is_left_within_seconds(tmp_path):
+    """Its requests are answered by another one."""
+    discovery, serve = f"file://{tmp_path}", ["--no-default-model", "--builtin", "words=mock,pace_ms=5"]
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(running(*serve)) for _ in range(2)]
+        for server in servers:
+            stack.enter_context(worker(discovery, "--upstream", f"http://{server.http}/v1", models=[]))
+        front = stack.enter_context(frontend(discovery))
+        client = stack.enter_context(client_of(front))
+        eventually("it is there", lambda: is_ready(client, "words"))
+        eventually("both are", lambda: sum("worker joined" in line for line in front.log) == 2)
+        pid = servers[0].process.pid
+        os.kill(pid, signal.SIGSTOP)
+        stack.callback(os.kill, pid, signal.SIGCONT)
+        began = time.monotonic()
+        for _ in range(4):
+            assert say(front, "words", max_tokens=3).usage.completion_tokens == 3
+        # One probe may be late on a busy machine; before, half a minute was the least.
+        assert time.monotonic() - began < 15
+
+
+def test_a_model_whose_workers_left_is_expected_for_some_time(tmp_path):
+    discovery = f"file://{tmp_path}"
+    with frontend(discovery, "--worker-wait-ms", "0", "--model-grace-ms", "3000") as front:
+        def status():
+            with pytest.raises(openai.APIStatusError) as refused:
+                say(front, "words", max_tokens=3)
+            return refused.value
+
+        with worker(discovery, models=["--no-default-model", "--builtin", "words=mock"]), client_of(front) as client:
+            assert status().status_code == 404
+            eventually("it is there", lambda: is_ready(client, "words"))
+        eventually("it has left", lambda: "has just left" in str(status()))
+        refused = status()
+        assert refused.status_code == 503 and refused.response.headers["retry-after"] == "1"
+        eventually("nobody expects it", lambda: status().status_code == 404)
 
 
 @pytest.fixture(scope="module")

@@ -156,6 +156,11 @@ pub struct RouteArgs {
     #[arg(long, value_name = "N", default_value_t = 1000, env = "STATOR_MAX_WORKER_WAITS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub max_worker_waits: u32,
+    /// Milliseconds after its last worker left during which a model is answered for with 503 and
+    /// `retry-after` by the OpenAI API, instead of 404; 0: not at all
+    #[arg(long, value_name = "MS", default_value_t = 60_000, env = "STATOR_MODEL_GRACE_MS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    pub model_grace_ms: u32,
     /// Milliseconds of silence after which a worker is asked for one token, or a worker of tensors
     /// what it serves: one that fails gets no requests until it answers; 0: never
     #[arg(long, value_name = "MS", default_value_t = 30_000, env = "STATOR_CANARY_INTERVAL_MS")]

@@ -102,6 +102,8 @@ pub struct FleetConfig {
     pub worker_wait: Duration,
     /// The most requests of one model that wait so.
     pub max_waiting: u32,
+    /// How long after its last worker left a model is expected to come again.
+    pub model_grace: Duration,
     /// The silence after which a worker is asked whether it is well, zero for never, and how long
     /// its answer may take.
     pub canary: (Duration, Duration),
@@ -181,6 +183,7 @@ impl FleetConfig {
             chat_rules: args.openai.chat_rules(),
             worker_wait: Duration::from_millis(route.worker_wait_ms.into()),
             max_waiting: route.max_worker_waits,
+            model_grace: Duration::from_millis(route.model_grace_ms.into()),
             canary: (
                 Duration::from_millis(route.canary_interval_ms.into()),
                 Duration::from_millis(route.canary_timeout_ms.into()),

@@ -250,7 +250,9 @@ impl Fleet {
                     self.limits.pop_first();
                 }
             }
-            self.models.forget(name);
+            // Requests have waited for a worker all the while that the name was kept.
+            let (grace, waited) = (self.maker.config.model_grace, self.maker.config.worker_wait);
+            self.models.leave(name, grace.saturating_sub(waited));
             self.maker.metrics.set_load(&ModelLabels { model: name.as_str().into() }, None);
         }
     }

@@ -184,6 +184,10 @@ impl OpenAi {
     /// Errors: it is not there, or not ready yet.
     pub(super) fn model(&self, name: &str) -> Result<Arc<Model>> {
         self.shared.models.get(name, "").map_err(|error| match error.kind() {
+            engine::ErrorKind::NotFound if self.shared.models.is_expected(name) => {
+                let text = format!("the last worker of model `{name}` has just left");
+                Error::new(engine::ErrorKind::Unavailable, text).with_param("model")
+            }
             engine::ErrorKind::NotFound => {
                 let list = self.config.paths.get("models");
                 let text =

@@ -129,7 +129,7 @@ impl Client {
             }
         }
         let sent = timeout(SILENCE, self.http.request(request)).await;
-        let sent = sent.map_err(|_| silent())?;
+        let sent = sent.map_err(|_| silent(SILENCE))?;
         let response = sent.map_err(|error| match error.is_connect() {
             true => unreachable(error),
             false => broken(error),
@@ -164,7 +164,7 @@ async fn refused(response: Response<Incoming>) -> Error {
 /// Errors: it is too large, the server is silent, the connection breaks.
 pub(super) async fn whole(body: Incoming) -> Result<Bytes> {
     let body = timeout(SILENCE, Limited::new(body, MAX_BODY_BYTES).collect()).await;
-    let body = body.map_err(|_| silent())?;
+    let body = body.map_err(|_| silent(SILENCE))?;
     body.map(http_body_util::Collected::to_bytes).map_err(|error| {
         let text = format!("an answer of the model's server broke: {error}");
         Error::new(ErrorKind::Unavailable, text).with_code(BROKEN)
@@ -194,8 +194,8 @@ pub(super) fn broken(error: impl std::error::Error + Send + Sync + 'static) -> E
     Error::new(ErrorKind::Unavailable, text).with_code(BROKEN).with_source(error)
 }
 
-pub(super) fn silent() -> Error {
-    let text = format!("the model's server said nothing for {} seconds", SILENCE.as_secs());
+pub(super) fn silent(time: Duration) -> Error {
+    let text = format!("the model's server said nothing for {} seconds", time.as_secs_f32());
     Error::new(ErrorKind::Unavailable, text).with_code(BROKEN)
 }
 

@@ -2,15 +2,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context as Poller, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::{
-    Context, EmbedTextRequest, Engine, Error, OutputStream, Result, TextDelta, TextEmbedding,
-    TextForm, TextRequest,
+    Context, EmbedTextRequest, Engine, Error, ErrorKind, OutputStream, Result, TextDelta,
+    TextEmbedding, TextForm, TextRequest,
 };
 use futures_util::stream::{self, Stream};
 use http::header::CONTENT_TYPE;
@@ -18,9 +18,10 @@ use hyper::body::{Body, Incoming};
 use openai_bridge::UpstreamAnswer;
 use serde_json::{Value as Json, json};
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::client::{self, Client, SILENCE, UNREACHABLE, broken, silent};
+use super::client::{self, BROKEN, Client, SILENCE, UNREACHABLE, broken, silent};
 
 /// What may come behind the end of an answer, in time and in bytes, so that its connection is kept;
 /// with more it is closed.
@@ -37,6 +38,10 @@ pub(super) struct Remote {
     pub in_flight: Arc<AtomicU32>,
     /// Hears that the server is not there.
     pub lost: Arc<Notify>,
+    /// Ends requests at a server that hangs.
+    pub hung: Arc<Notify>,
+    /// Counts what came of answers.
+    pub heard: Arc<AtomicU64>,
     /// [`LINGER`].
     pub linger: Duration,
 }
@@ -77,8 +82,13 @@ impl Engine<TextRequest> for Remote {
             TextForm::Completion => "/completions",
         };
         let body = addressed(&self.model, &request.body)?;
-        let response = self.client.post(path, body, &context).await;
+        let mut hung = Box::pin(self.hung.clone().notified_owned());
+        let response = tokio::select! {
+            response = self.client.post(path, body, &context) => response,
+            () = &mut hung => Err(hangs()),
+        };
         let response = response.map_err(|error| self.minded(error))?;
+        self.heard.fetch_add(1, Relaxed);
         let kind = response.headers().get(CONTENT_TYPE);
         let is_stream = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let mut answer = UpstreamAnswer::new(request.form);
@@ -91,12 +101,19 @@ impl Engine<TextRequest> for Remote {
             body,
             answer,
             silence,
+            hung,
+            heard: self.heard.clone(),
             linger: self.linger,
             left: None,
             is_failed: false,
             _place: place,
         }))
     }
+}
+
+/// The error of a request at a server that does nothing any more.
+fn hangs() -> Error {
+    Error::new(ErrorKind::Unavailable, "the model's server does not answer").with_code(BROKEN)
 }
 
 /// Names the model in a body and asks for a stream. The body is not read for that: it may be large.
@@ -122,6 +139,8 @@ struct Answering {
     body: Option<Incoming>,
     answer: UpstreamAnswer,
     silence: Pin<Box<Sleep>>,
+    hung: Pin<Box<OwnedNotified>>,
+    heard: Arc<AtomicU64>,
     linger: Duration,
     /// Some: the answer is over, and so many bytes may come behind it.
     left: Option<usize>,
@@ -145,10 +164,14 @@ impl Answering {
                 return Poll::Ready(None);
             }
             let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+                if self.hung.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Some(Err(hangs())));
+                }
                 ready!(self.silence.as_mut().poll(cx));
-                return Poll::Ready(Some(Err(silent())));
+                return Poll::Ready(Some(Err(silent(SILENCE))));
             };
             self.silence.as_mut().reset(Instant::now() + SILENCE);
+            self.heard.fetch_add(1, Relaxed);
             match frame {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
@@ -328,6 +351,8 @@ mod tests {
             model: "m".into(),
             in_flight: Arc::default(),
             lost: Arc::default(),
+            hung: Arc::default(),
+            heard: Arc::default(),
             // A busy machine may take a while for the end of an answer.
             linger: Duration::from_secs(1),
         };

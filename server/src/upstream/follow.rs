@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use engine::{KvEvents, Result, WorkerLoad};
+use engine::{Context, KvEvents, Result, WorkerLoad};
 use openai_bridge::TextBridge;
 use proto::inference as wire;
+use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -22,8 +23,13 @@ use crate::pipeline::{Limits, Thresholds};
 /// How often the server is asked for its models.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long it may take to answer that; some answer nothing while they compute.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to answer that; some answer nothing while they compute, and are asked for
+/// one token then.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long that may take. One that does not answer it either, and has nothing to say in answers
+/// that it has begun, counts as gone.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// How often it may fail to answer one after the other before it counts as gone. One that refuses
 /// connections is gone at once.
@@ -46,6 +52,10 @@ pub(crate) struct Upstream {
     models: Arc<Models>,
     metrics: Arc<Metrics>,
     lost: Arc<Notify>,
+    /// Ends requests at a server that hangs.
+    hung: Arc<Notify>,
+    /// Counts what came of answers.
+    heard: Arc<AtomicU64>,
     /// Whether the server is there; read by its models.
     is_there: Arc<AtomicBool>,
     /// The models and their contexts.
@@ -70,6 +80,8 @@ impl Upstream {
             models: models.clone(),
             metrics: metrics.clone(),
             lost: Arc::default(),
+            hung: Arc::default(),
+            heard: Arc::default(),
             is_there: Arc::default(),
             known: BTreeMap::new(),
             failures: 0,
@@ -92,8 +104,18 @@ impl Upstream {
 
     /// Looks which models the server has.
     pub(crate) async fn look(&mut self) {
+        let before = self.heard.load(Relaxed);
         let asked = timeout(LOOK_TIMEOUT, self.client.get("/models")).await;
-        match asked.unwrap_or_else(|_| Err(silent())).and_then(|list| listed(&list)) {
+        let Ok(asked) = asked else {
+            if !self.answers().await && self.heard.load(Relaxed) == before {
+                self.failures = PATIENCE;
+                self.turn(Err(silent(LOOK_TIMEOUT + PROBE_TIMEOUT)));
+                // Others may answer what waits there.
+                self.hung.notify_waiters();
+            }
+            return;
+        };
+        match asked.and_then(|list| listed(&list)) {
             Ok(list) => {
                 self.failures = 0;
                 self.take(&list);
@@ -106,6 +128,17 @@ impl Upstream {
                 }
             }
         }
+    }
+
+    /// Asks for one token; returns whether anything comes back.
+    async fn answers(&self) -> bool {
+        let body = json!({"model": self.base, "prompt": "a", "max_tokens": 1}).to_string();
+        let context = Context::new("probe");
+        let asked = self.client.post("/completions", body.into(), &context);
+        timeout(PROBE_TIMEOUT, asked).await.is_ok_and(|answer| match answer {
+            Ok(_) => true,
+            Err(error) => error.code() != Some(UNREACHABLE),
+        })
     }
 
     /// Notes whether the server is there, and says so when that changes.
@@ -154,6 +187,8 @@ impl Upstream {
             model: name.into(),
             in_flight: Arc::new(AtomicU32::new(0)),
             lost: self.lost.clone(),
+            hung: self.hung.clone(),
+            heard: self.heard.clone(),
             linger: LINGER,
         });
         let (in_flight, is_there) = (remote.in_flight.clone(), self.is_there.clone());
