@@ -5,7 +5,10 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use engine::testing::{Function, Step};
-use engine::{Sequence, SequenceId, SequenceState, StopConditions, WorkerLoad};
+use engine::{
+    EmbedRequest, EmbedTextRequest, GenerateRequest, InferRequest, Sequence, SequenceId,
+    SequenceState, StopConditions, TextRequest, WorkerLoad,
+};
 use futures_util::StreamExt;
 
 use super::*;
