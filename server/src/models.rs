@@ -265,6 +265,20 @@ impl Models {
         self.changes.send_replace(());
     }
 
+    /// Forgets what a failed load announced of a name that nothing serves, so that a client's
+    /// failed loads leave nothing behind.
+    pub(crate) fn retract(&self, name: &str) {
+        let mut guard = self.write();
+        if let Some(entry) = guard.get_mut(name) {
+            entry.versions.retain(|_, state| !matches!(state, State::Loading));
+            if entry.versions.is_empty() {
+                guard.remove(name);
+            }
+        }
+        drop(guard);
+        self.changes.send_replace(());
+    }
+
     /// Takes every version of a name away.
     pub(crate) fn unload(&self, name: &str) {
         self.replace(name, Vec::new());

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 
-use crate::admin::{self, Exporter};
+use crate::admin::{self, Exporter, Processor};
 use crate::backend::{Backends, SharedTexts};
 use crate::buffers::Buffers;
 use crate::config::{Config, ModelsConfig, Origin};
@@ -107,6 +107,7 @@ impl Server {
             started,
             tasks: vec![accepting.clone(), work.clone(), admin.clone()],
             worker: None,
+            processor: Processor::default(),
         });
         let door = (&security, grpc_address.port(), &exporter);
         let http_address = open_http(&config, &shared, door, ends.clone()).await?;

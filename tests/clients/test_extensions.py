@@ -182,7 +182,7 @@ def test_the_statistics_equal_a_counted_load_of_each_version(served):
         refused(lambda: served.stub.ModelInfer(wrong), INVALID, "batch-size must be <= 8")
     (message,) = collect(served.stub, wrong)
     assert "batch-size must be <= 8" in message.error_message
-    assert counted(served, "batches") == {"1": (11, 3, 3, 0), "2": (11, 3, 3, 5)}
+    assert counted(served, "batches") == {"1": (11, 3, 3, 0), "2": (11, 3, 3, 0)}, "a refused request is not a failed one"
     assert counted(served, "batches", "1") == {"1": (11, 3, 3, 0)}
     denied(lambda: served.get_inference_statistics("batches", "7"), INVALID, "is not available")
 
@@ -206,3 +206,20 @@ def test_compressed_payloads_arrive_whole_both_ways(served, algorithm, kind):
     answer = served.infer("identity", [array_input("INPUT0", array)],
                           compression_algorithm=algorithm)
     assert np.array_equal(answer.as_numpy("OUTPUT0"), array)
+
+
+def test_responses_of_a_decoupled_model_count_by_their_index(served):
+    def counts():
+        # Other tests of the server ask the model too.
+        told = served.get_inference_statistics("repeat_int32").model_stats[0].response_stats
+        return np.array([(told[index].success.count, told[index].empty_response.count)
+                         for index in ("0", "1", "2")])
+
+    def grows(*requests):
+        before = counts()
+        collect(served.stub, *requests)
+        return (counts() - before).tolist()
+
+    assert grows(repeat(3, 1, 2), repeat(1)) == [[2, 0], [1, 0], [1, 0]]
+    assert grows(repeat(1, triton_enable_empty_final_response=True)) == [[1, 0], [0, 1], [0, 0]]
+    assert not served.get_inference_statistics("identity").model_stats[0].response_stats

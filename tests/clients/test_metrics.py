@@ -146,3 +146,44 @@ def test_blocks_that_come_back_are_counted_by_where_they_were(tmp_path, tier):
             ask(server, "small", letter * 64)
         becomes([3, 0] if tier == "host" else [0, 3], hits)
         becomes(48, lambda: counts(server, "small")["prefix_cache_hit_tokens"])
+
+
+def test_tritons_metrics_stand_beside_ours(stub, server):
+    def series(name, **labels):
+        inside = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+        return scrape(server, f"{name}{{{inside}}}")
+
+    def all_counts():
+        of = dict(model="batched", version="1")
+        return (series("nv_inference_request_success", **of), series("nv_inference_count", **of),
+                series("nv_inference_exec_count", **of),
+                series("nv_inference_request_failure", reason="BACKEND", **of))
+
+    row = tensor("INPUT0", "FP32", [3, 16])
+    before = all_counts()
+    for _ in range(2):
+        stub.ModelInfer(request("batched", [row], [floats(*range(48))]))
+    with pytest.raises(grpc.RpcError):
+        stub.ModelInfer(request("batched"))
+    assert [b - a for a, b in zip(before, all_counts())] == [2, 6, 2, 0]
+    text = page(server)
+    for part in ("request", "queue", "compute_input", "compute_infer", "compute_output"):
+        assert f'nv_inference_{part}_duration_us{{model="batched",version="1"}} ' in text
+    assert series("nv_inference_request_duration_us", model="batched", version="1") > 0
+    assert 'nv_inference_pending_request_count{model="batched",version="1"} 0' in text
+    for name in ("nv_cache_num_hits_per_model", "nv_cache_num_misses_per_model"):
+        assert f'{name}{{model="batched",version="1"}} 0' in text
+    assert 0 <= scrape(server, "nv_cpu_utilization") <= 1
+    assert 0 < scrape(server, "nv_cpu_memory_used_bytes") <= scrape(server, "nv_cpu_memory_total_bytes")
+    assert text.endswith("# EOF\n")
+
+
+def test_a_cancelled_request_has_tritons_reason(stub, server):
+    name = 'nv_inference_request_failure{model="mock",reason="CANCELED",version="1"}'
+    before = scrape(server, name)
+    stream = Stream(stub)
+    stream.send(text_request("mock", "x", max_tokens=500,
+                             extra=[tensor("stream", "BOOL", [1])], raw=[b"\x01"]))
+    stream.next()
+    stream.cancel()
+    eventually("it is counted", lambda: scrape(server, name) == before + 1)

@@ -115,7 +115,8 @@ def load(name, **parameters):
 
 CONFIG = '{"backend": "mock"}'
 REFUSALS = {
-    "not there": (load("nope"), INTERNAL, "failed to load 'nope'"),
+    "not there": (load("nope"), INTERNAL,
+                  "failed to load 'nope', failed to poll from model repository"),
     "broken config": (load("m", config="{"), INTERNAL, "failed to load 'm'"),
     "unknown field": (load("m", config='{"max_batch": 1}'), INTERNAL, "failed to load 'm'"),
     "unknown backend": (load("m", config='{"backend": "x"}'), INTERNAL, "failed to load 'm'"),
@@ -127,8 +128,9 @@ REFUSALS = {
     "unknown parameter": (load("m", colour="red"), INVALID, "colour"),
     "mistyped config": (load("m", config=1), INVALID, "'config'"),
     "mistyped file": (load("m", config=CONFIG, **{"file:1/w": "text"}), INVALID, "'file:1/w'"),
-    "no name": (load(""), INVALID, "model name"),
-    **{f"path {name}": (load(name), INVALID, "model name") for name in ("../m", "a/b", "..", ".")},
+    "no name": (load(""), INVALID, "Model name cannot be empty"),
+    "blank name": (load(" \t"), INVALID, "Model name cannot be empty"),
+    **{f"path {name}": (load(name), INVALID, "must not contain path traversal characters") for name in ("../m", "a/b", "..", ".")},
 }
 
 
@@ -140,6 +142,17 @@ def test_a_load_that_is_refused_leaves_the_old_version(explicit, case):
     refused(lambda: explicit.stub.RepositoryModelLoad(sent), code, fragment)
     assert infer(explicit, "m") == "1" and states(explicit)["m", "1"] == ("READY", "")
     assert not (explicit.root / "x").exists()
+
+
+def test_failed_loads_of_unknown_names_leave_nothing_behind(explicit):
+    before = explicit.get_model_repository_index()
+    for number in range(20):
+        refused(lambda: explicit.stub.RepositoryModelLoad(load(f"nope{number}")), INTERNAL, "failed to poll")
+        broken = load(f"odd{number}", config='{"backend": "x"}', **{"file:1/w": b""})
+        refused(lambda: explicit.stub.RepositoryModelLoad(broken), INTERNAL, f"failed to load 'odd{number}'")
+    assert explicit.get_model_repository_index() == before
+    unknown = "Request for unknown model: 'nope1' is not found"
+    refused(lambda: explicit.stub.ModelMetadata(pb.ModelMetadataRequest(name="nope1")), NOT_FOUND, unknown)
 
 
 def test_unloading_the_unknown_is_fine_and_its_parameters_are_checked(explicit):

@@ -15,6 +15,7 @@ from patience import PATIENCE_SECONDS, eventually
 from test_metrics import requests_total
 from test_repository import declared
 from test_rest_validation import refused
+from test_stream import collect, repeat
 from wire import await_running, call, json_tensor, write_model
 
 EXTENSIONS = {"classification", "sequence", "model_repository", "schedule_policy", "statistics",
@@ -107,7 +108,7 @@ def test_statistics_count_requests_and_have_the_caches_members(web):
     after = count()
     count_of = lambda stats, part: stats["inference_stats"][part]["count"]
     moved = lambda part: count_of(after, part) - count_of(before, part)
-    assert (moved("success"), moved("fail")) == (1, 1)
+    assert (moved("success"), moved("fail")) == (1, 0)
     assert after["inference_count"] - before["inference_count"] == 3
     assert after["execution_count"] - before["execution_count"] == 1
     assert after["last_inference"] > 1.7e12
@@ -211,3 +212,12 @@ def test_a_gateway_that_asks_gets_the_load_with_the_answer(gateway, route, form)
         found = json.loads(load.removeprefix("JSON "))["named_metrics"]
     assert set(found) == {"kv_cache_utilization", "max_token_capacity"}
     assert call(gateway, f"/v2/models/{route}", body).headers["endpoint-load-metrics"] is None
+
+
+def test_response_stats_are_told_over_rest(web, stub):
+    collect(stub, repeat(1, 2))
+    (told,) = web.get_inference_statistics("repeat_int32")["model_stats"]
+    assert told["response_stats"]["1"]["success"]["count"] >= 1
+    assert set(told["response_stats"]["0"]) == {"compute_infer", "compute_output", "success", "fail",
+                                                "empty_response", "cancel"}
+    assert web.get_inference_statistics("identity")["model_stats"][0]["response_stats"] == {}

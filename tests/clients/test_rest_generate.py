@@ -247,3 +247,12 @@ def test_a_stream_that_is_short_enough_outlives_the_shutdown():
             server.terminate()
             assert len(list(iter(lambda: event(answer), None))) == 9
         assert server.wait() == 0
+
+
+@pytest.mark.parametrize("route", ["generate", "generate_stream"])
+@pytest.mark.parametrize("body", ['{"text_input": "a", "max_tokens": 1, "max_tokens": 2}',
+                                  '{"text_input": "a", "text_input": "b"}',
+                                  '{"text_input": "a", "parameters": {"max_tokens": 1, "max_tokens": 2}}'])
+def test_a_key_that_is_there_twice_is_refused(served, route, body):
+    reply = call(served, f"/v2/models/quick/{route}", body.encode())
+    assert reply.status == 400 and b"duplicate field" in reply.body, reply

@@ -17,6 +17,7 @@ use engine::{Tasks, WorkerLoad};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
+use super::triton::{self, Processor};
 use crate::buffers::Buffers;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::Models;
@@ -34,6 +35,8 @@ pub(crate) struct Exporter {
     pub tasks: Vec<Tasks>,
     /// What has frontends' calls, in a worker.
     pub worker: Option<WorkerServer>,
+    /// Measures the processor between scrapes.
+    pub processor: Processor,
 }
 
 impl Exporter {
@@ -75,6 +78,7 @@ impl Exporter {
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
             Ok(()) => {
+                triton::add(&mut text, &self.models.ready(), &self.processor);
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 ([(header::CONTENT_TYPE, kind)], text).into_response()
             }

@@ -1,5 +1,7 @@
 //! The operator's door: metrics.
 
 mod metrics;
+mod triton;
 
 pub(crate) use metrics::{Exporter, router};
+pub(crate) use triton::Processor;

@@ -25,7 +25,7 @@ use super::handoff::Handoffs;
 use super::many::many;
 use super::peers::Peers;
 use super::planes::{self, Planes};
-use crate::admin::Exporter;
+use crate::admin::{Exporter, Processor};
 use crate::backend::SharedTexts;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -155,6 +155,7 @@ impl Worker {
                 started,
                 tasks: vec![following.clone(), tasks.clone()],
                 worker: Some(server.clone()),
+                processor: Processor::default(),
             };
             let security = Security { tls: None, keys: None };
             let opened = open_metrics(wanted, Arc::new(exporter), &security, &tasks).await?;

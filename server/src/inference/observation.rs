@@ -14,7 +14,7 @@ use super::Call;
 use crate::buffers::Held;
 use crate::metrics::{Metrics, RequestLabels, RpcLabels};
 use crate::models::Model;
-use crate::statistics::Timing;
+use crate::statistics::{Responded, Timing};
 use crate::status;
 use crate::trace::{Steps, Trace, Traces};
 
@@ -31,6 +31,9 @@ pub(crate) struct Observation {
     input: Duration,
     output: Duration,
     queue: Duration,
+    /// Responses so far, and when the last one was sent.
+    responses: usize,
+    responded: Instant,
     /// Tokens of the prompts and of the texts, where the request is for texts.
     tokens: (u32, u32),
     /// The client's name for the request and its span.
@@ -55,6 +58,8 @@ impl Observation {
             input: Duration::ZERO,
             output: Duration::ZERO,
             queue: Duration::ZERO,
+            responses: 0,
+            responded: Instant::now(),
             tokens: (0, 0),
             origin: Default::default(),
             held: None,
@@ -82,6 +87,7 @@ impl Observation {
     pub(crate) fn begin_work(&mut self, model: Arc<Model>, batch: u64, context: &Context) {
         let (id, parent) = (context.id(), context.trace_parent());
         self.input = self.started.elapsed();
+        self.responded = Instant::now();
         self.batch = batch;
         if tracing::enabled!(tracing::Level::DEBUG) {
             self.origin = (id.to_owned(), parent.map(str::to_owned));
@@ -99,9 +105,6 @@ impl Observation {
     pub(crate) fn refused(&mut self, model: Option<Arc<Model>>, error: &Error) {
         let label = model.as_ref().map_or_else(|| "".into(), |model| model.name.clone());
         self.count(label, status::code_of(error));
-        if let Some(model) = model {
-            model.statistics.failed(self.started.elapsed());
-        }
         self.is_over = true;
     }
 
@@ -112,9 +115,21 @@ impl Observation {
         }
     }
 
-    /// Adds time spent on encoding a response.
-    pub(crate) fn encoded(&mut self, time: Duration) {
-        self.output += time;
+    /// Counts a response, and the time spent on encoding it.
+    pub(crate) fn encoded(&mut self, output: Duration, is_empty: bool) {
+        self.output += output;
+        let Some(model) = self.model.as_ref().filter(|model| model.config.decoupled) else {
+            return;
+        };
+        let now = Instant::now();
+        let infer = (now - self.responded).saturating_sub(output);
+        let response = match is_empty {
+            true => Responded::Empty { infer },
+            false => Responded::Full { infer, output },
+        };
+        model.statistics.responded(self.responses, response);
+        self.responses += 1;
+        self.responded = now;
     }
 
     /// Notes what a text cost so far.
@@ -167,7 +182,15 @@ impl Observation {
                 Timing { total, input: self.input, queue: self.queue, output: self.output };
             model.statistics.succeeded(timing, self.batch);
         } else {
-            model.statistics.failed(total);
+            model.statistics.failed(total, code);
+            if model.config.decoupled {
+                let infer = self.responded.elapsed();
+                let response = match code {
+                    Code::Cancelled => Responded::Canceled { infer },
+                    _ => Responded::Failed { infer },
+                };
+                model.statistics.responded(self.responses, response);
+            }
         }
         self.count(model.name.clone(), code);
     }

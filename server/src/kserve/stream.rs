@@ -352,7 +352,7 @@ impl Active {
             parameters: &output.parameters,
         };
         let bytes = tensor::wire::encode_stream_response(&head, &output.tensors, is_last);
-        self.observation.encoded(started.elapsed());
+        self.observation.encoded(started.elapsed(), output.tensors.is_empty());
         Ok(Reply::Encoded(bytes))
     }
 }

@@ -283,12 +283,18 @@ impl Repository {
                  the server needs --model-control-mode explicit",
             ));
         }
-        let is_path = name.contains(['/', '\\', '\0']) || name == "." || name == "..";
-        let is_odd = name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control);
-        match name.is_empty() || is_path || is_odd {
+        // Triton's sentences.
+        if name.trim().is_empty() {
+            return Err(Error::invalid("Model name cannot be empty"));
+        }
+        if name.contains(['/', '\\']) || name == "." || name == ".." {
+            let text = format!("Model name '{name}' must not contain path traversal characters");
+            return Err(Error::invalid(text));
+        }
+        match name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
             true => Err(Error::invalid(format!(
-                "model name must not be empty, contain path separators or control characters, \
-                 or have more than {MAX_NAME_BYTES} bytes"
+                "Model name must not contain control characters or have more than \
+                 {MAX_NAME_BYTES} bytes"
             ))),
             false => Ok(()),
         }
@@ -316,20 +322,30 @@ impl Repository {
         let lock = self.lock(&name);
         let _turn = lock.lock().await;
         let (repository, named) = (self.clone(), name.clone());
-        let make = move || repository.make(&named, overrides);
+        let make = move || {
+            repository.make(&named, overrides).map_err(|why| (why, repository.is_known(&named)))
+        };
         let made = tokio::task::spawn_blocking(make).await;
-        match made.unwrap_or_else(|error| Err(format!("the loader failed: {error}"))) {
+        match made.unwrap_or_else(|error| Err((format!("the loader failed: {error}"), true))) {
             Ok(models) => {
                 let versions: Vec<u64> = models.iter().map(|(version, _)| *version).collect();
                 self.models.replace(&name, models);
                 tracing::info!(model = name, ?versions, "model ready");
                 Ok(())
             }
-            Err(why) => {
-                self.models.fail(&name, &why);
+            Err((why, is_known)) => {
+                match is_known {
+                    true => self.models.fail(&name, &why),
+                    false => self.models.retract(&name),
+                }
                 Err(why)
             }
         }
+    }
+
+    /// Returns whether the command line or a repository has a model of this name; reads folders.
+    fn is_known(&self, name: &str) -> bool {
+        self.given.contains_key(name) || self.scan().is_ok_and(|found| found.contains_key(name))
     }
 
     /// Makes the models of a name; blocks.
@@ -377,7 +393,9 @@ impl Repository {
             };
         }
         let folders = self.scan()?;
-        let folder = folders.get(name).ok_or("no such model is in a repository")?;
+        let folder = folders
+            .get(name)
+            .ok_or("failed to poll from model repository: it has no such model")?;
         Definition::read(name, folder, config.as_deref())
     }
 

@@ -94,6 +94,18 @@ fn model_statistics(model: &wire::ModelStatistics) -> Value {
     ];
     let parts: Map<String, Value> =
         parts.into_iter().map(|(name, part)| (name.to_owned(), duration(part))).collect();
+    let responses = model.response_stats.iter().map(|(index, response)| {
+        let response = json!({
+            "compute_infer": duration(&response.compute_infer),
+            "compute_output": duration(&response.compute_output),
+            "success": duration(&response.success),
+            "fail": duration(&response.fail),
+            "empty_response": duration(&response.empty_response),
+            "cancel": duration(&response.cancel),
+        });
+        (index.clone(), response)
+    });
+    let responses: Map<String, Value> = responses.collect();
     let batches: Vec<Value> = model
         .batch_stats
         .iter()
@@ -113,7 +125,7 @@ fn model_statistics(model: &wire::ModelStatistics) -> Value {
         "inference_count": model.inference_count,
         "execution_count": model.execution_count,
         "inference_stats": parts,
-        "response_stats": {},
+        "response_stats": responses,
         "batch_stats": batches,
         "memory_usage": [],
     })

@@ -4,6 +4,7 @@
 //! a nested object `parameters` count like those beside it. Triton's extension and the Open
 //! Inference Protocol's generate share these routes: the latter's keys are a text model's inputs.
 
+use std::fmt;
 use std::time::Instant;
 
 use axum::body::Body;
@@ -15,6 +16,8 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, header};
 use proto::Envelope;
 use proto::inference::model_infer_request::InferInputTensor;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tensor::wire::ResponseHead;
 use tensor::{Tensor, TensorSpec, parameters, shape};
@@ -36,7 +39,10 @@ pub(super) async fn generate(
     let received = receive::receive(request, &rest.intake).await?;
     let observation = rest.shared.observe("HttpGenerate");
     let asked = rest.shared.models.get(&path.model, &path.version).and_then(|model| {
-        let read = || envelope(&model, &path, receive::json(&received)?, false);
+        let read = || {
+            let Keys(body) = receive::json(&received)?;
+            envelope(&model, &path, body, false)
+        };
         let envelope = heavy(received.body.len(), read)?;
         // A decoupled tensor model may give exactly one response; it is asked and counted.
         Ok(rest.asked(envelope, &received, model.text.is_some()))
@@ -64,7 +70,10 @@ pub(super) async fn generate_stream(
         .admit()
         .and_then(|()| rest.shared.models.get(&path.model, &path.version))
         .and_then(|model| {
-            let read = || envelope(&model, &path, receive::json(&received)?, true);
+            let read = || {
+                let Keys(body) = receive::json(&received)?;
+                envelope(&model, &path, body, true)
+            };
             let envelope = heavy(received.body.len(), read)?;
             Ok(rest.asked(envelope, &received, false))
         })
@@ -180,7 +189,7 @@ impl Events {
             parameters: &output.parameters,
         };
         let json = object(&head, &output.tensors);
-        self.observation.encoded(started.elapsed());
+        self.observation.encoded(started.elapsed(), output.tensors.is_empty());
         json
     }
 
@@ -217,6 +226,41 @@ fn object(head: &ResponseHead<'_>, tensors: &[Tensor]) -> Result<Vec<u8>> {
     }
     json.push(b'}');
     Ok(json)
+}
+
+/// The members of a JSON object, none of which is there twice: which one counts would be a guess.
+struct Keys(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(KeysVisitor)
+    }
+}
+
+struct KeysVisitor;
+
+impl<'de> Visitor<'de> for KeysVisitor {
+    type Value = Keys;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> std::result::Result<Keys, A::Error> {
+        let mut keys = Map::new();
+        while let Some(key) = members.next_key::<String>()? {
+            if keys.contains_key(&key) {
+                return Err(A::Error::custom(format!("duplicate field `{key}`")));
+            }
+            let value: &RawValue = members.next_value()?;
+            let value = match key == "parameters" && value.get().starts_with('{') {
+                true => serde_json::from_str(value.get()).map(|Keys(nested)| nested.into()),
+                false => serde_json::from_str(value.get()),
+            };
+            keys.insert(key, value.map_err(A::Error::custom)?);
+        }
+        Ok(Keys(keys))
+    }
 }
 
 /// Makes a request of a JSON object.
