@@ -1,5 +1,5 @@
-//! The operator's door: metrics.
+//! The operator's door: metrics and probes.
 
 mod metrics;
 
-pub(crate) use metrics::{Exporter, router};
+pub(crate) use metrics::{Exporter, probes, router};
