@@ -47,6 +47,8 @@ pub struct Config {
     pub security: SecurityConfig,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// What the names of metrics begin with.
+    pub metrics_prefix: String,
     /// What requests under way get to finish at shutdown.
     pub shutdown_grace: Duration,
     /// How long threads look for the next request before they sleep.
@@ -150,6 +152,7 @@ impl Config {
             openai: OpenAiConfig::from_args(&args.openai)?,
             security: SecurityConfig::from_args(&args.security)?,
             metrics: metrics(&args.process)?,
+            metrics_prefix: args.process.metrics_prefix.clone(),
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
             busy_poll: Duration::from_micros(args.process.busy_poll_us),
         })
@@ -168,6 +171,7 @@ impl Config {
             openai: OpenAiConfig::from_args(&args.openai)?,
             security: SecurityConfig::from_args(&args.security)?,
             metrics: metrics(&args.process)?,
+            metrics_prefix: args.process.metrics_prefix.clone(),
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
             busy_poll: Duration::from_micros(args.process.busy_poll_us),
         })

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use server::args::{self, Action, BenchAction, ProcessArgs};
+use clap::ArgMatches;
+use server::args::{self, Action, BenchAction, Note, Parsed, ProcessArgs};
 use server::config::{Config, threads};
 use server::fleet::{self, WorkerConfig};
 use server::security::{self, Minted};
@@ -17,34 +18,38 @@ use server::{bench, chat, pages, serve, shutdown, telemetry};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let (action, matches) = match args::parse() {
+    let Parsed { action, matches, notes } = match args::parse() {
         Ok(parsed) => parsed,
         Err(error) => error.exit(),
     };
     let done = match &action {
         Action::Serve(args) => match args.process.dump_config {
-            true => print(&args::dump("serve", &matches)),
-            false => Config::from_args(args)
-                .map_err(Into::into)
-                .and_then(|config| start(&args.process, |log| serve::run(config, log))),
+            true => print(&args::dump("serve", &matches, &notes)),
+            false => Config::from_args(args).map_err(Into::into).and_then(|config| {
+                write_dump("serve", &args.process, (&matches, &notes))?;
+                start(&args.process, &notes, |log| serve::run(config, log))
+            }),
         },
         Action::Up(args) => match args.process.dump_config {
-            true => print(&args::dump("up", &matches)),
-            false => UpConfig::from_args(args, &matches)
-                .map_err(Into::into)
-                .and_then(|config| start(&args.process, |_| up::run(config))),
+            true => print(&args::dump("up", &matches, &notes)),
+            false => UpConfig::from_args(args, &matches).map_err(Into::into).and_then(|config| {
+                write_dump("up", &args.process, (&matches, &notes))?;
+                start(&args.process, &notes, |_| up::run(config))
+            }),
         },
         Action::Worker(args) => match args.process.dump_config {
-            true => print(&args::dump("worker", &matches)),
-            false => WorkerConfig::from_args(args)
-                .map_err(Into::into)
-                .and_then(|config| start(&args.process, |_| fleet::work(config))),
+            true => print(&args::dump("worker", &matches, &notes)),
+            false => WorkerConfig::from_args(args).map_err(Into::into).and_then(|config| {
+                write_dump("worker", &args.process, (&matches, &notes))?;
+                start(&args.process, &notes, |_| fleet::work(config))
+            }),
         },
         Action::Frontend(args) => match args.process.dump_config {
-            true => print(&args::dump("frontend", &matches)),
-            false => Config::of_frontend(args)
-                .map_err(Into::into)
-                .and_then(|config| start(&args.process, |log| serve::run(config, log))),
+            true => print(&args::dump("frontend", &matches, &notes)),
+            false => Config::of_frontend(args).map_err(Into::into).and_then(|config| {
+                write_dump("frontend", &args.process, (&matches, &notes))?;
+                start(&args.process, &notes, |log| serve::run(config, log))
+            }),
         },
         Action::Key(key) => security::mint(&key.name, &key.scopes, &key.models)
             .map_err(Into::into)
@@ -74,9 +79,22 @@ fn print(text: &str) -> Result<(), Box<dyn std::error::Error>> {
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
+/// Writes the configuration in force to the file of `--dump-config-to`, if there is one.
+fn write_dump(
+    role: &str,
+    process: &ProcessArgs,
+    (matches, notes): (&ArgMatches, &[Note]),
+) -> Result<(), Box<dyn std::error::Error>> {
+    let Some(path) = &process.dump_config_to else { return Ok(()) };
+    std::fs::write(path, args::dump(role, matches, notes))
+        .map_err(|error| format!("--dump-config-to: cannot write `{}`: {error}", path.display()))?;
+    Ok(())
+}
+
 /// Starts logs and the runtime, and plays a role in it to its end.
 fn start<F>(
     process: &ProcessArgs,
+    notes: &[Note],
     role: impl FnOnce(telemetry::Logging) -> F,
 ) -> Result<(), Box<dyn std::error::Error>>
 where
@@ -84,6 +102,12 @@ where
 {
     let most = process.log_buffered_lines as usize;
     let (logging, _writer) = telemetry::start(&process.log_level, process.log_format, most)?;
+    for note in notes {
+        match note.is_warning {
+            true => tracing::warn!("{}", note.text),
+            false => tracing::info!("{}", note.text),
+        }
+    }
     if process.end_with_stdin {
         std::thread::Builder::new().name("stdin".to_owned()).spawn(|| {
             let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());

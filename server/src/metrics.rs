@@ -183,7 +183,13 @@ impl Metrics {
     }
 
     /// Makes the metrics and registers them under `stator_`.
+    #[cfg(test)]
     pub(crate) fn new(registry: &mut Registry) -> Self {
+        Self::named(registry, "stator")
+    }
+
+    /// Registers the metrics under names with this prefix.
+    pub(crate) fn named(registry: &mut Registry, prefix: &str) -> Self {
         let metrics = Self {
             requests: Family::default(),
             in_flight: Family::default(),
@@ -219,7 +225,7 @@ impl Metrics {
             dropped_log_lines: Counter::default(),
             uptime: Gauge::default(),
         };
-        let registry = registry.sub_registry_with_prefix("stator");
+        let registry = registry.sub_registry_with_prefix(prefix);
         metrics.register(registry);
         metrics.register_handoffs(registry);
         metrics

@@ -88,7 +88,7 @@ impl Server {
         let started = Instant::now();
         let security = Security::load(&config.security).map_err(ServeError::Start)?;
         let mut registry = Registry::default();
-        let metrics = Arc::new(Metrics::new(&mut registry));
+        let metrics = Arc::new(Metrics::named(&mut registry, &config.metrics_prefix));
         let (ends, admin) = (Ends::default(), Tasks::new());
         let (accepting, work) = (ends.accepting.clone(), ends.work.clone());
         let (reporter, health_service) = tonic_health::server::health_reporter();
@@ -393,7 +393,7 @@ pub(crate) async fn open_metrics(
     let socket = bind("--metrics-port", wanted).await?;
     let found = address("--metrics-port", &socket, wanted)?;
     let waited = exporter.metrics.waited("metrics");
-    let router = admin::router("/metrics", exporter);
+    let router = admin::router("/metrics", exporter.clone()).merge(admin::probes(exporter));
     let router = protect(router, security.keys.as_ref(), &Paths::default(), &[]);
     let listener = Listener {
         socket,

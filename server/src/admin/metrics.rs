@@ -90,6 +90,25 @@ impl Exporter {
     }
 }
 
+/// Makes the routes of probes, for the listener of metrics: a worker has no other.
+pub(crate) fn probes(exporter: Arc<Exporter>) -> Router {
+    let json = |status: StatusCode, word: &str| {
+        let kind = [(header::CONTENT_TYPE, "application/json")];
+        (status, kind, format!("{{\"status\":\"{word}\"}}")).into_response()
+    };
+    let health = move |State(exporter): State<Arc<Exporter>>| async move {
+        let models = &exporter.models;
+        // The first group ends when the process is told to.
+        let is_ending = exporter.tasks.first().is_some_and(Tasks::is_cancelled);
+        match models.are_ready() && !is_ending && !models.ready().is_empty() {
+            true => json(StatusCode::OK, "healthy"),
+            false => json(StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
+        }
+    };
+    let live = move || async move { json(StatusCode::OK, "live") };
+    Router::new().route("/health", get(health)).route("/live", get(live)).with_state(exporter)
+}
+
 /// Makes the route at a path.
 pub(crate) fn router(path: &str, exporter: Arc<Exporter>) -> Router {
     let scrape = |State(exporter): State<Arc<Exporter>>| async move { exporter.render() };

@@ -1,7 +1,7 @@
-//! The operator's door: metrics.
+//! The operator's door: metrics and probes.
 
 mod metrics;
 mod triton;
 
-pub(crate) use metrics::{Exporter, router};
+pub(crate) use metrics::{Exporter, probes, router};
 pub(crate) use triton::Processor;

@@ -3,16 +3,20 @@
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
-/// Returns a role's configuration in force as a TOML file, with the origin of each value.
-pub fn dump(role: &str, matches: &ArgMatches) -> String {
+use super::Note;
+
+/// Returns a role's configuration in force as a TOML file, with the origin of each value, and what
+/// there is to say of names that are not ours.
+pub fn dump(role: &str, matches: &ArgMatches, notes: &[Note]) -> String {
     let command = super::command();
     let Some(role) = command.find_subcommand(role) else {
         return String::new();
     };
-    let mut out = String::new();
+    let notes = notes.iter().map(|note| format!("# {}\n", note.text.replace('\n', " ")));
+    let mut out: String = notes.collect();
     for arg in role.get_arguments() {
         let id = arg.get_id().as_str();
-        if matches!(id, "config" | "dump_config" | "help") {
+        if super::NO_SETTINGS.contains(&id) {
             continue;
         }
         let Ok(Some(values)) = matches.try_get_raw(id) else {

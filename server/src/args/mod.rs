@@ -13,6 +13,7 @@ mod grpc;
 mod http;
 mod mock;
 mod models;
+mod names;
 mod openai;
 mod planes;
 mod process;
@@ -38,6 +39,7 @@ pub use grpc::GrpcArgs;
 pub use http::HttpArgs;
 pub use mock::MockArgs;
 pub use models::ModelArgs;
+pub use names::Note;
 pub use openai::{FormatArgs, OpenAiArgs};
 pub use planes::{PlaneArgs, SocketArgs};
 pub use process::ProcessArgs;
@@ -48,23 +50,10 @@ pub use trace::TraceArgs;
 pub use up::{Passed, UpArgs, passed, withheld};
 pub use upstream::UpstreamArgs;
 
-/// Names of the reference's variables that mean one of ours.
-const ALIASES: [(&str, &str); 2] = [
-    ("DYN_GRPC_INITIAL_CONNECTION_WINDOW_SIZE", "grpc_connection_window_bytes"),
-    ("DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE", "grpc_stream_window_bytes"),
-];
+use names::Environment;
 
-/// The reference's variables that move a route, and the route.
-const PATH_ALIASES: [(&str, &str); 8] = [
-    ("DYN_HTTP_SVC_CHAT_PATH", "chat"),
-    ("DYN_HTTP_SVC_CMP_PATH", "completions"),
-    ("DYN_HTTP_SVC_EMB_PATH", "embeddings"),
-    ("DYN_HTTP_SVC_RERANK_PATH", "rerank"),
-    ("DYN_HTTP_SVC_RESPONSES_PATH", "responses"),
-    ("DYN_HTTP_SVC_ANTHROPIC_PATH", "messages"),
-    ("DYN_HTTP_SVC_MODELS_PATH", "models"),
-    ("DYN_HTTP_SVC_HEALTH_PATH", "health"),
-];
+/// Flags that say what is done with the configuration, and are no settings of it.
+const NO_SETTINGS: [&str; 4] = ["config", "dump_config", "dump_config_to", "help"];
 
 /// What stands below the flags of a role.
 const AFTER_HELP: &str = "A MODEL is a GGUF file, a directory of safetensors, NAME=FILE, or a \
@@ -148,32 +137,62 @@ pub struct ServeArgs {
     pub process: ProcessArgs,
 }
 
-/// Reads the command line of this process; the matches are those of the action.
-///
-/// Errors: clap's, which print usage and know their exit code (0 for `--help`).
-pub fn parse() -> Result<(Action, ArgMatches), clap::Error> {
-    parse_from(std::env::args_os(), |name| std::env::var_os(name))
+/// A command line that was read.
+#[derive(Debug)]
+pub struct Parsed {
+    pub action: Action,
+    /// The matches of the action.
+    pub matches: ArgMatches,
+    /// What is to be said of names that are not ours.
+    pub notes: Vec<Note>,
 }
 
-/// Reads a command line with the given environment for the aliases.
+/// Reads the command line of this process.
+///
+/// Errors: clap's, which print usage and know their exit code (0 for `--help`).
+pub fn parse() -> Result<Parsed, clap::Error> {
+    let text = |(name, value): (OsString, OsString)| {
+        (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+    };
+    parse_from(std::env::args_os(), &std::env::vars_os().map(text).collect())
+}
+
+/// Reads a command line with the given environment for the names of others.
 fn parse_from(
     args: impl IntoIterator<Item = OsString>,
-    variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<(Action, ArgMatches), clap::Error> {
-    let args: Vec<OsString> = args.into_iter().collect();
-    let first = command().try_get_matches_from(&args)?;
-    // A new one, since parsing changes a command.
+    environment: &Environment,
+) -> Result<Parsed, clap::Error> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
     let mut command = command();
-    if let Some((role, matches)) = first.subcommand().filter(|(name, _)| ROLES.contains(name)) {
-        if let Some(path) = matches.get_one::<PathBuf>("config") {
-            command = with_file(command, role, path)?;
+    let mut notes = Vec::new();
+    let refuse = |command: &mut Command, why: String| {
+        command.error(clap::error::ErrorKind::ValueValidation, why)
+    };
+    if let Some(role) = role(&args) {
+        let read = names::read_flags(args, &command, (&role, environment));
+        (args, notes) = read.map_err(|why| refuse(&mut command, why))?;
+        let first = self::command().try_get_matches_from(&args)?;
+        let matches = first.subcommand().map(|(_, matches)| matches);
+        if let Some(path) = matches.and_then(|matches| matches.get_one::<PathBuf>("config")) {
+            command = with_file(command, &role, path)?;
         }
-        command = with_aliases(command, role, variable);
+        let read = names::read_variables(&command, (&role, environment));
+        let (settings, more) = read.map_err(|why| refuse(&mut command, why))?;
+        for (id, values) in settings {
+            command = with_default(command, &role, &id, values);
+        }
+        notes.extend(more);
     }
     let matches = command.try_get_matches_from(&args)?;
     let action = Cli::from_arg_matches(&matches)?.command;
     let matches = matches.subcommand().map(|(_, m)| m.clone()).unwrap_or_default();
-    Ok((action, matches))
+    Ok(Parsed { action, matches, notes })
+}
+
+/// Returns the role that a command line starts.
+fn role(args: &[OsString]) -> Option<String> {
+    let first = args.get(1)?.to_str()?;
+    ROLES.contains(&first).then(|| first.to_owned())
 }
 
 /// Returns the command line's grammar. Workers share a machine with one another, so that they take
@@ -182,28 +201,6 @@ fn command() -> Command {
     Cli::command().mut_subcommand("worker", |worker| {
         worker.mut_arg("metrics_port", |port| port.default_value("0"))
     })
-}
-
-/// Makes the values of the reference's variables the defaults of their flags.
-fn with_aliases(
-    mut command: Command,
-    role: &str,
-    variable: impl Fn(&str) -> Option<OsString>,
-) -> Command {
-    for (alias, id) in ALIASES {
-        if let Some(value) = variable(alias) {
-            let value = value.to_string_lossy().into_owned();
-            command = with_default(command, role, id, vec![value]);
-        }
-    }
-    let moved = |(alias, name): (&str, &str)| {
-        variable(alias).map(|path| format!("{name}={}", path.to_string_lossy()))
-    };
-    let moves: Vec<String> = PATH_ALIASES.into_iter().filter_map(moved).collect();
-    match moves.is_empty() {
-        true => command,
-        false => with_default(command, role, "openai_path", moves),
-    }
 }
 
 /// Makes the values of a TOML file the defaults of their flags.
@@ -220,7 +217,7 @@ fn with_file(mut command: Command, role: &str, path: &Path) -> Result<Command, c
     for (key, value) in table {
         let id = key.replace('-', "_");
         let is_known = has(&command, role, &id);
-        if !is_known || matches!(id.as_str(), "config" | "dump_config" | "help") {
+        if !is_known || NO_SETTINGS.contains(&id.as_str()) {
             return Err(fail(&mut command, format!("`{shown}`: no setting is called `{key}`")));
         }
         let values = match value {

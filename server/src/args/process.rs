@@ -13,9 +13,13 @@ pub struct ProcessArgs {
     /// Address of the metrics listener
     #[arg(long, value_name = "HOST", default_value = "0.0.0.0", env = "STATOR_METRICS_HOST")]
     pub metrics_host: String,
-    /// Port of /metrics; 0 takes a free one
+    /// Port of /metrics, /health and /live; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 8002, env = "STATOR_METRICS_PORT")]
     pub metrics_port: u16,
+    /// What the names of metrics begin with; those of Triton keep their own
+    #[arg(long, value_name = "PREFIX", default_value = "stator", env = "STATOR_METRICS_PREFIX")]
+    #[arg(value_parser = metrics_prefix)]
+    pub metrics_prefix: String,
     /// Do not serve metrics
     #[arg(long, env = "STATOR_NO_METRICS")]
     pub no_metrics: bool,
@@ -52,4 +56,18 @@ pub struct ProcessArgs {
     /// Print the configuration in force, with where each value is from, and end
     #[arg(long)]
     pub dump_config: bool,
+    /// Write the configuration in force to a file, as --dump-config prints it, and go on
+    #[arg(long, value_name = "FILE", env = "STATOR_DUMP_CONFIG_TO")]
+    pub dump_config_to: Option<PathBuf>,
+}
+
+/// Reads what names of metrics may begin with.
+fn metrics_prefix(text: &str) -> Result<String, String> {
+    let is_start = |c: char| c.is_ascii_alphabetic() || c == '_';
+    let is_name =
+        text.starts_with(is_start) && text.chars().all(|c| is_start(c) || c.is_ascii_digit());
+    match is_name {
+        true => Ok(text.to_owned()),
+        false => Err("expected letters, digits and `_`, and no digit first".to_owned()),
+    }
 }

@@ -4,13 +4,17 @@ use super::*;
 
 fn parse(args: &[&str], alias: Option<&str>) -> Result<(ServeArgs, ArgMatches), String> {
     let args = ["stator", "serve"].iter().chain(args).map(OsString::from);
-    let variable = |name: &str| {
-        alias.filter(|_| name == "DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE").map(OsString::from)
-    };
-    match parse_from(args, variable).map_err(|error| error.to_string())? {
-        (Action::Serve(serve), matches) => Ok((*serve, matches)),
-        (other, _) => Err(format!("{other:?} is not `serve`")),
+    let name = || "DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE".to_owned();
+    let environment = alias.map(|value| (name(), value.to_owned())).into_iter().collect();
+    let parsed = parse_from(args, &environment).map_err(|error| error.to_string())?;
+    match parsed.action {
+        Action::Serve(serve) => Ok((*serve, parsed.matches)),
+        other => Err(format!("{other:?} is not `serve`")),
     }
+}
+
+fn empty() -> Environment {
+    Environment::new()
 }
 
 fn file(name: &str, text: &str) -> String {
@@ -54,44 +58,45 @@ fn a_value_that_does_not_parse_stops_the_start_wherever_it_is_from() {
 fn the_dump_is_a_file_that_gives_the_same_configuration() {
     let args = ["--grpc-port", "9", "--builtin", "identity", "--log-level", "debug", "a=b.gguf"];
     let (_, matches) = parse(&args, None).unwrap();
-    let text = dump("serve", &matches);
+    let text = dump("serve", &matches, &[]);
     assert!(text.contains("grpc-port = 9 # flag\n"), "{text}");
     assert!(text.contains("metrics-port = 8002 # default\n"), "{text}");
     let (args, matches) = parse(&["--config", &file("dump", &text)], None).unwrap();
     assert_eq!((args.grpc.grpc_port, args.models.builtin), (9, vec!["identity".to_owned()]));
     assert_eq!(args.models.models, ["a=b.gguf"]);
-    assert!(dump("serve", &matches).contains("grpc-port = 9 # file or alias\n"));
+    assert!(dump("serve", &matches, &[]).contains("grpc-port = 9 # file or alias\n"));
 }
 
 #[test]
 fn every_role_has_its_own_flags_and_defaults() {
     let parse = |args: &[&str]| {
         let args = std::iter::once(&"stator").chain(args).map(OsString::from);
-        parse_from(args, |_| Some("/moved".into())).map_err(|error| error.to_string())
+        let moved = ("DYN_HTTP_SVC_CHAT_PATH".to_owned(), "/moved".to_owned());
+        parse_from(args, &[moved].into()).map_err(|error| error.to_string())
     };
     let path = file("role", "metrics-host = \"::1\"\nnamespace = \"blue\"\n");
-    let Action::Worker(worker) = parse(&["worker", "a.gguf", "--config", &path]).unwrap().0 else {
+    let Action::Worker(worker) = parse(&["worker", "a.gguf", "--config", &path]).unwrap().action
+    else {
         panic!("it is a worker");
     };
     let ports = (worker.process.metrics_port, worker.process.metrics_host.as_str());
     assert_eq!((ports, worker.namespace.as_str()), ((0, "::1"), "blue"));
     assert_eq!(worker.models.models, ["a.gguf"]);
-    let unmoved = parse_from(["stator", "frontend"].map(OsString::from), |_| None).unwrap().0;
+    let unmoved = parse_from(["stator", "frontend"].map(OsString::from), &empty()).unwrap().action;
     let Action::Frontend(frontend) = unmoved else { panic!("it is a frontend") };
     assert_eq!((frontend.process.metrics_port, frontend.grpc.grpc_port), (8002, 8001));
     let wrong = parse(&["frontend", "--threads", "1"]).unwrap_err();
     assert!(wrong.contains("--threads"), "{wrong}");
     let models = file("models", "models = [\"a.gguf\"]\n");
-    let unmoved = |_: &str| None;
     let args = ["stator", "frontend", "--config", &models].map(OsString::from);
-    let wrong = parse_from(args, unmoved).unwrap_err().to_string();
+    let wrong = parse_from(args, &empty()).unwrap_err().to_string();
     assert!(wrong.contains("no setting is called `models`"), "{wrong}");
 }
 
 #[test]
 fn the_dump_tells_no_secret() {
     let (_, matches) = parse(&["--http-restricted-api", "logging:key=s3cret"], None).unwrap();
-    let text = dump("serve", &matches);
+    let text = dump("serve", &matches, &[]);
     assert!(text.contains("# http-restricted-api is set") && !text.contains("s3cret"), "{text}");
 }
 
@@ -101,7 +106,7 @@ fn a_fleet_passes_on_what_each_role_knows() {
     let args = ["stator", "up", "--workers", "3", "a=b.gguf", "--http-port=9", "--config", &path];
     let rest = ["--builtin", "mock", "--grpc-restricted-protocol", "health:a=b"];
     let args = args.into_iter().chain(rest).map(OsString::from);
-    let (_, matches) = parse_from(args, |_| None).unwrap();
+    let matches = parse_from(args, &empty()).unwrap().matches;
     let worker = passed("worker", &matches, &[]);
     let expected = ["--builtin=mock", "--batch-tokens=600", "--no-metrics", "--", "a=b.gguf"];
     assert_eq!(worker, Passed { flags: expected.map(str::to_owned).into(), variables: vec![] });
@@ -115,7 +120,8 @@ fn a_fleet_passes_on_what_each_role_knows() {
 fn workers_of_one_machine_are_not_pinned_to_the_same_cores() {
     let made = |workers: &[&str]| {
         let args = ["stator", "up", "--pin-threads", "--log-dir=/nowhere"].iter().chain(workers);
-        let (action, matches) = parse_from(args.map(OsString::from), |_| None).unwrap();
+        let parsed = parse_from(args.map(OsString::from), &empty()).unwrap();
+        let (action, matches) = (parsed.action, parsed.matches);
         let Action::Up(args) = action else { panic!("it is a fleet") };
         crate::up::UpConfig::from_args(&args, &matches).map_err(|error| error.to_string())
     };
@@ -246,10 +252,11 @@ const INTRODUCTION: &str = "\
 `stator serve [MODEL …]`: a MODEL is a GGUF file, a directory of safetensors, `NAME=FILE`, or a Hugging Face id such as `OWNER/REPOSITORY` or
 `OWNER/REPOSITORY:FILE.gguf` (also with `NAME=`); the variable is `STATOR_MODELS`, separated by commas.
 
-A flag beats its variable, which beats the reference's names `DYN_GRPC_INITIAL_CONNECTION_WINDOW_SIZE` and
-`DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE`, which beat the TOML file of `--config`, which beats the default. In the file a setting is
-called as its flag, without dashes in front: `grpc-port = 9001`. `--dump-config` prints the configuration in force with the origin of
-each value, as such a file. A value that cannot be used stops the start. Of RPCs and tensors: [protocol.md](protocol.md).
+A flag beats its variable, which beats a variable of Dynamo's, which beats the TOML file of `--config`, which beats the default. In the
+file a setting is called as its flag, without dashes in front: `grpc-port = 9001`. `--dump-config` prints the configuration in force with
+the origin of each value, as such a file. A value that cannot be used stops the start. Names of Dynamo and of Triton are read too:
+[guides/from-dynamo.md](guides/from-dynamo.md), [guides/from-triton.md](guides/from-triton.md). Of RPCs and tensors:
+[protocol.md](protocol.md).
 
 `stator key NAME` makes an API key; `--scopes` says what it may be used for and `--models` of which models, both separated by commas:
 [security.md](security.md).

@@ -85,7 +85,10 @@ pub fn withheld(role: &str, own: &[&str]) -> Vec<OsString> {
     };
     let of_role = command.find_subcommand(role).into_iter().flat_map(|role| role.get_arguments());
     let foreign = of_role.filter(|arg| !is_shared(arg));
-    foreign.filter_map(|arg| arg.get_env()).map(OsString::from).collect()
+    let own = foreign.filter_map(|arg| arg.get_env()).map(OsString::from);
+    // What Dynamo's variables stand for is passed on as flags.
+    let of_others = std::env::vars_os().map(|(name, _)| name);
+    own.chain(of_others.filter(|name| name.to_string_lossy().starts_with("DYN_"))).collect()
 }
 
 /// Returns the settings that a role shares with `up`, whose matches these are, and that differ from the
@@ -97,7 +100,7 @@ pub fn passed(role: &str, matches: &ArgMatches, own: &[&str]) -> Passed {
     let (mut passed, mut positional) = (Passed::default(), Vec::new());
     for arg in command.find_subcommand(role).into_iter().flat_map(|role| role.get_arguments()) {
         let id = arg.get_id().as_str();
-        if own.contains(&id) || matches!(id, "config" | "dump_config" | "help") {
+        if own.contains(&id) || super::NO_SETTINGS.contains(&id) {
             continue;
         }
         let Ok(Some(values)) = matches.try_get_raw(id) else { continue };

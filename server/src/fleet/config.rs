@@ -144,6 +144,8 @@ pub struct WorkerConfig {
     pub planes: PlanesConfig,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// What the names of metrics begin with.
+    pub metrics_prefix: String,
     /// What requests under way get to finish at shutdown.
     pub shutdown_grace: Duration,
     /// How long threads look for the next request before they sleep.
@@ -324,6 +326,7 @@ impl WorkerConfig {
                 false => planes,
             },
             metrics: metrics(&args.process)?,
+            metrics_prefix: args.process.metrics_prefix.clone(),
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
             busy_poll: Duration::from_micros(if is_many { 0 } else { args.process.busy_poll_us }),
         })

@@ -127,7 +127,7 @@ impl Worker {
     pub(super) async fn open(config: WorkerConfig, texts: SharedTexts) -> Result<Self, ServeError> {
         let started = Instant::now();
         let mut registry = Registry::default();
-        let metrics = Arc::new(Metrics::new(&mut registry));
+        let metrics = Arc::new(Metrics::named(&mut registry, &config.metrics_prefix));
         let models = Arc::new(Models::default());
         let (following, tasks) = (Tasks::new(), Tasks::new());
         let repository =
