@@ -2,13 +2,12 @@
 
 use super::{Means, NEVER, Name, OFF, ON, Reading, same, switch, truth, value};
 
-/// What is said of everything that steers routing by KV cache.
-const NO_KV: &str =
-    "routing by KV cache is not there yet; `--routing` is `least-loaded` or `round-robin`";
+/// What is said of settings that the router has not.
+const NONE_SUCH: &str = "the router has no such setting; those it has are in `docs/router.md`";
 
 /// What is said of the model of prefill times.
 const NO_AIC: &str =
-    "there is no model of prefill times, since routing by KV cache is not there yet";
+    "there is no model of prefill times; `--router-prefill-load-scale` weighs prefill";
 
 /// What is said of the admission gates of Dynamo's frontend.
 const GATES: &str = "say `--busy-waiting-requests`, `--busy-prefill-tokens` or `--busy-kv-share`, \
@@ -289,47 +288,104 @@ pub(super) const ROUTER: &[Name] = &[
         "router-mode",
         "DYN_ROUTER_MODE",
         Means::Ours(
-            "routing",
+            "router-mode",
             Reading::Choice(&[
                 ("round-robin", Some("round-robin")),
                 ("least-loaded", Some("least-loaded")),
+                ("random", Some("random")),
+                ("power-of-two", Some("power-of-two")),
+                ("kv", Some("kv")),
             ]),
         ),
-        "the modes here are `round-robin` and `least-loaded`, the default; routing by KV cache is \
-         not there yet",
+        "the modes here are `least-loaded`, the default, `round-robin`, `random`, `power-of-two` and `kv`",
     ),
-    switch("load-aware", "DYN_ROUTER_LOAD_AWARE", OFF, NO_KV),
-    value("router-kv-overlap-score-credit", "DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT", NEVER, NO_KV),
-    value("router-kv-overlap-score-weight", "DYN_ROUTER_KV_OVERLAP_SCORE_WEIGHT", NEVER, NO_KV),
-    value("router-prefill-load-scale", "DYN_ROUTER_PREFILL_LOAD_SCALE", NEVER, NO_KV),
-    value("router-temperature", "DYN_ROUTER_TEMPERATURE", NEVER, NO_KV),
-    switch("router-kv-events", "DYN_ROUTER_USE_KV_EVENTS", OFF, NO_KV),
-    value("router-ttl-secs", "DYN_ROUTER_TTL_SECS", NEVER, NO_KV),
-    switch("router-replica-sync", "DYN_ROUTER_REPLICA_SYNC", OFF, NO_KV),
-    value("router-snapshot-threshold", "DYN_ROUTER_SNAPSHOT_THRESHOLD", NEVER, NO_KV),
-    switch("router-reset-states", "DYN_ROUTER_RESET_STATES", OFF, NO_KV),
-    switch("router-track-active-blocks", "DYN_ROUTER_TRACK_ACTIVE_BLOCKS", OFF, NO_KV),
-    switch("router-assume-kv-reuse", "DYN_ROUTER_ASSUME_KV_REUSE", OFF, NO_KV),
-    switch("router-track-output-blocks", "DYN_ROUTER_TRACK_OUTPUT_BLOCKS", OFF, NO_KV),
-    switch("router-track-prefill-tokens", "DYN_ROUTER_TRACK_PREFILL_TOKENS", OFF, NO_KV),
+    switch(
+        "load-aware",
+        "DYN_ROUTER_LOAD_AWARE",
+        Means::Ours("load-aware", Reading::On),
+        "the router weighs load alone then, whatever `--router-mode` says",
+    ),
+    same(
+        "router-kv-overlap-score-credit",
+        "DYN_ROUTER_KV_OVERLAP_SCORE_CREDIT",
+        "router-kv-overlap-score-credit",
+    ),
+    value(
+        "router-kv-overlap-score-weight",
+        "DYN_ROUTER_KV_OVERLAP_SCORE_WEIGHT",
+        NEVER,
+        "say `--router-prefill-load-scale`, by which Dynamo replaced it too",
+    ),
+    same("router-prefill-load-scale", "DYN_ROUTER_PREFILL_LOAD_SCALE", "router-prefill-load-scale"),
+    same(
+        "router-decode-active-request-weight",
+        "DYN_ROUTER_DECODE_ACTIVE_REQUEST_WEIGHT",
+        "router-decode-active-request-weight",
+    ),
+    same("router-temperature", "DYN_ROUTER_TEMPERATURE", "router-temperature"),
+    switch(
+        "router-kv-events",
+        "DYN_ROUTER_USE_KV_EVENTS",
+        Means::Ours("no-router-kv-events", Reading::Off),
+        "off is `--no-router-kv-events`",
+    ),
+    truth(
+        "",
+        "DYN_USE_KV_EVENTS",
+        Means::Ours("no-router-kv-events", Reading::Off),
+        "off is `--no-router-kv-events`",
+    ),
+    value(
+        "router-ttl-secs",
+        "DYN_ROUTER_TTL_SECS",
+        Means::Ours("router-ttl-secs", Reading::Times(1)),
+        "whole seconds",
+    ),
+    switch("router-replica-sync", "DYN_ROUTER_REPLICA_SYNC", OFF, NONE_SUCH),
+    value(
+        "router-snapshot-threshold",
+        "DYN_ROUTER_SNAPSHOT_THRESHOLD",
+        Means::Any,
+        "there are no snapshots: a worker tells what its cache holds when events were missed",
+    ),
+    switch(
+        "router-reset-states",
+        "DYN_ROUTER_RESET_STATES",
+        Means::Any,
+        "a router keeps nothing over its end; workers tell what their caches hold",
+    ),
+    switch("router-track-active-blocks", "DYN_ROUTER_TRACK_ACTIVE_BLOCKS", ON, NONE_SUCH),
+    switch("router-assume-kv-reuse", "DYN_ROUTER_ASSUME_KV_REUSE", ON, NONE_SUCH),
+    switch("router-track-output-blocks", "DYN_ROUTER_TRACK_OUTPUT_BLOCKS", OFF, NONE_SUCH),
+    switch("router-track-prefill-tokens", "DYN_ROUTER_TRACK_PREFILL_TOKENS", ON, NONE_SUCH),
     value(
         "router-prefill-load-model",
         "DYN_ROUTER_PREFILL_LOAD_MODEL",
         Means::Only(&["none"]),
-        NO_KV,
+        NO_AIC,
     ),
-    value("router-event-threads", "DYN_ROUTER_EVENT_THREADS", NEVER, NO_KV),
-    value("router-queue-threshold", "DYN_ROUTER_QUEUE_THRESHOLD", NEVER, NO_KV),
-    value("router-queue-policy", "DYN_ROUTER_QUEUE_POLICY", Means::Only(&["fcfs"]), NO_KV),
-    value("router-policy-config", "DYN_ROUTER_POLICY_CONFIG", NEVER, NO_KV),
-    switch("router-durable-kv-events", "DYN_ROUTER_DURABLE_KV_EVENTS", OFF, NO_KV),
+    value(
+        "router-event-threads",
+        "DYN_ROUTER_EVENT_THREADS",
+        Means::Any,
+        "events are read by `--runtime-threads`",
+    ),
+    value(
+        "router-queue-threshold",
+        "DYN_ROUTER_QUEUE_THRESHOLD",
+        NEVER,
+        "requests queue at their worker; `--busy-waiting-requests` bounds that",
+    ),
+    value("router-queue-policy", "DYN_ROUTER_QUEUE_POLICY", Means::Only(&["fcfs"]), NONE_SUCH),
+    value("router-policy-config", "DYN_ROUTER_POLICY_CONFIG", NEVER, NONE_SUCH),
+    switch("router-durable-kv-events", "DYN_ROUTER_DURABLE_KV_EVENTS", OFF, NONE_SUCH),
     value(
         "router-min-initial-workers",
         "DYN_ROUTER_MIN_INITIAL_WORKERS",
         Means::Only(&["0"]),
         "a frontend serves what is there; `--worker-wait-ms` lets requests wait for a first worker",
     ),
-    switch("serve-indexer", "DYN_SERVE_INDEXER", OFF, NO_KV),
+    switch("serve-indexer", "DYN_SERVE_INDEXER", OFF, NONE_SUCH),
     switch(
         "decode-fallback",
         "DYN_DECODE_FALLBACK",
@@ -350,5 +406,4 @@ pub(super) const ROUTER: &[Name] = &[
     value("aic-moe-tp-size", "DYN_AIC_MOE_TP_SIZE", NEVER, NO_AIC),
     value("aic-moe-ep-size", "DYN_AIC_MOE_EP_SIZE", NEVER, NO_AIC),
     value("aic-attention-dp-size", "DYN_AIC_ATTENTION_DP_SIZE", NEVER, NO_AIC),
-    truth("router-use-kv-events", "DYN_USE_KV_EVENTS", OFF, NO_KV),
 ];

@@ -57,6 +57,8 @@ enum Reading {
     Choice(&'static [(&'static str, Option<&'static str>)]),
     /// As it is, and `None` is nothing to set.
     Unless(&'static str),
+    /// Our switch is on when theirs is.
+    On,
     /// Our switch is on when theirs is off.
     Off,
     /// The new path of a route.

@@ -8,7 +8,8 @@ use super::{Means, Name, Reading, Takes, all, dynamo, triton, variables};
 use crate::args::{Environment, Parsed, ROLES, command, dump, parse_from};
 
 /// Values of which every setting takes one.
-const SAMPLES: [&str; 13] = [
+const SAMPLES: [&str; 14] = [
+    "2",
     "1",
     "65535",
     "/a",
@@ -156,9 +157,10 @@ fn every_variable_is_one_of_ours_or_told_of_or_refused_by_a_sentence() {
                         .iter()
                         .flatten()
                         .any(|parsed| dump(role, &parsed.matches, &[]).contains("# file or alias"));
+                    let is_default = matches!(name.means, Means::Ours(_, Reading::Choice(_)));
                     let is_dump = name.variable == "DYN_DUMP_CONFIG_TO";
                     assert!(
-                        is_set || is_dump || !parsed.notes.is_empty(),
+                        is_set || is_dump || is_default || !parsed.notes.is_empty(),
                         "{} in {role}",
                         name.variable
                     );
@@ -195,7 +197,7 @@ fn no_name_that_keeps_others_out_is_without_effect() {
 
 #[test]
 fn values_are_read_as_the_other_server_means_them() {
-    let table: [(&str, &str, &str, &str); 20] = [
+    let table: [(&str, &str, &str, &str); 22] = [
         ("serve", "--tls-cert-path=a.pem", "", "tls-cert = \"a.pem\" # flag"),
         ("serve", "", "DYN_TLS_CERT_PATH=a.pem", "tls-cert = \"a.pem\" # file or alias"),
         ("serve", "", "DYN_HTTP_BODY_LIMIT_MB=45", "http-max-input-bytes = 47185920"),
@@ -208,8 +210,10 @@ fn values_are_read_as_the_other_server_means_them() {
         ("serve", "--allow-http=1", "", "# `--allow-http` = `true` holds here anyway"),
         ("serve", "--exit-timeout-secs=3", "", "shutdown-grace-ms = 3000"),
         ("serve", "--log-format=ISO8601", "", "log-format = \"text\" # flag"),
+        ("frontend", "--no-router-kv-events", "", "no-router-kv-events = true # flag"),
+        ("frontend", "", "DYN_ROUTER_TTL_SECS=90.0", "router-ttl-secs = 90 # file or alias"),
         ("serve", "--log-format=json", "", "log-format = \"json\" # flag"),
-        ("frontend", "--router-mode=round-robin", "", "routing = \"round-robin\" # flag"),
+        ("frontend", "--router-mode=round-robin", "", "router-mode = \"round-robin\" # flag"),
         ("frontend", "--request-plane=tcp", "", "request-plane = \"grpc\" # flag"),
         ("frontend", "--request-plane=nats", "NATS_SERVER=nats://a", "request-plane = \"nats\""),
         ("frontend", "--active-decode-blocks-threshold=None", "", "holds here anyway"),
@@ -235,7 +239,7 @@ fn values_are_read_as_the_other_server_means_them() {
 #[test]
 fn what_has_no_place_here_stops_the_start() {
     let table: [(&str, &[&str], &str, &str); 12] = [
-        ("frontend", &["--router-mode", "kv"], "", "not there yet"),
+        ("frontend", &["--router-mode", "direct"], "", "the modes here are"),
         ("frontend", &["--router-mode"], "", "needs a value"),
         ("frontend", &["-i"], "", "stator chat"),
         ("serve", &["--no-kserve-grpc-server"], "", "gRPC is always served"),

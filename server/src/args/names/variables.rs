@@ -273,8 +273,7 @@ const ADAPTERS: &str =
     "adapters are where `--lora-modules` and clients load them; nothing moves them";
 const ENGINES: &str = "the engines of Dynamo's workers are not here; `stator worker --upstream URL` \
     offers the models of a server of theirs";
-const ROUTER: &str = "routing by KV cache is not there yet; `--routing` is `least-loaded` or \
-    `round-robin`";
+const ROUTER: &str = "the router has no such setting; those it has are in `docs/router.md`";
 
 /// Families of variables, by what their names begin with, that are refused. The first that fits
 /// holds.
@@ -282,7 +281,10 @@ pub(super) const FAMILIES: &[(&str, &str)] = &[
     ("DYN_ROUTER_", ROUTER),
     ("DYN_OVERLAP_SCORE_WEIGHT", ROUTER),
     ("DYN_MOONCAKE_", ROUTER),
-    ("DYN_AIC_", "there is no model of prefill times, since routing by KV cache is not there yet"),
+    (
+        "DYN_AIC_",
+        "there is no model of prefill times; `--router-prefill-load-scale` weighs prefill",
+    ),
     ("DYN_KVBM_", KVBM),
     ("DYN_RUNTIME_ENABLED_KVBM", KVBM),
     ("DYN_LORA_", ADAPTERS),
