@@ -332,6 +332,24 @@ pub(crate) fn without_message() -> Status {
     Status::internal("Missing request message.")
 }
 
+/// Rewrites the answer to a message over the size limit; see [`oversized`].
+pub(crate) fn with_triton_size_code(
+    mut response: http::Response<tonic::body::Body>,
+) -> http::Response<tonic::body::Body> {
+    if response.headers().get("grpc-status").is_none_or(|code| code != "11") {
+        return response;
+    }
+    match Status::from_header_map(response.headers()) {
+        Some(found) if found.code() == Code::OutOfRange => {
+            let headers = response.headers_mut();
+            // A status whose text cannot stand in a header leaves the old one: still an error.
+            let _ = oversized(found).add_header(headers);
+            response
+        }
+        _ => response,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::Tasks;
 use futures_util::future::BoxFuture;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -21,10 +21,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
 use proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::{Cost, Reply};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
-use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tower::Service as _;
 
@@ -33,7 +33,6 @@ use super::frames::Answers;
 use super::health;
 use super::messages::{self, Messages, Requests, Rules, Whole};
 use super::service::KserveService;
-use super::stream::Inferred;
 use super::timeout::{Deadline, deadline};
 use crate::buffers::{Held, Kept};
 use crate::config::{Compression, GrpcConfig};
@@ -173,17 +172,6 @@ impl Door {
     }
 }
 
-/// Reads the one request of a call.
-async fn only(
-    mut requests: impl Stream<Item = Result<Inferred, Status>> + Unpin,
-) -> Result<Inferred, Status> {
-    let first = requests.next().await.unwrap_or_else(|| Err(status::without_message()));
-    match requests.next().await {
-        None => first,
-        Some(second) => first.and(second),
-    }
-}
-
 /// The answer to a ModelInfer call.
 async fn unary(
     service: KserveService,
@@ -191,7 +179,7 @@ async fn unary(
     (rules, limits): (Rules, Limits),
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let request = only(Requests::new(body, rules));
+    let request = messages::only(Requests::new(body, rules));
     let envelope = match Deadline::of(&parts.extensions) {
         Some(at) => match tokio::time::timeout_at(at.into(), request).await {
             Ok(envelope) => envelope,
@@ -367,7 +355,8 @@ impl Door {
                 let service = self.service.clone();
                 let answer = self.inference.clone().call(whole(request, rules));
                 Box::pin(async move {
-                    let mut answer = in_time(deadline, answer).await.map(with_triton_size_code)?;
+                    let mut answer =
+                        in_time(deadline, answer).await.map(status::with_triton_size_code)?;
                     if let Some(asked) = asked {
                         orca::add(&asked, &service.shared().models, answer.headers_mut());
                     }
@@ -395,22 +384,6 @@ impl Door {
                 Box::pin(in_time(deadline, answer))
             }
         }
-    }
-}
-
-/// Rewrites the answer to a message over the size limit; see [`status::oversized`].
-fn with_triton_size_code(mut response: Response<Body>) -> Response<Body> {
-    if response.headers().get("grpc-status").is_none_or(|code| code != "11") {
-        return response;
-    }
-    match Status::from_header_map(response.headers()) {
-        Some(found) if found.code() == Code::OutOfRange => {
-            let headers = response.headers_mut();
-            // A status whose text cannot stand in a header leaves the old one: still an error.
-            let _ = status::oversized(found).add_header(headers);
-            response
-        }
-        _ => response,
     }
 }
 

@@ -11,8 +11,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use engine::Tasks;
-use futures_util::Stream;
 use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt};
 use http::{Extensions, HeaderMap};
 use hyper::body::{Body, Frame, SizeHint};
 use proto::{BadPrefix, Cost, Envelope, PREFIX_BYTES, Payload, Received, cost_of};
@@ -286,6 +286,17 @@ where
             self.0.is_over = true;
         }
         Poll::Ready(decoded)
+    }
+}
+
+/// Reads the one request of a call.
+pub(super) async fn only(
+    mut requests: impl Stream<Item = Result<Inferred, Status>> + Unpin,
+) -> Result<Inferred, Status> {
+    let first = requests.next().await.unwrap_or_else(|| Err(status::without_message()));
+    match requests.next().await {
+        None => first,
+        Some(second) => first.and(second),
     }
 }
 
