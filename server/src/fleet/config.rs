@@ -256,23 +256,7 @@ impl WorkerConfig {
     ///
     /// Errors: [`Invalid`], naming the flag.
     pub fn from_args(args: &WorkerArgs) -> Result<Self, Invalid> {
-        let given = &args.worker_address;
-        let wrong = || Invalid(format!("--worker-address: expected HOST:PORT, got `{given}`"));
-        let address = given.to_socket_addrs().map_err(|_| wrong())?.next().ok_or_else(wrong)?;
-        if address.ip().is_unspecified() && args.advertise.is_none() {
-            return Err(Invalid(format!(
-                "--worker-address: `{given}` is every address of this machine; say by --advertise \
-                 which one frontends call"
-            )));
-        }
-        let has_port = |text: &String| {
-            text.rsplit_once(':').is_some_and(|(host, port)| {
-                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-            })
-        };
-        if let Some(text) = args.advertise.as_ref().filter(|text| !has_port(text)) {
-            return Err(Invalid(format!("--advertise: expected HOST:PORT, got `{text}`")));
-        }
+        let address = worker_address(args)?;
         let store = Store::from_args(&args.discovery)?;
         if matches!(store, Store::Static(_)) {
             let text = "--discovery: static:// is for frontends, which know their workers";
@@ -330,6 +314,28 @@ impl WorkerConfig {
             shutdown_grace: Duration::from_millis(args.process.shutdown_grace_ms),
             busy_poll: Duration::from_micros(if is_many { 0 } else { args.process.busy_poll_us }),
         })
+    }
+}
+
+/// Returns where a worker listens; checks where frontends reach it, too.
+fn worker_address(args: &WorkerArgs) -> Result<SocketAddr, Invalid> {
+    let given = &args.worker_address;
+    let wrong = || Invalid(format!("--worker-address: expected HOST:PORT, got `{given}`"));
+    let address = given.to_socket_addrs().map_err(|_| wrong())?.next().ok_or_else(wrong)?;
+    if address.ip().is_unspecified() && args.advertise.is_none() {
+        return Err(Invalid(format!(
+            "--worker-address: `{given}` is every address of this machine; say by --advertise \
+             which one frontends call"
+        )));
+    }
+    let has_port = |text: &String| {
+        text.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
+    };
+    match args.advertise.as_ref().filter(|text| !has_port(text)) {
+        Some(text) => Err(Invalid(format!("--advertise: expected HOST:PORT, got `{text}`"))),
+        None => Ok(address),
     }
 }
 

@@ -123,6 +123,16 @@ fn unregistered(error: engine::Error) -> ServeError {
     ServeError::Start(format!("the worker cannot be registered: {}", error.message()))
 }
 
+/// Returns the bounds of what frontends may ask of a worker.
+fn calls(config: &WorkerConfig, tasks: &Tasks) -> ServerConfig {
+    ServerConfig {
+        busy_poll: BusyPoll::new(config.busy_poll, tasks),
+        max_connections: config.max_connections,
+        max_buffered_bytes: config.max_buffered,
+        ..ServerConfig::default()
+    }
+}
+
 impl Worker {
     pub(super) async fn open(config: WorkerConfig, texts: SharedTexts) -> Result<Self, ServeError> {
         let started = Instant::now();
@@ -137,14 +147,7 @@ impl Worker {
         let listener = TcpListener::bind(config.address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let files = Arc::new(Files::default());
-        let busy_poll = BusyPoll::new(config.busy_poll, &following);
-        let calls = ServerConfig {
-            busy_poll,
-            max_connections: config.max_connections,
-            max_buffered_bytes: config.max_buffered,
-            ..ServerConfig::default()
-        };
-        let server = WorkerServer::new(calls, Some(files.clone()));
+        let server = WorkerServer::new(calls(&config, &following), Some(files.clone()));
         let mut metrics_address = None;
         if let Some(wanted) = config.metrics {
             let exporter = Exporter {
