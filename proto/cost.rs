@@ -4,6 +4,7 @@
 //! The numbers are estimates on the high side: lists grow to twice of what they hold, and a tensor
 //! is made of an input's contents beside them.
 
+use crate::MAX_TENSORS;
 use crate::Payload;
 use crate::cursor::Cursor;
 
@@ -66,10 +67,11 @@ impl Cost {
 }
 
 /// Returns how many bytes a message takes in memory once it is decoded. What follows the first
-/// bytes that no decoder takes is not counted, since none comes there.
+/// bytes that no decoder takes is not counted, since none comes there: more than [`MAX_TENSORS`]
+/// inputs or outputs are refused before they are decoded.
 pub fn cost_of(message: &Payload, cost: Cost) -> usize {
     let mut walk = Walk { cursor: Cursor::new(message), bytes: 0 };
-    let _ = walk.message(message.len(), cost);
+    let _ = walk.message(message.len(), cost, true);
     walk.bytes
 }
 
@@ -83,8 +85,10 @@ impl Walk {
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Counts up to the end of a message. The depth is that of the table.
-    fn message(&mut self, end: usize, cost: Cost) -> Option<()> {
+    /// Counts up to the end of a message, which is the request or a part of it. The depth is that of
+    /// the table.
+    fn message(&mut self, end: usize, cost: Cost, is_request: bool) -> Option<()> {
+        let mut tensors = 0;
         while self.cursor.at < end {
             let tag = self.cursor.varint()?;
             let kind = cost.0.iter().find(|(number, _)| *number == tag >> 3).map(|(_, kind)| *kind);
@@ -93,10 +97,14 @@ impl Walk {
                 // message of another type.
                 (Some(Nested(each, inner)), _) => {
                     let behind = self.cursor.length(end)?;
+                    tensors += usize::from(is_request && !inner.0.is_empty());
+                    if tensors > 2 * MAX_TENSORS {
+                        return None;
+                    }
                     self.add(each + (behind - self.cursor.at));
                     match inner.0.is_empty() {
                         true => self.cursor.pass(behind, |_| {})?,
-                        false => self.message(behind, inner)?,
+                        false => self.message(behind, inner, false)?,
                     }
                 }
                 (Some(Varints(each)), 2) => {
