@@ -164,8 +164,9 @@ def test_unloading_the_unknown_is_fine_and_its_parameters_are_checked(explicit):
     wrong = pb.ModelRepositoryParameter(string_param="yes")
     refused(lambda: unload("given", unload_dependents=wrong), INVALID,
             "invalid value type for 'unload_dependents' parameter")
-    for name in ("", "../m", "a/b"):
-        refused(lambda: unload(name), INVALID, "model name")
+    refused(lambda: unload(""), INVALID, "Model name cannot be empty")
+    for name in ("../m", "a/b"):
+        refused(lambda: unload(name), INVALID, "must not contain path traversal characters")
 
 
 def test_a_model_that_never_loaded_is_unavailable_and_says_why(explicit):

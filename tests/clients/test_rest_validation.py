@@ -156,7 +156,7 @@ TABLE = {
     "load of nothing": (("/v2/repository/models/nope/load", {}), 500, "failed to load 'nope'"),
     "load parameter": (("/v2/repository/models/gone/load", {"parameters": {"x": "y"}}), 400,
                        "load parameter 'x'"),
-    "load of a path": (("/v2/repository/models/..%2Fgone/load", {}), 400, "model name"),
+    "load of a path": (("/v2/repository/models/..%2Fgone/load", {}), 400, "must not contain path traversal characters"),
     "a region's input": (x("identity", json_tensor("INPUT0", "FP32", [2], shared_memory_region="r",
                                                    shared_memory_byte_size=8)), 404,
                          "Unable to find shared memory region: 'r'"),

@@ -519,8 +519,8 @@ def test_a_model_whose_workers_left_is_expected_for_some_time(tmp_path):
                 say(front, "words", max_tokens=3)
             return refused.value
 
+        assert status().status_code == 404
         with worker(discovery, models=["--no-default-model", "--builtin", "words=mock"]), client_of(front) as client:
-            assert status().status_code == 404
             eventually("it is there", lambda: is_ready(client, "words"))
         eventually("it has left", lambda: "has just left" in str(status()))
         refused = status()

@@ -22,7 +22,7 @@ KEPT = {"messages", "prompt", "n", "max_tokens", "stop"}
 # Fields that a function may heed or not: they change which text comes and not what it is.
 HINTS = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
          "frequency_penalty", "seed", "ignore_eos", "skip_special_tokens", "reasoning_effort",
-         "chat_template_kwargs", "add_generation_prompt", "tool_choice", "parallel_tool_calls"}
+         "chat_template_kwargs", "add_generation_prompt", "tool_choice", "parallel_tool_calls", "priority"}
 # Fields whose answers a `Delta` cannot hold.
 LACKING = {"logprobs", "top_logprobs"}
 MAX_CHOICES = 128
