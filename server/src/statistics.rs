@@ -13,6 +13,8 @@ use proto::inference::{
 };
 use tonic::Code;
 
+use crate::status;
+
 /// Responses of one request that are counted by their index. Later ones are not counted: the
 /// length of an answer must not make the statistics grow without an end.
 const MAX_RESPONSES: usize = 1024;
@@ -59,15 +61,6 @@ impl FailureReason {
             Self::Canceled => "CANCELED",
             Self::Backend => "BACKEND",
             Self::Other => "OTHER",
-        }
-    }
-
-    fn of(code: Code) -> Self {
-        match code {
-            Code::Cancelled => Self::Canceled,
-            Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => Self::Rejected,
-            Code::Internal | Code::Unknown | Code::InvalidArgument => Self::Backend,
-            _ => Self::Other,
         }
     }
 }
@@ -146,7 +139,7 @@ impl Statistics {
     /// Adds a request that failed or was cancelled after `time`.
     pub(crate) fn failed(&self, time: Duration, code: Code) {
         self.fail.add(time);
-        self.failures[FailureReason::of(code) as usize].fetch_add(1, Relaxed);
+        self.failures[status::failure_reason(code) as usize].fetch_add(1, Relaxed);
     }
 
     /// Adds the response of a decoupled model with this index in its request.

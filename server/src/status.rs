@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 
 use crate::patience::Slow;
 use crate::pipeline::BUSY;
+use crate::statistics::FailureReason;
 use crate::unpack::Unpackable;
 
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.
@@ -200,6 +201,23 @@ pub(crate) fn error_type(dialect: Dialect, error: &Error) -> &'static str {
         ErrorKind::DeadlineExceeded => "timeout_error",
         ErrorKind::Cancelled | ErrorKind::Internal if is_anthropic => "api_error",
         ErrorKind::Cancelled | ErrorKind::Internal => "server_error",
+    }
+}
+
+/// Returns whether a request ended because nobody waited for it any longer.
+pub(crate) fn is_cancelled(code: Code) -> bool {
+    code == Code::Cancelled
+}
+
+/// Returns why a request failed, as Triton's metrics tell it.
+pub(crate) fn failure_reason(code: Code) -> FailureReason {
+    match code {
+        Code::Cancelled => FailureReason::Canceled,
+        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => {
+            FailureReason::Rejected
+        }
+        Code::Internal | Code::Unknown | Code::InvalidArgument => FailureReason::Backend,
+        _ => FailureReason::Other,
     }
 }
 

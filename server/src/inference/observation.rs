@@ -185,9 +185,10 @@ impl Observation {
             model.statistics.failed(total, code);
             if model.config.decoupled {
                 let infer = self.responded.elapsed();
-                let response = match code {
-                    Code::Cancelled => Responded::Canceled { infer },
-                    _ => Responded::Failed { infer },
+                let response = if status::is_cancelled(code) {
+                    Responded::Canceled { infer }
+                } else {
+                    Responded::Failed { infer }
                 };
                 model.statistics.responded(self.responses, response);
             }
