@@ -1,6 +1,6 @@
 """All that clients have against the server's memory, one after the other and then at once.
 
-`./test` does it for some seconds; `STATOR_HOSTILE_SECONDS=120`, which `./test --long` sets, for two minutes.
+`./test` does it for some seconds; with `STATOR_HOSTILE_SECONDS=120` for two minutes.
 """
 
 import concurrent.futures
