@@ -2,12 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::env;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,13 @@ const PRINTED: [&str; 6] = [
     "error: NOT_FOUND: Request for unknown model: 'no_such_model' is not found",
 ];
 
-/// One client at a time: most of a test is a build that takes every core.
-static TURN: Mutex<()> = Mutex::new(());
+/// One client at a time, also of other runs: most of a test is a build that takes every core, and
+/// all runs build in the same folders.
+fn turn() -> File {
+    let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients.lock")).unwrap();
+    lock.lock().unwrap();
+    lock
+}
 
 /// A running server; dropping it kills it.
 struct Server {
@@ -126,7 +131,7 @@ fn check(language: &str, tools: &[&str]) {
             return eprintln!("SKIPPED: {tool} is not installed");
         }
     }
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let server = Server::start();
     let program = Path::new(ROOT).join("grpc-clients").join(language).join("run");
     let printed = PATIENCE_SECONDS.map(|seconds| run(&program, &server, seconds)).concat();

@@ -37,10 +37,6 @@ const MAX_METRICS_CONNECTIONS: usize = 64;
 /// How long a connection for metrics may be idle before a request, and the request's headers take.
 const METRICS_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a frontend, whose ports are open, waits for the models that workers have, to name them
-/// when it says that it is there.
-const WORKERS_WAIT: Duration = Duration::from_secs(2);
-
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -157,12 +153,12 @@ impl Server {
             Origin::Own(config) => {
                 load_initial(&self.repository, config, &self.tasks.0.accepting).await
             }
-            Origin::Fleet(_) => {
+            Origin::Fleet(config) => {
                 let mut changes = self.models.changes();
                 let settled = async {
                     while !self.models.are_settled() && changes.changed().await.is_ok() {}
                 };
-                let _ = tokio::time::timeout(WORKERS_WAIT, settled).await;
+                let _ = tokio::time::timeout(config.startup_wait, settled).await;
                 Ok(())
             }
         }

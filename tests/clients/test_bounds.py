@@ -66,12 +66,14 @@ def test_a_connection_that_does_not_begin_is_closed(server):
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         silent = list(pool.map(wait, (b"", preface[:1], preface[:-1])))
+    # The limit is 10 s. The clock of this test starts a little after the server's.
     assert all(5 < seconds < PATIENCE_SECONDS for seconds in silent), silent
-    # What cannot become a preface any more is closed at once, without a word.
+    # What cannot become a preface any more is closed at once, without a word, not after 10 s.
     assert wait(b"GET") < 5
 
 
 def test_connections_that_say_nothing_give_way():
+    began = time.monotonic()
     with running("--builtin", "identity", "--grpc-max-connections", "4") as server, contextlib.ExitStack() as stack:
         host, port = server.address.rsplit(":", 1)
         one = request("identity", [tensor("INPUT0", "FP32", [1])], [floats(1)])
@@ -92,7 +94,8 @@ def test_connections_that_say_nothing_give_way():
         assert not stream.next().error_message
         stream.close()
         assert scrape(server, 'stator_connections_waited_total{listener="grpc"}') >= 1
-        assert 1 <= sum("all connections are taken" in line for line in server.log) <= 2
+        told = sum("all connections are taken" in line for line in server.log)
+        assert 1 <= told <= 1 + (time.monotonic() - began) / 5, "it is told at most every five seconds"
 
 
 def test_nan_is_classified_last(server, tmp_path):

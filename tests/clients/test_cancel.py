@@ -191,7 +191,7 @@ def prompt(length):
 def in_a_worker(table, front, fleet, discovery, on):
     """Waiting, prefill, decode, tensors: at one worker."""
     models = builtins("heavy=mock,prefill_us=200", "paced=mock,pace_ms=5", f"slowly=identity,delay_ms={NEVER_MS}")
-    narrow = builtins("narrow=mock,pace_ms=5")
+    narrow = builtins("narrow=mock,pace_ms=50")
     worker = lambda *arguments: table.keep(fleet.enter_context(
         running("--discovery", discovery, *on, *WORKER_LOG, *arguments, role="worker")))
     one, queue = worker(*models), worker("--max-running-sequences", "1", *narrow)

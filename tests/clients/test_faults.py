@@ -89,7 +89,7 @@ def test_waiting_for_a_worker_has_a_bound(tmp_path):
 
 def test_a_silent_worker_is_asked_and_gone_on_without(tmp_path):
     discovery = f"file://{tmp_path}"
-    flags = ["--canary-interval-ms", "300", "--canary-timeout-ms", "700"]
+    flags = ["--canary-interval-ms", "300", "--canary-timeout-ms", "3000"]
     models = ["--no-default-model", "--builtin", "paced=mock,pace_ms=10"]
     silent, again = "worker is not called: it does not answer", "worker answers again"
     with frontend(discovery, *flags, *FOREVER, "--router-mode", "round-robin") as front, \

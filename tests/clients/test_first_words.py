@@ -43,8 +43,8 @@ class Starting:
 
 
 @contextlib.contextmanager
-def starting(discovery):
-    with started("frontend", "--discovery", discovery) as front:
+def starting(discovery, *flags):
+    with started("frontend", "--discovery", discovery, *flags) as front:
         yield front
 
 
@@ -82,7 +82,8 @@ def test_doors_are_open_before_there_is_a_model(tmp_path):
 
 def test_a_banner_has_all_models_that_are_there(tmp_path):
     discovery = f"file://{tmp_path}"
-    with running("--discovery", discovery, *MODELS, role="worker"), starting(discovery) as front:
+    with running("--discovery", discovery, *MODELS, role="worker"), \
+            starting(discovery, "--startup-wait-ms", str(PATIENCE_SECONDS * 1000)) as front:
         eventually("it is ready", lambda: front.event("ready"))
         eventually("it is said", lambda: "/v2/repository/index" in "".join(front.said))
         assert "models: simple, words\n" in front.said, front.said

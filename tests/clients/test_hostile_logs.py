@@ -40,6 +40,7 @@ def test_descriptors_that_ran_out_are_told_of_now_and_then():
         connections = [socket.create_connection((host, int(port))) for _ in range(20)]
         told = lambda: [line for line in server.log if "cannot accept a connection" in line]
         eventually("it is told", told)
+        # It is told again after 5 s.
         time.sleep(1)
         assert len(told()) == 1
         for connection in connections:

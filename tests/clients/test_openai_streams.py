@@ -118,6 +118,7 @@ def test_a_stream_comes_token_by_token(scripted):
         for _ in client.chat.completions.create(model="slow", messages=QUESTION, stream=True,
                                                 max_tokens=250):
             times.append(time.monotonic() - began)
+    # Other work on the machine makes this time longer, not shorter.
     assert len(times) > 40 and times[-1] - times[1] > 0.9
 
 

@@ -56,6 +56,11 @@ def event(answer):
     return json.loads(line.removeprefix(b"data: "))
 
 
+def tokens_of(events):
+    """Counts the tokens of a text's events: each has all that were drawn since the one before."""
+    return sum(one["num_output_tokens"] for one in events)
+
+
 def events(server, model, **body):
     """Returns the events of a whole stream, without the model's name and version."""
     with begun(server, model, **body) as answer:
@@ -106,8 +111,8 @@ def test_the_keys_of_the_open_inference_protocol_work(served):
     settings = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 3, "stop": ["zzz"], "details": True}
     found = generate(served, "quick", text_input="hi", parameters=settings)
     assert found["finish_reason"] == "length" and found["text_output"].startswith("hi ")
-    streamed = events(served, "quick", text_input="hi", parameters=settings)
-    assert len(streamed) == 3 and streamed[-1]["finish_reason"] == "length"
+    streamed = events(served, "quick", text_input="hi", parameters=settings, return_num_output_tokens=True)
+    assert tokens_of(streamed) == 3 and streamed[-1]["finish_reason"] == "length"
     beside = {key: value for key, value in settings.items() if key != "stop"}
     assert generate(served, "quick", text_input="hi", **beside)["finish_reason"] == "length"
 
@@ -132,13 +137,15 @@ def test_a_real_model_streams_what_it_generates(server):
     whole = generate(server, "smollm", **asked)
     assert "Paris" in whole["text_output"]
     pieces = [one["text_output"] for one in events(server, "smollm", **asked)]
-    assert len(pieces) > 2 and "".join(pieces) == whole["text_output"]
+    assert len(pieces) > 1 and "".join(pieces) == whole["text_output"]
 
 
 def test_events_come_one_by_one(served):
-    with begun(served, "mock", text_input="hi", max_tokens=200) as answer:
-        times = [time.monotonic() for _ in iter(lambda: event(answer), None)]
-    assert len(times) == 200 and times[-1] - times[0] > 1, "199 waits of 20 ms"
+    with begun(served, "mock", text_input="hi", max_tokens=200, return_num_output_tokens=True) as answer:
+        timed = [(time.monotonic(), one) for one in iter(lambda: event(answer), None)]
+    times, found = zip(*timed)
+    # Other work on the machine makes this time longer, not shorter.
+    assert tokens_of(found) == 200 and times[-1] - times[0] > 1, "199 waits of 20 ms"
 
 
 def test_decoupled_models_give_an_event_a_response(served):
@@ -242,10 +249,10 @@ def test_a_stream_that_the_shutdown_cuts_does_not_look_whole():
 
 def test_a_stream_that_is_short_enough_outlives_the_shutdown():
     with running("--builtin", "mock=mock,pace_ms=20") as server:
-        with begun(server, "mock", text_input="hi", max_tokens=10) as answer:
-            assert event(answer)["text_output"]
+        with begun(server, "mock", text_input="hi", max_tokens=10, return_num_output_tokens=True) as answer:
+            first = event(answer)
             server.terminate()
-            assert len(list(iter(lambda: event(answer), None))) == 9
+            assert tokens_of([first, *iter(lambda: event(answer), None)]) == 10
         assert server.wait() == 0
 
 

@@ -119,6 +119,7 @@ def test_a_refused_part_leaves_its_sequence_as_it_was(served):
 
 def test_an_idle_sequence_is_forgotten_and_a_busy_one_is_not(served):
     assert [add(served, 1, id, start=True, model="brief") for id in (5, 6)] == [1, 1]
+    # Longer than an idle one is kept, which is a hundred times as long as a pause.
     so_far, end = 1, time.monotonic() + 6
     while time.monotonic() < end:
         so_far += 1
@@ -150,6 +151,7 @@ def test_parts_sent_without_waiting_run_one_after_the_other_and_sequences_at_onc
     spent = time.monotonic() - started
     sums = [int(outputs_of(m.infer_response)["OUTPUT"][0]) for m in messages]
     assert sums == [1, 3, 6, 10, 15] * 60
+    # At once they take 2.5 s, one after the other 150 s.
     assert 5 * 0.5 <= spent < 300 * 0.5 / 2, "five turns of each, sixty sequences at once"
 
 

@@ -48,7 +48,7 @@ def test_the_prompt_is_in_front_unless_it_is_excluded(stub):
 def test_a_stream_gives_the_text_of_the_unary_call_in_pieces(stub):
     messages = stream(stub, PROMPT, **GREEDY)
     pieces = [outputs_of(m.infer_response)["text_output"][0].decode() for m in messages]
-    assert len(pieces) > 3 and "".join(pieces) == texts(stub, PROMPT, **GREEDY)[0]
+    assert len(pieces) > 1 and "".join(pieces) == texts(stub, PROMPT, **GREEDY)[0]
     assert [is_final(m) for m in messages] == [False] * (len(messages) - 1) + [True]
     reasons = [outputs_of(m.infer_response)["finish_reason"][0] for m in messages]
     assert set(reasons[:-1]) == {b""} and reasons[-1] in (b"length", b"stop")

@@ -136,6 +136,7 @@ def test_the_trace_of_a_request_that_waited_is_in_order(tmp_path):
         first.result()
         found = [stamps_of(trace) for trace in traces(file, 2).values()]
     waited = max(found, key=lambda stamps: stamps["COMPUTE_START"] - stamps["QUEUE_START"])
+    # The first one has 2 s from its start for the second one to come.
     assert waited["COMPUTE_START"] - waited["QUEUE_START"] > 20_000_000
     assert [waited[name] for name in STAMPS] == sorted(waited[name] for name in STAMPS)
 
@@ -143,7 +144,7 @@ def test_the_trace_of_a_request_that_waited_is_in_order(tmp_path):
 def test_a_failed_request_is_traced_to_its_end(traced):
     change(traced, trace_level=["TIMESTAMPS"], trace_rate="1")
     with pytest.raises(grpc.RpcError):
-        # The server needs a moment to hear of it.
+        # The server has 2 s to hear of it, which takes a millisecond.
         collect(traced.stub, repeat(1, 2, delay_ms=NEVER_MS), timeout=2)
     (trace,) = traces(traced.file, 1).values()
     stamps = stamps_of(trace)
@@ -233,7 +234,8 @@ def test_a_collector_that_is_away_harms_no_request():
     with exporting("http://127.0.0.1:9") as server, Client(server) as client:
         exported = seconds(client)
         change(client, trace_level=["OFF"])
-        # A wait for the collector would take each request seconds.
+        # A wait for the collector would take each request seconds, which is minutes for fifty; they
+        # take a tenth of a second.
         assert exported < 10 + 10 * seconds(client)
         server.terminate()
         assert server.wait() == 0

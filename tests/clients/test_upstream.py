@@ -161,6 +161,7 @@ def test_tokens_come_one_by_one(front):
         for chunk in chunks:
             times += [time.monotonic()] if chunk.choices and chunk.choices[0].delta.content else []
     assert len(times) >= 15
+    # Other work on the machine makes this time longer, not shorter.
     assert times[-1] - times[0] > 1, "20 ms a token, and not all at the end"
 
 
@@ -199,7 +200,7 @@ def test_kserve_streams(front):
 
     def take(result, error):
         assert error is None, error
-        parts.append(result.as_numpy("text_output")[0].decode())
+        parts.append(result.as_numpy("num_output_tokens")[0])
         if result.as_numpy("finish_reason")[0]:
             done.set()
 
@@ -211,10 +212,10 @@ def test_kserve_streams(front):
             tensor = triton.InferInput(name, [1], kind)
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
-        client.async_stream_infer("words", inputs)
+        client.async_stream_infer("words", inputs, parameters={"return_num_output_tokens": True})
         assert done.wait(PATIENCE_SECONDS)
         client.stop_stream()
-    assert len(parts) >= 9
+    assert sum(parts) == 9 and len(parts) > 1
 
 
 def test_other_apis_reach_it_as_well(engine, front):

@@ -18,8 +18,8 @@ mod kubernetes_outage;
 mod kubernetes_tls;
 mod missed;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
 
 use cluster::card::{Card, Input, Kind};
 use cluster::discovery::{
@@ -168,7 +168,21 @@ fn kubernetes_config(server: &ApiServer) -> kubernetes::Config {
         ttl: TTL,
         request_timeout: Duration::from_secs(4),
         grace: 2 * TTL,
+        clock: runtime_clock,
         ..kubernetes::Config::new(server.url(), "fleet")
+    }
+}
+
+/// A clock that goes with the runtime's time, which may be simulated: a machine that stands still
+/// for some seconds makes no Lease old.
+fn runtime_clock() -> SystemTime {
+    static ORIGIN: LazyLock<(SystemTime, std::time::Instant)> =
+        LazyLock::new(|| (SystemTime::now(), std::time::Instant::now()));
+    let (time, origin) = *ORIGIN;
+    let now = Instant::now().into_std();
+    match now.checked_duration_since(origin) {
+        Some(since) => time + since,
+        None => time - origin.duration_since(now),
     }
 }
 

@@ -148,6 +148,11 @@ pub struct RouteArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 256, env = "STATOR_PREFILL_MIN_TOKENS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub prefill_min_tokens: u32,
+    /// Milliseconds that a starting frontend, whose ports are open, waits for the models of workers
+    /// before it says that it is ready; 0: not at all
+    #[arg(long, value_name = "MS", default_value_t = 2000, env = "STATOR_STARTUP_WAIT_MS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    pub startup_wait_ms: u32,
     /// Milliseconds that a request waits for a worker when its model has none; 0: not at all
     #[arg(long, value_name = "MS", default_value_t = 10_000, env = "STATOR_WORKER_WAIT_MS")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=3_600_000))]

@@ -98,6 +98,8 @@ pub struct FleetConfig {
     pub tls: Option<LinkConfig>,
     /// When a text model counts as busy, until that is changed.
     pub(crate) limits: Limits,
+    /// How long a starting frontend waits for the models of workers before it is ready.
+    pub startup_wait: Duration,
     /// How long a request waits for a worker when there is none.
     pub worker_wait: Duration,
     /// The most requests of one model that wait so.
@@ -183,6 +185,7 @@ impl FleetConfig {
             prefill_min_tokens: route.prefill_min_tokens,
             limits: limits(&args.busy),
             chat_rules: args.openai.chat_rules(),
+            startup_wait: Duration::from_millis(route.startup_wait_ms.into()),
             worker_wait: Duration::from_millis(route.worker_wait_ms.into()),
             max_waiting: route.max_worker_waits,
             model_grace: Duration::from_millis(route.model_grace_ms.into()),

@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -71,6 +71,9 @@ pub struct Config {
     /// is removed with what it owns, and at least ten times its own time-to-live: 1 s to 1 day,
     /// default 10 min. Kubernetes itself removes those that pods own.
     pub leftover_age: Duration,
+    /// Tells the time that Leases are renewed at; default [`SystemTime::now`]. Tests on simulated
+    /// time put their own clock here.
+    pub clock: fn() -> SystemTime,
 }
 
 impl Config {
@@ -87,7 +90,13 @@ impl Config {
             backoff: Backoff::default(),
             grace: Duration::from_secs(15),
             leftover_age: Duration::from_secs(600),
+            clock: SystemTime::now,
         }
+    }
+
+    /// Returns the time since 1970.
+    fn now(&self) -> Duration {
+        (self.clock)().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
     fn check(&self) -> Result<()> {

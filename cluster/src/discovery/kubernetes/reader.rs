@@ -13,7 +13,6 @@ use super::Config;
 use super::client::Client;
 use super::feed::{Feed, News};
 use super::objects::{Kind, Object, map_name};
-use super::session::now;
 use crate::discovery::Query;
 use crate::discovery::watch::{Change, Source};
 use crate::instance::Instance;
@@ -137,7 +136,7 @@ impl Reader {
     /// renewal, which comes soon if only the clocks differ.
     fn first_seen(&self, lease: &Object, was_alive: bool) -> Beat {
         let ttl = lease.ttl().unwrap_or(self.config.ttl);
-        let is_young = lease.age(now()).is_some_and(|age| age < ttl);
+        let is_young = lease.age(self.config.now()).is_some_and(|age| age < ttl);
         Beat {
             version: lease.metadata.resource_version.clone(),
             ttl,

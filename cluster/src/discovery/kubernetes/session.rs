@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use engine::Result;
@@ -89,7 +89,7 @@ impl Keeper {
     /// Renews our Lease; returns nothing if somebody removed it.
     async fn renew(&self, owner: &Owner) -> Result<Option<Owner>> {
         let path = format!("{}/{}", Kind::Lease.path(&self.config.namespace), owner.name);
-        let body = Bytes::from(renewal(now()).to_string());
+        let body = Bytes::from(renewal(self.config.now()).to_string());
         let body = Some((body, "application/merge-patch+json"));
         match self.client.done(Call { method: Method::PATCH, path: &path, body }).await {
             Ok(()) => Ok(Some(owner.clone())),
@@ -103,7 +103,7 @@ impl Keeper {
 
     async fn make(&self) -> Result<Owner> {
         let name = format!("stator-{}", InstanceId::random());
-        let lease = lease(&name, self.config.ttl, self.config.pod.as_ref(), now());
+        let lease = lease(&name, self.config.ttl, self.config.pod.as_ref(), self.config.now());
         let path = Kind::Lease.path(&self.config.namespace);
         let body = Some((Bytes::from(lease.to_string()), JSON));
         let made: Object =
@@ -201,9 +201,4 @@ pub(super) async fn ready(
     let found = found.map_err(|_| unavailable("cannot be reached"))?;
     let found = found.map_err(|_| unavailable("discovery has been shut down"))?;
     found.owner.clone().ok_or_else(|| unavailable("cannot be reached"))
-}
-
-/// Returns the time since 1970.
-pub(super) fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -108,6 +108,7 @@ async fn a_silent_partition_is_found_by_pings() {
     let worker = RemoteWorker::new(Tcp::new(address.to_string()), config, &pair.here).unwrap();
     let mut stream = worker.model("model").call(prompt(), context()).await.unwrap();
     stream.next().await.unwrap().unwrap();
+    // Longer than a ping may take, which here takes a millisecond.
     let quiet = tokio::time::timeout(Duration::from_secs(3), stream.next()).await;
     assert!(quiet.is_err(), "a connection whose pings are answered was given up");
     is_cut.store(true, Ordering::SeqCst);

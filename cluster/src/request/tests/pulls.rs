@@ -104,7 +104,7 @@ async fn whoever_reads_slowly_is_waited_for_and_whoever_leaves_is_not() {
 #[tokio::test]
 async fn a_pull_ends_with_its_time_or_its_worker() {
     let pair = Pair::new(served(200, 300 << 10).0).await;
-    // The first block has to come within it.
+    // The first block, which takes milliseconds, has to come within it.
     let until = Instant::now() + Duration::from_secs(5);
     let mut stream = pair.worker.pull("model", wanted(3200, 0), until).await.unwrap();
     stream.next().await.unwrap().unwrap();

@@ -117,7 +117,7 @@ async fn a_long_prompt_is_put_back_in_parts_while_others_go_on() {
     let long = GenerateRequest::new(vec![9; 800], StopConditions::after(1));
     let expected = essence(collect(call(&there, long.clone()).await).await.unwrap());
     let blocks = pull(&there.store(None).unwrap(), &long.tokens, 0).await;
-    let runner = Memory::slow(100, Duration::from_millis(1));
+    let runner = Memory::slow(100, Duration::from_millis(5));
     let most_written = runner.most_written();
     let config = SchedulerConfig { restored_blocks: 4, ..SchedulerConfig::default() };
     let here = remembering(runner, config);

@@ -301,7 +301,7 @@ async fn blocks_come_back_from_memory_and_disk_as_they_were() {
 
 #[tokio::test]
 async fn a_long_prompt_comes_back_in_parts_while_others_go_on() {
-    let runner = Memory::slow(70, Duration::from_millis(1));
+    let runner = Memory::slow(70, Duration::from_millis(5));
     let most_written = runner.most_written();
     let config = SchedulerConfig {
         host_tier_bytes: 1 << 20,
