@@ -27,6 +27,11 @@ impl HeldBlocks {
     pub(super) fn count(&self) -> usize {
         self.all().len()
     }
+
+    /// Returns whether exactly these are known.
+    pub(super) fn are(&self, blocks: &BTreeSet<u64>) -> bool {
+        *self.all() == *blocks
+    }
 }
 
 impl BlockSink for HeldBlocks {

@@ -58,7 +58,7 @@ impl Server {
     }
 
     /// Stops it as a machine does that hangs, or lets it go on.
-    fn hang(&self, hangs: bool) {
+    pub(crate) fn hang(&self, hangs: bool) {
         let signal = if hangs { "-STOP" } else { "-CONT" };
         let process = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &process]).status().unwrap().success());
@@ -67,6 +67,11 @@ impl Server {
     fn stop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Returns everything that is connected to it.
+    pub(crate) fn connections(&self) -> Vec<Connection> {
+        self.connections.lock().unwrap().clone()
     }
 
     pub(crate) fn has_jetstream(&self) -> bool {

@@ -1,5 +1,7 @@
 //! Events over a real `nats-server`, which has to be installed.
 
+mod missed;
+
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
