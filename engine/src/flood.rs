@@ -6,20 +6,32 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Events of one kind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Flood {
+    interval: Duration,
     told: Option<Instant>,
     untold: u64,
 }
 
+impl Default for Flood {
+    fn default() -> Self {
+        Self::every(INTERVAL)
+    }
+}
+
 impl Flood {
+    /// Makes one that is told of once in an interval; that of the default is 5 s.
+    pub fn every(interval: Duration) -> Self {
+        Self { interval, told: None, untold: 0 }
+    }
+
     /// Counts an event. If it is to be told, returns how many before it were not.
     pub fn admit(&mut self) -> Option<u64> {
         self.at(Instant::now())
     }
 
     fn at(&mut self, now: Instant) -> Option<u64> {
-        if self.told.is_some_and(|at| now.duration_since(at) < INTERVAL) {
+        if self.told.is_some_and(|at| now.duration_since(at) < self.interval) {
             self.untold += 1;
             return None;
         }

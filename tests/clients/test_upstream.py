@@ -489,6 +489,8 @@ def test_a_second_server_takes_what_the_first_one_cannot(tmp_path):
         servers[0].stop()
         for _ in range(20):
             assert say(front, "words", max_tokens=3).usage.completion_tokens == 3
+        # The worker of the first one is there.
+        assert not [line for line in front.log if "worker is not called" in line]
 
 
 def test_a_server_that_hangs_is_left_within_seconds(tmp_path):
@@ -569,3 +571,14 @@ def test_kv_events_of_another_engine_get_our_names(engine, tmp_path, worker_pb, 
             assert watcher.events[1].kv.stored.parent == chained
             assert list(watcher.events[2].kv.removed.blocks) == list(watcher.events[1].kv.stored.sequences)
         assert [event.sequence for event in watcher.events] == list(range(1, len(kinds) + 1))
+        assert any("KV events were missed" in line for line in member.log) == (not has_replay)
+
+
+def test_kv_events_that_stay_away_are_told_once(engine, tmp_path):
+    arguments = ["--upstream", f"http://{engine.http}/v1", "--upstream-kv-events", "tcp://127.0.0.1:1"]
+    with worker(f"file://{tmp_path}", *arguments, models=[]) as member:
+        told = lambda: sum("KV events cannot be received" in line for line in list(member.log))
+        eventually("it is told", lambda: told() == 1)
+        # It tries again after 0.1, 0.2, 0.4 and 0.8 s.
+        time.sleep(2)
+        assert told() == 1

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::time::Duration;
 
-use engine::{KvEvent, KvEvents};
+use engine::{Flood, KvEvent, KvEvents};
 use tokio::time::{sleep, timeout};
 
 use super::batch::read;
@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The waits between attempts to connect: the first, and the longest.
 const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long the log is silent about an engine that stays away after it told of that.
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// The number of the message that ends a replay.
 const END: u64 = u64::MAX;
@@ -37,10 +40,17 @@ pub struct Config {
 /// Follows an engine's events and tells them, until the future is dropped.
 pub async fn follow(config: Config, events: KvEvents) {
     let mut follower = Follower { config, events, names: Names::default(), last: None };
-    let mut wait = WAITS.0;
+    let (mut wait, mut absences) = (WAITS.0, Flood::every(SILENCE));
     loop {
-        let Err(error) = follower.hold(&mut wait).await;
-        tracing::warn!(address = follower.config.address, %error, "KV events are not there");
+        let mut is_heard = false;
+        let Err(error) = follower.hold(&mut is_heard).await;
+        if is_heard {
+            (wait, absences) = (WAITS.0, Flood::every(SILENCE));
+        }
+        if let Some(untold) = absences.admit() {
+            let address = &follower.config.address;
+            tracing::warn!(address, %error, untold, "KV events cannot be received, trying again");
+        }
         sleep(wait).await;
         wait = (wait * 2).min(WAITS.1);
     }
@@ -73,17 +83,17 @@ enum Replayed {
 }
 
 impl Follower {
-    /// Connects and tells what comes, until something fails.
-    async fn hold(&mut self, wait: &mut Duration) -> io::Result<std::convert::Infallible> {
+    /// Connects and tells what comes, until something fails; says whether anything came.
+    async fn hold(&mut self, is_heard: &mut bool) -> io::Result<std::convert::Infallible> {
         let address = self.config.address.clone();
         let mut connection = patient(Connection::open(&address, Socket::Sub)).await?;
         connection.subscribe(&self.config.topic).await?;
-        tracing::info!(address, "KV events are there");
-        *wait = WAITS.0;
+        tracing::info!(address, "subscribed to KV events");
         // It may be another engine than before.
         let mut is_new = true;
         loop {
             let message = connection.receive().await?;
+            *is_heard = true;
             let [_, number, batch] = &message[..] else {
                 return Err(wrong("a message has not three parts"));
             };
@@ -109,7 +119,14 @@ impl Follower {
         }
         if let Some(last) = self.last.filter(|_| replayed != Replayed::Whole) {
             let (last, next) = (last.number, number);
-            tracing::warn!(last, next, "KV events may have been missed: all is forgotten");
+            if last.wrapping_add(1) == next {
+                tracing::info!(
+                    "KV events come over a new connection, perhaps from another engine: what is \
+                     known of its cache is forgotten (--upstream-kv-replay tells them apart)"
+                );
+            } else {
+                tracing::warn!(last, next, "KV events were missed: what is known is forgotten");
+            }
             self.forget();
         }
     }

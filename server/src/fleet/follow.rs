@@ -304,7 +304,10 @@ impl Fleet {
                 let state = *states.borrow_and_update();
                 let is_lost = match state {
                     LinkState::Open => false,
-                    LinkState::Lost => true,
+                    // The connections to a worker that has no models any more are ended here.
+                    LinkState::Lost => {
+                        peers.upgrade().is_some_and(|peers| peers.known(id).is_some())
+                    }
                     // Another way is open, or the worker is lost as well.
                     LinkState::Idle => {
                         let worker = peers.upgrade().and_then(|peers| peers.known(id));
