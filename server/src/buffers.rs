@@ -18,7 +18,7 @@ mod kept;
 mod limit;
 
 pub(crate) use kept::Kept;
-pub(crate) use limit::default_bytes;
+pub(crate) use limit::{default_bytes, memory_limit};
 
 /// What this part of the bound is kept for: requests that are small, so that health checks are
 /// answered while large ones have taken the rest.

@@ -10,6 +10,7 @@ mod catalog;
 pub mod chat;
 pub mod config;
 mod control;
+pub mod doctor;
 pub mod fleet;
 mod forwarding;
 mod hub;

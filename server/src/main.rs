@@ -4,13 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::ArgMatches;
-use server::args::{self, Action, BenchAction, Note, Parsed, ProcessArgs};
+use server::args::{self, Action, BenchAction, DoctorArgs, Note, Parsed, ProcessArgs};
 use server::config::{Config, threads};
 use server::fleet::{self, WorkerConfig};
 use server::security::{self, Minted};
 use server::serve::ServeError;
 use server::up::{self, UpConfig};
-use server::{bench, chat, pages, serve, shutdown, telemetry};
+use server::{bench, chat, doctor, pages, serve, shutdown, telemetry};
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
 /// and keep what a burst of them left behind. `.cargo/config.toml` says how this one is built.
@@ -57,16 +57,32 @@ fn main() -> ExitCode {
         Action::Bench(BenchAction::Engine(args)) => {
             bench::engine(args).and_then(|text| print(&text))
         }
+        Action::Doctor(args) => return consult(args),
         Action::Openapi => print(&format!("{:#}\n", pages::document())),
         Action::Chat(args) => return chat::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "stator: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&*error),
     }
+}
+
+/// Prints what `stator doctor` found; a thing that does not work is a failure.
+fn consult(args: &DoctorArgs) -> ExitCode {
+    let report = match doctor::examine(args) {
+        Ok(report) => report,
+        Err(error) => return failed(&error),
+    };
+    match print(&report.to_string()) {
+        Ok(()) if report.is_healthy() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => failed(&*error),
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "stator: {error}");
+    ExitCode::FAILURE
 }
 
 /// The entry can be redirected to a file; the key is for the eyes alone.

@@ -6,6 +6,7 @@
 mod bench;
 mod busy;
 mod chat;
+mod doctor;
 mod dump;
 mod engine;
 mod fleet;
@@ -32,6 +33,7 @@ use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Su
 pub use bench::{BenchAction, BenchEngineArgs};
 pub use busy::BusyArgs;
 pub use chat::ChatArgs;
+pub use doctor::DoctorArgs;
 pub use dump::dump;
 pub use engine::EngineArgs;
 pub use fleet::{AliasArgs, DiscoveryArgs, FrontendArgs, RouteArgs, WorkerArgs};
@@ -90,6 +92,8 @@ pub enum Action {
     /// Measure how fast this machine is
     #[command(subcommand)]
     Bench(BenchAction),
+    /// Say what this machine has, what can be reached, and what to do about the rest
+    Doctor(DoctorArgs),
     /// Print the OpenAPI document of the HTTP door
     Openapi,
 }

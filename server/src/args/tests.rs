@@ -176,7 +176,14 @@ fn reference() -> String {
     out += &table(frontend.get_arguments().filter(of_router));
     let chat = command.find_subcommand("chat").unwrap();
     let bench = command.find_subcommand("bench").unwrap().find_subcommand("engine").unwrap();
-    out + CHAT + &table(chat.get_arguments()) + BENCH + &table(bench.get_arguments())
+    let doctor = command.find_subcommand("doctor").unwrap();
+    let doctor = doctor.get_arguments().filter(|arg| arg.get_help_heading().is_none());
+    out + CHAT
+        + &table(chat.get_arguments())
+        + BENCH
+        + &table(bench.get_arguments())
+        + DOCTOR
+        + &table(doctor)
 }
 
 /// Returns a table of flags.
@@ -243,6 +250,14 @@ const BENCH: &str = "
 
 `stator bench engine [MODEL]` measures a GGUF file or a directory, by default the default model, without a server: prefill and decode,
 the memory's read bandwidth, and the share of it that decoding alone reaches. Of the engine: [engine.md](engine.md).
+
+";
+
+const DOCTOR: &str = "
+## stator doctor
+
+`stator doctor` says what this machine has, whether the ports are free, and whether the fleet's registrations and NATS can be reached, with
+what to do about the rest. It ends with status 1 if something that was asked for does not work. It takes the flags of Fleet, and these:
 
 ";
 

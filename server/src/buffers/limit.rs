@@ -14,13 +14,20 @@ const LEAST_BYTES: usize = 16 << 20;
 
 /// Returns the default of `--max-buffered-mib` in bytes.
 pub(crate) fn default_bytes() -> usize {
-    let address_space = read_to_string("/proc/self/limits").ok().and_then(|text| soft_limit(&text));
-    let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
-    default_of(address_space.into_iter().chain(group_limits(&groups, Path::new("/sys/fs/cgroup"))))
+    default_of(memory_limit())
 }
 
-fn default_of(limits: impl Iterator<Item = usize>) -> usize {
-    limits.map(|limit| limit / SHARE).min().unwrap_or(USUAL_BYTES).clamp(LEAST_BYTES, USUAL_BYTES)
+/// Returns how much memory this process may have, if its address space or a control group is
+/// limited.
+pub(crate) fn memory_limit() -> Option<usize> {
+    let address_space = read_to_string("/proc/self/limits").ok().and_then(|text| soft_limit(&text));
+    let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let groups = group_limits(&groups, Path::new("/sys/fs/cgroup"));
+    address_space.into_iter().chain(groups).min()
+}
+
+fn default_of(limit: Option<usize>) -> usize {
+    limit.map_or(USUAL_BYTES, |limit| limit / SHARE).clamp(LEAST_BYTES, USUAL_BYTES)
 }
 
 /// Reads the limit of the address space out of `/proc/self/limits`.
@@ -57,13 +64,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_is_a_quarter_of_the_least_limit() {
+    fn the_default_is_a_quarter_of_the_limit() {
         let limits = "Limit  Soft Limit  Hard Limit  Units\nMax address space  8589934592  unlimited  bytes\n";
         assert_eq!(soft_limit(limits), Some(8 << 30));
         assert_eq!(soft_limit("Max address space  unlimited  unlimited  bytes\n"), None);
-        assert_eq!(default_of([].into_iter()), 4096 << 20);
-        assert_eq!(default_of([1 << 50, 2 << 30, 8 << 30].into_iter()), 512 << 20);
-        assert_eq!(default_of([1 << 20].into_iter()), 16 << 20);
+        assert_eq!(default_of(None), 4096 << 20);
+        assert_eq!(default_of(Some(1 << 50)), 4096 << 20);
+        assert_eq!(default_of(Some(2 << 30)), 512 << 20);
+        assert_eq!(default_of(Some(1 << 20)), 16 << 20);
     }
 
     #[test]

@@ -25,6 +25,8 @@ mod worker;
 
 pub use config::{FleetConfig, Part, Repeated, Routing, WorkerConfig};
 pub(crate) use follow::Fleet;
+pub(crate) use peers::Peers;
+pub(crate) use planes::nats_config;
 pub use planes::{Plane, PlanesConfig};
 pub use store::Store;
 pub(crate) use tables::Tables;

@@ -217,13 +217,12 @@ mod tests {
     use engine::SequenceHash;
     use prometheus_client::registry::Registry;
 
-    use super::super::planes;
     use super::*;
 
     #[tokio::test]
     async fn a_listener_that_comes_late_takes_nothing_away() {
         let (tasks, metrics) = (Tasks::new(), Metrics::new(&mut Registry::default()));
-        let ear = Ear::new("m", planes::none(), &metrics, &tasks);
+        let ear = Ear::new("m", Arc::default(), &metrics, &tasks);
         let instance = Arc::new(Instance::new("default".parse().unwrap(), "grpc://127.0.0.1:1"));
         let claim = ear.heard.index.claim(WorkerId(instance.id.0));
         let tcp = Tcp::new("127.0.0.1:1");

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cluster::events::{Listen, NatsEvents, NatsPublisher, Publish, Source, Watch, event_subject};
@@ -69,24 +69,17 @@ impl PlanesConfig {
                         with --worker-tls-cert or --worker-tls-ca";
             return Err(Invalid(text.into()));
         }
-        let servers: Vec<String> =
-            args.nats.iter().filter(|one| !one.is_empty()).cloned().collect();
+        let nats = nats_config(args);
         for (flag, plane) in [("--request-plane", requests), ("--event-plane", events)] {
-            if wants(plane) && servers.is_empty() {
+            if wants(plane) && nats.is_none() {
                 return Err(Invalid(format!("{flag}: nats needs --nats")));
             }
         }
         let is_used = wants(requests) || wants(events);
-        let is_idle = !is_used && !servers.is_empty();
-        let config = nats::Config {
-            servers,
-            credentials: args.nats_credentials.clone(),
-            authority: args.nats_ca.clone(),
-            ..nats::Config::default()
-        };
+        let is_idle = !is_used && nats.is_some();
         let sockets = args.sockets.socket_dir.clone().map_or_else(socket_dir, PathBuf::from);
         let sockets = Some(sockets).filter(|folder| !folder.as_os_str().is_empty());
-        Ok(Self { nats: is_used.then_some(config), requests, events, sockets, is_idle })
+        Ok(Self { nats: nats.filter(|_| is_used), requests, events, sockets, is_idle })
     }
 
     /// Returns whether anything is to go over NATS.
@@ -98,6 +91,20 @@ impl PlanesConfig {
     pub(super) fn without_sockets(self) -> Self {
         Self { sockets: None, ..self }
     }
+}
+
+/// Returns how NATS is reached, if it is named.
+pub(crate) fn nats_config(args: &PlaneArgs) -> Option<nats::Config> {
+    let servers: Vec<String> = args.nats.iter().filter(|one| !one.is_empty()).cloned().collect();
+    if servers.is_empty() {
+        return None;
+    }
+    Some(nats::Config {
+        servers,
+        credentials: args.nats_credentials.clone(),
+        authority: args.nats_ca.clone(),
+        ..nats::Config::default()
+    })
 }
 
 /// What is there of NATS and of Unix sockets.
@@ -345,11 +352,6 @@ pub(super) fn publish(publisher: &NatsPublisher, offers: &[super::cards::Offer])
         (offer.card.name.clone(), Source { events, load })
     };
     publisher.set(offers.iter().map(source).collect());
-}
-
-/// The planes of who only asks workers at known addresses what they are.
-pub(super) fn none() -> Arc<Planes> {
-    Arc::default()
 }
 
 #[cfg(test)]

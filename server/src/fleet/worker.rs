@@ -116,7 +116,7 @@ pub(super) fn open_store(
     config: &WorkerConfig,
     tasks: &Tasks,
 ) -> Result<Box<dyn Discovery>, ServeError> {
-    config.store.open(Peers::new(planes::none(), tasks), tasks).map_err(unregistered)
+    config.store.open(Peers::to_ask(tasks), tasks).map_err(unregistered)
 }
 
 fn unregistered(error: engine::Error) -> ServeError {

@@ -7,7 +7,6 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use worker::generate::GenerateEngine;
 
-use super::super::planes;
 use super::*;
 use crate::pipeline::testing::scheduler;
 
@@ -27,7 +26,7 @@ impl Worker {
     async fn start(role: Role, timeout: Duration) -> Self {
         let (scheduler, tasks) = (scheduler(), Tasks::new());
         let metrics = Arc::new(Metrics::new(&mut Registry::default()));
-        let handoffs = Handoffs::new((role, timeout), planes::none(), metrics, &tasks);
+        let handoffs = Handoffs::new((role, timeout), Arc::default(), metrics, &tasks);
         let server = WorkerServer::new(ServerConfig::default(), None);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("grpc://{}", listener.local_addr().unwrap());

@@ -10,7 +10,6 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
-use super::super::planes;
 use super::*;
 use crate::metrics::Metrics;
 
@@ -30,7 +29,7 @@ fn pool(models: &Arc<Models>, tasks: &Tasks) -> Arc<Pool> {
     let (interval, timeout) = (Duration::ZERO, Duration::ZERO);
     let canary = Canary { interval, timeout, failed: Counter::default() };
     let metrics = Metrics::new(&mut Registry::default());
-    let ear = Ear::new("m", planes::none(), &metrics, tasks);
+    let ear = Ear::new("m", Arc::default(), &metrics, tasks);
     Pool::new("m", membership, models, (canary, ear))
 }
 
