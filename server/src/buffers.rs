@@ -1,5 +1,5 @@
 //! One bound on the memory that clients make the server buffer: messages and bodies, from their
-//! first byte until nobody needs them.
+//! first byte until nobody needs them, and answers until they are written.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,10 +14,8 @@ use tokio::sync::Semaphore;
 
 use crate::status::NO_BUFFERS;
 
-mod kept;
 mod limit;
 
-pub(crate) use kept::Kept;
 pub(crate) use limit::default_bytes;
 
 /// What this part of the bound is kept for: requests that are small, so that health checks are
@@ -75,6 +73,21 @@ impl Buffers {
         self.decompressing.clone()
     }
 
+    /// Holds for the large pieces of an answer, as long as anybody has one of them.
+    ///
+    /// Errors: as [`Held::grow`].
+    pub(crate) fn answer(self: &Arc<Self>, payload: Payload) -> Result<Payload> {
+        let bytes = payload.segments().map(Bytes::len).filter(|&bytes| bytes >= FOLLOWED_BYTES);
+        match bytes.sum() {
+            0 => Ok(payload),
+            bytes => {
+                let mut held = self.hold();
+                held.grow(bytes)?;
+                Ok(held.follow(payload))
+            }
+        }
+    }
+
     /// Holds for a call that begins, with these headers, until it ends.
     ///
     /// Errors: as [`Held::grow`].
@@ -88,8 +101,8 @@ impl Buffers {
     fn refusal(&self) -> Error {
         self.refusals.inc();
         let text = format!(
-            "the requests under way fill the memory for buffers, which --max-buffered-mib bounds \
-             to {} MiB",
+            "requests under way and answers that are not read yet fill the memory for buffers, \
+             which --max-buffered-mib bounds to {} MiB",
             self.max_bytes >> 20
         );
         Error::new(ErrorKind::Overloaded, text).with_code(NO_BUFFERS).with_retry_after(AGAIN)
@@ -131,6 +144,11 @@ impl Held {
     /// Returns how many bytes it holds.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Takes over what another one holds.
+    pub(crate) fn absorb(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
     }
 
     /// Parts with some of the bytes, at most all.
@@ -227,5 +245,20 @@ mod tests {
         payload.push(Bytes::from_static(&[1; 10]));
         let _kept = tiny.follow(payload);
         assert_eq!(buffers.held_bytes(), 0, "tiny ones are not followed");
+    }
+
+    #[test]
+    fn an_answer_is_held_until_its_last_large_piece_is_written() {
+        let buffers = Buffers::new(8 << 20, Counter::default());
+        let of = |lengths: &[usize]| -> Payload {
+            lengths.iter().map(|&length| Bytes::from(vec![7; length])).collect()
+        };
+        let answer = buffers.answer(of(&[100, 1 << 20, 2 << 20])).unwrap();
+        assert_eq!((answer.len(), buffers.held_bytes()), (100 + (3 << 20), 3 << 20));
+        let refused = buffers.answer(of(&[5 << 20])).unwrap_err();
+        assert_eq!(refused.code(), Some(NO_BUFFERS));
+        let _small = buffers.answer(of(&[100])).unwrap();
+        drop(answer);
+        assert_eq!(buffers.held_bytes(), 0);
     }
 }

@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::openai::Paths;
 use crate::repository::{ControlMode, Definition, Repository, RepositoryConfig};
-use crate::security::{Security, TlsListener, protect, refusing_late};
+use crate::security::{Security, TlsListener, protect, refusing};
 use crate::shared::Shared;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
@@ -373,8 +373,9 @@ async fn open_http(
     };
     // It is over before requests are refused.
     let farewell = shutdown::farewell(config.shutdown_grace) / 2;
-    let (header_timeout, refuse) = (HEADER_TIMEOUT, refusing_late(paths));
-    let http = Http { router, header_timeout, farewell, refuse };
+    let (header_timeout, refuse) = (HEADER_TIMEOUT, refusing(paths));
+    let buffers = Some(shared.buffers.clone());
+    let http = Http { router, header_timeout, farewell, refuse, buffers };
     ends.accepting.clone().spawn("http listener", accept(listener, http, ends));
     Ok(Some(found))
 }
@@ -403,7 +404,8 @@ pub(crate) async fn open_metrics(
         router,
         header_timeout: METRICS_HEADER_TIMEOUT,
         farewell: Duration::ZERO,
-        refuse: refusing_late(&Paths::default()),
+        refuse: refusing(&Paths::default()),
+        buffers: None,
     };
     let [accepting, answering, work] = [admin.clone(), admin.clone(), admin.clone()];
     admin.spawn("metrics listener", accept(listener, http, Ends { accepting, answering, work }));

@@ -34,9 +34,9 @@ pub struct SecurityArgs {
     /// Origin of web pages that may call over HTTP, `*` for all [default: none]; may be repeated
     #[arg(long, value_name = "ORIGIN", env = "STATOR_CORS_ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
-    /// Memory in MiB for requests of all clients, from their first byte to the end of their work;
-    /// over it they are refused [default: 4096, at most a quarter of what a limit of the address
-    /// space or of the control group leaves the process]
+    /// Memory in MiB for requests of all clients, from their first byte to the end of their work,
+    /// and for answers until they are written; over it they are refused [default: 4096, at most a
+    /// quarter of what a limit of the address space or of the control group leaves the process]
     #[arg(long, value_name = "MIB", env = "STATOR_MAX_BUFFERED_MIB")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub max_buffered_mib: Option<u32>,

@@ -34,7 +34,6 @@ use super::health;
 use super::messages::{self, Messages, Requests, Rules, Whole};
 use super::service::KserveService;
 use super::timeout::{Deadline, deadline};
-use crate::buffers::{Held, Kept};
 use crate::config::{Compression, GrpcConfig};
 use crate::listener::{Answered, Asked, Call, Caller, Protocol, Seat, Transport};
 use crate::metrics::Metrics;
@@ -207,10 +206,9 @@ fn streaming(
     service: &KserveService,
     request: Request<Inbound>,
     (rules, limits): (Rules, Limits),
-    open: Held,
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let requests = Box::pin(Requests::new(body, rules).opened(open));
+    let requests = Box::pin(Requests::new(body, rules));
     match service.session((&parts.headers, &parts.extensions), requests) {
         Ok(session) => respond(Answers::new(session.map_ok(Reply::into_payload), limits.max_send)),
         Err(error) => error.into_http(),
@@ -296,10 +294,10 @@ impl Door {
             *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(std::future::ready(Ok(refusal)));
         }
-        let open = match self.service.shared().buffers.open(request.headers()) {
-            Ok(open) => open,
+        match self.service.shared().buffers.open(request.headers()) {
+            Ok(open) => call.keep(open),
             Err(error) => return refuse(status::grpc(&error)),
-        };
+        }
         let path = request.uri().path();
         let group = restriction::group_of_rpc(path);
         let lacking = group.and_then(|group| self.restrictions.lacking(group, request.headers()));
@@ -323,7 +321,7 @@ impl Door {
         if let Some(at) = deadline {
             extensions.insert(Deadline(at));
         }
-        self.route(request, (rules, of_models), open)
+        self.route(request, (rules, of_models))
     }
 
     /// Answers a call that is let in; `of_models` refuses one that asks of models.
@@ -331,21 +329,16 @@ impl Door {
         &self,
         request: Request<Inbound>,
         (rules, of_models): (Rules, Option<Status>),
-        open: Held,
     ) -> Answer {
         let path = request.uri().path();
         let deadline = Deadline::of(request.extensions());
         match path.strip_prefix(INFERENCE) {
             Some("ModelInfer") if self.has_plain_answers(request.headers()) => {
                 let answer = unary(self.service.clone(), request, (rules, self.limits));
-                Box::pin(async move {
-                    let answer = answer.await;
-                    drop(open);
-                    Ok(answer)
-                })
+                Box::pin(async move { Ok(answer.await) })
             }
             Some("ModelStreamInfer") if self.has_plain_answers(request.headers()) => {
-                let answer = streaming(&self.service, request, (rules, self.limits), open);
+                let answer = streaming(&self.service, request, (rules, self.limits));
                 Box::pin(std::future::ready(Ok(answer)))
             }
             Some(method) => {
@@ -360,7 +353,7 @@ impl Door {
                     if let Some(asked) = asked {
                         orca::add(&asked, &service.shared().models, answer.headers_mut());
                     }
-                    Ok(answer.map(|body| Body::new(Kept::new(body, open))))
+                    Ok(answer.map(Body::new))
                 })
             }
             None => {
@@ -375,10 +368,7 @@ impl Door {
                             Err(refusal) => return Ok(refusal.into_http()),
                         },
                     };
-                    let ending = |body| {
-                        let ending = Ending::new(body, accepting).until(deadline);
-                        Body::new(Kept::new(ending, open))
-                    };
+                    let ending = |body| Body::new(Ending::new(body, accepting).until(deadline));
                     Ok(answer.map(ending))
                 };
                 Box::pin(in_time(deadline, answer))

@@ -133,8 +133,6 @@ pub(super) struct Messages<B> {
     received: Received,
     /// The memory of what is received.
     held: Held,
-    /// That of the call itself.
-    open: Option<Held>,
     unpacking: Option<BoxFuture<'static, Result<Payload, Unpackable>>>,
     patience: Patience,
     count: usize,
@@ -155,7 +153,6 @@ where
             rules,
             received: Received::default(),
             held,
-            open: None,
             unpacking: None,
             patience,
             count: 0,
@@ -263,12 +260,6 @@ where
     /// Reads requests from a body.
     pub(super) fn new(body: B, rules: Rules) -> Self {
         Self(Messages::new(body, rules))
-    }
-
-    /// Holds the memory of the call for as long as requests may come.
-    pub(super) fn opened(mut self, open: Held) -> Self {
-        self.0.open = Some(open);
-        self
     }
 }
 

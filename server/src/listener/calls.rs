@@ -2,8 +2,8 @@
 //! something of them came or went last. A connection keeps its place by its calls, never by pings.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,6 +11,8 @@ use engine::Tasks;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+
+use crate::buffers::Held;
 
 /// Written bytes that count as use of a connection. A reader of an answer soon takes as many, and
 /// the answers to pings are far fewer.
@@ -53,6 +55,8 @@ pub(crate) struct Call(Arc<Open>);
 struct Open {
     shared: Arc<Shared>,
     waits: AtomicU32,
+    /// The memory of the call and of its answer.
+    held: Mutex<Option<Held>>,
 }
 
 impl Shared {
@@ -111,7 +115,7 @@ impl Caller {
         shared.open.fetch_add(1, Relaxed);
         shared.has_called.store(true, Relaxed);
         shared.hear();
-        Call(Arc::new(Open { shared, waits: AtomicU32::new(0) }))
+        Call(Arc::new(Open { shared, waits: AtomicU32::new(0), held: Mutex::default() }))
     }
 }
 
@@ -119,6 +123,15 @@ impl Call {
     /// Says whether the call has nothing to do until its client asks for something.
     pub(crate) fn set_idle(&self, is_idle: bool) {
         self.0.set(IDLE, is_idle);
+    }
+
+    /// Holds memory until the call is over and its answer written, but for a last small piece.
+    pub(crate) fn keep(&self, held: Held) {
+        let mut kept = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *kept {
+            None => *kept = Some(held),
+            Some(kept) => kept.absorb(held),
+        }
     }
 
     /// Returns what is cancelled when the call is to be answered by an error, since the server ends.

@@ -222,6 +222,10 @@ async fn whole(
         match output {
             Ok(output) => {
                 observation.told(&output);
+                if let Err(error) = observation.collects(output.answer_bytes()) {
+                    observation.end(Err(&error));
+                    return Err(error);
+                }
                 form.collect(output, &mut fold);
             }
             Err(error) => {

@@ -39,6 +39,10 @@ const REFUSED: [&str; 7] = [
     "partial_images",
 ];
 
+/// How often a file is there while an answer is made of it: as it is, in base64, in the JSON value
+/// and in its text.
+const COPIES: usize = 5;
+
 /// Most pictures of one call, as in the OpenAI API.
 const MAX_PICTURES: u64 = 10;
 
@@ -131,7 +135,10 @@ impl Running {
         let mut all = Vec::new();
         for stream in &mut self.streams {
             while let Some(output) = stream.next().await {
-                all.extend(files(&output?, self.output)?);
+                let files = files(&output?, self.output)?;
+                let bytes: usize = files.iter().map(Vec::len).sum();
+                self.observation.collects(COPIES * bytes)?;
+                all.extend(files);
             }
         }
         Ok(all)

@@ -19,12 +19,18 @@ use crate::models::{Model, TextModel};
 use crate::rest::receive::receive;
 use crate::status::Dialect;
 
+/// What a number of a vector takes while an answer is made of it: as it is, as a JSON value, and in
+/// the text.
+const NUMBER_BYTES: usize = 48;
+
 /// `POST /v1/embeddings`
 pub(super) async fn embeddings(State(door): State<OpenAi>, request: Request) -> Response {
+    let mut held = door.shared.buffers.hold();
     let work = |text: TextModel, body: Body, context: Context| async move {
         let asked = embeddings::read(&body)?;
         let (vectors, tokens) =
             text.texts.embed(asked.inputs, context).await.map_err(|error| about("input", error))?;
+        held.grow(NUMBER_BYTES * vectors.iter().map(Vec::len).sum::<usize>())?;
         let encode = asked.is_base64.then_some(base64 as fn(&[u8]) -> String);
         Ok(embeddings::answer(&stamp(model_name(&body)), &vectors, tokens, encode))
     };
