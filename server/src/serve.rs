@@ -29,7 +29,7 @@ use crate::shared::Shared;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
 use crate::trace::Traces;
-use crate::{banner, openai, pages, rest, shutdown};
+use crate::{banner, openai, pages, preparing, rest, shutdown};
 
 /// Open connections of the metrics listener; more wait in the listen queue.
 const MAX_METRICS_CONNECTIONS: usize = 64;
@@ -82,6 +82,7 @@ impl Server {
     /// Opens the listeners: live at once, ready after [`load`](Self::load).
     pub async fn open(config: Config, logging: Logging) -> Result<Self, ServeError> {
         let started = Instant::now();
+        preparing::configure(config.security.max_preparing);
         let security = Security::load(&config.security).map_err(ServeError::Start)?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::named(&mut registry, &config.metrics_prefix));

@@ -1,5 +1,6 @@
 //! The flags of certificates, keys and origins.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -40,4 +41,8 @@ pub struct SecurityArgs {
     #[arg(long, value_name = "MIB", env = "STATOR_MAX_BUFFERED_MIB")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub max_buffered_mib: Option<u32>,
+    /// Requests above 64 KiB that are prepared at once: their JSON is read, their template rendered,
+    /// their tokens are found; the others wait [default: half of the cores, at least 2]
+    #[arg(long, value_name = "COUNT", env = "STATOR_MAX_PREPARING_REQUESTS")]
+    pub max_preparing_requests: Option<NonZeroU32>,
 }
