@@ -1,12 +1,14 @@
-"""Large bodies are prepared beside other requests, a few at once, and not for clients that left."""
+"""Large bodies and hard grammars are prepared beside other requests, a few at once, and not for clients that left."""
 
 import concurrent.futures
 import gzip
 import json
 import os
 import socket
+import string
 import time
 
+import httpx
 import pytest
 
 from conftest import running
@@ -73,3 +75,35 @@ def test_what_a_client_that_left_asked_for_is_given_up(server):
             eventually("it is there", lambda: scrape(server, "stator_buffered_bytes") > len(body))
     eventually("all is given up", lambda: scrape(server, "stator_buffered_bytes") == 0)
     assert processor_seconds(server.pid) - begun < 3 * whole
+
+
+# So ambiguous that its first step takes half a minute.
+WIDE = "start: s\ns: " + " | ".join(f's s "{letter}"' for letter in string.ascii_lowercase * 60) + " | /./\n"
+
+
+def grammar(server, text, **options):
+    body = {"model": "mock", "prompt": "x", "max_tokens": 2, "guided_grammar": text}
+    return httpx.post(f"http://{server.http}/v1/completions", json=body, **options)
+
+
+def assert_is_idle(server):
+    before = processor_seconds(server.pid)
+    time.sleep(2)
+    assert processor_seconds(server.pid) - before < 1
+
+
+def test_a_grammar_that_takes_long_is_refused_and_given_up(server):
+    with late_wakeups() as late, paced(server) as waits, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for answer in [pool.submit(grammar, server, WIDE) for _ in range(2)]:
+            refused = answer.result()
+            assert refused.status_code == 400 and refused.json()["error"]["code"] == "invalid_constraint"
+            assert "longer than 3 seconds" in refused.json()["error"]["message"]
+    assert longest_stall(waits, late) < STALL_SECONDS
+    assert_is_idle(server)
+    assert grammar(server, 'start: "a"\n').status_code == 200
+
+
+def test_a_grammar_is_given_up_when_its_client_leaves(server):
+    with pytest.raises(httpx.ReadTimeout):
+        grammar(server, WIDE, timeout=0.5)
+    assert_is_idle(server)
