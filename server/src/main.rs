@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "stator: {error}");
+            telemetry::last_words(format!("stator: {error}\n"));
             ExitCode::FAILURE
         }
     }
