@@ -140,7 +140,7 @@ impl Door {
     /// Returns what the messages of a call may be.
     ///
     /// Errors: UNIMPLEMENTED for an encoding that is not known.
-    fn rules(&self, path: &str, headers: &HeaderMap) -> Result<Rules, Status> {
+    fn rules(&self, path: &str, headers: &HeaderMap, is_lone: bool) -> Result<Rules, Status> {
         let method = path.strip_prefix(INFERENCE);
         let is_large =
             matches!(method, Some("ModelInfer" | "ModelStreamInfer" | "RepositoryModelLoad"));
@@ -150,6 +150,7 @@ impl Door {
             max_bytes: if is_large { max_receive } else { max_receive.min(MAX_CONTROL_BYTES) },
             encoding: messages::encoding(headers)?,
             is_unary: !is_stream,
+            is_lone,
             cost: match method {
                 Some("ModelInfer" | "ModelStreamInfer") => Some(Cost::INFER),
                 Some("RepositoryModelLoad" | "RepositoryModelUnload") => Some(Cost::LOAD),
@@ -294,7 +295,7 @@ impl Door {
             *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(std::future::ready(Ok(refusal)));
         }
-        match self.service.shared().buffers.open(request.headers()) {
+        match self.service.shared().buffers.open(request.headers(), call.is_lone()) {
             Ok(open) => call.keep(open),
             Err(error) => return refuse(status::grpc(&error)),
         }
@@ -304,7 +305,7 @@ impl Door {
         if let Some(header) = lacking {
             return refuse(status::restricted(header));
         }
-        let rules = match self.rules(path, request.headers()) {
+        let rules = match self.rules(path, request.headers(), call.is_lone()) {
             Ok(rules) => rules,
             Err(refusal) => return refuse(refusal),
         };

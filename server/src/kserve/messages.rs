@@ -47,6 +47,8 @@ pub(super) struct Rules {
     pub encoding: Option<Encoding>,
     /// Whether the call has one message, which is due from the start; others may come at any time.
     pub is_unary: bool,
+    /// Whether the call is the only one of its connection.
+    pub is_lone: bool,
     /// What they take once they are decoded, where they may be large.
     pub cost: Option<Cost>,
     /// The memory for them.
@@ -146,7 +148,7 @@ where
 {
     /// Reads messages from a body.
     pub(super) fn new(body: B, rules: Rules) -> Self {
-        let held = rules.buffers.hold();
+        let held = rules.buffers.hold_for(rules.is_lone);
         let patience = Patience::new(rules.accepting.clone());
         Self {
             body,

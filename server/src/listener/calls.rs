@@ -54,6 +54,8 @@ pub(crate) struct Call(Arc<Open>);
 
 struct Open {
     shared: Arc<Shared>,
+    /// No other call was open when it began.
+    is_lone: bool,
     waits: AtomicU32,
     /// The memory of the call and of its answer.
     held: Mutex<Option<Held>>,
@@ -112,10 +114,10 @@ impl Caller {
     /// Begins a call.
     pub(crate) fn begin(&self) -> Call {
         let shared = self.0.clone();
-        shared.open.fetch_add(1, Relaxed);
+        let is_lone = shared.open.fetch_add(1, Relaxed) == 0;
         shared.has_called.store(true, Relaxed);
         shared.hear();
-        Call(Arc::new(Open { shared, waits: AtomicU32::new(0), held: Mutex::default() }))
+        Call(Arc::new(Open { shared, is_lone, waits: AtomicU32::new(0), held: Mutex::default() }))
     }
 }
 
@@ -123,6 +125,11 @@ impl Call {
     /// Says whether the call has nothing to do until its client asks for something.
     pub(crate) fn set_idle(&self, is_idle: bool) {
         self.0.set(IDLE, is_idle);
+    }
+
+    /// Returns whether its connection had no other open call when it began.
+    pub(crate) fn is_lone(&self) -> bool {
+        self.0.is_lone
     }
 
     /// Holds memory until the call is over and its answer written, but for a last small piece.
