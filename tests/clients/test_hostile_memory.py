@@ -68,7 +68,8 @@ class Connection:
                   ("content-type", "application/grpc"), ("te", "trailers")]
         fields += [(name.replace("_", "-"), value) for name, value in headers.items()]
         self.http2.send_headers(stream, fields)
-        while data:
+        # What is refused before it is whole is reset, and nobody reads the rest.
+        while data and stream not in self.statuses:
             room = min(self.http2.local_flow_control_window(stream), self.http2.max_outbound_frame_size)
             if room == 0:
                 self.flush()
@@ -76,7 +77,7 @@ class Connection:
                 continue
             self.http2.send_data(stream, data[:room])
             data = data[room:]
-        if is_whole:
+        if is_whole and stream not in self.statuses:
             self.http2.end_stream(stream)
         return stream
 
