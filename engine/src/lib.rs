@@ -27,6 +27,7 @@ mod tasks;
 pub mod testing;
 mod text;
 mod usage;
+mod waiter;
 
 pub use adapter::{Adapter, AdapterId};
 pub use block::{BlockHash, Salt, SequenceHash, prefix_hashes};
@@ -54,3 +55,4 @@ pub use text::{
     TextUsage,
 };
 pub use usage::{Usage, WorkerLoad, WorkerTotals};
+pub use waiter::{Waiter, check_waiting};

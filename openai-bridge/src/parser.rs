@@ -63,6 +63,18 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Returns the length of its text in bytes.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Reasoning(text) | Self::Content(text) | Self::Arguments { text, .. } => {
+                text.len()
+            }
+            Self::CallBegun { id, name, .. } => name.len() + id.as_ref().map_or(0, String::len),
+        }
+    }
+}
+
 /// How calls are written: by the model's habit, or as the server constrains them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Syntax {

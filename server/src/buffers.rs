@@ -1,5 +1,5 @@
 //! One bound on the memory that clients make the server buffer: messages and bodies, from their
-//! first byte until nobody needs them.
+//! first byte until nobody needs them, and answers until they are written.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,10 +14,8 @@ use tokio::sync::Semaphore;
 
 use crate::status::NO_BUFFERS;
 
-mod kept;
 mod limit;
 
-pub(crate) use kept::Kept;
 pub(crate) use limit::{default_bytes, memory_limit};
 
 /// What this part of the bound is kept for: requests that are small, so that health checks are
@@ -26,6 +24,13 @@ const RESERVED_SHARE: usize = 8;
 
 /// A request up to this size is small.
 const SMALL_BYTES: usize = 64 << 10;
+
+/// What this part of the bound is kept for: the calls of connections that have no other one open,
+/// so that many small calls of a few clients refuse none of the rest.
+const LONE_SHARE: usize = 16;
+
+/// The most that such a call, or its message, takes of that.
+const LONE_BYTES: usize = 8 << 10;
 
 /// Pieces below this size are not followed once they are handed on: that costs more than they do.
 const FOLLOWED_BYTES: usize = 2048;
@@ -62,7 +67,12 @@ impl Buffers {
 
     /// Begins to hold for a request.
     pub(crate) fn hold(self: &Arc<Self>) -> Held {
-        Held { buffers: self.clone(), bytes: 0 }
+        self.hold_for(false)
+    }
+
+    /// Begins to hold for a call; `is_lone` says that its connection has no other one.
+    pub(crate) fn hold_for(self: &Arc<Self>, is_lone: bool) -> Held {
+        Held { buffers: self.clone(), bytes: 0, is_lone }
     }
 
     /// Returns how many bytes are held.
@@ -75,12 +85,27 @@ impl Buffers {
         self.decompressing.clone()
     }
 
+    /// Holds for the large pieces of an answer, as long as anybody has one of them.
+    ///
+    /// Errors: as [`Held::grow`].
+    pub(crate) fn answer(self: &Arc<Self>, payload: Payload) -> Result<Payload> {
+        let bytes = payload.segments().map(Bytes::len).filter(|&bytes| bytes >= FOLLOWED_BYTES);
+        match bytes.sum() {
+            0 => Ok(payload),
+            bytes => {
+                let mut held = self.hold();
+                held.grow(bytes)?;
+                Ok(held.follow(payload))
+            }
+        }
+    }
+
     /// Holds for a call that begins, with these headers, until it ends.
     ///
     /// Errors: as [`Held::grow`].
-    pub(crate) fn open(self: &Arc<Self>, headers: &HeaderMap) -> Result<Held> {
+    pub(crate) fn open(self: &Arc<Self>, headers: &HeaderMap, is_lone: bool) -> Result<Held> {
         let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
-        let mut held = self.hold();
+        let mut held = self.hold_for(is_lone);
         held.grow(CALL_BYTES + HEADER_COPIES * headers.iter().map(length).sum::<usize>())?;
         Ok(held)
     }
@@ -88,8 +113,8 @@ impl Buffers {
     fn refusal(&self) -> Error {
         self.refusals.inc();
         let text = format!(
-            "the requests under way fill the memory for buffers, which --max-buffered-mib bounds \
-             to {} MiB",
+            "requests under way and answers that are not read yet fill the memory for buffers, \
+             which --max-buffered-mib bounds to {} MiB",
             self.max_bytes >> 20
         );
         Error::new(ErrorKind::Overloaded, text).with_code(NO_BUFFERS).with_retry_after(AGAIN)
@@ -100,6 +125,7 @@ impl Buffers {
 pub(crate) struct Held {
     buffers: Arc<Buffers>,
     bytes: usize,
+    is_lone: bool,
 }
 
 impl Held {
@@ -113,9 +139,11 @@ impl Held {
     /// Errors: `Overloaded` with the code [`NO_BUFFERS`] when that is over the bound.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<()> {
         let buffers = &self.buffers;
-        let most = match self.bytes + bytes <= SMALL_BYTES {
-            true => buffers.max_bytes,
-            false => buffers.max_bytes - buffers.max_bytes / RESERVED_SHARE,
+        let max_bytes = buffers.max_bytes;
+        let most = match self.bytes.saturating_add(bytes) {
+            ..=LONE_BYTES if self.is_lone => max_bytes,
+            ..=SMALL_BYTES => max_bytes - max_bytes / LONE_SHARE,
+            _ => max_bytes - max_bytes / RESERVED_SHARE,
         };
         let grown = |held: usize| held.checked_add(bytes).filter(|&held| held <= most);
         let held = &buffers.held_bytes;
@@ -133,11 +161,16 @@ impl Held {
         self.bytes
     }
 
+    /// Takes over what another one holds.
+    pub(crate) fn absorb(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
     /// Parts with some of the bytes, at most all.
     pub(crate) fn split(&mut self, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        Self { buffers: self.buffers.clone(), bytes }
+        Self { buffers: self.buffers.clone(), bytes, is_lone: self.is_lone }
     }
 
     /// Holds the memory for as long as anybody has a large piece of this payload.
@@ -190,7 +223,7 @@ mod tests {
         let refused = large.grow(1).unwrap_err();
         assert_eq!(refused.code(), Some(NO_BUFFERS));
         assert!(refused.message().contains("--max-buffered-mib bounds to 8 MiB"), "{refused}");
-        let small: Vec<_> = (0..16)
+        let small: Vec<_> = (0..8)
             .map(|_| {
                 let mut held = buffers.hold();
                 held.grow(SMALL_BYTES).unwrap();
@@ -198,8 +231,17 @@ mod tests {
             })
             .collect();
         assert!(buffers.hold().grow(1).is_err(), "all of it is held");
-        assert_eq!((buffers.held_bytes(), refusals.get()), (8 << 20, 2));
-        drop((large, small));
+        let lone: Vec<_> = (0..64)
+            .map(|_| {
+                let mut held = buffers.hold_for(true);
+                held.grow(LONE_BYTES).unwrap();
+                assert!(held.grow(1).is_err(), "it is no larger than others");
+                held
+            })
+            .collect();
+        assert!(buffers.hold_for(true).grow(1).is_err(), "all of it is held");
+        assert_eq!((buffers.held_bytes(), refusals.get()), (8 << 20, 67));
+        drop((large, small, lone));
         assert_eq!(buffers.held_bytes(), 0);
     }
 
@@ -227,5 +269,20 @@ mod tests {
         payload.push(Bytes::from_static(&[1; 10]));
         let _kept = tiny.follow(payload);
         assert_eq!(buffers.held_bytes(), 0, "tiny ones are not followed");
+    }
+
+    #[test]
+    fn an_answer_is_held_until_its_last_large_piece_is_written() {
+        let buffers = Buffers::new(8 << 20, Counter::default());
+        let of = |lengths: &[usize]| -> Payload {
+            lengths.iter().map(|&length| Bytes::from(vec![7; length])).collect()
+        };
+        let answer = buffers.answer(of(&[100, 1 << 20, 2 << 20])).unwrap();
+        assert_eq!((answer.len(), buffers.held_bytes()), (100 + (3 << 20), 3 << 20));
+        let refused = buffers.answer(of(&[5 << 20])).unwrap_err();
+        assert_eq!(refused.code(), Some(NO_BUFFERS));
+        let _small = buffers.answer(of(&[100])).unwrap();
+        drop(answer);
+        assert_eq!(buffers.held_bytes(), 0);
     }
 }

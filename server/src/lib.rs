@@ -24,6 +24,7 @@ mod orca;
 pub mod pages;
 mod patience;
 mod pipeline;
+mod preparing;
 pub mod repository;
 mod rest;
 pub mod restriction;

@@ -81,7 +81,7 @@ fn consult(args: &DoctorArgs) -> ExitCode {
 }
 
 fn failed(error: &dyn std::error::Error) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "stator: {error}");
+    telemetry::last_words(format!("stator: {error}\n"));
     ExitCode::FAILURE
 }
 

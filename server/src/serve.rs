@@ -24,12 +24,12 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::openai::Paths;
 use crate::repository::{ControlMode, Definition, Repository, RepositoryConfig};
-use crate::security::{Security, TlsListener, protect, refusing_late};
+use crate::security::{Security, TlsListener, protect, refusing};
 use crate::shared::Shared;
 use crate::shared_memory::Regions;
 use crate::telemetry::Logging;
 use crate::trace::Traces;
-use crate::{banner, openai, pages, rest, shutdown};
+use crate::{banner, openai, pages, preparing, rest, shutdown};
 
 /// Open connections of the metrics listener; more wait in the listen queue.
 const MAX_METRICS_CONNECTIONS: usize = 64;
@@ -82,6 +82,7 @@ impl Server {
     /// Opens the listeners: live at once, ready after [`load`](Self::load).
     pub async fn open(config: Config, logging: Logging) -> Result<Self, ServeError> {
         let started = Instant::now();
+        preparing::configure(config.security.max_preparing);
         let security = Security::load(&config.security).map_err(ServeError::Start)?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::named(&mut registry, &config.metrics_prefix));
@@ -373,8 +374,9 @@ async fn open_http(
     };
     // It is over before requests are refused.
     let farewell = shutdown::farewell(config.shutdown_grace) / 2;
-    let (header_timeout, refuse) = (HEADER_TIMEOUT, refusing_late(paths));
-    let http = Http { router, header_timeout, farewell, refuse };
+    let (header_timeout, refuse) = (HEADER_TIMEOUT, refusing(paths));
+    let buffers = Some(shared.buffers.clone());
+    let http = Http { router, header_timeout, farewell, refuse, buffers };
     ends.accepting.clone().spawn("http listener", accept(listener, http, ends));
     Ok(Some(found))
 }
@@ -403,7 +405,8 @@ pub(crate) async fn open_metrics(
         router,
         header_timeout: METRICS_HEADER_TIMEOUT,
         farewell: Duration::ZERO,
-        refuse: refusing_late(&Paths::default()),
+        refuse: refusing(&Paths::default()),
+        buffers: None,
     };
     let [accepting, answering, work] = [admin.clone(), admin.clone(), admin.clone()];
     admin.spawn("metrics listener", accept(listener, http, Ends { accepting, answering, work }));

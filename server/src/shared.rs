@@ -22,7 +22,7 @@ pub(crate) struct Shared {
     pub traces: Arc<Traces>,
     pub logging: Logging,
     pub metrics: Arc<Metrics>,
-    /// The memory for what clients send.
+    /// The memory for what clients send and are sent.
     pub buffers: Arc<Buffers>,
     /// Cancelled when the server begins to shut down.
     pub accepting: Tasks,
@@ -39,7 +39,8 @@ impl Shared {
     /// Begins to observe a request.
     pub(crate) fn observe(&self, rpc: &'static str) -> Observation {
         self.busy_poll.note();
-        Observation::begin(self.metrics.clone(), self.traces.clone(), rpc)
+        let held = self.buffers.hold();
+        Observation::begin(self.metrics.clone(), self.traces.clone(), rpc, held)
     }
 
     /// Returns what an HTTP door takes of bodies of at most so many bytes.

@@ -6,9 +6,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::time::Duration;
 
 use engine::{Error, ErrorKind, Result};
 use tracing::level_filters::LevelFilter;
@@ -28,6 +30,9 @@ use crate::config::{Invalid, LogFormat};
 /// `cluster::nats` tells what there is to know. The other warns of every odd frame that a client
 /// sends.
 const QUIET: [&str; 2] = ["async_nats", "h2"];
+
+/// How long the last words of a process may wait for whoever reads them.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Counts the lines that were dropped, since the process began to log.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
@@ -107,7 +112,28 @@ pub fn start(
     };
     let started = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
     started.map_err(|error| Invalid(format!("cannot start logging: {error}")))?;
+    panic::set_hook(Box::new(log_panic));
     Ok((Logging { filter: Some(handle), ..logging }, guard))
+}
+
+/// Logs a panic like any other fault: written as usual, it would wait for whoever reads the log.
+fn log_panic(panic: &panic::PanicHookInfo<'_>) {
+    let message = panic.payload_as_str().unwrap_or("no text");
+    let place = panic.location().map(tracing::field::display);
+    let thread = std::thread::current();
+    tracing::error!(place, thread = thread.name(), "panicked: {message}");
+}
+
+/// Writes why the process ends, and waits a moment for whoever should read it.
+pub fn last_words(text: String) {
+    let (done, is_done) = mpsc::sync_channel(1);
+    let write = move || {
+        let _ = std::io::stderr().write_all(text.as_bytes());
+        let _ = done.send(());
+    };
+    if std::thread::Builder::new().name("last words".into()).spawn(write).is_ok() {
+        let _ = is_done.recv_timeout(LAST_WORDS_TIMEOUT);
+    }
 }
 
 /// Returns how many lines were dropped because nobody took them.

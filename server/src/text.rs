@@ -23,6 +23,7 @@ use tensor::Tensor;
 use tokio::sync::Semaphore;
 
 use crate::pipeline::Thresholds;
+use crate::preparing;
 
 mod worded;
 
@@ -32,7 +33,8 @@ use worded::WordedStream;
 /// other streams should wait.
 const LONG_PROMPT_BYTES: usize = 4096;
 
-/// Threads that tokenise long prompts of one model.
+/// Threads that tokenise long prompts of one model, but for those as large as whole requests are
+/// that wait for a place of all models: nobody else has to wait for them.
 const MAX_TOKENIZERS: usize = 4;
 
 /// Most texts of one request that are embedded, as in the OpenAI API.
@@ -81,16 +83,14 @@ impl TextEngine {
         if bytes < LONG_PROMPT_BYTES {
             return work(&self.bridge);
         }
-        let permit = self.tokenizers.clone().acquire_owned().await;
-        let bridge = self.bridge.clone();
-        // The place is given back by the work itself: it goes on when nobody waits any more.
-        let work = move || {
-            let _permit = permit;
-            work(&bridge)
+        let place = match preparing::place(bytes).await {
+            Some(place) => place,
+            None => self.tokenizers.clone().acquire_owned().await.map_err(|error| {
+                Error::internal("the tokenizer has no places").with_source(error)
+            })?,
         };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|error| Error::internal("the tokenizer failed").with_source(error))?
+        let bridge = self.bridge.clone();
+        preparing::apart(place, move || work(&bridge)).await
     }
 
     /// Returns the vectors of texts and the tokens of all of them.

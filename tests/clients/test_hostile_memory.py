@@ -6,6 +6,7 @@ The server's address space is limited, so that a reservation without memory behi
 import concurrent.futures
 import contextlib
 import http.client
+import json
 import socket
 import struct
 import threading
@@ -16,6 +17,7 @@ import grpc
 import h2.config
 import h2.connection
 import h2.events
+import httpx
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -66,7 +68,8 @@ class Connection:
                   ("content-type", "application/grpc"), ("te", "trailers")]
         fields += [(name.replace("_", "-"), value) for name, value in headers.items()]
         self.http2.send_headers(stream, fields)
-        while data:
+        # What is refused before it is whole is reset, and nobody reads the rest.
+        while data and stream not in self.statuses:
             room = min(self.http2.local_flow_control_window(stream), self.http2.max_outbound_frame_size)
             if room == 0:
                 self.flush()
@@ -74,7 +77,7 @@ class Connection:
                 continue
             self.http2.send_data(stream, data[:room])
             data = data[room:]
-        if is_whole:
+        if is_whole and stream not in self.statuses:
             self.http2.end_stream(stream)
         return stream
 
@@ -206,4 +209,46 @@ def test_large_requests_at_once_are_served_or_refused():
         assert ask(None) == grpc.StatusCode.OK
         refused = codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED)
         assert scrape(server, "stator_buffer_refusals_total") == refused
+        eventually("all is given back", lambda: scrape(server, "stator_buffered_bytes") == 0)
+
+
+def test_answers_that_are_not_read_count():
+    size, count = 4 << 20, 16
+    header = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "UINT8", "shape": [size], "parameters": {"binary_data_size": size}}]})
+    # As JSON an answer is four times as long as its request.
+    body = header.encode() + b"\xff" * size
+    head = (f"POST /v2/models/identity/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n"
+            f"inference-header-content-length: {len(header)}\r\n\r\n").encode()
+    with limited(4 * GIB, "--max-buffered-mib", "128") as server, contextlib.ExitStack() as stack:
+        host, port = server.http.rsplit(":", 1)
+        statuses, refused = [], b""
+        for _ in range(count):
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS))
+            connection.sendall(head + body)
+            begun = connection.recv(12)
+            statuses.append(int(begun[9:]))
+            if statuses[-1] == 503:
+                refused = connection.recv(1 << 16)
+        # An eighth of the memory is not for large answers.
+        assert 3 <= statuses.count(200) <= 7 and statuses.count(503) == count - statuses.count(200), statuses
+        assert b"retry-after: " in refused and b"--max-buffered-mib" in refused
+        assert 64 << 20 < scrape(server, "stator_buffered_bytes") < 128 << 20
+        stack.close()
+        eventually("all is given back", lambda: scrape(server, "stator_buffered_bytes") == 0)
+
+
+def test_an_answer_that_is_collected_counts_as_it_grows():
+    asked = {"model": "mock", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "n": 64, "logprobs": True,
+             "top_logprobs": 20, "ignore_eos": True}
+
+    def ask(server, **more):
+        return httpx.post(f"http://{server.http}/v1/chat/completions", json=asked | more, timeout=PATIENCE_SECONDS)
+
+    with running("--builtin", "mock=mock", "--max-buffered-mib", "32") as server:
+        answer = ask(server)
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0, answer.text[:1000]
+        assert "--max-buffered-mib" in answer.json()["error"]["message"]
+        # As events it is collected nowhere, and a smaller one finds room.
+        assert "--max-buffered-mib" not in ask(server, stream=True).text
+        assert ask(server, n=2).status_code == 200
         eventually("all is given back", lambda: scrape(server, "stator_buffered_bytes") == 0)

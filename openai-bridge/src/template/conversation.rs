@@ -1,6 +1,6 @@
 //! Conversations in OpenAI's form, checked once for every template.
 
-use engine::{Error, Result};
+use engine::{Error, Result, check_waiting};
 use serde_json::{Map, Value as Json};
 
 use crate::controls::Controls;
@@ -52,6 +52,7 @@ impl Conversation {
             return Err(wrong("messages", "expected at least 1 message, got 0"));
         }
         for (index, message) in messages.iter_mut().enumerate() {
+            check_waiting()?;
             check_message(message, &format!("messages[{index}]"), parts)?;
         }
         Ok(Self {

@@ -4,9 +4,10 @@
 //! run for ever. `tests/clients/test_templates.py` compares with `transformers` itself.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use engine::{Error, Result};
+use engine::{Error, Result, check_waiting};
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
@@ -117,15 +118,37 @@ impl Compiled {
         variables.extend(kwargs);
         let variables = Value::from(variables);
         // The library indexes out of bounds when an empty sequence is reversed by a slice.
-        let rendered = catch_unwind(AssertUnwindSafe(|| {
-            self.environment.get_template(NAME).and_then(|template| template.render(variables))
-        }));
+        let rendered =
+            catch_unwind(AssertUnwindSafe(|| -> std::result::Result<_, minijinja::Error> {
+                let mut text = Awaited(Vec::new());
+                let template = self.environment.get_template(NAME)?;
+                template.render_captured_to(variables, &mut text)?;
+                Ok(text.0)
+            }));
         let rendered = rendered.map_err(|_| Error::internal("the chat template cannot be run"))?;
-        rendered.map_err(|error| {
+        check_waiting()?;
+        let text = rendered.map_err(|error| {
             let why = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
             let message = format!("the chat template refuses the messages: {why}");
             Error::invalid(message).with_param("messages")
-        })
+        })?;
+        String::from_utf8(text)
+            .map_err(|error| Error::internal("the chat template wrote no text").with_source(error))
+    }
+}
+
+/// A text that grows as long as somebody waits for it.
+struct Awaited(Vec<u8>);
+
+impl io::Write for Awaited {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        check_waiting().map_err(io::Error::other)?;
+        self.0.extend_from_slice(piece);
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The flags of certificates, keys and origins.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -34,10 +35,14 @@ pub struct SecurityArgs {
     /// Origin of web pages that may call over HTTP, `*` for all [default: none]; may be repeated
     #[arg(long, value_name = "ORIGIN", env = "STATOR_CORS_ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
-    /// Memory in MiB for requests of all clients, from their first byte to the end of their work;
-    /// over it they are refused [default: 4096, at most a quarter of what a limit of the address
-    /// space or of the control group leaves the process]
+    /// Memory in MiB for requests of all clients, from their first byte to the end of their work,
+    /// and for answers until they are written; over it they are refused [default: 4096, at most a
+    /// quarter of what a limit of the address space or of the control group leaves the process]
     #[arg(long, value_name = "MIB", env = "STATOR_MAX_BUFFERED_MIB")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub max_buffered_mib: Option<u32>,
+    /// Requests above 64 KiB that are prepared at once: their JSON is read, their template rendered,
+    /// their tokens are found; the others wait [default: half of the cores, at least 2]
+    #[arg(long, value_name = "COUNT", env = "STATOR_MAX_PREPARING_REQUESTS")]
+    pub max_preparing_requests: Option<NonZeroU32>,
 }

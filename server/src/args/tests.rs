@@ -94,6 +94,15 @@ fn every_role_has_its_own_flags_and_defaults() {
 }
 
 #[test]
+fn nothing_polls_unless_it_is_asked_for() {
+    for role in ["serve", "frontend", "worker"] {
+        let args = ["stator", role].map(OsString::from);
+        let matches = parse_from(args, &empty()).unwrap().matches;
+        assert!(dump(role, &matches, &[]).contains("busy-poll-us = 0 # default\n"), "{role}");
+    }
+}
+
+#[test]
 fn the_dump_tells_no_secret() {
     let (_, matches) = parse(&["--http-restricted-api", "logging:key=s3cret"], None).unwrap();
     let text = dump("serve", &matches, &[]);

@@ -16,13 +16,12 @@ use std::sync::Arc;
 use http::HeaderMap;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-/// Work on this many bytes takes longer than other requests should wait for it.
-const HEAVY_BYTES: usize = 64 << 10;
+use crate::preparing::LARGE_BYTES;
 
 /// Does work on so many bytes; a lot of it while other threads take over this one's tasks.
 pub(crate) fn heavy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let can_move = || Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
-    match bytes > HEAVY_BYTES && can_move() {
+    match bytes > LARGE_BYTES && can_move() {
         true => tokio::task::block_in_place(work),
         false => work(),
     }

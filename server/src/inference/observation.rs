@@ -11,7 +11,7 @@ use tensor::Tensor;
 use tonic::Code;
 
 use super::Call;
-use crate::buffers::Held;
+use crate::buffers::{Buffers, Held};
 use crate::metrics::{Metrics, RequestLabels, RpcLabels};
 use crate::models::Model;
 use crate::statistics::{Responded, Timing};
@@ -38,14 +38,19 @@ pub(crate) struct Observation {
     tokens: (u32, u32),
     /// The client's name for the request and its span.
     origin: (String, Option<String>),
-    /// The memory for what the request was decoded to.
-    held: Option<Held>,
+    /// The memory for what the request was decoded to, and for an answer that is being collected.
+    held: Held,
     is_over: bool,
 }
 
 impl Observation {
-    /// Begins to observe a request of an RPC.
-    pub(crate) fn begin(metrics: Arc<Metrics>, traces: Arc<Traces>, rpc: &'static str) -> Self {
+    /// Begins to observe a request of an RPC, which holds nothing yet.
+    pub(crate) fn begin(
+        metrics: Arc<Metrics>,
+        traces: Arc<Traces>,
+        rpc: &'static str,
+        held: Held,
+    ) -> Self {
         Self {
             metrics,
             traces,
@@ -62,7 +67,7 @@ impl Observation {
             responded: Instant::now(),
             tokens: (0, 0),
             origin: Default::default(),
-            held: None,
+            held,
             is_over: false,
         }
     }
@@ -79,7 +84,21 @@ impl Observation {
 
     /// Holds memory for as long as the request goes on.
     pub(crate) fn holds(&mut self, held: Option<Held>) {
-        self.held = held;
+        if let Some(held) = held {
+            self.held.absorb(held);
+        }
+    }
+
+    /// Returns the memory for answers.
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        self.held.buffers()
+    }
+
+    /// Holds more, for an answer that is being collected.
+    ///
+    /// Errors: there is not as much.
+    pub(crate) fn collects(&mut self, bytes: usize) -> engine::Result<()> {
+        self.held.grow(bytes)
     }
 
     /// Says what was accepted: so many batch elements for a model, under the client's id and
@@ -151,7 +170,7 @@ impl Observation {
 
     fn finish(&mut self, code: Code) {
         self.is_over = true;
-        self.held = None;
+        drop(self.held.split(usize::MAX));
         let total = self.started.elapsed();
         let Some(model) = self.model.take() else {
             return self.count("".into(), code);

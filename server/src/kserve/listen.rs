@@ -34,7 +34,6 @@ use super::health;
 use super::messages::{self, Messages, Requests, Rules, Whole};
 use super::service::KserveService;
 use super::timeout::{Deadline, deadline};
-use crate::buffers::{Held, Kept};
 use crate::config::{Compression, GrpcConfig};
 use crate::listener::{Answered, Asked, Call, Caller, Protocol, Seat, Transport};
 use crate::metrics::Metrics;
@@ -141,7 +140,7 @@ impl Door {
     /// Returns what the messages of a call may be.
     ///
     /// Errors: UNIMPLEMENTED for an encoding that is not known.
-    fn rules(&self, path: &str, headers: &HeaderMap) -> Result<Rules, Status> {
+    fn rules(&self, path: &str, headers: &HeaderMap, is_lone: bool) -> Result<Rules, Status> {
         let method = path.strip_prefix(INFERENCE);
         let is_large =
             matches!(method, Some("ModelInfer" | "ModelStreamInfer" | "RepositoryModelLoad"));
@@ -151,6 +150,7 @@ impl Door {
             max_bytes: if is_large { max_receive } else { max_receive.min(MAX_CONTROL_BYTES) },
             encoding: messages::encoding(headers)?,
             is_unary: !is_stream,
+            is_lone,
             cost: match method {
                 Some("ModelInfer" | "ModelStreamInfer") => Some(Cost::INFER),
                 Some("RepositoryModelLoad" | "RepositoryModelUnload") => Some(Cost::LOAD),
@@ -207,10 +207,9 @@ fn streaming(
     service: &KserveService,
     request: Request<Inbound>,
     (rules, limits): (Rules, Limits),
-    open: Held,
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let requests = Box::pin(Requests::new(body, rules).opened(open));
+    let requests = Box::pin(Requests::new(body, rules));
     match service.session((&parts.headers, &parts.extensions), requests) {
         Ok(session) => respond(Answers::new(session.map_ok(Reply::into_payload), limits.max_send)),
         Err(error) => error.into_http(),
@@ -296,17 +295,17 @@ impl Door {
             *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(std::future::ready(Ok(refusal)));
         }
-        let open = match self.service.shared().buffers.open(request.headers()) {
-            Ok(open) => open,
+        match self.service.shared().buffers.open(request.headers(), call.is_lone()) {
+            Ok(open) => call.keep(open),
             Err(error) => return refuse(status::grpc(&error)),
-        };
+        }
         let path = request.uri().path();
         let group = restriction::group_of_rpc(path);
         let lacking = group.and_then(|group| self.restrictions.lacking(group, request.headers()));
         if let Some(header) = lacking {
             return refuse(status::restricted(header));
         }
-        let rules = match self.rules(path, request.headers()) {
+        let rules = match self.rules(path, request.headers(), call.is_lone()) {
             Ok(rules) => rules,
             Err(refusal) => return refuse(refusal),
         };
@@ -323,7 +322,7 @@ impl Door {
         if let Some(at) = deadline {
             extensions.insert(Deadline(at));
         }
-        self.route(request, (rules, of_models), open)
+        self.route(request, (rules, of_models))
     }
 
     /// Answers a call that is let in; `of_models` refuses one that asks of models.
@@ -331,21 +330,16 @@ impl Door {
         &self,
         request: Request<Inbound>,
         (rules, of_models): (Rules, Option<Status>),
-        open: Held,
     ) -> Answer {
         let path = request.uri().path();
         let deadline = Deadline::of(request.extensions());
         match path.strip_prefix(INFERENCE) {
             Some("ModelInfer") if self.has_plain_answers(request.headers()) => {
                 let answer = unary(self.service.clone(), request, (rules, self.limits));
-                Box::pin(async move {
-                    let answer = answer.await;
-                    drop(open);
-                    Ok(answer)
-                })
+                Box::pin(async move { Ok(answer.await) })
             }
             Some("ModelStreamInfer") if self.has_plain_answers(request.headers()) => {
-                let answer = streaming(&self.service, request, (rules, self.limits), open);
+                let answer = streaming(&self.service, request, (rules, self.limits));
                 Box::pin(std::future::ready(Ok(answer)))
             }
             Some(method) => {
@@ -360,7 +354,7 @@ impl Door {
                     if let Some(asked) = asked {
                         orca::add(&asked, &service.shared().models, answer.headers_mut());
                     }
-                    Ok(answer.map(|body| Body::new(Kept::new(body, open))))
+                    Ok(answer.map(Body::new))
                 })
             }
             None => {
@@ -375,10 +369,7 @@ impl Door {
                             Err(refusal) => return Ok(refusal.into_http()),
                         },
                     };
-                    let ending = |body| {
-                        let ending = Ending::new(body, accepting).until(deadline);
-                        Body::new(Kept::new(ending, open))
-                    };
+                    let ending = |body| Body::new(Ending::new(body, accepting).until(deadline));
                     Ok(answer.map(ending))
                 };
                 Box::pin(in_time(deadline, answer))

@@ -47,6 +47,8 @@ pub(super) struct Rules {
     pub encoding: Option<Encoding>,
     /// Whether the call has one message, which is due from the start; others may come at any time.
     pub is_unary: bool,
+    /// Whether the call is the only one of its connection.
+    pub is_lone: bool,
     /// What they take once they are decoded, where they may be large.
     pub cost: Option<Cost>,
     /// The memory for them.
@@ -133,8 +135,6 @@ pub(super) struct Messages<B> {
     received: Received,
     /// The memory of what is received.
     held: Held,
-    /// That of the call itself.
-    open: Option<Held>,
     unpacking: Option<BoxFuture<'static, Result<Payload, Unpackable>>>,
     patience: Patience,
     count: usize,
@@ -148,14 +148,13 @@ where
 {
     /// Reads messages from a body.
     pub(super) fn new(body: B, rules: Rules) -> Self {
-        let held = rules.buffers.hold();
+        let held = rules.buffers.hold_for(rules.is_lone);
         let patience = Patience::new(rules.accepting.clone());
         Self {
             body,
             rules,
             received: Received::default(),
             held,
-            open: None,
             unpacking: None,
             patience,
             count: 0,
@@ -263,12 +262,6 @@ where
     /// Reads requests from a body.
     pub(super) fn new(body: B, rules: Rules) -> Self {
         Self(Messages::new(body, rules))
-    }
-
-    /// Holds the memory of the call for as long as requests may come.
-    pub(super) fn opened(mut self, open: Held) -> Self {
-        self.0.open = Some(open);
-        self
     }
 }
 

@@ -67,7 +67,8 @@ impl KserveService {
             is_unary: true,
         });
         let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
-            Ok(Reply::Encoded(tensor::wire::encode_response(head, tensors)))
+            let answer = tensor::wire::encode_response(head, tensors);
+            Ok(Reply::Encoded(self.shared.buffers.answer(answer)?))
         };
         let reply = inference::unary(&self.shared, observation, asked, encode).await;
         reply.map_err(|error| status::grpc(&error))

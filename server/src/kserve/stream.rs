@@ -353,7 +353,7 @@ impl Active {
         };
         let bytes = tensor::wire::encode_stream_response(&head, &output.tensors, is_last);
         self.observation.encoded(started.elapsed(), output.tensors.is_empty());
-        Ok(Reply::Encoded(bytes))
+        Ok(Reply::Encoded(self.observation.buffers().answer(bytes)?))
     }
 }
 

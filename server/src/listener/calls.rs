@@ -2,8 +2,8 @@
 //! something of them came or went last. A connection keeps its place by its calls, never by pings.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,6 +11,8 @@ use engine::Tasks;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+
+use crate::buffers::Held;
 
 /// Written bytes that count as use of a connection. A reader of an answer soon takes as many, and
 /// the answers to pings are far fewer.
@@ -52,7 +54,11 @@ pub(crate) struct Call(Arc<Open>);
 
 struct Open {
     shared: Arc<Shared>,
+    /// No other call was open when it began.
+    is_lone: bool,
     waits: AtomicU32,
+    /// The memory of the call and of its answer.
+    held: Mutex<Option<Held>>,
 }
 
 impl Shared {
@@ -108,10 +114,10 @@ impl Caller {
     /// Begins a call.
     pub(crate) fn begin(&self) -> Call {
         let shared = self.0.clone();
-        shared.open.fetch_add(1, Relaxed);
+        let is_lone = shared.open.fetch_add(1, Relaxed) == 0;
         shared.has_called.store(true, Relaxed);
         shared.hear();
-        Call(Arc::new(Open { shared, waits: AtomicU32::new(0) }))
+        Call(Arc::new(Open { shared, is_lone, waits: AtomicU32::new(0), held: Mutex::default() }))
     }
 }
 
@@ -119,6 +125,20 @@ impl Call {
     /// Says whether the call has nothing to do until its client asks for something.
     pub(crate) fn set_idle(&self, is_idle: bool) {
         self.0.set(IDLE, is_idle);
+    }
+
+    /// Returns whether its connection had no other open call when it began.
+    pub(crate) fn is_lone(&self) -> bool {
+        self.0.is_lone
+    }
+
+    /// Holds memory until the call is over and its answer written, but for a last small piece.
+    pub(crate) fn keep(&self, held: Held) {
+        let mut kept = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *kept {
+            None => *kept = Some(held),
+            Some(kept) => kept.absorb(held),
+        }
     }
 
     /// Returns what is cancelled when the call is to be answered by an error, since the server ends.

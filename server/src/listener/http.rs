@@ -13,17 +13,19 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use engine::Tasks;
+use engine::{Error, Tasks};
 use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, HOST};
 use http::{HeaderValue, Request, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tower::ServiceExt;
 
-use super::{Answered, Asked, Caller, Protocol, Seat, Transport};
+use super::{Answered, Asked, Call, Caller, Protocol, Seat, Transport};
+use crate::buffers::Buffers;
+use crate::shared::shutting_down;
 
 /// How long a connection of clients may be idle before a request, and the request's headers take.
 pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
@@ -43,8 +45,12 @@ const MAX_STREAMS: u32 = 1024;
 /// HTTP/2 windows in bytes: of a request, and of all of a connection's requests.
 const WINDOW_BYTES: (u32, u32) = (1 << 20, 4 << 20);
 
-/// Makes the answer to a request on a path that outlives the grace of a shutdown.
-pub(crate) type Refuse = Arc<dyn Fn(&str) -> Response + Send + Sync>;
+/// The least answer that counts, in bytes.
+const COUNTED_BYTES: u64 = 2048;
+
+/// Makes the answer to a request on a path that is not served: it outlives the grace of a shutdown,
+/// or there is no memory for its answer.
+pub(crate) type Refuse = Arc<dyn Fn(&str, &Error) -> Response + Send + Sync>;
 
 /// HTTP, answered by a router.
 #[derive(Clone)]
@@ -55,6 +61,8 @@ pub(crate) struct Http {
     /// How long requests over HTTP/1.1 are taken in a shutdown.
     pub farewell: Duration,
     pub refuse: Refuse,
+    /// The memory for answers, if they count.
+    pub buffers: Option<Arc<Buffers>>,
 }
 
 impl Protocol for Http {
@@ -69,6 +77,7 @@ impl Protocol for Http {
             ending: accepting.clone(),
             caller: seat.caller(),
             refuse: self.refuse,
+            buffers: self.buffers,
         };
         let mut served = pin!(builder.serve_connection(TokioIo::new(transport), service));
         let silence = async {
@@ -136,6 +145,7 @@ struct Begun {
     ending: Tasks,
     caller: Caller,
     refuse: Refuse,
+    buffers: Option<Arc<Buffers>>,
 }
 
 impl Service<Request<Incoming>> for Begun {
@@ -158,18 +168,34 @@ impl Service<Request<Incoming>> for Begun {
         let request = request.map(|body| Body::new(Asked::new(body, call.clone())));
         let answer = self.router.clone().oneshot(request);
         let (ending, refuse) = (self.ending.clone(), self.refuse.clone());
+        let buffers = self.buffers.clone();
         Box::pin(async move {
             let mut answer = tokio::select! {
                 biased;
                 answer = answer => answer?,
-                () = call.ending().cancelled() => refuse(uri.path()),
+                () = call.ending().cancelled() => refuse(uri.path(), &shutting_down()),
             };
+            if let Err(error) = keep(buffers, &answer, &call) {
+                answer = refuse(uri.path(), &error);
+            }
             if !is_http2 && ending.is_cancelled() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(answer.map(|body| Answered::new(body, call)))
         })
     }
+}
+
+/// Holds memory for an answer that is whole, until it is written.
+///
+/// Errors: there is not as much.
+fn keep(buffers: Option<Arc<Buffers>>, answer: &Response, call: &Call) -> engine::Result<()> {
+    let bytes = answer.body().size_hint().exact().unwrap_or_default();
+    let Some(buffers) = buffers.filter(|_| bytes >= COUNTED_BYTES) else { return Ok(()) };
+    let mut held = buffers.hold();
+    held.grow(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+    call.keep(held);
+    Ok(())
 }
 
 /// Checks that a request over HTTP/1.1 names its host once.
@@ -207,7 +233,12 @@ mod tests {
 
     fn http(header_timeout: Duration, farewell: Duration) -> Http {
         let router = Router::new().route("/", get(|| async { "hello" }));
-        Http { router, header_timeout, farewell, refuse: Arc::new(|_| Response::default()) }
+        let refuse: Refuse = Arc::new(|_, error| {
+            let mut refusal = Response::new(Body::from(error.message().to_owned()));
+            *refusal.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            refusal
+        });
+        Http { router, header_timeout, farewell, refuse, buffers: None }
     }
 
     /// Returns what the server says to these bytes until it closes the connection, and how long
@@ -282,5 +313,51 @@ mod tests {
             assert!(second.contains("200 ok") && second.contains("connection: close"), "{second}");
         };
         tokio::join!(serve, client);
+    }
+
+    #[tokio::test]
+    async fn an_answer_counts_until_it_is_read_and_is_refused_without_memory() {
+        const BYTES: usize = 32 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let buffers = Buffers::new(BYTES * 3 / 2, Counter::default());
+        let router = Router::new().route("/", get(|| async { vec![7; BYTES] }));
+        let plain = http(LONG, Duration::ZERO);
+        let http = Http { router, buffers: Some(buffers.clone()), ..plain };
+        let tasks = Tasks::new();
+        let serve = async {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let http = http.clone();
+                tasks.spawn("connection", async move {
+                    http.serve(Transport::plain(stream), &seat().await, Tasks::new()).await;
+                });
+            }
+        };
+        let begin = async || {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+            let mut said = vec![0; 12];
+            stream.read_exact(&mut said).await.unwrap();
+            (stream, String::from_utf8(said).unwrap())
+        };
+        let client = async {
+            let (mut first, said) = begin().await;
+            assert_eq!((&*said, buffers.held_bytes()), ("HTTP/1.0 200", BYTES));
+            let (_second, said) = begin().await;
+            assert_eq!(said, "HTTP/1.0 503");
+            first.read_to_end(&mut Vec::new()).await.unwrap();
+            drop(first);
+            while buffers.held_bytes() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let both = async {
+            tokio::select! {
+                () = serve => {},
+                () = client => {},
+            }
+        };
+        tokio::time::timeout(LONG, both).await.expect("the memory is given back");
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 
 use super::OpenAi;
 use super::answer::failure;
-use super::call::body;
+use super::call::read;
 use crate::rest::receive::receive;
 use crate::source::AdapterSource;
 use crate::status::Dialect;
@@ -18,7 +18,7 @@ pub(super) async fn load(State(door): State<OpenAi>, request: Request) -> Respon
     let work = async {
         let received = receive(request, &door.intake).await?;
         door.shared.admit_change()?;
-        let body = body(&received)?;
+        let (received, body) = read(received).await?;
         let name = text(&body, "lora_name")?;
         received.grant.allows_model(&name).map_err(|error| error.with_param("lora_name"))?;
         let base = match body.get("base_model_name") {
@@ -42,7 +42,7 @@ pub(super) async fn load(State(door): State<OpenAi>, request: Request) -> Respon
 pub(super) async fn unload(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
         let received = receive(request, &door.intake).await?;
-        let body = body(&received)?;
+        let (received, body) = read(received).await?;
         let name = text(&body, "lora_name")?;
         received.grant.allows_model(&name).map_err(|error| error.with_param("lora_name"))?;
         door.shared.repository.unload_adapter(&name).await?;

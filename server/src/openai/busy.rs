@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::OpenAi;
 use super::answer::{failure, fine};
-use super::call::{body, text_model};
+use super::call::{read, text_model};
 use crate::pipeline::Limits;
 use crate::rest::receive::receive;
 use crate::status::Dialect;
@@ -33,7 +33,7 @@ pub(super) async fn list(State(door): State<OpenAi>) -> Response {
 pub(super) async fn set(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
         let received = receive(request, &door.intake).await?;
-        let body = body(&received)?;
+        let (received, body) = read(received).await?;
         let (model, text) = text_model(&door, &received.grant, &body)?;
         check_known(&model.name, text.texts.bridge.takes_texts(), &body)?;
         let limits = changed(text.thresholds.limits(), &body)?;

@@ -16,6 +16,7 @@ use super::store::Keep;
 use super::{OpenAi, RequestId, responses, sse, stamp};
 use crate::inference::{Observation, heavy, parent};
 use crate::models::{Model, TextModel};
+use crate::preparing;
 use crate::rest::receive::{Received, receive};
 use crate::rest::survey::Survey;
 use crate::security::Grant;
@@ -62,8 +63,16 @@ async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
     let received = receive(request, &door.intake).await?;
     let mut observation = door.shared.observe(kind.rpc);
     let owner = received.grant.owner().to_owned();
-    let prepared = heavy(received.body.len(), || prepare(door, kind, &received, id));
-    observation.holds(received.take_tree());
+    let (body_bytes, its_door) = (received.body.len(), door.clone());
+    let work = move || {
+        let prepared = prepare(&its_door, kind, &received, id);
+        Ok((prepared, received.take_tree()))
+    };
+    let (prepared, held) = match preparing::run(body_bytes, work).await {
+        Ok((prepared, held)) => (prepared, held),
+        Err(error) => (Err((None, error)), None),
+    };
+    observation.holds(held);
     let prepared = match prepared {
         Ok(prepared) => prepared,
         Err((model, error)) => {
@@ -145,6 +154,15 @@ pub(super) fn body(received: &Received) -> Result<Body> {
     }
 }
 
+/// Reads the body of what is received, which has to be a JSON object.
+///
+/// Errors: as [`body`].
+pub(super) async fn read(received: Received) -> Result<(Received, Body)> {
+    let size = received.body.len();
+    let work = move || body(&received).map(|body| (received, body));
+    preparing::run(size, work).await
+}
+
 /// Returns the text model that a body names.
 ///
 /// Errors: no name, a model that is not there or not allowed, one that is not for texts.
@@ -217,11 +235,17 @@ async fn whole(
     mut observation: Observation,
     keep: Option<Keep>,
 ) -> Result<Response> {
-    let mut fold = Fold::default();
+    let (mut fold, mut size) = (Fold::default(), 0);
     while let Some(output) = stream.next().await {
         match output {
             Ok(output) => {
                 observation.told(&output);
+                let more = output.answer_bytes();
+                size += more;
+                if let Err(error) = observation.collects(more) {
+                    observation.end(Err(&error));
+                    return Err(error);
+                }
                 form.collect(output, &mut fold);
             }
             Err(error) => {
@@ -230,7 +254,7 @@ async fn whole(
             }
         }
     }
-    let response = fine(&form.whole(fold));
+    let response = heavy(size, || fine(&form.whole(fold)));
     if let Some((keep, record)) = keep.zip(form.record()) {
         keep(record);
     }

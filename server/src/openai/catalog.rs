@@ -13,6 +13,7 @@ use super::answer::{failure, fine, json};
 use super::call::{body, text_model};
 use crate::catalog;
 use crate::models::{Model, TextModel};
+use crate::preparing;
 use crate::rest::receive::receive;
 use crate::security::Grant;
 use crate::security::Stranger;
@@ -142,10 +143,13 @@ pub(super) async fn live() -> Response {
 pub(super) async fn tokenize(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
         let received = receive(request, &door.intake).await?;
-        let body = body(&received)?;
-        let text = tokenizing(&door, &received.grant, &body)?;
-        let size = received.body.len();
-        text.texts.heavy(size, move |bridge| tokens::tokenize(bridge, &body, now())).await
+        let (size, its_door) = (received.body.len(), door.clone());
+        let work = move || {
+            let body = body(&received)?;
+            let bridge = &tokenizing(&its_door, &received.grant, &body)?.texts.bridge;
+            tokens::tokenize(bridge, &body, now())
+        };
+        preparing::run(size, work).await
     };
     answer(&door, work.await)
 }
@@ -154,10 +158,13 @@ pub(super) async fn tokenize(State(door): State<OpenAi>, request: Request) -> Re
 pub(super) async fn detokenize(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
         let received = receive(request, &door.intake).await?;
-        let body = body(&received)?;
-        let text = tokenizing(&door, &received.grant, &body)?;
-        let size = received.body.len();
-        text.texts.heavy(size, move |bridge| tokens::detokenize(bridge, &body)).await
+        let (size, its_door) = (received.body.len(), door.clone());
+        let work = move || {
+            let body = body(&received)?;
+            let bridge = &tokenizing(&its_door, &received.grant, &body)?.texts.bridge;
+            tokens::detokenize(bridge, &body)
+        };
+        preparing::run(size, work).await
     };
     answer(&door, work.await)
 }
@@ -192,10 +199,13 @@ fn tokenizing(door: &OpenAi, grant: &Grant, body: &Body) -> engine::Result<TextM
 pub(super) async fn count_tokens(State(door): State<OpenAi>, request: Request) -> Response {
     let work = async {
         let received = receive(request, &door.intake).await?;
-        let body = body(&received)?;
-        let (_, text) = text_model(&door, &received.grant, &body)?;
-        let size = received.body.len();
-        text.texts.heavy(size, move |bridge| messages::count_tokens(bridge, body, now())).await
+        let (size, its_door) = (received.body.len(), door.clone());
+        let work = move || {
+            let body = body(&received)?;
+            let (_, text) = text_model(&its_door, &received.grant, &body)?;
+            messages::count_tokens(&text.texts.bridge, body, now())
+        };
+        preparing::run(size, work).await
     };
     match work.await {
         Ok(value) => fine(&value),

@@ -25,6 +25,7 @@ use super::call::{body, id, named};
 use super::{OpenAi, seconds};
 use crate::inference::{Observation, parent};
 use crate::models::Model;
+use crate::preparing;
 use crate::rest::receive::receive;
 use crate::status::Dialect;
 
@@ -38,6 +39,10 @@ const REFUSED: [&str; 7] = [
     "output_compression",
     "partial_images",
 ];
+
+/// How often a file is there while an answer is made of it: as it is, in base64, in the JSON value
+/// and in its text.
+const COPIES: usize = 5;
 
 /// Most pictures of one call, as in the OpenAI API.
 const MAX_PICTURES: u64 = 10;
@@ -96,20 +101,21 @@ async fn start(door: &OpenAi, kind: Kind, request: Request) -> Result<Running> {
     let id = id(&request);
     let received = receive(request, &door.intake).await?;
     let mut observation = door.shared.observe(kind.rpc);
-    let prepared = body(&received).and_then(|body| {
-        let model = named(door, &received.grant, &body)?;
+    let (parent, meter) = (parent(&received.headers), received.grant.meter());
+    let (size, its_door) = (received.body.len(), door.clone());
+    let work = move || {
+        let body = body(&received)?;
+        let model = named(&its_door, &received.grant, &body)?;
         let orders = orders(&model, kind, &body)?;
         Ok((model, orders))
-    });
-    let (model, orders) = match prepared {
+    };
+    let (model, orders) = match preparing::run(size, work).await {
         Ok(prepared) => prepared,
         Err(error) => {
             observation.refused(None, &error);
             return Err(error);
         }
     };
-    let parent = parent(&received.headers);
-    let meter = received.grant.meter();
     let context = Context::new(id).with_trace_parent(parent).with_meter(meter);
     observation.begin_work(model.clone(), orders.len() as u64, &context);
     let mut streams = Vec::with_capacity(orders.len());
@@ -131,7 +137,10 @@ impl Running {
         let mut all = Vec::new();
         for stream in &mut self.streams {
             while let Some(output) = stream.next().await {
-                all.extend(files(&output?, self.output)?);
+                let files = files(&output?, self.output)?;
+                let bytes: usize = files.iter().map(Vec::len).sum();
+                self.observation.collects(COPIES * bytes)?;
+                all.extend(files);
             }
         }
         Ok(all)

@@ -1,99 +1,109 @@
 //! Embeddings and rerank.
 
-use std::sync::Arc;
-
 use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use engine::{Context, Error, Result};
-use openai_bridge::api::{Body, embeddings, rerank};
+use engine::{Context, Result};
+use openai_bridge::api::{Body, Stamp, embeddings, rerank};
 use serde_json::Value as Json;
 
 use super::answer::{failure, fine};
 use super::call::{about, body, id, text_model};
 use super::{OpenAi, stamp};
-use crate::inference::heavy;
-use crate::inference::parent;
-use crate::models::{Model, TextModel};
+use crate::inference::{heavy, parent};
+use crate::models::TextModel;
+use crate::preparing;
 use crate::rest::receive::receive;
 use crate::status::Dialect;
 
+/// What a number of a vector takes while an answer is made of it: as it is, as a JSON value, and in
+/// the text.
+const NUMBER_BYTES: usize = 48;
+
+/// An API of vectors: its name in metrics, and what reads its bodies.
+type Api<A> = (&'static str, fn(&Body) -> Result<A>);
+
 /// `POST /v1/embeddings`
 pub(super) async fn embeddings(State(door): State<OpenAi>, request: Request) -> Response {
-    let work = |text: TextModel, body: Body, context: Context| async move {
-        let asked = embeddings::read(&body)?;
+    let mut held = door.shared.buffers.hold();
+    let work = |text: TextModel, asked: embeddings::Asked, (stamp, context): (Stamp, Context)| async move {
         let (vectors, tokens) =
             text.texts.embed(asked.inputs, context).await.map_err(|error| about("input", error))?;
+        let numbers = vectors.iter().map(Vec::len).sum::<usize>();
+        held.grow(NUMBER_BYTES * numbers)?;
         let encode = asked.is_base64.then_some(base64 as fn(&[u8]) -> String);
-        Ok(embeddings::answer(&stamp(model_name(&body)), &vectors, tokens, encode))
+        let answer = || embeddings::answer(&stamp, &vectors, tokens, encode);
+        Ok(heavy(NUMBER_BYTES * numbers, answer))
     };
-    answer(door, "OpenAiEmbeddings", request, work).await
+    answer(door, ("OpenAiEmbeddings", embeddings::read), request, work).await
 }
 
 /// `POST /v1/rerank`
 pub(super) async fn rerank(State(door): State<OpenAi>, request: Request) -> Response {
-    let work = |text: TextModel, body: Body, context: Context| async move {
-        let asked = rerank::read(&body)?;
+    let work = |text: TextModel, asked: rerank::Asked, (stamp, context): (Stamp, Context)| async move {
         let (query, documents) = (asked.query.clone(), asked.documents.clone());
         let scored = text.texts.rerank(query, documents, asked.truncation, context).await;
         let (scores, tokens) = scored.map_err(|error| about("documents", error))?;
-        Ok(rerank::answer(&stamp(model_name(&body)), &asked, &scores, tokens))
+        Ok(rerank::answer(&stamp, &asked, &scores, tokens))
     };
-    answer(door, "OpenAiRerank", request, work).await
+    answer(door, ("OpenAiRerank", rerank::read), request, work).await
 }
 
 fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-fn model_name(body: &Body) -> &str {
-    body.get("model").and_then(Json::as_str).unwrap_or_default()
-}
-
 /// Answers a call whose answer comes at once.
-async fn answer<F>(
+async fn answer<A, F>(
     door: OpenAi,
-    rpc: &'static str,
+    api: Api<A>,
     request: Request,
-    work: impl FnOnce(TextModel, Body, Context) -> F,
+    work: impl FnOnce(TextModel, A, (Stamp, Context)) -> F,
 ) -> Response
 where
+    A: Send + 'static,
     F: Future<Output = Result<Json>>,
 {
-    let result = run(&door, rpc, request, work).await;
+    let result = run(&door, api, request, work).await;
     result.unwrap_or_else(|error| failure(&door, Dialect::OpenAi, &error))
 }
 
-async fn run<F>(
+async fn run<A, F>(
     door: &OpenAi,
-    rpc: &'static str,
+    (rpc, read): Api<A>,
     request: Request,
-    work: impl FnOnce(TextModel, Body, Context) -> F,
+    work: impl FnOnce(TextModel, A, (Stamp, Context)) -> F,
 ) -> Result<Response>
 where
+    A: Send + 'static,
     F: Future<Output = Result<Json>>,
 {
     let id = id(&request);
     let received = receive(request, &door.intake).await?;
     let mut observation = door.shared.observe(rpc);
-    let read = || -> Result<(Arc<Model>, TextModel, Body)> {
+    let (parent, meter) = (parent(&received.headers), received.grant.meter());
+    let (size, its_door) = (received.body.len(), door.clone());
+    let prepare = move || {
         let body = body(&received)?;
-        let (model, text) = text_model(door, &received.grant, &body)?;
-        Ok((model, text, body))
+        let (model, text) = text_model(&its_door, &received.grant, &body)?;
+        let stamp = stamp(body.get("model").and_then(Json::as_str).unwrap_or_default());
+        Ok((model, text, read(&body), stamp, received.take_tree()))
     };
-    let (model, text, body) = match heavy(received.body.len(), read) {
-        Ok(read) => read,
+    let (model, text, asked, stamp, held) = match preparing::run(size, prepare).await {
+        Ok(prepared) => prepared,
         Err(error) => {
             observation.refused(None, &error);
             return Err(error);
         }
     };
-    let parent = parent(&received.headers);
-    let meter = received.grant.meter();
+    observation.holds(held);
     let context = Context::new(id).with_trace_parent(parent).with_meter(meter);
     observation.begin_work(model, 1, &context);
-    let result: std::result::Result<Json, Error> = work(text, body, context).await;
+    let result = match asked {
+        Ok(asked) => work(text, asked, (stamp, context)).await,
+        Err(error) => Err(error),
+    };
     observation.end(result.as_ref().map(|_| ()));
-    result.map(|value| fine(&value))
+    result.map(|value| heavy(size, || fine(&value)))
 }

@@ -8,13 +8,20 @@ use base64::engine::general_purpose::STANDARD;
 use engine::{Error, Result};
 use proto::inference as wire;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use wire::model_repository_parameter::ParameterChoice;
 
 use super::answer::{Answer, body, empty};
 use super::receive::{json, receive};
 use super::{ModelPath, Rest};
-use crate::{catalog, control};
+use crate::{catalog, control, preparing};
+
+/// Reads the JSON body of a request.
+async fn read<T: DeserializeOwned + Send + 'static>(rest: &Rest, request: Request) -> Result<T> {
+    let received = receive(request, &rest.intake).await?;
+    preparing::run(received.body.len(), move || json(&received)).await
+}
 
 /// `POST /v2/repository/index`
 pub(super) async fn index(State(rest): State<Rest>, request: Request) -> Answer {
@@ -23,7 +30,7 @@ pub(super) async fn index(State(rest): State<Rest>, request: Request) -> Answer 
         #[serde(default)]
         ready: bool,
     }
-    let Body { ready } = json(&receive(request, &rest.intake).await?)?;
+    let Body { ready } = read(&rest, request).await?;
     let index = catalog::index(&rest.shared, "", ready).await?;
     let line = |line: &wire::repository_index_response::ModelIndex| {
         let mut object = Map::from_iter([("name".to_owned(), json!(line.name))]);
@@ -44,7 +51,7 @@ struct Parameters {
 
 /// `POST /v2/repository/models/MODEL/load`; files come as base64.
 pub(super) async fn load(State(rest): State<Rest>, path: ModelPath, request: Request) -> Answer {
-    let Parameters { parameters } = json(&receive(request, &rest.intake).await?)?;
+    let Parameters { parameters } = read(&rest, request).await?;
     let parameters = parameters.into_iter().map(|(key, value)| {
         let choice = match (key.starts_with("file:"), value) {
             (true, Value::String(text)) => {
@@ -69,7 +76,7 @@ pub(super) async fn load(State(rest): State<Rest>, path: ModelPath, request: Req
 
 /// `POST /v2/repository/models/MODEL/unload`
 pub(super) async fn unload(State(rest): State<Rest>, path: ModelPath, request: Request) -> Answer {
-    let Parameters { parameters } = json(&receive(request, &rest.intake).await?)?;
+    let Parameters { parameters } = read(&rest, request).await?;
     let parameters = parameters.into_iter().map(|(key, value)| {
         (key, wire::ModelRepositoryParameter { parameter_choice: choice(value) })
     });
@@ -129,7 +136,7 @@ pub(super) async fn system_register(
         offset: u64,
         byte_size: u64,
     }
-    let Body { key, offset, byte_size } = json(&receive(request, &rest.intake).await?)?;
+    let Body { key, offset, byte_size } = read(&rest, request).await?;
     let name = path.region;
     let request = wire::SystemSharedMemoryRegisterRequest { name, key, offset, byte_size };
     rest.shared.regions.register_system(&request)?;
@@ -175,7 +182,7 @@ pub(super) async fn cuda_register(
         device_id: i64,
         byte_size: u64,
     }
-    let Body { raw_handle, device_id, byte_size } = json(&receive(request, &rest.intake).await?)?;
+    let Body { raw_handle, device_id, byte_size } = read(&rest, request).await?;
     let raw_handle = STANDARD.decode(raw_handle.b64).map_err(|error| {
         Error::invalid(format!("Unable to parse 'raw_handle': it is not base64: {error}"))
     })?;
@@ -213,7 +220,7 @@ pub(super) async fn model_trace(
 }
 
 async fn trace(rest: &Rest, model_name: String, request: Request) -> Answer {
-    let given: Map<String, Value> = json(&receive(request, &rest.intake).await?)?;
+    let given: Map<String, Value> = read(rest, request).await?;
     let text = |value: Value| match value {
         Value::String(text) => Some(text),
         Value::Number(number) => Some(number.to_string()),
@@ -252,7 +259,7 @@ async fn trace(rest: &Rest, model_name: String, request: Request) -> Answer {
 pub(super) async fn logging(State(rest): State<Rest>, request: Request) -> Answer {
     use wire::log_settings_request::setting_value::ParameterChoice as Asked;
     use wire::log_settings_response::setting_value::ParameterChoice as Told;
-    let given: Map<String, Value> = json(&receive(request, &rest.intake).await?)?;
+    let given: Map<String, Value> = read(&rest, request).await?;
     let settings = given.into_iter().map(|(key, value)| {
         let choice = match value {
             Value::Bool(value) => Some(Asked::BoolParam(value)),

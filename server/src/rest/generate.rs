@@ -28,7 +28,7 @@ use super::{ModelPath, Rest, receive};
 use crate::inference::{self, Asked, Call, Observation, heavy};
 use crate::models::Model;
 use crate::shared::shutting_down;
-use crate::{orca, status};
+use crate::{orca, preparing, status};
 
 /// `POST /v2/models/MODEL[/versions/VERSION]/generate`
 pub(super) async fn generate(
@@ -38,6 +38,7 @@ pub(super) async fn generate(
 ) -> Answer {
     let received = receive::receive(request, &rest.intake).await?;
     let observation = rest.shared.observe("HttpGenerate");
+    let place = preparing::place(received.body.len()).await;
     let asked = rest.shared.models.get(&path.model, &path.version).and_then(|model| {
         let read = || {
             let Keys(body) = receive::json(&received)?;
@@ -47,6 +48,7 @@ pub(super) async fn generate(
         // A decoupled tensor model may give exactly one response; it is asked and counted.
         Ok(rest.asked(envelope, &received, model.text.is_some()))
     });
+    drop(place);
     let headers = received.headers;
     let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| object(head, tensors);
     let json = inference::unary(&rest.shared, observation, asked, encode).await?;
@@ -65,6 +67,7 @@ pub(super) async fn generate_stream(
 ) -> Answer {
     let received = receive::receive(request, &rest.intake).await?;
     let mut observation = rest.shared.observe("HttpGenerateStream");
+    let place = preparing::place(received.body.len()).await;
     let prepared = rest
         .shared
         .admit()
@@ -88,6 +91,7 @@ pub(super) async fn generate_stream(
             return Err(Failure(error));
         }
     };
+    drop(place);
     observation.accepted(&mut call);
     let mut events = Events::start(call, observation).await?;
     let Some(first) = events.next().await else {

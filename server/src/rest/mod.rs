@@ -28,6 +28,7 @@ use crate::forwarding::Forwarding;
 use crate::inference::{self, heavy};
 use crate::openai;
 use crate::orca;
+use crate::preparing;
 use crate::restriction::{self, Restrictions};
 use crate::shared::Shared;
 use answer::{Answer, Failure, json_with};
@@ -120,10 +121,12 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
     let received = receive::receive(request, &rest.intake).await?;
     let observation = rest.shared.observe("HttpInfer");
     let model = rest.shared.models.get(&path.model, &path.version);
+    let place = preparing::place(received.body.len()).await;
     let decoded = model.and_then(|model| {
         let path = (path.model.as_str(), path.version.as_str());
         heavy(received.body.len(), || infer::decode(&received, path, &model.config))
     });
+    drop(place);
     let (asked, wanted) = match decoded {
         Ok((envelope, wanted)) => (Ok(rest.asked(envelope, &received, true)), wanted),
         Err(error) => (Err(error), infer::BinaryOutputs::default()),

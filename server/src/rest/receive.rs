@@ -110,7 +110,9 @@ pub(crate) async fn receive(request: Request, intake: &Intake) -> Result<Receive
             return Err(Error::new(ErrorKind::Unimplemented, text).with_code(UNKNOWN_ENCODING));
         }
     };
-    let mut held = intake.buffers.hold();
+    // A connection over HTTP/1 has one request at a time.
+    let is_lone = parts.version < http::Version::HTTP_2;
+    let mut held = intake.buffers.hold_for(is_lone);
     let body = collect(body, intake, &mut held).await?;
     let body = match encoding {
         None => joined(body, held)?,

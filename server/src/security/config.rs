@@ -1,5 +1,6 @@
 //! The checked flags of certificates, keys and origins.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct SecurityConfig {
     pub cors_origins: Vec<HeaderValue>,
     /// The most bytes of requests of all clients.
     pub max_buffered: usize,
+    /// How many large requests are prepared at once; none leaves it to the number of cores.
+    pub max_preparing: Option<NonZeroU32>,
 }
 
 /// The files of TLS.
@@ -95,6 +98,7 @@ impl SecurityConfig {
             max_buffered: args
                 .max_buffered_mib
                 .map_or_else(default_bytes, |mib| (mib as usize) << 20),
+            max_preparing: args.max_preparing_requests,
         })
     }
 }

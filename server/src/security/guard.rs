@@ -17,7 +17,6 @@ use super::scope::{Need, OF_MODELS, of_route};
 use crate::listener::Refuse;
 use crate::openai::Paths;
 use crate::rest::receive::drain;
-use crate::shared::shutting_down;
 use crate::status;
 
 /// What an answer's headers may tell web pages.
@@ -91,10 +90,10 @@ async fn check(
     }
 }
 
-/// Returns what refuses requests that a shutdown leaves no time for.
-pub(crate) fn refusing_late(paths: &Paths) -> Refuse {
+/// Returns what refuses requests that a shutdown leaves no time for, or memory no answer.
+pub(crate) fn refusing(paths: &Paths) -> Refuse {
     let paths = paths.clone();
-    Arc::new(move |path| refusal(&paths.usual(path), &shutting_down()))
+    Arc::new(move |path, error| refusal(&paths.usual(path), error))
 }
 
 /// Makes the answer to a request that is refused, in the words of the API it is for.

@@ -25,7 +25,7 @@ pub use link::LinkConfig;
 pub use mint::{Minted, mint};
 
 pub(crate) use grant::Grant;
-pub(crate) use guard::{Stranger, protect, refusing_late};
+pub(crate) use guard::{Stranger, protect, refusing};
 pub(crate) use keys::{Keys, forget};
 pub(crate) use link::{LinkAcceptor, LinkConnectors};
 pub(crate) use scope::{Need, OF_MODELS, of_rpc};

@@ -6,13 +6,17 @@ use std::time::Duration;
 use engine::{Error, ErrorKind, Guided, Result, TokenId, Vocabulary};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::guided::{Compiler, Guide};
+use crate::guided::{Compiler, Guide, Stop};
 
 /// Constraints that are compiled at the same time; the processor belongs to the model.
 const COMPILING: usize = 2;
 
-/// The longest that a request waits for its constraint to be compiled.
-const COMPILE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that a request waits for a place to compile its constraint.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest that a constraint is compiled, which takes milliseconds if it is not made to take
+/// long.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The stack of a thread that follows a constraint, reserved and not taken: the parser goes down
 /// as deep as terminals of a grammar refer to each other, which is bounded by its lines.
@@ -61,21 +65,23 @@ impl Guides {
             let text = "Exceeds maximum queue size of constraints to be compiled";
             Error::new(ErrorKind::Overloaded, text)
         })?;
-        let place = tokio::time::timeout(COMPILE_TIMEOUT, self.places.clone().acquire_owned());
+        let place = tokio::time::timeout(PLACE_TIMEOUT, self.places.clone().acquire_owned());
         let place = place.await.map_err(|_| {
             let text = "other constraints are still being compiled";
             Error::new(ErrorKind::Overloaded, text)
         })?;
+        let waiting = Waiting::default();
+        let stop = waiting.0.clone();
         let compiled = async {
             let (answer, compiled) = oneshot::channel();
-            // The place is given back by the work itself: it goes on when nobody waits any more.
+            // The place is given back by the work itself: it ends soon when nobody waits any more.
             let compile = move || {
                 let _place = place;
                 let follow = |mut guide: Guide| {
                     drawn.iter().try_for_each(|&token| guide.accept(token).map(drop))?;
                     Ok(guide)
                 };
-                let _ = answer.send(compiler.compile(&guided).and_then(follow));
+                let _ = answer.send(compiler.compile(&guided, &stop).and_then(follow));
             };
             std::thread::Builder::new()
                 .name("constraint".into())
@@ -85,7 +91,10 @@ impl Guides {
             compiled.await.map_err(failed)?
         };
         match tokio::time::timeout(COMPILE_TIMEOUT, compiled).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                waiting.end();
+                outcome
+            }
             Err(_) => {
                 let text = format!(
                     "the constraint took longer than {} seconds to compile",
@@ -94,6 +103,23 @@ impl Guides {
                 Err(Error::invalid(text).with_code("invalid_constraint"))
             }
         }
+    }
+}
+
+/// Who waits for a constraint: whether it left or its time is over, the work ends.
+#[derive(Default)]
+struct Waiting(Arc<Stop>);
+
+impl Waiting {
+    /// Lets the guide live on.
+    fn end(mut self) {
+        self.0 = Arc::default();
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.ask();
     }
 }
 

@@ -1,11 +1,12 @@
 //! Compiles constraints for one model: the trie of its tokens and what a constraint may cost.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 use engine::{Error, ErrorKind, Guided, Result, TokenId, Vocabulary};
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory};
+use llguidance::{CancellationHandle, Matcher, ParserFactory};
 
 use super::Guide;
 use super::grammar::grammar;
@@ -28,6 +29,33 @@ const MAX_STEP_LEXER_FUEL: u64 = 150_000;
 
 /// The longest text that a constraint may wait for, in bytes.
 const MAX_MARKER_BYTES: usize = 256;
+
+/// Ends the compilation of a constraint early.
+#[derive(Debug, Default)]
+pub(crate) struct Stop {
+    is_asked: AtomicBool,
+    parser: OnceLock<CancellationHandle>,
+}
+
+impl Stop {
+    /// Asks the compilation to end; a guide that came of it is of no use then.
+    pub(crate) fn ask(&self) {
+        self.is_asked.store(true, SeqCst);
+        if let Some(parser) = self.parser.get() {
+            parser.cancel();
+        }
+    }
+
+    /// Follows a parser that begins to work.
+    fn watch(&self, matcher: &Matcher) {
+        if let Some(parser) = matcher.cancellation_handle() {
+            let _ = self.parser.set(parser);
+        }
+        if self.is_asked.load(SeqCst) {
+            self.ask();
+        }
+    }
+}
 
 /// What all constraints of a model share.
 pub(crate) struct Compiler {
@@ -66,10 +94,11 @@ impl Compiler {
         Some(Self { factory, words: words.into() })
     }
 
-    /// Compiles a constraint. Takes milliseconds of computing; not for an async runtime.
+    /// Compiles a constraint. Takes milliseconds of computing, or until `stop` ends it; not for an
+    /// async runtime.
     ///
     /// Errors: invalid, if the constraint cannot be read or kept or is too costly.
-    pub(crate) fn compile(&self, guided: &Guided) -> Result<Guide> {
+    pub(crate) fn compile(&self, guided: &Guided, stop: &Stop) -> Result<Guide> {
         let compile = || {
             let marker = guided.after.as_deref().unwrap_or_default().as_bytes();
             if marker.len() > MAX_MARKER_BYTES {
@@ -81,7 +110,8 @@ impl Compiler {
             }
             let parser = self.factory.create_parser(grammar(&guided.constraint)?);
             let parser = parser.map_err(|error| refusal(&error.to_string()))?;
-            let mut matcher = Matcher::new(Ok(parser));
+            let mut matcher = Matcher::new(Ok(parser)).into_cancellable();
+            stop.watch(&matcher);
             // The first step is the dearest: it fills what later ones find, and not on the
             // scheduler's thread.
             matcher.compute_mask_or_eos().map_err(|error| refusal(&error.to_string()))?;

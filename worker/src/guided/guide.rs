@@ -186,3 +186,20 @@ impl fmt::Debug for Guide {
         f.debug_struct("Guide").field("holds", &self.holds()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_parser_says_of_itself_is_not_for_clients() {
+        for text in ["NoExtensionBias", "parser error: NoExtensionBias; <<BUG>>"] {
+            assert_eq!(refusal(text).message(), no_token().message(), "{text}");
+        }
+        for text in ["", "panicked at parser.rs", "\n<state>1</state>"] {
+            assert!(refusal(text).message().contains("too complex"), "{text}");
+        }
+        let shown = refusal("Too many items (limit 5)\n<state>tokens: 7</state>");
+        assert_eq!(shown.message(), "the constraint cannot be kept: Too many items (limit 5)");
+    }
+}

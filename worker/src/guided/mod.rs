@@ -9,5 +9,5 @@ mod grammar;
 mod guide;
 mod spelling;
 
-pub(crate) use compiler::Compiler;
+pub(crate) use compiler::{Compiler, Stop};
 pub(crate) use guide::{Guide, Progress};

@@ -25,6 +25,7 @@ fn rules(max_bytes: usize) -> Rules {
         max_bytes,
         encoding: None,
         is_unary: false,
+        is_lone: false,
         cost: Some(Cost::INFER),
         buffers,
         accepting,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use engine::{Salt, SequenceHash};
+use engine::{Flood, Salt, SequenceHash};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Found, Kept, Kind, Tier};
@@ -68,8 +68,9 @@ impl DiskTier {
         std::thread::Builder::new().name("kv-disk".into()).spawn(move || {
             // Others may have the folder when the last order is done.
             let _lock = lock;
+            let mut failures = Flood::default();
             for order in received {
-                serve(&folder, order, &answer);
+                serve(&folder, order, &answer, &mut failures);
             }
             // Only this engine could read what it kept.
             if let Err(error) = empty(&folder) {
@@ -232,14 +233,17 @@ fn empty(folder: &Path) -> io::Result<()> {
 }
 
 /// Does what is asked; what fails is as if it had never been kept.
-fn serve(folder: &Path, order: Order, answers: &SyncSender<Answer>) {
+fn serve(folder: &Path, order: Order, answers: &SyncSender<Answer>, failures: &mut Flood) {
     match order {
         Order::Write(block) => {
             let path = path(folder, block.name);
             if let Err(error) = write(&path, &block) {
                 // A part of a block would take space that nobody counts.
                 let _ = fs::remove_file(&path);
-                tracing::warn!(%error, folder = %folder.display(), "a KV block was not written");
+                if let Some(untold) = failures.admit() {
+                    let folder = folder.display();
+                    tracing::warn!(%error, untold, %folder, "a KV block was not written");
+                }
                 // If nobody takes the answers, reading the block fails as well.
                 let _ = answers.try_send((block.name, None));
             }
