@@ -75,6 +75,8 @@ pub struct ModelsConfig {
     pub builtins: Vec<Builtin>,
     /// The model repositories.
     pub repository: RepositoryConfig,
+    /// Whether a model that cannot be loaded at the start ends the process.
+    pub is_strict: bool,
     /// Where downloaded models lie.
     pub model_dir: PathBuf,
     /// The hub that ids are fetched from; none: the hub library's own choice.
@@ -216,6 +218,7 @@ impl ModelsConfig {
                 .collect::<Result<_, _>>()?,
             builtins,
             repository,
+            is_strict: args.exit_on_error,
             model_dir,
             hub_url: args.hub_url.clone(),
             engine: EngineConfig::from_args(engine, formats),

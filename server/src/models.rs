@@ -213,12 +213,16 @@ impl Models {
         Self { readiness: Readiness::Any, ..Self::default() }
     }
 
-    /// Says that a version is being loaded. One that is callable stays so until it is replaced.
-    pub(crate) fn announce(&self, name: &str, version: u64) {
+    /// Says which versions of a name are being loaded. Those that are callable stay so until they
+    /// are replaced.
+    pub(crate) fn announce(&self, name: &str, loading: &[u64]) {
         let mut guard = self.write();
         let versions = &mut guard.entry(name.to_owned()).or_default().versions;
-        if !matches!(versions.get(&version), Some(State::Ready(_))) {
-            versions.insert(version, State::Loading);
+        versions.retain(|_, state| !matches!(state, State::Loading));
+        for version in loading {
+            if !matches!(versions.get(version), Some(State::Ready(_))) {
+                versions.insert(*version, State::Loading);
+            }
         }
         drop(guard);
         self.changes.send_replace(());
@@ -459,7 +463,7 @@ mod tests {
     fn a_model_that_loads_is_known_and_not_ready() {
         let models = Models::default();
         assert!(models.are_ready(), "a server without models is ready");
-        models.announce("m", 1);
+        models.announce("m", &[1]);
         assert!(!models.are_ready());
         let kind = |name, version| models.get(name, version).unwrap_err().kind();
         assert_eq!(kind("m", ""), ErrorKind::Unavailable);

@@ -152,12 +152,33 @@ def test_no_client_loads_without_explicit_mode(served):
     (identity("m", "version_policy { specific { versions: [ 7 ] } }"), ["7"]),
     ('backend: "nonsense"\n', ["nonsense"]),
 ], ids=["unknown field", "another name", "missing version", "unknown backend"])
-def test_a_declaration_that_cannot_be_served_stops_the_start(tmp_path, config, fragments):
+def test_a_declaration_that_cannot_be_served_leaves_the_others_and_stops_a_strict_start(tmp_path, config, fragments):
     write_model(tmp_path, "m", config)
-    ended = stator("serve", "--model-repository", str(tmp_path), **PORTS)
+    write_model(tmp_path, "n", identity("n"))
+    ended = stator("serve", "--model-repository", str(tmp_path), "--exit-on-error", **PORTS)
     assert ended.returncode != 0
     for fragment in fragments:
         assert fragment in ended.stderr, ended.stderr
+    with running("--model-repository", str(tmp_path)) as server, Client(server) as client:
+        (state, reason), fine = states(client)["m", "1"], states(client)["n", "1"]
+        assert state == "UNAVAILABLE" and fine == ("READY", ""), (state, fine)
+        for fragment in fragments:
+            assert fragment in reason, reason
+        assert any('"ERROR"' in line and "model `m`" in line for line in server.log), server.log
+        assert client.is_server_ready() and not client.is_model_ready("m") and client.is_model_ready("n")
+        denied(lambda: infer(client, "m"), NOT_FOUND, "'m' has no available versions")
+        assert infer(client, "n") == "1"
+
+
+def test_a_model_to_load_that_no_repository_has_is_unavailable(tmp_path):
+    write_model(tmp_path, "n", identity("n"), versions=(3,))
+    flags = ["--model-control-mode", "explicit", "--load-model", "m", "--load-model", "n"]
+    with running("--model-repository", str(tmp_path), *flags) as server, Client(server) as client:
+        found = states(client)
+        assert found.pop(("m", "1"))[0] == "UNAVAILABLE" and found == {("n", "3"): ("READY", "")}, found
+        write_model(tmp_path, "m", identity("m"))
+        client.load_model("m")
+        assert infer(client, "m") == "1"
 
 
 def test_what_is_in_two_places_stops_the_start(tmp_path):

@@ -202,7 +202,7 @@ impl Fleet {
             for gained in names.difference(&known.names) {
                 match known.made.get(gained) {
                     Some(made) => self.models.replace(gained, vec![(VERSION, made.clone())]),
-                    None => self.models.announce(gained, VERSION),
+                    None => self.models.announce(gained, &[VERSION]),
                 }
             }
             known.names = names;
@@ -211,7 +211,7 @@ impl Fleet {
         }
         let pool = self.pool(name);
         pool.set(workers, &self.tasks);
-        names.iter().for_each(|name| self.models.announce(name, VERSION));
+        names.iter().for_each(|name| self.models.announce(name, &[VERSION]));
         let before = self.known.remove(name);
         let known = Known {
             checksum: model.checksum,
