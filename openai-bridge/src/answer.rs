@@ -172,7 +172,7 @@ impl News {
         self.tokens += delta.tokens;
         self.reasoning_tokens += delta.reasoning_tokens;
         self.token_ids.extend(delta.token_ids);
-        for score in &delta.logprobs {
+        for score in delta.logprobs.iter().chain(&delta.end_logprobs) {
             self.cumulative_logprob += f64::from(score.token.logprob);
             self.logprobs.push(describe(score));
         }

@@ -192,6 +192,23 @@ def test_outputs_come_when_they_are_asked_for(stub):
     assert set(ask(stub, PROMPT, **GREEDY, return_finish_reason=False)) == {"text_output"}
 
 
+def test_the_token_that_ends_a_text_is_scored_as_it_is_counted(stub):
+    question = "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n"
+    flags = ("return_logprobs", "return_num_output_tokens", "return_cumulative_logprob", "return_finish_reason")
+    settings = {"temperature": 0.0, "max_tokens": 60, "logprobs": 1, **dict.fromkeys(flags, True)}
+    whole = ask(stub, question, **settings)
+    steps = json.loads(whole["logprobs"][0])
+    assert whole["finish_reason"] == [b"stop"] and len(steps) == whole["num_output_tokens"][0] > 2
+    assert "<|im_end|>" in [entry["decoded_token"] for entry in steps[-1].values()]
+    sums = [0.0]
+    for message in stream(stub, question, **settings):
+        told = outputs_of(message.infer_response)
+        assert len(json.loads(told["logprobs"][0])) == told["num_output_tokens"][0] > 0
+        assert told["cumulative_logprob"][0] < sums[-1], "it changes with each message"
+        sums.append(told["cumulative_logprob"][0])
+    assert sums[-1] == pytest.approx(whole["cumulative_logprob"][0], rel=1e-4)
+
+
 def test_logprobs_are_those_of_the_tokens_drawn(stub):
     answer = ask(stub, PROMPT, **GREEDY, return_logprobs=True, logprobs=3,
                  return_cumulative_logprob=True)

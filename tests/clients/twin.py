@@ -309,7 +309,8 @@ def read(responses, prompt, settings):
         scores = [_tensor_logprobs(one, None, top) for one in lists("prompt_logprobs")]
         drawn = lists("logprobs")
         scores += [_tensor_logprobs(one, token, top) for one, token in zip(drawn, tokens)]
-        assert not drawn or len(drawn) == len(tokens)
+        # Tensors score the token that ended the text too, as vLLM's backend does.
+        assert not drawn or len(drawn) in (len(tokens), len(tokens) + 1)
         told.append(Told("".join(column("text_output", row)),
                          "".join(column("reasoning_content", row)),
                          # Each response after the end tells it again.

@@ -202,6 +202,35 @@ fn counts_and_logprobs_come_when_asked_for() {
 }
 
 #[test]
+fn the_token_that_ends_a_text_is_scored_as_it_is_counted() {
+    let names = ["logprobs", "num_output_tokens", "cumulative_logprob"];
+    for is_streaming in [true, false] {
+        let parameters =
+            [("stream", Parameter::Bool(is_streaming)), ("logprobs", Parameter::Int64(0))];
+        let mut answer = answer(&["q"], &parameters, &names);
+        let scored = |logprob| TokenLogprobs { logprob, rank: 1, top: Vec::new() };
+        let mut first = tokens(0, b"a");
+        first.logprobs = vec![scored(-0.5)];
+        let mut last = end(0, b"", FinishReason::Stop, 2);
+        last.end_logprobs = Some((256, scored(-0.25)));
+        let mut told = Vec::new();
+        for output in [first, last] {
+            answer.push(0, output);
+            while let Some(output) = answer.next() {
+                let list: Json = serde_json::from_str(&elements(&output, "logprobs")[0]).unwrap();
+                let find = |name| output.tensors.iter().find(|one| one.name == name).unwrap();
+                let count: Vec<u32> = find("num_output_tokens").values().unwrap().collect();
+                let sum: Vec<f32> = find("cumulative_logprob").values().unwrap().collect();
+                assert_eq!(list.as_array().unwrap().len(), count[0] as usize);
+                told.push((count[0], sum[0], list[count[0] as usize - 1].get("256").is_some()));
+            }
+        }
+        let streamed = vec![(1, -0.5, false), (1, -0.75, true)];
+        assert_eq!(told, if is_streaming { streamed } else { vec![(2, -0.75, true)] });
+    }
+}
+
+#[test]
 fn names_of_outputs_choose_them_and_none_is_vllms_word() {
     let says_none = ("return_finish_reason", Parameter::Bool(true));
     let mut with_word = answer(&["q"], &[STREAM, says_none], &[]);
