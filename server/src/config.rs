@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use openai_bridge::ChatRules;
+use openai_bridge::TextRules;
 
 use crate::args::{
     BusyArgs, EngineArgs, FormatArgs, FrontendArgs, ModelArgs, ProcessArgs, ServeArgs,
@@ -124,8 +124,8 @@ pub struct EngineConfig {
     pub tool_call_parser: Option<String>,
     /// The format of reasoning; none: what a model's template shows.
     pub reasoning_parser: Option<String>,
-    /// What all chats keep to.
-    pub chat_rules: ChatRules,
+    /// What all texts keep to.
+    pub text_rules: TextRules,
 }
 
 /// How log lines look.
@@ -144,7 +144,7 @@ impl Config {
     pub fn from_args(args: &ServeArgs) -> Result<Self, Invalid> {
         let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
         models.limits = limits(&args.busy);
-        models.engine.chat_rules = args.openai.chat_rules();
+        models.engine.text_rules = args.openai.text_rules();
         Ok(Self {
             origin: Origin::Own(Box::new(models)),
             trace: TraceConfig::from_args(&args.trace)?,
@@ -270,7 +270,7 @@ impl EngineConfig {
             kv_disk: args.kv_disk_dir.clone().zip(Some(args.kv_disk_mib as usize * (1 << 20))),
             tool_call_parser: formats.tool_call_parser.clone(),
             reasoning_parser: formats.reasoning_parser.clone(),
-            chat_rules: ChatRules::default(),
+            text_rules: TextRules::default(),
         }
     }
 }
