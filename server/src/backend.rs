@@ -28,7 +28,7 @@ use crate::config::EngineConfig;
 use crate::hub;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Core, Model, Models};
-use crate::pipeline::{Deadline, Limits, SequenceOptions, Sequences};
+use crate::pipeline::{Deadline, Limits, Queued, SequenceOptions, Sequences, max_waiting};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{CONFIG_FILE, Place, sequences};
 
@@ -188,11 +188,11 @@ impl Backends {
         self.generating(runner, Adapting::Names, (card, texts), &definition.declared)
     }
 
-    fn scheduler(&self) -> SchedulerConfig {
+    fn scheduler(&self, declared: &wire::ModelConfig) -> Result<SchedulerConfig, String> {
         let engine = &self.engine;
         let disk_tier = engine.kv_disk.clone();
-        SchedulerConfig {
-            max_waiting_requests: engine.max_waiting_requests,
+        Ok(SchedulerConfig {
+            max_waiting_requests: max_waiting(declared)?.unwrap_or(engine.max_waiting_requests),
             max_running_sequences: engine.max_running_sequences,
             batch_tokens: engine.batch_tokens,
             mixed_prompt_tokens: engine.mixed_prompt_tokens,
@@ -203,7 +203,7 @@ impl Backends {
             host_tier_bytes: engine.kv_host_bytes,
             disk_tier: disk_tier.map(|(folder, max_bytes)| DiskTierConfig { folder, max_bytes }),
             ..SchedulerConfig::default()
-        }
+        })
     }
 
     /// Stacks a text model: bridge over deadline over observation over the scheduler.
@@ -215,7 +215,7 @@ impl Backends {
         declared: &wire::ModelConfig,
     ) -> Result<Model, String> {
         let Texts { bridge, tables, constraints } = texts;
-        let config = self.scheduler();
+        let config = self.scheduler(declared)?;
         let generate =
             GenerateEngine::start_with(runner, constraints, card.eos_tokens.clone(), config)
                 .map_err(|error| error.to_string())?;
@@ -338,7 +338,13 @@ fn inferring(
     declared: wire::ModelConfig,
     engine: impl Engine<InferRequest>,
 ) -> Result<Model, String> {
-    on_tensors(config, declared, Arc::new(engine))
+    match max_waiting(&declared)? {
+        None => on_tensors(config, declared, Arc::new(engine)),
+        Some(most) => {
+            let engine = Queued::new(engine, &declared, most);
+            on_tensors(config, declared, Arc::new(engine))
+        }
+    }
 }
 
 /// Stacks a tensor model: deadline over sequences, if it has them, over its engine, which may be

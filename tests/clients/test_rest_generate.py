@@ -178,6 +178,7 @@ REFUSALS = {
     "a null parameter": ("identity", {"INPUT0": 1, "x": None}, 400, "'x' parameter"),
     "a list as parameter": ("identity", {"INPUT0": 1, "x": [1]}, 400, "'x' parameter"),
     "a reserved parameter": ("identity", {"INPUT0": 1, "triton_x": 1}, 400, "are reserved"),
+    "one of gRPC's": ("identity", {"INPUT0": 1, "triton_enable_empty_final_response": True}, 400, "are reserved"),
     "an id": ("identity", {"INPUT0": 1, "id": []}, 400, "'id'"),
     "no prompt": ("quick", {}, 400, "text_input"),
     "a setting": ("quick", {"text_input": "hi", "temperature": 99}, 400, "temperature"),

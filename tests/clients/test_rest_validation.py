@@ -144,6 +144,8 @@ TABLE = {
     "sequence, batch 2": (step((2, 1), sequence_id=5, sequence_start=True), 400, "batch-size"),
     "sequence, long id": (step(sequence_id="i" * 129, sequence_start=True), 501,
                           "cannot be longer than 128 characters"),
+    "gRPC's parameter": (x("identity", FLOAT, parameters={"triton_enable_empty_final_response": True}), 400,
+                         "reserved for Triton usage and should not be specified"),
     "reserved parameter": (x("identity", FLOAT, parameters={"triton_x": True}), 400,
                            "parameter keys starting with 'triton_' are reserved"),
     "mistyped parameter": (x("identity", FLOAT, parameters={"sequence_start": 1}), 400,

@@ -33,8 +33,9 @@ impl Options {
         match parameters.keys().find(|key| key.starts_with("triton_")) {
             None => Ok(options),
             Some(key) => Err(Error::invalid(format!(
-                "parameter keys starting with 'triton_' are reserved for Triton usage \
-                 and should not be specified, got '{key}'"
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the \
+                 following keys starting with 'triton_' are allowed: \
+                 triton_enable_empty_final_response; got '{key}'"
             ))),
         }
     }

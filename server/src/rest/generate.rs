@@ -23,7 +23,7 @@ use tensor::wire::ResponseHead;
 use tensor::{Tensor, TensorSpec, parameters, shape};
 
 use super::answer::{Answer, Failure, bytes};
-use super::infer::parameter;
+use super::infer::{check_reserved, parameter};
 use super::{ModelPath, Rest, receive};
 use crate::inference::{self, Asked, Call, Observation, heavy};
 use crate::models::Model;
@@ -290,6 +290,7 @@ fn envelope(
             body.entry("stream").or_insert(Value::Bool(true));
         }
     }
+    check_reserved(&body)?;
     let mut envelope = Envelope::default();
     let message = &mut envelope.message;
     (message.model_name, message.model_version) = (path.model.clone(), path.version.clone());

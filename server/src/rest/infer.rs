@@ -128,6 +128,7 @@ pub(super) fn decode(
         });
     }
     let message = &mut envelope.message;
+    check_reserved(&own)?;
     message.parameters = wire_parameters(own)?;
     (message.id, message.model_name, message.model_version) = (body.id, model_name, model_version);
     Ok((envelope, binary_outputs))
@@ -157,14 +158,26 @@ fn raw(
     model: (&str, &str),
     config: &ModelConfig,
 ) -> Result<(Envelope, BinaryOutputs)> {
-    let refused = |why: &str| {
-        Error::invalid(format!("a raw body for model '{}': the model has to have {why}", model.0))
-    };
     let [spec] = &config.inputs[..] else {
-        return Err(refused("exactly one input"));
+        return Err(Error::invalid(format!(
+            "Raw request must only have 1 input (found 1) to be deduced but got {} inputs in '{}' \
+             model configuration",
+            config.inputs.len(),
+            model.0
+        )));
     };
     if spec.dims.iter().filter(|dim| **dim < 0).count() > 1 {
-        return Err(refused("at most one variable dimension"));
+        return Err(Error::invalid(format!(
+            "The shape of the raw input '{}' can not be deduced because there are more than one \
+             variable-sized dimension",
+            spec.name
+        )));
+    }
+    if spec.datatype == Datatype::Bytes && spec.dims.iter().any(|dim| *dim != 1) {
+        return Err(Error::invalid(format!(
+            "For BYTE datatype raw input '{}', the model must have input shape [1]",
+            spec.name
+        )));
     }
     let (data, count) = match spec.datatype.size_bytes() {
         // One element, whose length the client need not write.
@@ -268,6 +281,17 @@ fn boolean(key: &str, value: &Value) -> Result<bool> {
     value
         .as_bool()
         .ok_or_else(|| Error::invalid(format!("Unable to parse '{key}': expected a bool")))
+}
+
+/// Refuses all request parameters of Triton's own: over REST, in contrast to gRPC, none may be set.
+pub(super) fn check_reserved(parameters: &Map<String, Value>) -> Result<()> {
+    match parameters.keys().find(|key| key.starts_with("triton_")) {
+        None => Ok(()),
+        Some(key) => Err(Error::invalid(format!(
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not \
+             be specified, got '{key}'"
+        ))),
+    }
 }
 
 /// Reads parameters: booleans, numbers and strings.

@@ -80,7 +80,7 @@ impl SystemRegion {
     /// Opens and maps a part of an object.
     pub(super) fn open(name: &str, key: &str, offset: u64, byte_size: u64) -> Result<Self> {
         let failed = |why: String| {
-            Error::internal(format!("Unable to open shared memory region: '{name}': {why}"))
+            Error::internal(format!("Unable to open shared memory region: '{key}': {why}"))
         };
         // A link could lead to any file, and opening a pipe would wait for somebody at its end.
         let careful = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
