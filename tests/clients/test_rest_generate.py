@@ -158,7 +158,7 @@ def test_decoupled_models_give_an_event_a_response(served):
     for values in ([], [1, 2]):
         body = {"IN": values, "DELAY": [0] * len(values), "WAIT": 0}
         refused(call(served, "/v2/models/repeat_int32/generate", body), 400,
-                "expected to produce exactly 1 response")
+                "generate expects model to produce exactly 1 response")
 
 
 REFUSALS = {
@@ -175,8 +175,8 @@ REFUSALS = {
     "no fit": ("batched", {"INPUT0": [1, 2, 3]}, 400, "do not fit"),
     "no fit of a fixed shape": ("simple", {"INPUT0": [1], "INPUT1": [1]}, 400, "INPUT0"),
     "parameters": ("identity", {"INPUT0": 1, "parameters": [1]}, 400, "'parameters'"),
-    "a null parameter": ("identity", {"INPUT0": 1, "x": None}, 400, "'x' parameter"),
-    "a list as parameter": ("identity", {"INPUT0": 1, "x": [1]}, 400, "'x' parameter"),
+    "a null parameter": ("identity", {"INPUT0": 1, "x": None}, 400, "parameter 'x'"),
+    "a list as parameter": ("identity", {"INPUT0": 1, "x": [1]}, 400, "parameter 'x'"),
     "a reserved parameter": ("identity", {"INPUT0": 1, "triton_x": 1}, 400, "are reserved"),
     "one of gRPC's": ("identity", {"INPUT0": 1, "triton_enable_empty_final_response": True}, 400, "are reserved"),
     "an id": ("identity", {"INPUT0": 1, "id": []}, 400, "'id'"),

@@ -150,7 +150,7 @@ TABLE = {
                            "parameter keys starting with 'triton_' are reserved"),
     "mistyped parameter": (x("identity", FLOAT, parameters={"sequence_start": 1}), 400,
                            "invalid value type for 'sequence_start' parameter"),
-    **{f"parameter {value}": (x("identity", FLOAT, parameters={"p": value}), 400, "'p' parameter")
+    **{f"parameter {value}": (x("identity", FLOAT, parameters={"p": value}), 400, "parameter 'p'")
        for value in (None, [1], {"a": 1})},
     **{f"classification {value}": (asking(classification=value), 400, "classification")
        for value in (0, -1, "1", 1.5, True)},

@@ -277,7 +277,7 @@ fn envelope(
         Some(Value::Object(nested)) => nested.into_iter().for_each(|(key, value)| {
             body.entry(key).or_insert(value);
         }),
-        Some(_) => return Err(Error::invalid("Unable to parse 'parameters': expected an object")),
+        Some(_) => return Err(Error::invalid("Expected JSON object for keyword: 'parameters'")),
     }
     if model.text.is_some() {
         // The Open Inference Protocol's wish for details is a text model's for the finish reason.
@@ -335,7 +335,8 @@ fn input(
     let declared = model.config.full_dims(spec);
     let shape = shape::fit(&declared, count).ok_or_else(|| {
         Error::invalid(format!(
-            "Unable to parse '{name}': {count} elements do not fit the shape {} of model '{}'",
+            "The schema can not convert input '{name}' to tensor with proper shape: {count} elements \
+             do not fit the shape {} of model '{}'",
             shape::spell(&declared),
             model.name
         ))
