@@ -108,6 +108,7 @@ impl Maker {
                 None => self.on_tensors(&order.pool, route.clone(), declared)?,
                 Some(bridge) => self.on_tokens(order, &route, &thresholds, bridge, &declared),
             };
+            model.version = card.number().to_string().into();
             model.parent.clone_from(&order.parent);
             model.labels.clone_from(&labels);
             models.push(model);
