@@ -43,6 +43,13 @@ pub struct Card {
     pub version: u32,
     /// The name that clients use.
     pub name: String,
+    /// The number of the version that clients call it by; 0 is 1.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub model_version: u64,
+    /// The name that clients use for a version that is not the latest of its worker; this card's own
+    /// name tells the two apart. Empty for the latest one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version_of: String,
     /// Other names of the same model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
@@ -144,6 +151,8 @@ impl Card {
         Self {
             version: CARD_VERSION,
             name: name.into(),
+            model_version: 0,
+            version_of: String::new(),
             aliases: Vec::new(),
             kind,
             input,
@@ -157,6 +166,16 @@ impl Card {
             adapters: Vec::new(),
             artifacts: Vec::new(),
         }
+    }
+
+    /// Returns the number of the version that clients call it by.
+    pub fn number(&self) -> u64 {
+        self.model_version.max(1)
+    }
+
+    /// Returns what clients call the model that workers know by one of this card's names.
+    pub fn public<'a>(&'a self, name: &'a str) -> &'a str {
+        if self.version_of.is_empty() { name } else { &self.version_of }
     }
 
     /// Returns the hash of everything that has to be equal between workers of one name.
@@ -182,7 +201,7 @@ impl Card {
 
     /// Returns the fields that have to be equal, in an order that never changes, as bytes that
     /// do not depend on the order in which lists were given.
-    fn identity(&self) -> [(&'static str, Vec<u8>); 11] {
+    fn identity(&self) -> [(&'static str, Vec<u8>); 13] {
         let sorted = |list: &[String]| {
             let mut list = list.to_vec();
             list.sort();
@@ -194,6 +213,8 @@ impl Card {
         artifacts.sort();
         [
             ("name", json(&self.name)),
+            ("model_version", json(&self.number())),
+            ("version_of", json(&self.version_of)),
             ("aliases", json(&sorted(&self.aliases))),
             ("kind", json(&self.kind)),
             ("input", json(&self.input)),
@@ -214,6 +235,9 @@ impl Card {
     pub fn check(&self) -> Result<()> {
         check_version("card", self.version, CARD_VERSION)?;
         check_name("name", &self.name)?;
+        if !self.version_of.is_empty() {
+            check_name("version_of", &self.version_of)?;
+        }
         let model = &self.name;
         check_list(model, "aliases", &self.aliases, MAX_ALIASES)?;
         check_list(model, "adapters", &self.adapters, MAX_ADAPTERS)?;
@@ -247,6 +271,10 @@ impl Card {
         }
         Ok(())
     }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl fmt::Display for Kind {

@@ -95,6 +95,9 @@ pub struct GenerateOutput {
     pub tokens: Vec<TokenId>,
     /// One entry a token of `tokens` when they were asked for, else empty.
     pub logprobs: Vec<TokenLogprobs>,
+    /// In the last output of a continuation that a token ended: that token, when log-probabilities
+    /// were asked for. [`Usage`] counts it.
+    pub end_logprobs: Option<(TokenId, TokenLogprobs)>,
     /// In the first output of continuation 0, when they were asked for: an entry for each prompt
     /// token, none for the first.
     pub prompt_logprobs: Vec<Option<TokenLogprobs>>,

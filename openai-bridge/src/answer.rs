@@ -5,10 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use engine::{FinishReason, InferOutput};
 use serde_json::{Value as Json, json};
-use tensor::{Datatype, Tensor};
+use tensor::Tensor;
 
 use crate::completion::Completion;
 use crate::delta::{Delta, Score, Scored, TextOutput};
@@ -97,14 +96,22 @@ impl Answer {
             tensors.push(Tensor::from_elements(profile::TEXT_OUTPUT, shape(), all));
         }
         if wanted.finish_reason {
-            tensors.push(self.finish_reasons(shape()));
+            // vLLM's word where a text goes on.
+            let word = |news: &News| news.finish.unwrap_or("None").to_owned();
+            tensors.push(texts(profile::FINISH_REASON, word));
         }
         if wanted.cumulative_logprob {
             let sums = self.continuations.iter().map(|news| news.cumulative_logprob as f32);
             tensors.push(Tensor::from_values(profile::CUMULATIVE_LOGPROB, shape(), sums));
         }
         if wanted.logprobs {
-            tensors.push(texts(profile::LOGPROBS, |news| json!(news.logprobs).to_string()));
+            tensors.push(texts(
+                profile::LOGPROBS,
+                match wanted.lists_logprobs {
+                    true => |news| json!(news.logprobs).to_string(),
+                    false => |_| "null".to_owned(),
+                },
+            ));
         }
         if wanted.num_input_tokens {
             let count = |index| prompt_tokens.get(index / self.choices).copied().unwrap_or(0);
@@ -136,19 +143,6 @@ impl Answer {
         self.continuations.iter_mut().for_each(News::forget);
         InferOutput { tensors, ..InferOutput::default() }
     }
-
-    fn finish_reasons(&self, shape: Vec<i64>) -> Tensor {
-        let unfinished = if self.wanted.says_none { "None" } else { "" };
-        let word = |news: &News| news.finish.unwrap_or(unfinished);
-        let name = profile::FINISH_REASON;
-        match &self.continuations[..] {
-            // Nearly every response is this one, and its bytes are always the same.
-            [one] if word(one).is_empty() => {
-                Tensor::new(name, Datatype::Bytes, shape, Bytes::from_static(&[0; 4]))
-            }
-            all => Tensor::from_elements(name, shape, all.iter().map(word)),
-        }
-    }
 }
 
 impl News {
@@ -172,7 +166,7 @@ impl News {
         self.tokens += delta.tokens;
         self.reasoning_tokens += delta.reasoning_tokens;
         self.token_ids.extend(delta.token_ids);
-        for score in &delta.logprobs {
+        for score in delta.logprobs.iter().chain(&delta.end_logprobs) {
             self.cumulative_logprob += f64::from(score.token.logprob);
             self.logprobs.push(describe(score));
         }

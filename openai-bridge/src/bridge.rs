@@ -16,13 +16,13 @@ use crate::completion::{Completion, MAX_CONTINUATIONS, Prompts};
 use crate::continuations::{Beginning, Continuations, Reading};
 use crate::controls::{Controls, unmarked};
 use crate::parser::OutputParser;
-use crate::rules::ChatRules;
+use crate::rules::TextRules;
 use crate::settings::Settings;
 use crate::syntax::Syntax;
 use crate::template::{Now, Template};
 use crate::tensors::Input;
 use crate::tokenizer::{TokenTable, Tokenizer};
-use crate::tools::{Choice, DEFAULT_MAX_CALLS, Tools};
+use crate::tools::{Choice, Tools};
 use crate::{TensorRequest, profile};
 
 /// Most bytes of the tools of one request, times its prompts.
@@ -46,7 +46,7 @@ pub struct TextBridge {
     markers: Arc<HashSet<TokenId>>,
     /// Those of them that are control tokens.
     marks: Marks,
-    max_tool_calls: u32,
+    rules: TextRules,
     /// The tokens that begin and end a text.
     ends: [Option<TokenId>; 2],
     /// Whether the model makes vectors and no texts.
@@ -81,7 +81,7 @@ impl TextBridge {
             template,
             controls: Controls::of(vocabulary),
             marks: Marks::of(&syntax.markers(), vocabulary),
-            max_tool_calls: DEFAULT_MAX_CALLS,
+            rules: TextRules::default(),
             ends: [vocabulary.bos, vocabulary.eos],
             syntax,
             markers,
@@ -108,7 +108,7 @@ impl TextBridge {
             syntax: Syntax::default(),
             markers: Arc::default(),
             marks: Marks::default(),
-            max_tool_calls: DEFAULT_MAX_CALLS,
+            rules: TextRules::default(),
             ends: [None; 2],
             is_encoder: true,
             takes_texts: false,
@@ -129,7 +129,7 @@ impl TextBridge {
             syntax: Syntax::default(),
             markers: Arc::default(),
             marks: Marks::default(),
-            max_tool_calls: DEFAULT_MAX_CALLS,
+            rules: TextRules::default(),
             ends: [None; 2],
             is_encoder,
             takes_texts: true,
@@ -145,9 +145,14 @@ impl TextBridge {
 
     /// Keeps to other rules than the default ones.
     #[must_use]
-    pub fn with_rules(self, rules: ChatRules) -> Self {
+    pub fn with_rules(self, rules: TextRules) -> Self {
         let controls = self.controls.filter(|_| !rules.has_special_content);
-        Self { controls, max_tool_calls: rules.max_tool_calls, ..self }
+        Self { controls, rules, ..self }
+    }
+
+    /// Returns what its texts keep to.
+    pub(crate) fn rules(&self) -> TextRules {
+        self.rules
     }
 
     /// Returns whether the model's engine takes texts, and has the template and the tokenizer.
@@ -239,7 +244,7 @@ impl TextBridge {
             let text = format!("expected at most {MAX_CONTINUATIONS} conversations, got {count}");
             return Err(Error::invalid(text).with_param("messages"));
         }
-        let tools = Tools { max_calls: self.max_tool_calls, ..Tools::read(settings)? };
+        let tools = Tools { max_calls: self.rules.max_tool_calls, ..Tools::read(settings)? };
         if tools.size().saturating_mul(count) > MAX_TOOLS_BYTES {
             let text = format!("`tools`: expected at most {MAX_TOOLS_BYTES} bytes for all prompts");
             return Err(Error::invalid(text).with_param("tools"));

@@ -61,6 +61,7 @@ struct Continuation {
     /// Tokens that are not decoded yet.
     queue: VecDeque<TokenId>,
     logprobs: VecDeque<TokenLogprobs>,
+    end_logprobs: Option<Score>,
     prompt_logprobs: Vec<Score>,
     /// How the engine ended it, to be looked at after the queue.
     end: Option<(FinishReason, Usage)>,
@@ -87,6 +88,7 @@ impl Continuations {
                 all.push(Continuation {
                     queue: VecDeque::new(),
                     logprobs: VecDeque::new(),
+                    end_logprobs: None,
                     prompt_logprobs: Vec::new(),
                     end: None,
                     echo: beginning.echo.clone(),
@@ -124,6 +126,8 @@ impl Continuations {
         let scores: Vec<Score> = scores.collect();
         continuation.queue.extend(output.tokens);
         continuation.logprobs.extend(output.logprobs);
+        continuation.end_logprobs =
+            output.end_logprobs.map(|(token, found)| score(token, &found, table));
         continuation.end = output.finish.zip(output.usage.or(Some(Usage::default())));
         if !scores.is_empty() {
             // The first choice brings them for all.
@@ -237,6 +241,7 @@ impl Continuation {
         self.tell(safe, reading);
         // The engine also counts the token that ended the text, which is not in the text.
         self.news.tokens += usage.completion_tokens.saturating_sub(self.drawn);
+        self.news.end_logprobs = self.end_logprobs.take();
         let reason = if is_stopped { FinishReason::Stop } else { reason };
         let cached_tokens = usage.cached_tokens;
         self.finish(Finish { reason, stop: None, cached_tokens }, reading);

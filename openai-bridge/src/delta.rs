@@ -64,6 +64,8 @@ pub struct Delta {
     pub token_ids: Vec<TokenId>,
     /// Their log-probabilities, if they were asked for.
     pub logprobs: Vec<Score>,
+    /// That of the token that ended the text and is no part of it, if they were asked for.
+    pub end_logprobs: Option<Score>,
     /// The prompt's, if they were asked for; the first token has rank 0 and no probability.
     pub prompt_logprobs: Vec<Score>,
     /// The continuation has ended.

@@ -35,7 +35,7 @@ pub use bridge::TextBridge;
 pub use completion::{Completion, DEFAULT_MAX_TOKENS};
 pub use continuations::Continuations;
 pub use delta::{Delta, Finish, Score, Scored, TextOutput};
-pub use rules::ChatRules;
+pub use rules::TextRules;
 pub use template::{Conversation, Now, Template};
 pub use tensors::{Input, Inputs, TensorRequest};
 pub use texts::TextAnswers;

@@ -52,10 +52,10 @@ pub enum Input {
 pub(crate) struct Wanted {
     pub text: bool,
     pub finish_reason: bool,
-    /// The word for "goes on" is `None`, as in vLLM's backend, instead of nothing.
-    pub says_none: bool,
     pub cumulative_logprob: bool,
     pub logprobs: bool,
+    /// Log-probabilities were asked for too; the output is `null` otherwise.
+    pub lists_logprobs: bool,
     pub num_input_tokens: bool,
     pub num_output_tokens: bool,
     pub num_cached_tokens: bool,
@@ -78,24 +78,31 @@ impl TensorRequest {
             return embed(request, &settings);
         }
         let prompts = prompts(bridge, request, &settings)?;
-        let is_streaming = settings.flag("stream").unwrap_or(false);
+        let streams = settings.flag("stream");
+        let is_streaming = streams == Some(true);
         let excludes = settings.flag("exclude_input_in_output");
+        // vLLM's backend puts the prompt in front of one response, and its clients say `stream`.
+        let has_echo = match (excludes, streams) {
+            (Some(excludes), _) => !excludes,
+            (None, Some(streams)) => !streams,
+            (None, None) => bridge.rules().has_echo,
+        };
         let is_chat = matches!(prompts, Prompts::Chats(_));
-        let wanted = Wanted::read(request, &settings, is_chat);
+        let mut wanted = Wanted::read(request, &settings, is_chat);
         if wanted.logprobs && bridge.takes_texts() {
             let why = "names tokens by their ids, which the model's workers do not tell";
             return Err(Error::invalid(format!("output `logprobs`: {why}")));
         }
         let mut completion = Completion::new(settings, prompts, DEFAULT_MAX_TOKENS)?;
-        if is_streaming && excludes == Some(false) {
+        if is_streaming && has_echo {
             return Err(Error::invalid(
                 "Error generating stream: When streaming, `exclude_input_in_output` = False is \
                  not allowed.",
             ));
         }
-        completion.has_echo |= !is_chat && !is_streaming && !excludes.unwrap_or(false);
-        completion.has_echo &= !is_chat;
-        let has_logprobs = wanted.logprobs || wanted.cumulative_logprob;
+        completion.has_echo = !is_chat && (has_echo || completion.has_echo);
+        wanted.lists_logprobs = completion.logprobs.is_some();
+        let has_logprobs = wanted.logprobs && wanted.lists_logprobs || wanted.cumulative_logprob;
         completion.logprobs = has_logprobs.then(|| completion.logprobs.unwrap_or(0));
         completion.has_token_ids |= wanted.token_ids;
         let answer = Answer::new(&completion, wanted, is_streaming);
@@ -189,16 +196,13 @@ impl Wanted {
         let has_prompt_scores = settings.integer("prompt_logprobs", 0).is_some();
         Self {
             text: !has_names || named(profile::TEXT_OUTPUT),
-            finish_reason: match has_names {
-                true => named(profile::FINISH_REASON),
-                false => flag("return_finish_reason").unwrap_or(true),
-            },
-            says_none: flag("return_finish_reason") == Some(true),
+            finish_reason: asked(flag("return_finish_reason"), profile::FINISH_REASON),
             cumulative_logprob: asked(
                 flag("return_cumulative_logprob"),
                 profile::CUMULATIVE_LOGPROB,
             ),
             logprobs: asked(flag("return_logprobs"), profile::LOGPROBS),
+            lists_logprobs: false,
             num_input_tokens: asked(flag("return_num_input_tokens"), profile::NUM_INPUT_TOKENS),
             num_output_tokens: asked(flag("return_num_output_tokens"), profile::NUM_OUTPUT_TOKENS),
             num_cached_tokens: asked(None, profile::NUM_CACHED_TOKENS),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::{Engine, InferRequest, ModelCard, Vocabulary};
-use openai_bridge::TextBridge;
+use openai_bridge::{TextBridge, TextRules};
 use proto::inference as wire;
 use tensor::ModelConfig;
 use wire::model_config::SchedulingChoice;
@@ -28,7 +28,7 @@ use crate::config::EngineConfig;
 use crate::hub;
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::{Core, Model, Models};
-use crate::pipeline::{Deadline, Limits, SequenceOptions, Sequences};
+use crate::pipeline::{Deadline, Limits, Queued, SequenceOptions, Sequences, max_waiting};
 use crate::repository::{Definition, WEIGHTS_FILE};
 use crate::source::{CONFIG_FILE, Place, sequences};
 
@@ -118,7 +118,7 @@ impl Backends {
         let Loaded { mut runner, mut card, vocabulary } = loaded;
         card.name.clone_from(&definition.name);
         let adapters = Adapting::Files(runner.take_adapters(self.engine.adapters));
-        let texts = self.read(&card, &vocabulary)?;
+        let texts = self.read(&card, &vocabulary, &definition.declared)?;
         let runner = Box::new(runner);
         let model =
             self.generating(runner, adapters, (card.clone(), texts), &definition.declared)?;
@@ -183,15 +183,16 @@ impl Backends {
         let card = mock::card(&definition.name, &mock);
         let runner = Box::new(MockRunner::new(mock));
         // A mock's vocabulary is always the same, so its card says which texts are its own.
-        let texts = self.texts.get(&card, || self.read(&card, &mock::vocabulary()))?;
+        let read = || self.read(&card, &mock::vocabulary(), &definition.declared);
+        let texts = self.texts.get(&card, read)?;
         self.generating(runner, Adapting::Names, (card, texts), &definition.declared)
     }
 
-    fn scheduler(&self) -> SchedulerConfig {
+    fn scheduler(&self, declared: &wire::ModelConfig) -> Result<SchedulerConfig, String> {
         let engine = &self.engine;
         let disk_tier = engine.kv_disk.clone();
-        SchedulerConfig {
-            max_waiting_requests: engine.max_waiting_requests,
+        Ok(SchedulerConfig {
+            max_waiting_requests: max_waiting(declared)?.unwrap_or(engine.max_waiting_requests),
             max_running_sequences: engine.max_running_sequences,
             batch_tokens: engine.batch_tokens,
             mixed_prompt_tokens: engine.mixed_prompt_tokens,
@@ -202,7 +203,7 @@ impl Backends {
             host_tier_bytes: engine.kv_host_bytes,
             disk_tier: disk_tier.map(|(folder, max_bytes)| DiskTierConfig { folder, max_bytes }),
             ..SchedulerConfig::default()
-        }
+        })
     }
 
     /// Stacks a text model: bridge over deadline over observation over the scheduler.
@@ -214,7 +215,7 @@ impl Backends {
         declared: &wire::ModelConfig,
     ) -> Result<Model, String> {
         let Texts { bridge, tables, constraints } = texts;
-        let config = self.scheduler();
+        let config = self.scheduler(declared)?;
         let generate =
             GenerateEngine::start_with(runner, constraints, card.eos_tokens.clone(), config)
                 .map_err(|error| error.to_string())?;
@@ -226,7 +227,13 @@ impl Backends {
     }
 
     /// Makes what reads and writes the texts of a model that generates.
-    fn read(&self, card: &ModelCard, vocabulary: &Vocabulary) -> Result<Texts, String> {
+    fn read(
+        &self,
+        card: &ModelCard,
+        vocabulary: &Vocabulary,
+        declared: &wire::ModelConfig,
+    ) -> Result<Texts, String> {
+        let rules = rules_of(self.engine.text_rules, declared)?;
         let (tools, reasoning) = (&self.engine.tool_call_parser, &self.engine.reasoning_parser);
         let bridge = TextBridge::new(card, vocabulary)
             .and_then(|bridge| {
@@ -234,10 +241,24 @@ impl Backends {
             })
             .map_err(|error| error.to_string())?;
         Ok(Texts {
-            bridge: Arc::new(bridge.with_rules(self.engine.chat_rules)),
+            bridge: Arc::new(bridge.with_rules(rules)),
             tables: self.texts.tables(card, vocabulary),
             constraints: Constraints::new(vocabulary, &card.eos_tokens),
         })
+    }
+}
+
+/// Returns what the texts of a model keep to, which its declaration may change.
+pub(crate) fn rules_of(
+    rules: TextRules,
+    declared: &wire::ModelConfig,
+) -> Result<TextRules, String> {
+    let told = declared.parameters.get("text_output").map(|value| value.string_value.as_str());
+    match told {
+        None => Ok(rules),
+        Some("text") => Ok(TextRules { has_echo: false, ..rules }),
+        Some("echo") => Ok(TextRules { has_echo: true, ..rules }),
+        Some(other) => Err(format!("`text_output`: expected `text` or `echo`, got `{other}`")),
     }
 }
 
@@ -317,7 +338,13 @@ fn inferring(
     declared: wire::ModelConfig,
     engine: impl Engine<InferRequest>,
 ) -> Result<Model, String> {
-    on_tensors(config, declared, Arc::new(engine))
+    match max_waiting(&declared)? {
+        None => on_tensors(config, declared, Arc::new(engine)),
+        Some(most) => {
+            let engine = Queued::new(engine, &declared, most);
+            on_tensors(config, declared, Arc::new(engine))
+        }
+    }
 }
 
 /// Stacks a tensor model: deadline over sequences, if it has them, over its engine, which may be

@@ -66,11 +66,11 @@ pub(crate) fn statistics(
     name: &str,
     version: &str,
 ) -> Result<ModelStatisticsResponse> {
-    let unavailable = |_| {
-        Error::invalid(format!(
-            "requested model '{}' is not available",
-            [name, ":", version].concat().trim_end_matches(':')
-        ))
+    let unavailable = |_| match shared.models.get(name, "") {
+        Ok(_) => Error::invalid(format!(
+            "requested model version is not available for model '{name}', got '{version}'"
+        )),
+        Err(_) => Error::invalid(format!("requested model '{name}' is not available")),
     };
     let models = match name {
         "" => shared.models.ready(),

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use openai_bridge::ChatRules;
+use openai_bridge::TextRules;
 
 use crate::args::{
     BusyArgs, EngineArgs, FormatArgs, FrontendArgs, ModelArgs, ProcessArgs, ServeArgs,
@@ -75,6 +75,8 @@ pub struct ModelsConfig {
     pub builtins: Vec<Builtin>,
     /// The model repositories.
     pub repository: RepositoryConfig,
+    /// Whether a model that cannot be loaded at the start ends the process.
+    pub is_strict: bool,
     /// Where downloaded models lie.
     pub model_dir: PathBuf,
     /// The hub that ids are fetched from; none: the hub library's own choice.
@@ -122,8 +124,8 @@ pub struct EngineConfig {
     pub tool_call_parser: Option<String>,
     /// The format of reasoning; none: what a model's template shows.
     pub reasoning_parser: Option<String>,
-    /// What all chats keep to.
-    pub chat_rules: ChatRules,
+    /// What all texts keep to.
+    pub text_rules: TextRules,
 }
 
 /// How log lines look.
@@ -142,7 +144,7 @@ impl Config {
     pub fn from_args(args: &ServeArgs) -> Result<Self, Invalid> {
         let mut models = ModelsConfig::from_args(&args.models, &args.engine, &args.formats)?;
         models.limits = limits(&args.busy);
-        models.engine.chat_rules = args.openai.chat_rules();
+        models.engine.text_rules = args.openai.text_rules();
         Ok(Self {
             origin: Origin::Own(Box::new(models)),
             trace: TraceConfig::from_args(&args.trace)?,
@@ -216,6 +218,7 @@ impl ModelsConfig {
                 .collect::<Result<_, _>>()?,
             builtins,
             repository,
+            is_strict: args.exit_on_error,
             model_dir,
             hub_url: args.hub_url.clone(),
             engine: EngineConfig::from_args(engine, formats),
@@ -267,7 +270,7 @@ impl EngineConfig {
             kv_disk: args.kv_disk_dir.clone().zip(Some(args.kv_disk_mib as usize * (1 << 20))),
             tool_call_parser: formats.tool_call_parser.clone(),
             reasoning_parser: formats.reasoning_parser.clone(),
-            chat_rules: ChatRules::default(),
+            text_rules: TextRules::default(),
         }
     }
 }

@@ -51,7 +51,8 @@ pub(crate) fn trace_setting(
 ) -> Result<TraceSettingResponse> {
     let TraceSettingRequest { settings, model_name } = request;
     if !model_name.is_empty() && shared.models.get(&model_name, "").is_err() {
-        return Err(Error::invalid(format!("requested model '{model_name}' is not available")));
+        // Triton's sentence, with its space.
+        return Err(Error::invalid(format!("Request for unknown model : {model_name}")));
     }
     let changes = settings.into_iter().map(|(key, setting)| (key, setting.value)).collect();
     let now: BTreeMap<_, _> = shared.traces.change(&model_name, changes)?;

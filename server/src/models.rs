@@ -3,7 +3,7 @@
 //!
 //! A model that is replaced or unloaded serves the requests that hold it to their end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::{Duration, Instant};
@@ -213,8 +213,23 @@ impl Models {
         Self { readiness: Readiness::Any, ..Self::default() }
     }
 
-    /// Says that a version is being loaded. One that is callable stays so until it is replaced.
-    pub(crate) fn announce(&self, name: &str, version: u64) {
+    /// Says which versions of a name are being loaded. Those that are callable stay so until they
+    /// are replaced.
+    pub(crate) fn announce(&self, name: &str, loading: &[u64]) {
+        let mut guard = self.write();
+        let versions = &mut guard.entry(name.to_owned()).or_default().versions;
+        versions.retain(|_, state| !matches!(state, State::Loading));
+        for version in loading {
+            if !matches!(versions.get(version), Some(State::Ready(_))) {
+                versions.insert(*version, State::Loading);
+            }
+        }
+        drop(guard);
+        self.changes.send_replace(());
+    }
+
+    /// Says that one more version of a name is being loaded.
+    pub(crate) fn expect(&self, name: &str, version: u64) {
         let mut guard = self.write();
         let versions = &mut guard.entry(name.to_owned()).or_default().versions;
         if !matches!(versions.get(&version), Some(State::Ready(_))) {
@@ -222,6 +237,32 @@ impl Models {
         }
         drop(guard);
         self.changes.send_replace(());
+    }
+
+    /// Makes one version of a name callable; others of the name stay as they are.
+    pub(crate) fn put(&self, name: &str, version: u64, model: Arc<Model>) {
+        let mut guard = self.write();
+        let entry = guard.entry(name.to_owned()).or_default();
+        let replaced = (entry.versions.insert(version, State::Ready(model)), entry.latest.take());
+        entry.settle();
+        drop(guard);
+        self.changes.send_replace(());
+        tokio::task::spawn_blocking(move || drop(replaced));
+    }
+
+    /// Forgets all versions of a name but these.
+    pub(crate) fn keep(&self, name: &str, versions: &BTreeSet<u64>) {
+        let mut guard = self.write();
+        let Some(entry) = guard.get_mut(name) else { return };
+        let all = std::mem::take(&mut entry.versions);
+        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.into_iter().partition(|(version, _)| versions.contains(version));
+        entry.versions = kept;
+        let latest = entry.latest.take();
+        entry.settle();
+        drop(guard);
+        self.changes.send_replace(());
+        tokio::task::spawn_blocking(move || drop((gone, latest)));
     }
 
     /// Makes these the callable versions of a name; others of the name are unloaded.
@@ -435,41 +476,4 @@ fn parse_version(version: &str) -> Result<Option<u64>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_version_is_empty_or_a_plain_number() {
-        let table = [
-            ("", Some(None)),
-            ("1", Some(Some(1))),
-            ("0", Some(Some(0))),
-            ("-1", None),
-            ("+1", None),
-            ("abc", None),
-            ("1abc", None),
-            ("99999999999999999999", None),
-        ];
-        for (text, expected) in table {
-            assert_eq!(parse_version(text).ok(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_model_that_loads_is_known_and_not_ready() {
-        let models = Models::default();
-        assert!(models.are_ready(), "a server without models is ready");
-        models.announce("m", 1);
-        assert!(!models.are_ready());
-        let kind = |name, version| models.get(name, version).unwrap_err().kind();
-        assert_eq!(kind("m", ""), ErrorKind::Unavailable);
-        assert_eq!(kind("m", "1"), ErrorKind::Unavailable);
-        assert_eq!(kind("m", "7"), ErrorKind::NotFound);
-        assert_eq!(kind("n", ""), ErrorKind::NotFound);
-        assert_eq!(kind("m", "x"), ErrorKind::InvalidRequest);
-        models.fail("m", "no file");
-        assert!(models.are_ready(), "a model that failed holds nobody up");
-        assert_eq!(kind("m", ""), ErrorKind::NotFound);
-        assert_eq!(models.list()[0].2.spell(), ("UNAVAILABLE", "no file"));
-    }
-}
+mod tests;

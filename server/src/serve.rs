@@ -152,7 +152,7 @@ impl Server {
     pub async fn load(&self) -> Result<(), ServeError> {
         match &self.config.origin {
             Origin::Own(config) => {
-                load_initial(&self.repository, config, &self.tasks.0.accepting).await
+                load_initial(&self.repository, config, &self.tasks.0.accepting).await.map(drop)
             }
             Origin::Fleet(config) => {
                 let mut changes = self.models.changes();
@@ -323,25 +323,34 @@ pub(crate) fn own_repository(
     let repository = Repository::new(settings, given, models.clone(), Some(backends), tasks)
         .map_err(ServeError::Start)?;
     let initial = repository.initial().map_err(ServeError::Start)?;
-    initial.iter().for_each(|name| models.announce(name, 1));
+    initial.iter().for_each(|name| models.announce(name, &[1]));
     Ok(Arc::new(repository))
 }
 
-/// Loads the models of the start, and follows the repositories if that is wanted.
+/// Loads the models of the start, and follows the repositories if that is wanted. One that cannot
+/// be loaded is unavailable with its reason; returns why the last of these could not.
+///
+/// Errors: in a strict server, the first model that cannot be loaded.
 pub(crate) async fn load_initial(
     repository: &Arc<Repository>,
     config: &ModelsConfig,
     tasks: &Tasks,
-) -> Result<(), ServeError> {
+) -> Result<Option<ServeError>, ServeError> {
     let seen = repository.fingerprints().await.unwrap_or_default();
+    let mut failure = None;
     for name in repository.initial().map_err(ServeError::Start)? {
-        let loaded = repository.load_declared(&name).await;
-        loaded.map_err(|why| ServeError::Load { name, why })?;
+        let Err(why) = repository.load_initial(&name).await else { continue };
+        let failed = ServeError::Load { name, why };
+        if config.is_strict {
+            return Err(failed);
+        }
+        tracing::error!("{failed}; the others are served without it");
+        failure = Some(failed);
     }
     if config.repository.mode == ControlMode::Poll {
         tasks.spawn("repository", repository.clone().poll(seen));
     }
-    Ok(())
+    Ok(failure)
 }
 
 /// Opens the HTTP door, if there is to be one; returns where.

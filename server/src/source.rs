@@ -170,6 +170,7 @@ const KINDS: [(&str, &str, &[&str]); 8] = [
             "blocks",
             "loras",
             "context_length",
+            "text_output",
             "reply",
         ],
     ),

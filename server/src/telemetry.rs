@@ -183,22 +183,26 @@ impl Logging {
         let mut switches = *in_force;
         let mut has_short_time = self.has_short_time.load(Relaxed);
         for (key, value) in changes {
-            let wrong = |expected: &str| {
-                Error::invalid(format!("invalid value for '{key}', expected {expected}"))
-            };
+            let wrong = |kind: &str| Error::invalid(format!("expect {kind} for '{key}'"));
             match (key.as_str(), value) {
                 ("log_info", Some(LogValue::Bool(value))) => switches.info = value,
                 ("log_warning", Some(LogValue::Bool(value))) => switches.warning = value,
                 ("log_error", Some(LogValue::Bool(value))) => switches.error = value,
-                ("log_info" | "log_warning" | "log_error", _) => return Err(wrong("a bool")),
+                ("log_info" | "log_warning" | "log_error", _) => return Err(wrong("boolean")),
                 ("log_verbose_level", Some(LogValue::Number(value))) => switches.verbose = value,
-                ("log_verbose_level", _) => return Err(wrong("a number of at least 0")),
+                ("log_verbose_level", _) => return Err(wrong("int32")),
                 ("log_format", Some(LogValue::Text(value))) => match value.as_str() {
                     "default" => has_short_time = false,
                     "ISO8601" => has_short_time = true,
-                    _ => return Err(wrong("'default' or 'ISO8601'")),
+                    other => {
+                        let shown: String = other.chars().take(100).collect();
+                        return Err(Error::invalid(format!(
+                            "invalid argument for log_format, got: {shown}, expected 'default' or \
+                             'ISO8601'"
+                        )));
+                    }
                 },
-                ("log_format", _) => return Err(wrong("'default' or 'ISO8601'")),
+                ("log_format", _) => return Err(wrong("string")),
                 ("log_file", _) => {
                     return Err(Error::new(
                         ErrorKind::Unimplemented,

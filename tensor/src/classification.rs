@@ -45,7 +45,7 @@ pub fn classify(
         Datatype::Fp32 => top(tensor, count, has_batch, labels, |v: f32| format!("{v:.6}")),
         Datatype::Fp64 => top(tensor, count, has_batch, labels, |v: f64| format!("{v:.6}")),
         Datatype::Bytes => {
-            Err(Error::new(format!("output '{}' is BYTES and can not be classified", tensor.name)))
+            Err(Error::new("class result not available for output due to unsupported type 'BYTES'"))
         }
     }
 }

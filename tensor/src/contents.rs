@@ -13,7 +13,11 @@ pub(crate) fn decode(datatype: Datatype, contents: &InferTensorContents) -> Resu
     let family = family(datatype)
         .ok_or_else(|| format!("{datatype} has no typed contents; send raw_input_contents"))?;
     if let Some(other) = filled(contents).into_iter().find(|name| *name != family) {
-        return Err(format!("{datatype} belongs into {family}, got {other}"));
+        // Triton's words, with the datatype that the field stands for.
+        let given = FIELDS.into_iter().find(|(name, _)| *name == other).map_or("", |(_, of)| of);
+        return Err(format!(
+            "of type '{given}', expected datatype '{datatype}', which belongs into {family}"
+        ));
     }
     match datatype {
         Datatype::Bool => Ok(pack(contents.bool_contents.iter().copied())),
@@ -31,6 +35,18 @@ pub(crate) fn decode(datatype: Datatype, contents: &InferTensorContents) -> Resu
         Datatype::Fp16 | Datatype::Bf16 => Ok(Bytes::new()),
     }
 }
+
+/// The fields of typed contents, with a datatype that each is for.
+const FIELDS: [(&str, &str); 8] = [
+    ("bool_contents", "BOOL"),
+    ("int_contents", "INT32"),
+    ("int64_contents", "INT64"),
+    ("uint_contents", "UINT32"),
+    ("uint64_contents", "UINT64"),
+    ("fp32_contents", "FP32"),
+    ("fp64_contents", "FP64"),
+    ("bytes_contents", "BYTES"),
+];
 
 /// Returns whether no field has an element.
 pub(crate) fn is_empty(contents: &InferTensorContents) -> bool {

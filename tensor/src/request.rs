@@ -126,7 +126,7 @@ fn data(
             contents::decode(datatype, typed).map(Payload::from).map_err(|why| {
                 Error::new(format!(
                     "unexpected explicit tensor data for input tensor '{name}' \
-                     for model '{model}': {why}"
+                     for model '{model}' {why}"
                 ))
             })
         }

@@ -36,6 +36,8 @@ DATATYPES = NUMERIC + ["BYTES"]
 BUILTINS = [
     "identity",
     *(f"identity_{name.lower()}=identity,datatype={name}" for name in DATATYPES),
+    "one_text=identity,datatype=BYTES,dims=1",
+    "texts=identity,datatype=BYTES,dims=2",
     "batched=identity,dims=16,max_batch_size=8",
     "slow=identity,delay_ms=700",
     "simple=add_sub",

@@ -83,7 +83,7 @@ def test_priority_and_timeout_are_accepted_and_checked(served, model):
             sent = make()
             set_parameter(sent.parameters[key], value)
             refused(lambda: served.stub.ModelInfer(sent), INVALID,
-                    f"invalid value type for '{key}' parameter")
+                    f"invalid value for '{key}'" if value == -1 else f"invalid value type for '{key}' parameter")
 
 
 def test_headers_that_match_become_parameters(served):

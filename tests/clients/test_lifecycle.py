@@ -13,7 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from conftest import BINARY, running
+from conftest import BINARY, DOORS, LOCAL, running
 from patience import NEVER_MS, PATIENCE_SECONDS, eventually
 from real_models import real_model
 from wire import Stream, outputs_of, refused, request, tensor, text_request
@@ -52,7 +52,7 @@ def test_flags_beat_variables_beat_the_file(tmp_path):
     (["--grpc-host", "no such host"], "--grpc-host: `no such host` is not an address"),
     (["--builtin", "identity,datatype=FP8"], "FP8"),
     (["--builtin", "nonsense"], "nonsense"),
-    (["/nowhere/model.gguf"], "cannot read `/nowhere/model.gguf`"),
+    (["--exit-on-error", "/nowhere/model.gguf"], "cannot read `/nowhere/model.gguf`"),
     (["--config", "/nowhere.toml"], "cannot read `/nowhere.toml`"),
     (["--no-such-flag"], "--no-such-flag"),
 ], ids=lambda value: value[0] if isinstance(value, list) else None)
@@ -67,13 +67,13 @@ def test_a_file_that_is_no_model_stops_the_start(tmp_path):
     for content, fragment in [(b"PK\3\4", "GGUF"), (real[:1000], "the file ends"),
                               (real[:5_000_000], "outside of the file")]:
         model.write_bytes(content)
-        ended = stator("serve", str(model), "--grpc-port", "0", "--metrics-port", "0")
+        ended = stator("serve", "--exit-on-error", str(model), *LOCAL, *DOORS)
         assert ended.returncode != 0 and fragment in ended.stderr, ended.stderr
 
 
 def test_a_directory_of_another_architecture_is_told_all_that_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "modernbert"}))
-    ended = stator("serve", str(tmp_path), "--grpc-port", "0", "--metrics-port", "0")
+    ended = stator("serve", "--exit-on-error", str(tmp_path), *LOCAL, *DOORS)
     assert ended.returncode != 0, ended
     for word in ("`modernbert` does not run here", "llama", "qwen3", "distilbert", "xlm-roberta"):
         assert word in ended.stderr, ended.stderr
@@ -200,10 +200,10 @@ def test_a_model_comes_from_a_hub_and_is_kept(hub, tmp_path):
 
 def test_a_hub_without_the_model_says_so(hub, tmp_path):
     Hub.files = {"README.md": b"hello"}
-    ended = stator("serve", "some/model", "--hub-url", hub, "--model-dir", str(tmp_path),
-                   "--grpc-port", "0", "--metrics-port", "0")
+    ended = stator("serve", "--exit-on-error", "some/model", "--hub-url", hub, "--model-dir", str(tmp_path),
+                   *LOCAL, *DOORS)
     assert ended.returncode != 0 and "holds no GGUF file" in ended.stderr, ended.stderr
     Hub.files = {"a.gguf": b"x", "b.gguf": b"y"}
-    ended = stator("serve", "some/model", "--hub-url", hub, "--model-dir", str(tmp_path),
-                   "--grpc-port", "0", "--metrics-port", "0")
+    ended = stator("serve", "--exit-on-error", "some/model", "--hub-url", hub, "--model-dir", str(tmp_path),
+                   *LOCAL, *DOORS)
     assert "name one" in ended.stderr, ended.stderr

@@ -65,7 +65,9 @@ def test_a_config_override_lasts_until_the_next_load(explicit):
     config = {"backend": "identity", "max_batch_size": 4, "input": [{"name": "INPUT0", **field}],
               "output": [{"name": "OUTPUT0", **field}],
               "version_policy": {"specific": {"versions": [1]}}}
-    for _ in range(2):
+    for backend in ({"backend": "identity"}, {}):
+        config.pop("backend", None)
+        config.update(backend)
         explicit.load_model("m")
         assert infer(explicit, "m") == "2"
         explicit.load_model("m", config=json.dumps(config))

@@ -1,5 +1,6 @@
 """Model repositories: what is declared is what is served, now and when it changes."""
 
+import contextlib
 import shutil
 
 import grpc
@@ -152,12 +153,70 @@ def test_no_client_loads_without_explicit_mode(served):
     (identity("m", "version_policy { specific { versions: [ 7 ] } }"), ["7"]),
     ('backend: "nonsense"\n', ["nonsense"]),
 ], ids=["unknown field", "another name", "missing version", "unknown backend"])
-def test_a_declaration_that_cannot_be_served_stops_the_start(tmp_path, config, fragments):
+def test_a_declaration_that_cannot_be_served_leaves_the_others_and_stops_a_strict_start(tmp_path, config, fragments):
     write_model(tmp_path, "m", config)
-    ended = stator("serve", "--model-repository", str(tmp_path), **PORTS)
+    write_model(tmp_path, "n", identity("n"))
+    ended = stator("serve", "--model-repository", str(tmp_path), "--exit-on-error", **PORTS)
     assert ended.returncode != 0
     for fragment in fragments:
         assert fragment in ended.stderr, ended.stderr
+    with running("--model-repository", str(tmp_path)) as server, Client(server) as client:
+        (state, reason), fine = states(client)["m", "1"], states(client)["n", "1"]
+        assert state == "UNAVAILABLE" and fine == ("READY", ""), (state, fine)
+        for fragment in fragments:
+            assert fragment in reason, reason
+        assert any('"ERROR"' in line and "model `m`" in line for line in server.log), server.log
+        assert client.is_server_ready() and not client.is_model_ready("m") and client.is_model_ready("n")
+        denied(lambda: infer(client, "m"), NOT_FOUND, "'m' has no available versions")
+        assert infer(client, "n") == "1"
+
+
+def test_a_model_to_load_that_no_repository_has_is_unavailable(tmp_path):
+    write_model(tmp_path, "n", identity("n"), versions=(3,))
+    flags = ["--model-control-mode", "explicit", "--load-model", "m", "--load-model", "n"]
+    with running("--model-repository", str(tmp_path), *flags) as server, Client(server) as client:
+        found = states(client)
+        assert found.pop(("m", "1"))[0] == "UNAVAILABLE" and found == {("n", "3"): ("READY", "")}, found
+        write_model(tmp_path, "m", identity("m"))
+        client.load_model("m")
+        assert infer(client, "m") == "1"
+
+
+ONE_WAITS = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }\n"
+
+
+def test_a_declared_max_queue_size_is_kept(tmp_path):
+    write_model(tmp_path, "tensors", identity("tensors", 'parameters: { key: "delay_ms" value: { string_value: "8000" } }\n' + ONE_WAITS))
+    write_model(tmp_path, "texts", 'backend: "mock"\n' + ONE_WAITS
+                + 'parameters: { key: "pace_ms" value: { string_value: "20" } }\n')
+    levels = "dynamic_batching { priority_levels: 2 priority_queue_policy { key: 1 value { max_queue_size: 1 } } }\n"
+    write_model(tmp_path, "levels", identity("levels", levels))
+    with running("--model-repository", str(tmp_path), "--max-running-sequences", "1") as server, Client(server) as client:
+        state, reason = states(client)["levels", "1"]
+        assert state == "UNAVAILABLE" and "`priority_queue_policy`" in reason, reason
+        asked = request("tensors", [tensor("INPUT0", "FP32", [1])], [bytes(4)])
+        found = [client.stub.ModelInfer.future(asked) for _ in range(5)]
+        codes = [one.code() for one in found]
+        assert sorted(codes, key=str) == [grpc.StatusCode.OK] * 2 + [UNAVAILABLE] * 3, codes
+        assert all("Exceeds maximum queue size" in one.details() for one in found if one.code() == UNAVAILABLE)
+        first, *later = [text_request("texts", "hello", max_tokens=most) for most in (8000, 1, 1)]
+        running_one = client.stub.ModelInfer.future(first)
+        waits = None
+
+        def is_full():
+            nonlocal waits
+            if waits is None or waits.done():
+                waits = client.stub.ModelInfer.future(later[0])
+            last = client.stub.ModelInfer.future(later[1])
+            with contextlib.suppress(grpc.FutureTimeoutError):
+                is_refused = last.exception(timeout=0.3) is not None and "Exceeds maximum queue size" in last.details()
+                return is_refused and not waits.done()
+            last.cancel()
+            return False
+
+        eventually("one waits and more are refused", is_full)
+        running_one.cancel()
+        assert waits.result().outputs
 
 
 def test_what_is_in_two_places_stops_the_start(tmp_path):

@@ -13,7 +13,7 @@ from test_rest_validation import FLOAT, LIMIT, refused, served, serves, x
 from wire import binary_body, call, floats, json_tensor, strings
 
 INFER = "/v2/models/identity/infer"
-UNPARSED = ("failed to parse the request JSON buffer", "Unable to parse ", "'p' parameter")
+UNPARSED = ("failed to parse the request JSON buffer", "Unable to parse ", "parameter 'p'")
 WHOLE = json.dumps({"inputs": [FLOAT]})
 
 

@@ -152,7 +152,7 @@ def test_regions_are_told_and_their_wrong_use_refused(web, region):
     assert web.get_system_shared_memory_status("a")[0]["name"] == "a"
     denied(lambda: web.register_system_shared_memory("a", key, 64), 400, "already in manager")
     denied(lambda: web.register_system_shared_memory("b", "/nope", 64), 500,
-           "Unable to open shared memory region")
+           "Unable to open shared memory region: '/nope'")
     use = lambda *where: web.infer("identity", [lent("INPUT0", [2], "FP32", *where)])
     denied(lambda: use("x", 8), 404, "Unable to find shared memory region: 'x'")
     denied(lambda: use("a", 8, 60), 400, "Invalid offset + byte size")
@@ -215,7 +215,8 @@ def test_trace_settings_are_set_cleared_and_inherited(web):
     assert (cleared["trace_rate"], cleared["trace_level"]) == ("7", ["OFF"])
     assert web.update_trace_settings(settings={"trace_rate": None}) == told
     denied(lambda: web.update_trace_settings(settings={"trace_file": "x"}), 501)
-    denied(lambda: web.update_trace_settings("nope", {"trace_rate": "1"}), 400, "nope")
+    denied(lambda: web.update_trace_settings("nope", {"trace_rate": "1"}), 400,
+           "Request for unknown model : nope")
 
 
 def test_log_settings_are_told_whole_and_checked(web):

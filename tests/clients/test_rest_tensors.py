@@ -138,7 +138,7 @@ def test_bodies_are_compressed_both_ways(web, server, there, back):
 
 
 @pytest.mark.parametrize("model, body, output", [
-    ("identity", floats(1, 2, 3), floats(1, 2, 3)), ("identity_bytes", b"hi", b"\2\0\0\0hi"),
+    ("identity", floats(1, 2, 3), floats(1, 2, 3)), ("one_text", b"hi", b"\2\0\0\0hi"),
     ("identity", b"", b""), ("batched", floats(*range(16)), floats(*range(16))),
 ])
 def test_a_raw_body_is_the_one_input(server, model, body, output):
@@ -151,9 +151,14 @@ def test_a_raw_body_is_the_one_input(server, model, body, output):
 
 
 @pytest.mark.parametrize("model, body", [("simple", bytes(128)), ("identity", bytes(7)),
-                                         ("batched", bytes(4)), ("smollm", b"text")])
+                                         ("batched", bytes(4)), ("smollm", b"text"),
+                                         ("identity_bytes", b"hi"), ("texts", b"hi")])
 def test_a_raw_body_that_does_not_fit_is_refused(server, model, body):
-    assert call(server, f"/v2/models/{model}/infer", body, "POST", {LENGTH: "0"}).status == 400
+    reply = call(server, f"/v2/models/{model}/infer", body, "POST", {LENGTH: "0"})
+    assert reply.status == 400, reply.body
+    if model in ("identity_bytes", "texts"):
+        told = b"For BYTE datatype raw input 'INPUT0', the model must have input shape [1]"
+        assert told in reply.body, reply.body
 
 
 def test_a_large_body_passes_both_ways(web):

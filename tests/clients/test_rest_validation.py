@@ -144,11 +144,13 @@ TABLE = {
     "sequence, batch 2": (step((2, 1), sequence_id=5, sequence_start=True), 400, "batch-size"),
     "sequence, long id": (step(sequence_id="i" * 129, sequence_start=True), 501,
                           "cannot be longer than 128 characters"),
+    "gRPC's parameter": (x("identity", FLOAT, parameters={"triton_enable_empty_final_response": True}), 400,
+                         "reserved for Triton usage and should not be specified"),
     "reserved parameter": (x("identity", FLOAT, parameters={"triton_x": True}), 400,
                            "parameter keys starting with 'triton_' are reserved"),
     "mistyped parameter": (x("identity", FLOAT, parameters={"sequence_start": 1}), 400,
                            "invalid value type for 'sequence_start' parameter"),
-    **{f"parameter {value}": (x("identity", FLOAT, parameters={"p": value}), 400, "'p' parameter")
+    **{f"parameter {value}": (x("identity", FLOAT, parameters={"p": value}), 400, "parameter 'p'")
        for value in (None, [1], {"a": 1})},
     **{f"classification {value}": (asking(classification=value), 400, "classification")
        for value in (0, -1, "1", 1.5, True)},

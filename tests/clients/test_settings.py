@@ -91,7 +91,7 @@ def test_a_wrong_trace_setting_is_refused_and_changes_nothing(traced, settings, 
 
 
 def test_the_settings_of_an_unknown_model_are_refused(traced):
-    denied(lambda: traced.get_trace_settings("nope"), INVALID, "nope")
+    denied(lambda: traced.get_trace_settings("nope"), INVALID, "Request for unknown model : nope")
     denied(lambda: change(traced, "nope", trace_rate="1"), INVALID, "nope")
 
 

@@ -25,7 +25,8 @@ UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 
 @pytest.mark.parametrize("name, key, size, offset, code, fragment", [
     ("a", "KEY", 64, 0, TAKEN, "shared memory region 'a' already in manager"),
-    ("b", "stator_no_such_object", 64, 0, INTERNAL, "Unable to open shared memory region"),
+    ("b", "stator_no_such_object", 64, 0, INTERNAL,
+     "Unable to open shared memory region: 'stator_no_such_object'"),
     ("b", "KEY", 65, 0, INVALID, "failed to register shared memory region 'b'"),
     ("b", "KEY", 64, 1, INVALID, "failed to register shared memory region 'b'"),
     ("b", "KEY", 2**64 - 1, 64, INVALID, "'b'"),

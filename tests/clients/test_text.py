@@ -6,11 +6,14 @@ import grpc
 import numpy as np
 import pytest
 
-from wire import Stream, is_final, outputs_of, refused, request, strings, tensor, text_request
+from conftest import running
+from wire import (Client, Stream, is_final, outputs_of, refused, request, strings, tensor, text_request,
+                  write_model)
 
 PROMPT = "The capital of France is"
 GREEDY = {"temperature": 0.0, "max_tokens": 8}
 QUIET = {"exclude_input_in_output": True}
+REASON = {"return_finish_reason": True}
 
 
 def ask(stub, *prompts, model="smollm", **settings):
@@ -22,7 +25,7 @@ def ask(stub, *prompts, model="smollm", **settings):
 
 
 def texts(stub, *prompts, **settings):
-    return [text.decode() for text in ask(stub, *prompts, **QUIET, **settings)["text_output"]]
+    return [text.decode() for text in ask(stub, *prompts, **settings)["text_output"]]
 
 
 def stream(stub, *prompts, model="smollm", **settings):
@@ -40,18 +43,36 @@ def test_a_real_model_knows_the_capital_of_france(stub):
     assert "Paris" in texts(stub, PROMPT, **GREEDY)[0]
 
 
-def test_the_prompt_is_in_front_unless_it_is_excluded(stub):
-    with_prompt = ask(stub, PROMPT, **GREEDY)["text_output"][0].decode()
-    assert with_prompt == PROMPT + texts(stub, PROMPT, **GREEDY)[0]
+def test_the_prompt_is_in_front_if_vllms_client_asks(stub):
+    text = texts(stub, PROMPT, **GREEDY)[0]
+    assert not text.startswith(PROMPT)
+    for said in ({"exclude_input_in_output": False}, {"stream": False}, {"echo": True}):
+        assert texts(stub, PROMPT, **GREEDY, **said) == [PROMPT + text], said
+    for said in (QUIET, {**QUIET, "stream": False}):
+        assert texts(stub, PROMPT, **GREEDY, **said) == [text], said
+
+
+def test_the_operator_may_put_prompts_in_front(tmp_path):
+    told = 'backend: "mock"\nparameters { key: "text_output" value { string_value: "text" } }\n'
+    write_model(tmp_path, "quiet", told)
+    with running("--text-output", "echo", "--builtin", "words=mock", "--model-repository", str(tmp_path)) as server:
+        with Client(server) as client:
+            asked = {"max_tokens": 2, "seed": 1}
+            (echoed,) = texts(client.stub, "hello", model="words", **asked)
+            (without,) = texts(client.stub, "hello", model="words", **asked, **QUIET)
+            assert echoed == "hello" + without
+            assert texts(client.stub, "hello", model="quiet", **asked) == [without]
+    with running("--builtin", "echoes=mock,text_output=echo") as server, Client(server) as client:
+        assert texts(client.stub, "hello", model="echoes", **asked) == [echoed]
 
 
 def test_a_stream_gives_the_text_of_the_unary_call_in_pieces(stub):
-    messages = stream(stub, PROMPT, **GREEDY)
+    messages = stream(stub, PROMPT, **GREEDY, **REASON)
     pieces = [outputs_of(m.infer_response)["text_output"][0].decode() for m in messages]
     assert len(pieces) > 1 and "".join(pieces) == texts(stub, PROMPT, **GREEDY)[0]
     assert [is_final(m) for m in messages] == [False] * (len(messages) - 1) + [True]
     reasons = [outputs_of(m.infer_response)["finish_reason"][0] for m in messages]
-    assert set(reasons[:-1]) == {b""} and reasons[-1] in (b"length", b"stop")
+    assert set(reasons[:-1]) == {b"None"} and reasons[-1] in (b"length", b"stop")
 
 
 @pytest.mark.parametrize("shape", [[3], [3, 1]])
@@ -126,7 +147,7 @@ def test_max_and_min_tokens_bound_the_answer(stub):
     wants = {"return_num_output_tokens": True, "temperature": 0.0}
     assert ask(stub, PROMPT, max_tokens=5, **wants)["num_output_tokens"].tolist() == [5]
     question = "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n"
-    short = ask(stub, question, max_tokens=60, **wants)
+    short = ask(stub, question, max_tokens=60, **wants, **REASON)
     assert short["finish_reason"] == [b"stop"]
     long = ask(stub, question, max_tokens=60, min_tokens=60, **wants)
     assert long["num_output_tokens"].tolist() == [60] > short["num_output_tokens"].tolist()
@@ -134,14 +155,14 @@ def test_max_and_min_tokens_bound_the_answer(stub):
 
 def test_ignore_eos_goes_on_to_the_limit(stub):
     question = "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n"
-    answer = ask(stub, question, max_tokens=60, ignore_eos=True, temperature=0.0)
+    answer = ask(stub, question, max_tokens=60, ignore_eos=True, temperature=0.0, **REASON)
     assert answer["finish_reason"] == [b"length"]
 
 
 def test_a_stop_text_is_cut_off_or_kept(stub):
     whole = texts(stub, "1, 2, 3, 4, 5,", temperature=0.0, max_tokens=24)[0]
     assert " 8" in whole
-    cut = ask(stub, "1, 2, 3, 4, 5,", temperature=0.0, max_tokens=24, stop=" 8", **QUIET)
+    cut = ask(stub, "1, 2, 3, 4, 5,", temperature=0.0, max_tokens=24, stop=" 8", **REASON)
     assert cut["text_output"][0].decode() == whole[:whole.index(" 8")]
     assert cut["finish_reason"] == [b"stop"]
     kept = texts(stub, "1, 2, 3, 4, 5,", temperature=0.0, max_tokens=24, stop=" 8",
@@ -162,7 +183,7 @@ def test_a_stop_text_frees_the_engine_and_streams_nothing_of_it(stub):
 def test_a_stop_token_ends_the_answer(stub):
     greedy = ask(stub, PROMPT, **GREEDY, return_logprobs=True, logprobs=0)
     second = int(next(iter(json.loads(greedy["logprobs"][0])[1])))
-    stopped = ask(stub, PROMPT, **GREEDY, return_num_output_tokens=True,
+    stopped = ask(stub, PROMPT, **GREEDY, **REASON, return_num_output_tokens=True,
                   extra=[tensor("end_id", "INT32", [1])], raw=[np.int32([second]).tobytes()])
     assert stopped["finish_reason"] == [b"stop"]
     assert stopped["num_output_tokens"].tolist() == [2]
@@ -183,13 +204,33 @@ def test_a_text_is_never_cut_inside_a_character(stub):
 
 
 def test_outputs_come_when_they_are_asked_for(stub):
-    assert set(ask(stub, PROMPT, **GREEDY)) == {"text_output", "finish_reason"}
+    assert set(ask(stub, PROMPT, **GREEDY)) == {"text_output"}
+    assert all(set(outputs_of(m.infer_response)) == {"text_output"} for m in stream(stub, PROMPT, **GREEDY))
+    assert set(ask(stub, PROMPT, **GREEDY, **REASON)) == {"text_output", "finish_reason"}
     flags = ["num_input_tokens", "num_output_tokens", "logprobs", "cumulative_logprob"]
     everything = ask(stub, PROMPT, **GREEDY, **{f"return_{flag}": True for flag in flags})
-    assert set(everything) == {"text_output", "finish_reason", *flags}
+    assert set(everything) == {"text_output", *flags}
+    assert everything["logprobs"] == [b"null"] and everything["cumulative_logprob"][0] < 0
     assert everything["num_input_tokens"].tolist() == [5]
     assert set(ask(stub, PROMPT, **GREEDY, outputs=["num_input_tokens"])) == {"num_input_tokens"}
     assert set(ask(stub, PROMPT, **GREEDY, return_finish_reason=False)) == {"text_output"}
+
+
+def test_the_token_that_ends_a_text_is_scored_as_it_is_counted(stub):
+    question = "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n"
+    flags = ("return_logprobs", "return_num_output_tokens", "return_cumulative_logprob", *REASON)
+    settings = {"temperature": 0.0, "max_tokens": 60, "logprobs": 1, **dict.fromkeys(flags, True)}
+    whole = ask(stub, question, **settings)
+    steps = json.loads(whole["logprobs"][0])
+    assert whole["finish_reason"] == [b"stop"] and len(steps) == whole["num_output_tokens"][0] > 2
+    assert "<|im_end|>" in [entry["decoded_token"] for entry in steps[-1].values()]
+    sums = [0.0]
+    for message in stream(stub, question, **settings):
+        told = outputs_of(message.infer_response)
+        assert len(json.loads(told["logprobs"][0])) == told["num_output_tokens"][0] > 0
+        assert told["cumulative_logprob"][0] < sums[-1], "it changes with each message"
+        sums.append(told["cumulative_logprob"][0])
+    assert sums[-1] == pytest.approx(whole["cumulative_logprob"][0], rel=1e-4)
 
 
 def test_logprobs_are_those_of_the_tokens_drawn(stub):

@@ -201,7 +201,8 @@ def test_kserve_streams(front):
     def take(result, error):
         assert error is None, error
         parts.append(result.as_numpy("num_output_tokens")[0])
-        if result.as_numpy("finish_reason")[0]:
+        assert result.as_numpy("finish_reason") is None
+        if result.get_response().parameters["triton_final_response"].bool_param:
             done.set()
 
     with client_of(front) as client:

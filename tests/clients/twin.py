@@ -21,7 +21,7 @@ DATATYPES = {
     **dict.fromkeys(["stop_token_ids", "input_ids"], "INT32"),
     **dict.fromkeys(["ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "echo",
                      "parallel_tool_calls", "return_logprobs", "return_token_ids", "stream",
-                     "return_num_input_tokens", "return_num_output_tokens", "add_generation_prompt",
+                     "return_finish_reason", "return_num_input_tokens", "return_num_output_tokens", "add_generation_prompt",
                      "exclude_input_in_output", "continue_final_message"], "BOOL"),
 }
 NUMPY = {"INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "BOOL": np.bool_}
@@ -216,7 +216,8 @@ def as_tensors(prompt, settings):
             found["prompt_logprobs"] = top
     if not is_chat and not found.get("echo"):
         found["exclude_input_in_output"] = True
-    return {**found, "return_num_input_tokens": True, "return_num_output_tokens": True}
+    wanted = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
+    return {**found, **dict.fromkeys(wanted, True)}
 
 
 def made(rng, prompt, settings, stream):
@@ -309,7 +310,8 @@ def read(responses, prompt, settings):
         scores = [_tensor_logprobs(one, None, top) for one in lists("prompt_logprobs")]
         drawn = lists("logprobs")
         scores += [_tensor_logprobs(one, token, top) for one, token in zip(drawn, tokens)]
-        assert not drawn or len(drawn) == len(tokens)
+        # Tensors score the token that ended the text too, as vLLM's backend does.
+        assert not drawn or len(drawn) in (len(tokens), len(tokens) + 1)
         told.append(Told("".join(column("text_output", row)),
                          "".join(column("reasoning_content", row)),
                          # Each response after the end tells it again.

@@ -46,8 +46,10 @@ fn every_field_but_role_and_adapters_makes_another_identity() {
     let same = Card { role: Role::Prefill, adapters: vec![], ..full() };
     assert_eq!(same.checksum(), full().checksum());
     assert!(same.differences(&full()).is_empty());
-    let cases: [(&str, Edit); 11] = [
+    let cases: [(&str, Edit); 13] = [
         ("name", |card| card.name.push('x')),
+        ("model_version", |card| card.model_version = 3),
+        ("version_of", |card| card.version_of = "x".into()),
         ("aliases", |card| card.aliases.clear()),
         ("kind", |card| card.kind = Kind::Text),
         ("input", |card| card.input = Input::Text),

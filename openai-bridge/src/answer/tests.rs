@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use tensor::Parameter;
 
 use super::*;
-use crate::{Continuations, Now, TensorRequest, TextBridge};
+use crate::{Continuations, Now, TensorRequest, TextBridge, TextRules};
 use engine::{FinishReason, GenerateOutput, TokenLogprobs, Usage};
 
 /// A bridge whose token ids are bytes; 256 ends a text.
@@ -60,6 +60,15 @@ impl Running {
 }
 
 fn answer(prompts: &[&str], parameters: &[(&str, Parameter)], outputs: &[&str]) -> Running {
+    answer_by(bridge(), prompts, parameters, outputs)
+}
+
+fn answer_by(
+    bridge: TextBridge,
+    prompts: &[&str],
+    parameters: &[(&str, Parameter)],
+    outputs: &[&str],
+) -> Running {
     let request = InferRequest {
         inputs: vec![Tensor::from_elements("text_input", vec![prompts.len() as i64], prompts)],
         parameters: parameters.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
@@ -69,7 +78,6 @@ fn answer(prompts: &[&str], parameters: &[(&str, Parameter)], outputs: &[&str]) 
             .collect(),
         ..InferRequest::default()
     };
-    let bridge = bridge();
     let TensorRequest::Generate(completion, answer) = bridge.parse(&request).unwrap() else {
         panic!("not a request for text");
     };
@@ -94,15 +102,16 @@ fn elements(output: &InferOutput, name: &str) -> Vec<String> {
 }
 
 const STREAM: (&str, Parameter) = ("stream", Parameter::Bool(true));
+const REASON: (&str, Parameter) = ("return_finish_reason", Parameter::Bool(true));
 
 #[test]
 fn a_stream_has_one_response_a_token_and_the_last_one_says_why() {
-    let mut answer = answer(&["q"], &[STREAM], &[]);
+    let mut answer = answer(&["q"], &[STREAM, REASON], &[]);
     assert!(answer.next().is_none());
     answer.push(0, tokens(0, b"ab"));
     let first = answer.next().unwrap();
     assert_eq!(elements(&first, "text_output"), ["a"]);
-    assert_eq!((elements(&first, "finish_reason"), first.is_last), (vec![String::new()], false));
+    assert_eq!((elements(&first, "finish_reason"), first.is_last), (vec!["None".into()], false));
     assert_eq!(elements(&answer.next().unwrap(), "text_output"), ["b"]);
     assert!(answer.next().is_none());
     answer.push(0, end(0, b"c", FinishReason::Length, 3));
@@ -113,14 +122,30 @@ fn a_stream_has_one_response_a_token_and_the_last_one_says_why() {
 }
 
 #[test]
-fn a_folded_answer_has_the_prompt_in_front_unless_excluded() {
-    for (excluded, text) in [(false, "q: ab"), (true, "ab")] {
-        let setting = ("exclude_input_in_output", Parameter::Bool(excluded));
-        let mut answer = answer(&["q: "], &[setting], &[]);
+fn a_folded_answer_has_the_prompt_in_front_if_vllms_client_or_the_operator_wants_it() {
+    let (excluded, stream) = ("exclude_input_in_output", "stream");
+    type Case<'a> = (&'a [(&'a str, bool)], bool, bool);
+    let table: [Case<'_>; 9] = [
+        (&[], false, false),
+        (&[], true, true),
+        (&[(excluded, false)], false, true),
+        (&[(excluded, true)], true, false),
+        (&[(stream, false)], false, true),
+        (&[(stream, false)], true, true),
+        (&[(stream, false), (excluded, true)], true, false),
+        (&[("echo", true)], false, true),
+        (&[("echo", true), (excluded, true)], false, true),
+    ];
+    for (said, has_echo, is_in_front) in table {
+        let mut parameters = vec![REASON];
+        parameters.extend(said.iter().map(|(name, value)| (*name, Parameter::Bool(*value))));
+        let rules = TextRules { has_echo, ..TextRules::default() };
+        let mut answer = answer_by(bridge().with_rules(rules), &["q: "], &parameters, &[]);
         answer.push(0, tokens(0, b"a"));
         assert!(answer.next().is_none());
         answer.push(0, end(0, b"b", FinishReason::Stop, 3));
         let only = answer.next().unwrap();
+        let text = if is_in_front { "q: ab" } else { "ab" };
         assert_eq!((elements(&only, "text_output"), only.is_last), (vec![text.to_owned()], true));
         assert_eq!(elements(&only, "finish_reason"), ["stop"]);
     }
@@ -129,7 +154,7 @@ fn a_folded_answer_has_the_prompt_in_front_unless_excluded() {
 #[test]
 fn a_stop_text_ends_the_answer_and_frees_its_prompt() {
     let stop = ("stop", Parameter::String("END".into()));
-    let mut answer = answer(&["q"], &[STREAM, stop], &[]);
+    let mut answer = answer(&["q"], &[STREAM, REASON, stop], &[]);
     answer.push(0, tokens(0, b"aEN"));
     assert_eq!(elements(&answer.next().unwrap(), "text_output"), ["a"]);
     assert!(answer.next().is_none());
@@ -155,12 +180,12 @@ fn minimum_tokens_come_before_stop_texts() {
     let parameters = [("stop", Parameter::String("b".into())), ("min_tokens", Parameter::Int64(2))];
     let mut answer = answer(&["q"], &parameters, &["text_output"]);
     answer.push(0, tokens(0, b"abab"));
-    assert_eq!(elements(&answer.next().unwrap(), "text_output"), ["qaba"]);
+    assert_eq!(elements(&answer.next().unwrap(), "text_output"), ["aba"]);
 }
 
 #[test]
 fn rows_and_choices_are_elements_in_order() {
-    let mut answer = answer(&["x", "y"], &[("n", Parameter::Int64(2)), STREAM], &[]);
+    let mut answer = answer(&["x", "y"], &[("n", Parameter::Int64(2)), STREAM, REASON], &[]);
     answer.push(1, tokens(1, b"d"));
     answer.push(0, tokens(0, b"a"));
     assert_eq!(elements(&answer.next().unwrap(), "text_output"), ["a", "", "", "d"]);
@@ -168,7 +193,7 @@ fn rows_and_choices_are_elements_in_order() {
         answer.push(row, end(index, b"", FinishReason::Length, 1));
     }
     let reasons = elements(&answer.next().unwrap(), "finish_reason");
-    assert_eq!(reasons, ["length", "length", "length", ""]);
+    assert_eq!(reasons, ["length", "length", "length", "None"]);
     assert_eq!(answer.stopped().collect::<Vec<_>>(), [0]);
     answer.push(1, end(1, b"", FinishReason::Stop, 1));
     let last = answer.next().unwrap();
@@ -180,8 +205,9 @@ fn rows_and_choices_are_elements_in_order() {
 fn counts_and_logprobs_come_when_asked_for() {
     let flags = ["num_input_tokens", "num_output_tokens", "logprobs", "cumulative_logprob"];
     let flags: Vec<String> = flags.iter().map(|name| format!("return_{name}")).collect();
-    let parameters: Vec<_> =
+    let mut parameters: Vec<_> =
         flags.iter().map(|name| (name.as_str(), Parameter::Bool(true))).collect();
+    parameters.push(("logprobs", Parameter::Int64(1)));
     let mut answer = answer(&["four"], &parameters, &[]);
     let mut output = end(0, b"ab", FinishReason::Stop, 3);
     output.logprobs = vec![
@@ -202,18 +228,62 @@ fn counts_and_logprobs_come_when_asked_for() {
 }
 
 #[test]
+fn the_token_that_ends_a_text_is_scored_as_it_is_counted() {
+    let names = ["logprobs", "num_output_tokens", "cumulative_logprob"];
+    for is_streaming in [true, false] {
+        let parameters =
+            [("stream", Parameter::Bool(is_streaming)), ("logprobs", Parameter::Int64(0))];
+        let mut answer = answer(&["q"], &parameters, &names);
+        let scored = |logprob| TokenLogprobs { logprob, rank: 1, top: Vec::new() };
+        let mut first = tokens(0, b"a");
+        first.logprobs = vec![scored(-0.5)];
+        let mut last = end(0, b"", FinishReason::Stop, 2);
+        last.end_logprobs = Some((256, scored(-0.25)));
+        let mut told = Vec::new();
+        for output in [first, last] {
+            answer.push(0, output);
+            while let Some(output) = answer.next() {
+                let list: Json = serde_json::from_str(&elements(&output, "logprobs")[0]).unwrap();
+                let find = |name| output.tensors.iter().find(|one| one.name == name).unwrap();
+                let count: Vec<u32> = find("num_output_tokens").values().unwrap().collect();
+                let sum: Vec<f32> = find("cumulative_logprob").values().unwrap().collect();
+                assert_eq!(list.as_array().unwrap().len(), count[0] as usize);
+                told.push((count[0], sum[0], list[count[0] as usize - 1].get("256").is_some()));
+            }
+        }
+        let streamed = vec![(1, -0.5, false), (1, -0.75, true)];
+        assert_eq!(told, if is_streaming { streamed } else { vec![(2, -0.75, true)] });
+    }
+}
+
+#[test]
 fn names_of_outputs_choose_them_and_none_is_vllms_word() {
-    let says_none = ("return_finish_reason", Parameter::Bool(true));
-    let mut with_word = answer(&["q"], &[STREAM, says_none], &[]);
+    let mut with_word = answer(&["q"], &[STREAM, REASON], &[]);
     with_word.push(0, tokens(0, b"a"));
     assert_eq!(elements(&with_word.next().unwrap(), "finish_reason"), ["None"]);
     let without = ("return_finish_reason", Parameter::Bool(false));
-    let mut quiet = answer(&["q"], &[STREAM, without], &[]);
-    quiet.push(0, tokens(0, b"a"));
-    assert_eq!(quiet.next().unwrap().tensors.len(), 1);
+    for parameters in [&[STREAM, without][..], &[STREAM]] {
+        let mut quiet = answer(&["q"], parameters, &[]);
+        quiet.push(0, tokens(0, b"a"));
+        assert_eq!(quiet.next().unwrap().tensors.len(), 1);
+    }
     let mut named = answer(&["q"], &[STREAM], &["num_output_tokens"]);
     named.push(0, tokens(0, b"a"));
     assert_eq!(named.next().unwrap().tensors[0].name, "num_output_tokens");
+}
+
+#[test]
+fn no_logprobs_are_listed_if_none_were_asked_for() {
+    let flag = |name| (name, Parameter::Bool(true));
+    let parameters = [flag("return_logprobs"), flag("return_cumulative_logprob")];
+    let mut answer = answer(&["q"], &parameters, &[]);
+    let mut output = end(0, b"a", FinishReason::Stop, 2);
+    output.logprobs = vec![TokenLogprobs { logprob: -0.5, rank: 1, top: Vec::new() }];
+    answer.push(0, output);
+    let only = answer.next().unwrap();
+    assert_eq!(elements(&only, "logprobs"), ["null"]);
+    let sum = only.tensors.iter().find(|tensor| tensor.name == "cumulative_logprob").unwrap();
+    assert_eq!(sum.values::<f32>().unwrap().collect::<Vec<_>>(), [-0.5]);
 }
 
 proptest! {

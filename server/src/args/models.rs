@@ -39,6 +39,9 @@ pub struct ModelArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 15, env = "STATOR_REPOSITORY_POLL_SECS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=86_400), help_heading = "Models")]
     pub repository_poll_secs: u32,
+    /// End when a model cannot be loaded at the start, instead of serving the others without it
+    #[arg(long, env = "STATOR_EXIT_ON_ERROR", help_heading = "Models")]
+    pub exit_on_error: bool,
     /// Where downloaded models lie [default: the user's cache folder, stator/models]
     #[arg(long, value_name = "DIR", env = "STATOR_MODEL_DIR", help_heading = "Models")]
     pub model_dir: Option<PathBuf>,

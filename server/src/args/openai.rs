@@ -1,7 +1,7 @@
 //! The flags of the OpenAI door, which is part of the HTTP listener.
 
-use clap::Args;
-use openai_bridge::ChatRules;
+use clap::{Args, ValueEnum};
+use openai_bridge::TextRules;
 
 /// The OpenAI door.
 #[derive(Debug, Args)]
@@ -37,14 +37,30 @@ pub struct OpenAiArgs {
     #[arg(long, env = "STATOR_MAX_TOOL_CALLS", value_name = "CALLS", default_value_t = 16)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=128))]
     pub max_tool_calls: u32,
+    /// What the output `text_output` of a tensor request with neither `stream` nor
+    /// `exclude_input_in_output` is: the model's text, or as in vLLM's backend the prompt and the
+    /// text; a model's own parameter `text_output` goes before it
+    #[arg(long, value_name = "WHAT", env = "STATOR_TEXT_OUTPUT", value_enum)]
+    #[arg(default_value_t = TextOutput::Text)]
+    pub text_output: TextOutput,
+}
+
+/// What the output `text_output` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TextOutput {
+    /// The model's text.
+    Text,
+    /// The prompt and the model's text.
+    Echo,
 }
 
 impl OpenAiArgs {
-    /// Returns what all chats keep to.
-    pub fn chat_rules(&self) -> ChatRules {
-        ChatRules {
+    /// Returns what all texts keep to.
+    pub fn text_rules(&self) -> TextRules {
+        TextRules {
             has_special_content: self.allow_special_tokens_in_content,
             max_tool_calls: self.max_tool_calls,
+            has_echo: self.text_output == TextOutput::Echo,
         }
     }
 }

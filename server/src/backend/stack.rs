@@ -20,7 +20,9 @@ use crate::config::EngineConfig;
 use crate::fleet::Tables;
 use crate::metrics::{Metrics, ModelLabels, Totals};
 use crate::models::{Core, Model, Origin, ReadHealth, ReadLoad, TextModel};
-use crate::pipeline::{Adapt, Admit, Deadline, EachLoad, Observe, Thresholds, TokenMetrics};
+use crate::pipeline::{
+    Adapt, Admit, Deadline, EachLoad, Observe, Thresholds, TokenMetrics, max_waiting,
+};
 use crate::repository::Definition;
 use crate::source::Place;
 use crate::text::{Below, NoGeneration, TensorText, TextEngine};
@@ -166,8 +168,9 @@ impl Backends {
         version: u64,
     ) -> Result<Model, String> {
         let started = Instant::now();
-        let EngineConfig { threads, context_length, max_waiting_requests, batch_tokens, .. } =
-            self.engine;
+        let EngineConfig { threads, context_length, batch_tokens, .. } = self.engine;
+        let max_waiting_requests =
+            max_waiting(&definition.declared)?.unwrap_or(self.engine.max_waiting_requests);
         let mixed_pass_stretch = self.engine.mixed_pass_stretch;
         let options = EncoderOptions { threads, context_length };
         let loaded = self.compute().and_then(|on| Encoder::load_on(path, &options, on));

@@ -54,8 +54,8 @@ pub(super) struct Offer {
     pub served: Served,
 }
 
-/// Returns what is handed out of the models that can be called, of each name the latest version,
-/// and puts their artifacts where they are fetched.
+/// Returns what is handed out of the models that can be called, and puts their artifacts where they
+/// are fetched. The latest version of a name has its name; others are told apart by theirs.
 pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> Vec<Offer> {
     let ready = models.ready();
     // They come in the order of their versions, so the latest stays.
@@ -69,10 +69,19 @@ pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> Vec<O
     }
     let mut contents = BTreeMap::new();
     let mut offers = Vec::new();
-    for (name, model) in &latest {
+    for model in &ready {
+        let name = &*model.name;
         let Some(core) = model.core.as_ref().filter(|_| model.is_ready()) else { continue };
         let mut card = card(model, core, formats);
-        card.adapters = adapters.remove(name).unwrap_or_default();
+        // 1 is left out, as workers do that know no versions.
+        card.model_version = model.version.parse().ok().filter(|one| *one != 1).unwrap_or_default();
+        if latest.get(name).is_some_and(|latest| Arc::ptr_eq(latest, model)) {
+            card.adapters = adapters.remove(name).unwrap_or_default();
+        } else {
+            card.name = format!("{name}/versions/{}", model.version);
+            card.version_of = name.to_owned();
+            card.aliases.clear();
+        }
         if let Some(tables) = &core.tables {
             contents.insert(tables.artifact.sha256.to_string(), tables.content.clone());
         }

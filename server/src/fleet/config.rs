@@ -7,7 +7,7 @@ use std::time::Duration;
 use cluster::card::{Card, Input, Kind, Role};
 use cluster::discovery::Query;
 use cluster::instance::Namespace;
-use openai_bridge::ChatRules;
+use openai_bridge::TextRules;
 use router::KvConfig;
 
 use super::cards::Aliases;
@@ -86,8 +86,8 @@ pub struct FleetConfig {
     pub(crate) prefix_source: PrefixSource,
     /// The most workers that one request is given to before its first output.
     pub max_attempts: u32,
-    /// What all chats keep to.
-    pub chat_rules: ChatRules,
+    /// What all texts keep to.
+    pub text_rules: TextRules,
     /// Which tensor requests may be begun twice.
     pub retry_accepted: Repeated,
     /// How often one text may go on elsewhere.
@@ -184,7 +184,7 @@ impl FleetConfig {
             migration_limit: route.migration_limit,
             prefill_min_tokens: route.prefill_min_tokens,
             limits: limits(&args.busy),
-            chat_rules: args.openai.chat_rules(),
+            text_rules: args.openai.text_rules(),
             startup_wait: Duration::from_millis(route.startup_wait_ms.into()),
             worker_wait: Duration::from_millis(route.worker_wait_ms.into()),
             max_waiting: route.max_worker_waits,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::Complaints;
-use cluster::card::{Checksum, Kind};
+use cluster::card::{Card, Checksum, Kind};
 use cluster::instance::{Instance, InstanceId};
 use cluster::membership::{Config as MembershipConfig, Membership, Model as Registered, Snapshot};
 use cluster::request::{LinkState, RemoteWorker};
@@ -38,9 +38,6 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// The most models that left whose thresholds are remembered.
 const MAX_REMEMBERED: usize = 1000;
 
-/// The version under which workers' models are called.
-const VERSION: u64 = 1;
-
 /// The models of a fleet, in one frontend.
 pub(crate) struct Fleet {
     membership: Membership,
@@ -56,11 +53,12 @@ pub(crate) struct Fleet {
 
 /// A name that workers serve.
 struct Known {
+    card: Arc<Card>,
     checksum: Checksum,
     pool: Arc<Pool>,
     /// The names that it has now, its own and aliases.
     names: BTreeSet<String>,
-    /// What was made, for each name that it claims: it may get that one at any moment.
+    /// What was made, for each name that clients may call it by: it may get that one at any moment.
     made: BTreeMap<String, Arc<Model>>,
     /// The workers of another card that had the name, which is called until this one is made.
     before: Option<Arc<Pool>>,
@@ -185,7 +183,7 @@ impl Fleet {
         }
         for name in over {
             if let Some(known) = self.known.remove(&name) {
-                self.forget(&known.names, snapshot);
+                self.forget(&known.card, &known.names, snapshot);
             }
         }
     }
@@ -199,21 +197,25 @@ impl Fleet {
         if let Some(known) = same {
             known.pool.set(workers, &self.tasks);
             let lost = &known.names - &names;
-            for gained in names.difference(&known.names) {
-                match known.made.get(gained) {
-                    Some(made) => self.models.replace(gained, vec![(VERSION, made.clone())]),
-                    None => self.models.announce(gained, VERSION),
+            let gained: Vec<String> = names.difference(&known.names).cloned().collect();
+            known.names = names;
+            let (card, made) = (known.card.clone(), known.made.clone());
+            for name in gained.iter().map(|name| card.public(name)) {
+                match made.get(name) {
+                    Some(made) => self.put(name, card.number(), made),
+                    None => self.models.expect(name, card.number()),
                 }
             }
-            known.names = names;
-            self.forget(&lost, snapshot);
+            self.forget(&card, &lost, snapshot);
             return None;
         }
         let pool = self.pool(name);
         pool.set(workers, &self.tasks);
-        names.iter().for_each(|name| self.models.announce(name, VERSION));
+        let card = model.card.clone();
+        names.iter().for_each(|name| self.models.expect(card.public(name), card.number()));
         let before = self.known.remove(name);
         let known = Known {
+            card: card.clone(),
             checksum: model.checksum,
             pool: pool.clone(),
             names,
@@ -223,13 +225,15 @@ impl Fleet {
             lingers: None,
             complaints: Complaints::default(),
         };
-        let lost = before.map(|before| &before.names - &known.names).unwrap_or_default();
+        let lost = before.map(|before| (&before.names - &known.names, before.card));
         self.known.insert(name.to_owned(), known);
-        self.forget(&lost, snapshot);
-        let card = model.card.clone();
-        let claimed: BTreeSet<&String> = card.aliases.iter().chain([&card.name]).collect();
-        let names = claimed.into_iter().cloned().collect();
-        let (checksum, parent) = (model.checksum, base_of(name, snapshot));
+        if let Some((lost, before)) = lost {
+            self.forget(&before, &lost, snapshot);
+        }
+        let claimed = card.aliases.iter().chain([&card.name]).map(|name| card.public(name));
+        let claimed: BTreeSet<&str> = claimed.collect();
+        let names = claimed.into_iter().map(str::to_owned).collect();
+        let (checksum, parent) = (model.checksum, base_of(card.public(name), snapshot));
         Some(Order { card, checksum, pool, workers: remotes, names, parent })
     }
 
@@ -242,10 +246,16 @@ impl Fleet {
 
     /// Takes names away that nobody has any more. The next one that has a name puts its own model
     /// in the place of the old one.
-    fn forget(&mut self, names: &BTreeSet<String>, snapshot: &Snapshot) {
+    fn forget(&mut self, card: &Card, names: &BTreeSet<String>, snapshot: &Snapshot) {
         for name in names.iter().filter(|name| snapshot.model(name).is_none()) {
+            let name = card.public(name);
+            let kept = self.versions(name);
+            if !kept.is_empty() {
+                self.models.keep(name, &kept);
+                continue;
+            }
             if let Some(limits) = self.limits_of(name) {
-                self.limits.insert(name.clone(), limits);
+                self.limits.insert(name.to_owned(), limits);
                 if self.limits.len() > MAX_REMEMBERED {
                     self.limits.pop_first();
                 }
@@ -253,8 +263,20 @@ impl Fleet {
             // Requests have waited for a worker all the while that the name was kept.
             let (grace, waited) = (self.maker.config.model_grace, self.maker.config.worker_wait);
             self.models.leave(name, grace.saturating_sub(waited));
-            self.maker.metrics.set_load(&ModelLabels { model: name.as_str().into() }, None);
+            self.maker.metrics.set_load(&ModelLabels { model: name.into() }, None);
         }
+    }
+
+    /// Returns the versions of a name that clients call which workers have, or had a moment ago.
+    fn versions(&self, name: &str) -> BTreeSet<u64> {
+        let has = |known: &&Known| known.names.iter().any(|own| known.card.public(own) == name);
+        self.known.values().filter(has).map(|known| known.card.number()).collect()
+    }
+
+    /// Serves a version of a name, and those of its others that workers have.
+    fn put(&self, name: &str, version: u64, model: &Arc<Model>) {
+        self.models.put(name, version, model.clone());
+        self.models.keep(name, &self.versions(name));
     }
 
     /// Returns when a model counts as busy, as far as it is here.
@@ -326,7 +348,7 @@ impl Fleet {
 
     /// Serves a model that was made; returns it if it is to be tried again.
     fn take(&mut self, (order, made): Made) -> Option<Order> {
-        let name = &order.card.name;
+        let name = &order.card.name.clone();
         let limits = self.limits_of(name);
         let known = self.known.get_mut(name)?;
         if !Arc::ptr_eq(&known.pool, &order.pool) {
@@ -343,10 +365,11 @@ impl Fleet {
                 }
                 let named = |model: Model| (model.name.to_string(), Arc::new(model));
                 known.made = models.into_iter().map(named).collect();
-                for (name, model) in &known.made {
-                    if known.names.contains(name) {
-                        self.models.replace(name, vec![(VERSION, model.clone())]);
-                    }
+                let (card, made) = (known.card.clone(), known.made.clone());
+                let called: BTreeSet<String> =
+                    known.names.iter().map(|name| card.public(name).to_owned()).collect();
+                for (name, model) in made.iter().filter(|(name, _)| called.contains(*name)) {
+                    self.put(name, card.number(), model);
                 }
                 order.pool.announce(&self.tasks);
                 None
@@ -355,10 +378,12 @@ impl Fleet {
                 if known.complaints.is_due(name, &why) {
                     tracing::warn!(model = name, why, "a model of workers cannot be served");
                 }
-                known.names.iter().for_each(|name| self.models.fail(name, &why));
+                let names = known.names.iter().map(|name| known.card.public(name));
+                names.for_each(|name| self.models.fail(name, &why));
                 Some(order)
             }
         };
+        let known = self.known.get_mut(name)?;
         if let Some(before) = known.before.take() {
             // Who still calls the old model is not to wait for workers that never come.
             before.set(Vec::new(), &self.tasks);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cluster::card::{Card, Checksum, Input, Kind};
 use cluster::request::RemoteWorker;
 use engine::ModelCard;
-use openai_bridge::{ChatRules, TextBridge};
+use openai_bridge::{TextBridge, TextRules};
 use prost_reflect::prost::Message;
 use proto::inference as wire;
 
@@ -18,7 +18,7 @@ use super::cards::LABELS;
 use super::config::{FleetConfig, PrefixSource};
 use super::pool::{Pool, Prompts};
 use super::tables;
-use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens};
+use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens, rules_of};
 use crate::metrics::{Metrics, ModelLabels};
 use crate::models::Model;
 use crate::pipeline::{
@@ -91,8 +91,8 @@ impl Maker {
         let prefixes = self.prefixes(order);
         let route = Route::new(&*card.name, order.pool.clone(), settings, self.route_metrics())
             .with_prefixes(prefixes);
-        let bridge =
-            tables.map(|tables| bridge(card, &tables, self.config.chat_rules)).transpose()?;
+        let rules = rules_of(self.config.text_rules, &declared)?;
+        let bridge = tables.map(|tables| bridge(card, &tables, rules)).transpose()?;
         let labels: HashMap<String, Vec<String>> = match labels {
             Some(labels) => serde_json::from_slice(&labels).map_err(|error| error.to_string())?,
             None => HashMap::new(),
@@ -103,11 +103,12 @@ impl Maker {
             let declared = wire::ModelConfig { name: name.clone(), ..declared.clone() };
             let mut model = match &bridge {
                 None if card.input == Input::Text => {
-                    self.on_texts(order, &route, &thresholds, &declared)
+                    self.on_texts(order, &route, (&thresholds, rules), &declared)
                 }
                 None => self.on_tensors(&order.pool, route.clone(), declared)?,
                 Some(bridge) => self.on_tokens(order, &route, &thresholds, bridge, &declared),
             };
+            model.version = card.number().to_string().into();
             model.parent.clone_from(&order.parent);
             model.labels.clone_from(&labels);
             models.push(model);
@@ -178,7 +179,7 @@ impl Maker {
         &self,
         order: &Order,
         route: &Route,
-        thresholds: &Arc<Thresholds>,
+        (thresholds, rules): (&Arc<Thresholds>, TextRules),
         declared: &wire::ModelConfig,
     ) -> Model {
         let card = &order.card;
@@ -187,7 +188,7 @@ impl Maker {
         let bridge = if card.kind == Kind::Text { bridge.without_chats() } else { bridge };
         let health = order.pool.clone();
         let engines = TextEngines {
-            bridge: Arc::new(bridge),
+            bridge: Arc::new(bridge.with_rules(rules)),
             generate: Arc::new(route.clone()),
             embed: Arc::new(route.clone()),
             thresholds: thresholds.clone(),
@@ -225,7 +226,7 @@ impl Maker {
 }
 
 /// Makes the bridge of a model from its card and tables.
-fn bridge(card: &Card, content: &[u8], rules: ChatRules) -> Result<Arc<TextBridge>, String> {
+fn bridge(card: &Card, content: &[u8], rules: TextRules) -> Result<Arc<TextBridge>, String> {
     let vocabulary = tables::read(content)?;
     let about = ModelCard {
         name: card.name.clone(),

@@ -208,7 +208,12 @@ impl Worker {
         &self,
         discovery: &dyn Discovery,
     ) -> Result<(Instance, Lease), ServeError> {
-        load_initial(&self.repository, &self.config.models, &self.following).await?;
+        let failure = load_initial(&self.repository, &self.config.models, &self.following).await?;
+        // A worker has no other use, and what started it sees that it ended.
+        let is_idle = self.config.upstream.is_none() && self.models.ready().is_empty();
+        if let Some(failure) = failure.filter(|_| is_idle) {
+            return Err(failure);
+        }
         if let Some(config) = &self.config.upstream {
             let upstream = Upstream::new(config, &self.models, &self.metrics);
             let mut upstream = upstream.map_err(ServeError::Start)?;

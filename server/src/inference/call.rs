@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use engine::{Context, Error, ErrorKind, InferRequest, OutputStream, RequestedOutput, Result};
 use proto::Envelope;
+use proto::inference::model_config::SchedulingChoice;
 use proto::inference::model_infer_request::InferInputTensor;
 use tensor::request::WireInputs;
 use tensor::{Parameters, Payload, Tensor, parameters};
@@ -115,8 +116,11 @@ impl Call {
         context: Context,
     ) -> Result<OutputStream<InferRequest>> {
         let id = context.clone();
+        // Sequences are checked on the way to the engine; other errors are a model's own words.
+        let scheduling = model.declared.scheduling_choice.as_ref();
+        let is_checked = matches!(scheduling, Some(SchedulingChoice::SequenceBatching(_)));
         model.engine.call(request, context).await.map_err(|error| match error.kind() {
-            ErrorKind::InvalidRequest => with_id(id.id(), error),
+            ErrorKind::InvalidRequest if is_checked => with_id(id.id(), error),
             _ => error,
         })
     }
@@ -159,7 +163,7 @@ fn decode(model: &Model, asked: Asked, regions: &Regions) -> Result<Decoded> {
             Ok(RequestedOutput { name: output.name, parameters })
         })
         .collect::<Result<Vec<_>>>()?;
-    let (lent, held) = lent(&wire.inputs, regions)?;
+    let (lent, held) = lent(&model.name, &wire.inputs, regions)?;
     let outputs = Outputs::read(&model.config, &requested, regions, held)?;
     let wire = WireInputs { inputs: wire.inputs, payloads, lent };
     let mut inputs = tensor::request::decode_inputs(&model.config, wire)?;
@@ -177,7 +181,7 @@ fn decode(model: &Model, asked: Asked, regions: &Regions) -> Result<Decoded> {
 type Lent = (Vec<Option<Payload>>, Vec<Arc<Region>>);
 
 /// Returns the data of the inputs that lie in shared memory.
-fn lent(inputs: &[InferInputTensor], regions: &Regions) -> Result<Lent> {
+fn lent(model: &str, inputs: &[InferInputTensor], regions: &Regions) -> Result<Lent> {
     let mut held = Vec::new();
     if inputs.iter().all(|input| input.parameters.is_empty()) {
         return Ok((Vec::new(), held));
@@ -187,7 +191,8 @@ fn lent(inputs: &[InferInputTensor], regions: &Regions) -> Result<Lent> {
         let place = Place::read("input", &input.name, &parameters)?;
         if place.is_some() && input.contents.is_some() {
             return Err(Error::invalid(format!(
-                "input '{}' has contents and lies in shared memory",
+                "unexpected 'content' provided when using shared memory for input tensor '{}' for \
+                 model '{model}'",
                 input.name
             )));
         }

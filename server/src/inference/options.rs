@@ -22,19 +22,20 @@ impl Options {
             options.wants_empty_final = boolean("triton_enable_empty_final_response", &value)?;
         }
         if let Some(value) = parameters.remove("priority") {
-            options.priority = unsigned("priority", &value)?;
+            options.priority = unsigned("priority", &value, "int64_param or uint64_param")?;
         }
         // The queue timeout binds only models with a queue policy that allows it, and no model
         // has one: it is checked, then dropped.
         if let Some(value) = parameters.remove("timeout") {
-            unsigned("timeout", &value)?;
+            unsigned("timeout", &value, "int64_param")?;
         }
         options.sequence = sequence(parameters)?;
         match parameters.keys().find(|key| key.starts_with("triton_")) {
             None => Ok(options),
             Some(key) => Err(Error::invalid(format!(
-                "parameter keys starting with 'triton_' are reserved for Triton usage \
-                 and should not be specified, got '{key}'"
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the \
+                 following keys starting with 'triton_' are allowed: \
+                 triton_enable_empty_final_response; got '{key}'"
             ))),
         }
     }
@@ -48,7 +49,7 @@ fn sequence(parameters: &mut Parameters) -> Result<Option<Sequence>> {
         None => return Ok(None),
         Some(Parameter::String(text)) if text.is_empty() => return Ok(None),
         Some(Parameter::String(text)) => SequenceId::Text(text),
-        Some(value) => match unsigned("sequence_id", &value)? {
+        Some(value) => match unsigned("sequence_id", &value, "int64_param or string_param")? {
             0 => return Ok(None),
             number => SequenceId::Number(number),
         },
@@ -65,18 +66,16 @@ fn boolean(key: &str, value: &Parameter) -> Result<bool> {
     }
 }
 
-fn unsigned(key: &str, value: &Parameter) -> Result<u64> {
-    let number = match value {
-        Parameter::Uint64(value) => Some(*value),
-        Parameter::Int64(value) => u64::try_from(*value).ok(),
-        _ => None,
-    };
-    number.ok_or_else(|| {
-        Error::invalid(format!(
-            "invalid value type for '{key}' parameter, \
-             expected int64_param or uint64_param, not negative."
-        ))
-    })
+fn unsigned(key: &str, value: &Parameter, expected: &str) -> Result<u64> {
+    match value {
+        Parameter::Uint64(value) => Ok(*value),
+        Parameter::Int64(value) => u64::try_from(*value).map_err(|_| {
+            Error::invalid(format!("invalid value for '{key}', expected value >= 0."))
+        }),
+        _ => Err(Error::invalid(format!(
+            "invalid value type for '{key}' parameter, expected {expected}."
+        ))),
+    }
 }
 
 #[cfg(test)]
@@ -99,7 +98,7 @@ mod tests {
 
         let table = [
             ("priority", Parameter::String("high".into()), "invalid value type for 'priority'"),
-            ("timeout", Parameter::Int64(-1), "invalid value type for 'timeout'"),
+            ("timeout", Parameter::Int64(-1), "invalid value for 'timeout', expected value >= 0"),
             ("sequence_start", Parameter::Int64(1), "invalid value type for 'sequence_start'"),
             ("triton_mine", Parameter::Bool(true), "starting with 'triton_' are reserved"),
         ];

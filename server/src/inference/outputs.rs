@@ -56,14 +56,16 @@ impl Outputs {
                     let spec = config.outputs.iter().find(|spec| spec.name == *name);
                     if spec.as_ref().is_some_and(is_text) {
                         return Err(Error::invalid(format!(
-                            "output '{name}' is BYTES and can not be classified"
+                            "class result not available for output due to unsupported type \
+                             'BYTES': output '{name}'"
                         )));
                     }
                     Want::Classes(count)
                 }
                 (Some(_), Some(_)) => {
                     return Err(Error::invalid(format!(
-                        "output '{name}': a classification can not be in shared memory"
+                        "output can't set both 'shared_memory_region' and 'classification': \
+                         '{name}'"
                     )));
                 }
             };

@@ -72,8 +72,8 @@ async fn only(
     let mut stream = Call::start(model, request, context).await?;
     let wrong = || {
         Error::invalid(format!(
-            "model '{name}' is expected to produce exactly 1 response, use a stream for models \
-             that produce other numbers of responses"
+            "generate expects model to produce exactly 1 response, use generate stream for model \
+             that generates various number of responses: model '{name}'"
         ))
     };
     let first = match stream.next().await {

@@ -6,6 +6,7 @@ mod deadline;
 mod disaggregate;
 mod migrate;
 mod observe;
+mod queue;
 mod route;
 mod sequence;
 #[cfg(test)]
@@ -17,6 +18,7 @@ pub(crate) use deadline::Deadline;
 pub(crate) use disaggregate::{Counts, Disaggregate, SplitConfig};
 pub(crate) use migrate::{DEFAULT_MIGRATIONS, Migrate};
 pub(crate) use observe::{Observe, TokenMetrics};
+pub(crate) use queue::{Queued, max_waiting};
 pub(crate) use route::{
     Candidate, Engines, Prefixes, RetryAccepted, Route, RouteConfig, RouteMetrics, RouterMode,
     Workers,

@@ -41,6 +41,7 @@ pub(crate) async fn collect(
                 other.logprobs.extend(output.logprobs);
                 other.prompt_logprobs.extend(output.prompt_logprobs);
                 (other.finish, other.usage) = (output.finish, output.usage);
+                other.end_logprobs = output.end_logprobs;
             }
             None => outputs.push(output),
         }

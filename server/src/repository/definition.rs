@@ -123,6 +123,12 @@ impl Definition {
             ));
         }
         name.clone_into(&mut declared.name);
+        if config.is_some() && declared.backend.is_empty() && declared.platform.is_empty() {
+            // What computes the model is not what a client wants to change.
+            let own = read_text(&path).and_then(|text| declaration::from_text(&text));
+            let own = own.unwrap_or_default();
+            (declared.backend, declared.platform) = (own.backend, own.platform);
+        }
         let found = versions(folder)?;
         if declared.backend.is_empty() && declared.platform.is_empty() {
             let of = |version: &u64| folder.join(version.to_string());

@@ -161,6 +161,18 @@ impl Repository {
         Ok(found)
     }
 
+    /// Loads a model of the start. One that fails stays in the index with its reason, also if no
+    /// repository has it: the operator asked for it.
+    ///
+    /// Errors: what is wrong with the model.
+    pub(crate) async fn load_initial(
+        self: &Arc<Self>,
+        name: &str,
+    ) -> std::result::Result<(), String> {
+        let loaded = self.load_declared(name).await;
+        loaded.inspect_err(|why| self.models.fail(name, why))
+    }
+
     /// Loads a model as it was declared, with no leave asked; for the start and for polling.
     ///
     /// Errors: what is wrong with the model.
@@ -356,7 +368,7 @@ impl Repository {
     ) -> std::result::Result<Vec<(u64, Arc<Model>)>, String> {
         let backends = self.backends.as_ref().ok_or("models are loaded by workers, not here")?;
         let definition = self.define(name, overrides)?;
-        definition.versions.iter().for_each(|&version| self.models.announce(name, version));
+        self.models.announce(name, &definition.versions);
         let make = |&version: &u64| {
             backends.make(&definition, version).map(|model| (version, Arc::new(model)))
         };

@@ -34,7 +34,7 @@ fn engine_config() -> EngineConfig {
         kv_disk: None,
         tool_call_parser: None,
         reasoning_parser: None,
-        chat_rules: openai_bridge::ChatRules::default(),
+        text_rules: openai_bridge::TextRules::default(),
     }
 }
 

@@ -28,9 +28,16 @@ pub(super) async fn index(State(rest): State<Rest>, request: Request) -> Answer 
     #[derive(Deserialize)]
     struct Body {
         #[serde(default)]
-        ready: bool,
+        ready: Option<Value>,
     }
     let Body { ready } = read(&rest, request).await?;
+    let ready = match ready {
+        None => false,
+        Some(Value::Bool(ready)) => ready,
+        Some(_) => {
+            return Err(Error::invalid("Invalid value for 'ready': expected a boolean").into());
+        }
+    };
     let index = catalog::index(&rest.shared, "", ready).await?;
     let line = |line: &wire::repository_index_response::ModelIndex| {
         let mut object = Map::from_iter([("name".to_owned(), json!(line.name))]);
@@ -77,6 +84,9 @@ pub(super) async fn load(State(rest): State<Rest>, path: ModelPath, request: Req
 /// `POST /v2/repository/models/MODEL/unload`
 pub(super) async fn unload(State(rest): State<Rest>, path: ModelPath, request: Request) -> Answer {
     let Parameters { parameters } = read(&rest, request).await?;
+    if parameters.get("unload_dependents").is_some_and(|value| !value.is_boolean()) {
+        return Err(Error::invalid("Unable to parse 'unload_dependents': expected a bool").into());
+    }
     let parameters = parameters.into_iter().map(|(key, value)| {
         (key, wire::ModelRepositoryParameter { parameter_choice: choice(value) })
     });
@@ -131,16 +141,23 @@ pub(super) async fn system_register(
 ) -> Answer {
     #[derive(Deserialize)]
     struct Body {
-        key: String,
+        key: Option<String>,
         #[serde(default)]
         offset: u64,
-        byte_size: u64,
+        byte_size: Option<u64>,
     }
     let Body { key, offset, byte_size } = read(&rest, request).await?;
+    let (key, byte_size) = (needed("key", key)?, needed("byte_size", byte_size)?);
     let name = path.region;
     let request = wire::SystemSharedMemoryRegisterRequest { name, key, offset, byte_size };
     rest.shared.regions.register_system(&request)?;
     Ok(empty())
+}
+
+/// Returns a field that a register request has to have.
+fn needed<T>(name: &str, value: Option<T>) -> engine::Result<T> {
+    let text = || Error::invalid(format!("Shared memory register request has no '{name}' field"));
+    value.ok_or_else(text)
 }
 
 /// `POST /v2/systemsharedmemory[/region/REGION]/unregister`
@@ -177,14 +194,18 @@ pub(super) async fn cuda_register(
     }
     #[derive(Deserialize)]
     struct Body {
-        raw_handle: Handle,
+        raw_handle: Option<Handle>,
         #[serde(default)]
         device_id: i64,
-        byte_size: u64,
+        byte_size: Option<u64>,
     }
     let Body { raw_handle, device_id, byte_size } = read(&rest, request).await?;
+    let raw_handle = needed("raw_handle", raw_handle)?;
+    let byte_size = needed("byte_size", byte_size)?;
     let raw_handle = STANDARD.decode(raw_handle.b64).map_err(|error| {
-        Error::invalid(format!("Unable to parse 'raw_handle': it is not base64: {error}"))
+        Error::invalid(format!(
+            "'raw_handle' must be a valid base64 encoded cudaIpcMemHandle_t: {error}"
+        ))
     })?;
     let request = wire::CudaSharedMemoryRegisterRequest {
         name: path.region,

@@ -23,7 +23,7 @@ use tensor::wire::ResponseHead;
 use tensor::{Tensor, TensorSpec, parameters, shape};
 
 use super::answer::{Answer, Failure, bytes};
-use super::infer::parameter;
+use super::infer::{check_reserved, parameter};
 use super::{ModelPath, Rest, receive};
 use crate::inference::{self, Asked, Call, Observation, heavy};
 use crate::models::Model;
@@ -281,7 +281,7 @@ fn envelope(
         Some(Value::Object(nested)) => nested.into_iter().for_each(|(key, value)| {
             body.entry(key).or_insert(value);
         }),
-        Some(_) => return Err(Error::invalid("Unable to parse 'parameters': expected an object")),
+        Some(_) => return Err(Error::invalid("Expected JSON object for keyword: 'parameters'")),
     }
     if model.text.is_some() {
         // The Open Inference Protocol's wish for details is a text model's for the finish reason.
@@ -294,6 +294,7 @@ fn envelope(
             body.entry("stream").or_insert(Value::Bool(true));
         }
     }
+    check_reserved(&body)?;
     let mut envelope = Envelope::default();
     let message = &mut envelope.message;
     (message.model_name, message.model_version) = (path.model.clone(), path.version.clone());
@@ -338,7 +339,8 @@ fn input(
     let declared = model.config.full_dims(spec);
     let shape = shape::fit(&declared, count).ok_or_else(|| {
         Error::invalid(format!(
-            "Unable to parse '{name}': {count} elements do not fit the shape {} of model '{}'",
+            "The schema can not convert input '{name}' to tensor with proper shape: {count} elements \
+             do not fit the shape {} of model '{}'",
             shape::spell(&declared),
             model.name
         ))

@@ -4,6 +4,7 @@
 //! data of the inputs that say so, in their order; an answer with binary data has the same form.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::IntErrorKind;
 
 use axum::response::Response;
 use bytes::Bytes;
@@ -102,8 +103,9 @@ pub(super) fn decode(
     }
     let body: Body<'_> = tensors(received, &json)?;
     let mut envelope = Envelope::default();
+    let has_binary = received.headers.contains_key(JSON_LENGTH);
     for input in body.inputs.0 {
-        let (tensor, payload) = input.decode(&mut binary)?;
+        let (tensor, payload) = input.decode(&mut binary, has_binary, &model_name)?;
         envelope.payloads.extend(payload);
         envelope.message.inputs.push(tensor);
     }
@@ -119,6 +121,7 @@ pub(super) fn decode(
         binary_outputs.by_default = boolean(BINARY_ALL, &value)?;
     }
     for mut output in body.outputs.0 {
+        check_region(&output)?;
         if let Some(value) = output.parameters.remove(BINARY) {
             binary_outputs.by_name.insert(output.name.clone(), boolean(BINARY, &value)?);
         }
@@ -128,6 +131,8 @@ pub(super) fn decode(
         });
     }
     let message = &mut envelope.message;
+    check_reserved(&own)?;
+    check_known(&own)?;
     message.parameters = wire_parameters(own)?;
     (message.id, message.model_name, message.model_version) = (body.id, model_name, model_version);
     Ok((envelope, binary_outputs))
@@ -139,16 +144,21 @@ fn split(received: &Received) -> Result<(Bytes, Bytes)> {
     let Some(value) = received.headers.get(JSON_LENGTH) else {
         return Ok((body, Bytes::new()));
     };
-    let length = value.to_str().ok().and_then(|text| text.trim().parse::<usize>().ok());
-    match length {
-        Some(length) if length <= body.len() => Ok((body.slice(..length), body.slice(length..))),
-        _ => Err(Error::invalid(format!(
-            "Inference-Header-Content-Length: expected a number up to {}, the length of the body, \
-             got `{}`",
-            body.len(),
-            value.to_str().unwrap_or("?").chars().take(40).collect::<String>()
-        ))),
-    }
+    let text = value.to_str().unwrap_or("?").trim();
+    let shown: String = text.chars().take(40).collect();
+    // Triton's sentences.
+    let wrong = match text.parse::<usize>() {
+        Ok(length) if length <= body.len() => {
+            return Ok((body.slice(..length), body.slice(length..)));
+        }
+        Ok(_) => format!("inference header size should be in range (0, {})", body.len()),
+        Err(error) if *error.kind() == IntErrorKind::PosOverflow => format!(
+            "Unable to parse Inference-Header-Content-Length, value is out of range [ 0, {} ]",
+            usize::MAX
+        ),
+        Err(_) => "Unable to parse Inference-Header-Content-Length".to_owned(),
+    };
+    Err(Error::invalid(format!("{wrong}, got: {shown}")))
 }
 
 /// Makes a request of a body that is nothing but the data of a model's one input.
@@ -157,14 +167,26 @@ fn raw(
     model: (&str, &str),
     config: &ModelConfig,
 ) -> Result<(Envelope, BinaryOutputs)> {
-    let refused = |why: &str| {
-        Error::invalid(format!("a raw body for model '{}': the model has to have {why}", model.0))
-    };
     let [spec] = &config.inputs[..] else {
-        return Err(refused("exactly one input"));
+        return Err(Error::invalid(format!(
+            "Raw request must only have 1 input (found 1) to be deduced but got {} inputs in '{}' \
+             model configuration",
+            config.inputs.len(),
+            model.0
+        )));
     };
     if spec.dims.iter().filter(|dim| **dim < 0).count() > 1 {
-        return Err(refused("at most one variable dimension"));
+        return Err(Error::invalid(format!(
+            "The shape of the raw input '{}' can not be deduced because there are more than one \
+             variable-sized dimension",
+            spec.name
+        )));
+    }
+    if spec.datatype == Datatype::Bytes && spec.dims.iter().any(|dim| *dim != 1) {
+        return Err(Error::invalid(format!(
+            "For BYTE datatype raw input '{}', the model must have input shape [1]",
+            spec.name
+        )));
     }
     let (data, count) = match spec.datatype.size_bytes() {
         // One element, whose length the client need not write.
@@ -197,7 +219,13 @@ fn raw(
 
 impl Input<'_> {
     /// Returns the input and its data, which a region may hold instead.
-    fn decode(mut self, binary: &mut Bytes) -> Result<(InferInputTensor, Option<Payload>)> {
+    fn decode(
+        mut self,
+        binary: &mut Bytes,
+        has_binary: bool,
+        model: &str,
+    ) -> Result<(InferInputTensor, Option<Payload>)> {
+        self.check_shape()?;
         let name = &self.name;
         let size = self.parameters.remove(BINARY_SIZE);
         let has_region = self.parameters.contains_key("shared_memory_region");
@@ -215,7 +243,13 @@ impl Input<'_> {
         }
         let payload = match (self.data, size) {
             (Some(data), _) => Some(self.data(data)?),
-            (None, Some(size)) => Some(self.binary(&size, binary)?.into()),
+            (None, Some(_)) if !has_binary => {
+                return Err(Error::invalid(
+                    "must specify valid 'Infer-Header-Content-Length' in request header and \
+                     'binary_data_size' when passing inputs in binary data format",
+                ));
+            }
+            (None, Some(size)) => Some(self.binary(&size, binary, model)?.into()),
             (None, None) => None,
         };
         let parameters = wire_parameters(self.parameters)?;
@@ -228,33 +262,60 @@ impl Input<'_> {
         let Some(datatype) = Datatype::parse(&self.datatype) else {
             return Ok(Payload::default());
         };
+        if matches!(datatype, Datatype::Fp16 | Datatype::Bf16) {
+            return Err(Error::invalid(format!(
+                "receiving {datatype} data via JSON is not supported. Please use the binary data \
+                 format for input {}",
+                self.name
+            )));
+        }
         let (payload, count) = tensor::json::decode(datatype, data.get()).map_err(|why| {
             Error::invalid(format!("Unable to parse 'data' of input '{}': {why}", self.name))
         })?;
-        let expected = shape::element_count(&self.shape)
-            .map_err(|error| Error::invalid(format!("input '{}': {error}", self.name)));
-        match (self.shape.iter().any(|dim| *dim < 0), expected) {
-            // A negative dimension is refused with the others.
-            (true, _) => Ok(payload),
-            (false, Ok(expected)) if expected == count => Ok(payload),
-            (false, Ok(expected)) => Err(Error::invalid(format!(
-                "Unable to parse 'data': shape does not match the data of input '{}': \
-                 expected {expected} elements, got {count}",
+        match shape::element_count(&self.shape) {
+            Ok(expected) if expected == count => Ok(payload),
+            Ok(expected) => Err(Error::invalid(format!(
+                "Unable to parse 'data': shape does not match true shape of 'data' field: input \
+                 '{}' has {expected} elements, got {count}",
                 self.name
             ))),
-            (false, Err(error)) => Err(error),
+            Err(error) => Err(Error::invalid(format!("input '{}': {error}", self.name))),
         }
     }
 
-    fn binary(&self, size: &Value, binary: &mut Bytes) -> Result<Bytes> {
+    /// Checks a shape as Triton's HTTP door does, before the model's.
+    fn check_shape(&self) -> Result<()> {
+        let Self { name, shape, .. } = self;
+        let shown = shape::spell(shape);
+        if shape.iter().any(|dim| *dim < 0) {
+            return Err(Error::invalid(format!(
+                "invalid shape for input '{name}': shape {shown} contains one or more invalid \
+                 dimensions. All input dimensions should be specified"
+            )));
+        }
+        let size = Datatype::parse(&self.datatype).and_then(Datatype::size_bytes).unwrap_or(1);
+        let most = i64::MAX as usize;
+        match shape::element_count(shape).ok().filter(|count| *count <= most) {
+            None => Err(Error::invalid(format!(
+                "invalid shape for input '{name}': shape {shown} causes total element count to \
+                 exceed maximum size of {most}"
+            ))),
+            Some(count) if count > most / size => Err(Error::invalid(format!(
+                "byte size overflow for input '{name}': element count ({count}) * data type size \
+                 ({size}) exceeds {most}"
+            ))),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn binary(&self, size: &Value, binary: &mut Bytes, model: &str) -> Result<Bytes> {
         let length = size.as_u64().and_then(|size| usize::try_from(size).ok());
         match length {
             Some(length) if length <= binary.len() => Ok(binary.split_to(length)),
             Some(length) => Err(Error::invalid(format!(
-                "unexpected end of binary data: input '{}' has a binary_data_size of {length}, \
-                 and {} bytes are left",
+                "unexpected size for input '{}', expecting {} additional bytes for model '{model}'",
                 self.name,
-                binary.len()
+                length - binary.len()
             ))),
             None => Err(Error::invalid(format!(
                 "Unable to parse 'binary_data_size' of input '{}': expected a number of at least 0",
@@ -268,6 +329,51 @@ fn boolean(key: &str, value: &Value) -> Result<bool> {
     value
         .as_bool()
         .ok_or_else(|| Error::invalid(format!("Unable to parse '{key}': expected a bool")))
+}
+
+/// Refuses all request parameters of Triton's own: over REST, in contrast to gRPC, none may be set.
+pub(super) fn check_reserved(parameters: &Map<String, Value>) -> Result<()> {
+    match parameters.keys().find(|key| key.starts_with("triton_")) {
+        None => Ok(()),
+        Some(key) => Err(Error::invalid(format!(
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not \
+             be specified, got '{key}'"
+        ))),
+    }
+}
+
+/// Checks the types of the request parameters that the protocol knows, with Triton's beginning.
+fn check_known(parameters: &Map<String, Value>) -> Result<()> {
+    type Known = (&'static str, &'static str, fn(&Value) -> bool);
+    let table: [Known; 5] = [
+        ("sequence_start", "a bool", Value::is_boolean),
+        ("sequence_end", "a bool", Value::is_boolean),
+        ("sequence_id", "a number or a string", |value| value.is_u64() || value.is_string()),
+        ("priority", "a number of at least 0", Value::is_u64),
+        ("timeout", "a number of at least 0", Value::is_u64),
+    ];
+    for (key, expected, is_fine) in table {
+        if parameters.get(key).is_some_and(|value| !is_fine(value)) {
+            return Err(Error::invalid(format!(
+                "Unable to parse '{key}': invalid value type for '{key}' parameter, expected \
+                 {expected}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what an output in shared memory can not be beside that.
+fn check_region(output: &Output) -> Result<()> {
+    let has = |key: &str| output.parameters.contains_key(key);
+    let is_binary = output.parameters.get(BINARY).is_some_and(|value| *value == true);
+    let other = match () {
+        () if !has("shared_memory_region") => return Ok(()),
+        () if has("classification") => "classification",
+        () if is_binary => BINARY,
+        () => return Ok(()),
+    };
+    Err(Error::invalid(format!("Output can't set both 'shared_memory_region' and '{other}'")))
 }
 
 /// Reads parameters: booleans, numbers and strings.
@@ -292,7 +398,7 @@ pub(super) fn parameter(key: &str, value: Value) -> Result<Parameter> {
             (None, None) => Parameter::Double(number.as_f64().unwrap_or(f64::NAN)),
         }),
         Value::Null | Value::Array(_) | Value::Object(_) => Err(Error::invalid(format!(
-            "invalid value type for '{key}' parameter, expected a bool, a number or a string"
+            "parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
         ))),
     }
 }

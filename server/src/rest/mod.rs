@@ -15,7 +15,7 @@ use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use engine::Error;
+use engine::{Error, ErrorKind};
 use http::StatusCode;
 use http::request::Parts;
 use serde::Deserialize;
@@ -123,6 +123,12 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
     let model = rest.shared.models.get(&path.model, &path.version);
     let place = preparing::place(received.body.len()).await;
     let decoded = model.and_then(|model| {
+        if !model.is_foldable() {
+            return Err(Error::new(
+                ErrorKind::Unimplemented,
+                "HTTP end point doesn't support models with decoupled transaction policy",
+            ));
+        }
         let path = (path.model.as_str(), path.version.as_str());
         heavy(received.body.len(), || infer::decode(&received, path, &model.config))
     });

@@ -228,8 +228,8 @@ fn is_malformed(error: &axum::Error) -> bool {
 
 fn too_large(limit: usize) -> Error {
     Error::invalid(format!(
-        "request JSON and binary data have more than {limit} bytes, which is the limit of \
-         --http-max-input-bytes"
+        "the request's size exceeds the maximum allowed input size of {limit} bytes. Use \
+         --http-max-input-size to increase the limit, which is --http-max-input-bytes too"
     ))
     .with_code(TOO_LARGE)
 }
@@ -260,8 +260,8 @@ fn parsed<'de, T: Deserialize<'de>>(text: &'de [u8], survey: &Survey) -> Result<
     let deepest = survey.depth;
     if deepest > MAX_DEPTH {
         return Err(Error::invalid(format!(
-            "failed to parse the request JSON buffer: it is nested {deepest} deep, \
-             more than {MAX_DEPTH}"
+            "failed to parse the request JSON buffer: JSON nesting depth exceeds maximum allowed \
+             limit ({MAX_DEPTH}), it is {deepest}"
         )));
     }
     let object: std::result::Result<Object<T>, _> = serde_json::from_slice(text);

@@ -129,8 +129,8 @@ impl Regions {
         request: &SystemSharedMemoryRegisterRequest,
     ) -> Result<()> {
         let SystemSharedMemoryRegisterRequest { name, key, offset, byte_size } = request;
-        self.allow(name)?;
-        system::check_key(key, &self.config.key_prefixes)?;
+        self.allow(name, "system")?;
+        system::check_key(name, key, &self.config.key_prefixes)?;
         let region = SystemRegion::open(name, key, *offset, *byte_size)?;
         self.add(name, Region::System(region))
     }
@@ -140,7 +140,7 @@ impl Regions {
     /// Errors: as for POSIX objects; a machine without a GPU is an invalid request, as in Triton.
     pub(crate) fn register_cuda(&self, request: &CudaSharedMemoryRegisterRequest) -> Result<()> {
         let CudaSharedMemoryRegisterRequest { name, raw_handle, device_id, byte_size } = request;
-        self.allow(name)?;
+        self.allow(name, "cuda")?;
         let region = CudaRegion::open(name, raw_handle, *device_id, *byte_size)?;
         self.add(name, Region::Cuda(region))
     }
@@ -155,10 +155,12 @@ impl Regions {
         }
     }
 
-    fn allow(&self, name: &str) -> Result<()> {
+    fn allow(&self, name: &str, kind: &str) -> Result<()> {
         self.check_allowed()?;
         if name.is_empty() {
-            return Err(Error::invalid("a shared memory region needs a name"));
+            return Err(Error::invalid(format!(
+                "'region name' is necessary to register {kind} shared memory region"
+            )));
         }
         let regions = self.read();
         if regions.contains_key(name) {
@@ -260,12 +262,23 @@ impl Regions {
             Region::System(system) => system.byte_size(),
             Region::Cuda(cuda) => cuda.byte_size(),
         };
-        match place.offset.checked_add(place.byte_size) {
+        let Place { region: name, offset, byte_size } = place;
+        if *offset >= size {
+            return Err(Error::invalid(format!(
+                "Invalid offset for shared memory region: '{name}': {offset}, the region has {size} \
+                 bytes"
+            )));
+        }
+        match offset.checked_add(*byte_size) {
             Some(end) if end <= size => Ok(region),
-            _ => Err(Error::invalid(format!(
-                "Invalid offset + byte size for shared memory region: '{}': {} + {}, \
-                 the region has {size} bytes",
-                place.region, place.offset, place.byte_size
+            Some(_) => Err(Error::invalid(format!(
+                "Invalid offset + byte size for shared memory region: '{name}': {offset} + \
+                 {byte_size}, the region has {size} bytes"
+            ))),
+            None => Err(Error::invalid(format!(
+                "Integer overflow detected: byte_size ({byte_size}) + offset ({offset}) exceeds \
+                 maximum value ({}) for region '{name}'",
+                u64::MAX
             ))),
         }
     }

@@ -17,7 +17,8 @@ use tensor::Payload;
 use super::guard::Guard;
 
 /// What Triton's own regions begin with; a client's may not.
-const RESERVED_PREFIXES: [&str; 1] = ["triton_python_backend_shm"];
+const RESERVED_PREFIXES: [&str; 2] =
+    ["triton_python_backend_shm_region_", "triton_python_backend_shm"];
 
 /// A mapped part of a POSIX shared memory object.
 #[derive(Debug)]
@@ -41,16 +42,20 @@ struct Mapping {
 /// Checks the key of an object: one name, which may begin with a slash.
 ///
 /// Errors: no name, a path, a reserved or forbidden prefix.
-pub(super) fn check_key(key: &str, prefixes: &[String]) -> Result<()> {
+pub(super) fn check_key(region: &str, key: &str, prefixes: &[String]) -> Result<()> {
     let name = key.strip_prefix('/').unwrap_or(key);
     let is_path = name.contains(['/', '\0']) || name == "." || name == "..";
     if name.is_empty() || is_path || name.len() > 255 {
         return Err(Error::invalid(format!(
-            "shared memory key `{key}`: expected a name, which may begin with one slash"
+            "cannot register shared memory region '{region}' - invalid shm key '{key}', expected a \
+             name, which may begin with one slash"
         )));
     }
-    if RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
-        return Err(Error::invalid(format!("shared memory key `{key}` is reserved")));
+    if let Some(prefix) = RESERVED_PREFIXES.iter().find(|prefix| name.starts_with(**prefix)) {
+        return Err(Error::invalid(format!(
+            "cannot register shared memory region '{region}' with key '{key}' as the key contains \
+             the reserved prefix '{prefix}'"
+        )));
     }
     let is_listed = prefixes.iter().any(|prefix| name.starts_with(prefix.trim_start_matches('/')));
     match prefixes.is_empty() || is_listed {
@@ -80,7 +85,7 @@ impl SystemRegion {
     /// Opens and maps a part of an object.
     pub(super) fn open(name: &str, key: &str, offset: u64, byte_size: u64) -> Result<Self> {
         let failed = |why: String| {
-            Error::internal(format!("Unable to open shared memory region: '{name}': {why}"))
+            Error::internal(format!("Unable to open shared memory region: '{key}': {why}"))
         };
         // A link could lead to any file, and opening a pipe would wait for somebody at its end.
         let careful = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
@@ -93,12 +98,15 @@ impl SystemRegion {
         let found = file.metadata().map_err(|error| failed(error.to_string()))?;
         check_kind(&found, rustix::process::geteuid().as_raw()).map_err(failed)?;
         let needed = offset.checked_add(byte_size).filter(|_| byte_size > 0).ok_or_else(|| {
-            Error::invalid(format!("shared memory region '{name}': no bytes, or too many"))
+            Error::invalid(format!(
+                "failed to register shared memory region '{name}': invalid args: no bytes, or too \
+                 many"
+            ))
         })?;
         let size = found.len();
         if needed > size {
             return Err(Error::invalid(format!(
-                "failed to register shared memory region '{name}': \
+                "failed to register shared memory region '{name}': invalid args: \
                  offset {offset} and {byte_size} bytes, the object has {size}"
             )));
         }
@@ -210,8 +218,8 @@ mod tests {
             ("/triton_python_backend_shm_x", false, false),
         ];
         for (key, is_fine, is_listed) in table {
-            assert_eq!(check_key(key, &[]).is_ok(), is_fine, "{key}");
-            assert_eq!(check_key(key, &allowed).is_ok(), is_listed, "{key}");
+            assert_eq!(check_key("r", key, &[]).is_ok(), is_fine, "{key}");
+            assert_eq!(check_key("r", key, &allowed).is_ok(), is_listed, "{key}");
         }
     }
 

@@ -134,29 +134,40 @@ fn read_one(key: &str, values: &[String]) -> Result<(&'static str, Option<Change
             values.len()
         )));
     };
-    let wrong = |expected: &str| {
-        let shown: String = value.chars().take(100).collect();
-        Error::invalid(format!("invalid value '{shown}' for '{name}', expected {expected}"))
-    };
     let change = match name {
-        "trace_rate" => {
-            let rate = value.parse().ok().filter(|rate| *rate > 0);
-            Change::Rate(rate.ok_or_else(|| wrong("a number of at least 1"))?)
-        }
+        "trace_rate" => Change::Rate(number(name, value, 1, u32::MAX.into())? as u32),
         "trace_count" if value == "-1" => Change::Count(None),
-        "trace_count" => {
-            Change::Count(Some(value.parse().map_err(|_| wrong("-1 or a number of at least 0"))?))
-        }
-        "log_frequency" => {
-            Change::LogFrequency(value.parse().map_err(|_| wrong("a number of at least 0"))?)
-        }
+        "trace_count" => Change::Count(Some(number(name, value, -1, u64::MAX)?)),
+        "log_frequency" => Change::LogFrequency(number(name, value, 0, u32::MAX.into())? as u32),
         _ => Change::Mode(match value.as_str() {
             "triton" => TraceMode::Triton,
             "opentelemetry" => TraceMode::Opentelemetry,
-            _ => return Err(wrong("triton or opentelemetry")),
+            _ => {
+                let shown: String = value.chars().take(100).collect();
+                return Err(Error::invalid(format!(
+                    "Unable to parse '{name}', got: {shown}, expected triton or opentelemetry"
+                )));
+            }
         }),
     };
     Ok((name, Some(change)))
+}
+
+/// Reads a number; the errors are Triton's.
+fn number(name: &str, value: &str, least: i64, most: u64) -> Result<u64> {
+    let shown: String = value.chars().take(100).collect();
+    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let is_negative = value.strip_prefix('-').is_some_and(is_digits);
+    let why = match value.parse::<u64>() {
+        Ok(number) if number <= most && i128::from(number) >= i128::from(least) => {
+            return Ok(number);
+        }
+        Ok(number) if number <= most => format!("'{name}'. Expecting value >= {least}"),
+        Err(_) if is_negative => format!("'{name}'. Expecting value >= {least}"),
+        Err(_) if !is_digits(value) => format!("'{name}'"),
+        _ => format!("'{name}', value is out of range [ {least}, {most} ]"),
+    };
+    Err(Error::invalid(format!("Unable to parse {why}, got: {shown}")))
 }
 
 /// Reads levels: OFF alone, or any of the others.
@@ -176,7 +187,7 @@ pub(crate) fn level(values: &[String]) -> Result<Change> {
         }
     }
     match is_off && (timestamps || tensors) {
-        true => Err(Error::invalid("trace level OFF can not be combined with other levels")),
+        true => Err(Error::invalid("Expect only one trace level 'OFF' is specified")),
         false => Ok(Change::Level { timestamps, tensors }),
     }
 }

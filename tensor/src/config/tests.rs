@@ -191,8 +191,8 @@ fn typed_contents_belong_to_their_datatype() {
     let table = [
         ("INT16", ints(), r#"accepted b",\x01""#),
         ("INT8", ints(), "300 is out of range for INT8"),
-        ("FP32", ints(), "FP32 belongs into fp32_contents, got int_contents"),
-        ("FP32", both(), "FP32 belongs into fp32_contents, got int_contents"),
+        ("FP32", ints(), "of type 'INT32', expected datatype 'FP32'"),
+        ("FP32", both(), "of type 'INT32', expected datatype 'FP32'"),
         ("FP16", ints(), "FP16 has no typed contents"),
         ("BF16", ints(), "BF16 has no typed contents"),
     ];

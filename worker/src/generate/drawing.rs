@@ -4,7 +4,7 @@ use engine::{Error, FinishReason, GenerateRequest, Result, StopConditions, Token
 use engine::{TokenLogprobs, Usage};
 
 use super::logprobs::Scorer;
-use super::output::{Addition, Told};
+use super::output::Addition;
 use super::sampler::{self, Rules, Sampler};
 use crate::cpu::Isa;
 use crate::guided::{Guide, Progress};
@@ -121,13 +121,14 @@ impl Drawing {
     ) -> Result<Addition> {
         let scores = self.scores.take();
         let prompt_logprobs = scores.map_or(Ok(Vec::new()), Scores::checked)?;
-        let (token, end) = match &self.guide {
+        let ended = |reason| Addition { end: Some((reason, self.usage())), ..Addition::default() };
+        let addition = match &self.guide {
             // The worker that had it before did not come to say so.
-            Some(guide) if guide.is_complete() => (None, Some(FinishReason::Stop)),
-            _ if self.max_tokens == 0 => (None, Some(FinishReason::Length)),
+            Some(guide) if guide.is_complete() => ended(FinishReason::Stop),
+            _ if self.max_tokens == 0 => ended(FinishReason::Length),
             _ => self.next(logits, eos_tokens, scratch)?,
         };
-        Ok(Addition { token, prompt_logprobs, end: end.map(|reason| (reason, self.usage())) })
+        Ok(Addition { prompt_logprobs, ..addition })
     }
 
     fn next(
@@ -135,26 +136,31 @@ impl Drawing {
         logits: &[f32],
         eos_tokens: &[TokenId],
         scratch: &mut Scratch,
-    ) -> Result<(Option<Told>, Option<FinishReason>)> {
+    ) -> Result<Addition> {
         let token = self.draw(logits, eos_tokens, &mut scratch.sampler)?;
         self.sampler.note(token);
         self.drawn += 1;
         // A constraint lets an end-of-sequence token through only where the text may end.
+        let scorer = &mut scratch.scorer;
+        let details = self.logprobs.map(|top| scorer.score(logits, token, top as usize));
         let is_eos = (!self.stop.ignore_eos || self.guide.is_some()) && eos_tokens.contains(&token);
         if is_eos || self.stop.stop_token_ids.contains(&token) {
-            return Ok((None, Some(FinishReason::Stop)));
+            return Ok(Addition {
+                end_logprobs: details.map(|details| (token, details)),
+                end: Some((FinishReason::Stop, self.usage())),
+                ..Addition::default()
+            });
         }
         let progress = match &mut self.guide {
             Some(guide) => guide.accept(token)?,
             None => Progress::Open,
         };
-        let scorer = &mut scratch.scorer;
-        let details = self.logprobs.map(|top| scorer.score(logits, token, top as usize));
         let end = match progress {
             Progress::Complete => Some(FinishReason::Stop),
             Progress::Open => (self.drawn >= self.max_tokens).then_some(FinishReason::Length),
         };
-        Ok((Some((token, details)), end))
+        let end = end.map(|reason| (reason, self.usage()));
+        Ok(Addition { token: Some((token, details)), end, ..Addition::default() })
     }
 
     fn draw(

@@ -80,6 +80,8 @@ pub(super) type Told = (TokenId, Option<TokenLogprobs>);
 #[derive(Debug, Default)]
 pub(super) struct Addition {
     pub token: Option<Told>,
+    /// The token that ended it, which is not handed out.
+    pub end_logprobs: Option<(TokenId, TokenLogprobs)>,
     /// Of the prompt, once.
     pub prompt_logprobs: Vec<Option<TokenLogprobs>>,
     pub end: Option<(FinishReason, Usage)>,
@@ -103,6 +105,7 @@ impl Output {
             output.logprobs.extend(logprobs);
         }
         if let Some((reason, usage)) = addition.end {
+            output.end_logprobs = addition.end_logprobs;
             output.finish = Some(reason);
             output.usage = Some(usage);
             state.open = state.open.saturating_sub(1);

@@ -20,7 +20,7 @@ use super::{
 const REQUEST: Nest = Nest(&[(9, Nest(&[(5, Nest::LEAF)]))]);
 
 /// Log-probabilities, those of the prompt one deeper.
-const OUTPUT: Nest = Nest(&[(3, Nest::LEAF), (4, Nest(&[(1, Nest::LEAF)]))]);
+const OUTPUT: Nest = Nest(&[(3, Nest::LEAF), (4, Nest(&[(1, Nest::LEAF)])), (9, Nest::LEAF)]);
 
 impl Wire for GenerateRequest {
     const PATH: &'static str = "/stator.worker.v1.Worker/Generate";
@@ -82,6 +82,7 @@ impl Wire for GenerateRequest {
         let prompt = |logprobs: Option<TokenLogprobs>| wire::PromptLogprobs {
             logprobs: logprobs.map(logprobs_to),
         };
+        let (end_token, end_logprobs) = output.end_logprobs.unzip();
         outbox.message(&wire::GenerateOutput {
             index: output.index,
             tokens: output.tokens,
@@ -94,6 +95,8 @@ impl Wire for GenerateRequest {
                 cached_tokens: usage.cached_tokens,
             }),
             queue_time_ns: nanoseconds(output.queue_time),
+            end_token: end_token.unwrap_or_default(),
+            end_logprobs: end_logprobs.map(logprobs_to),
             kv_source: output.kv_source.map(|source| source_to(&source)),
         })
     }
@@ -105,6 +108,8 @@ impl Wire for GenerateRequest {
             index: wire.index,
             tokens: wire.tokens,
             logprobs: wire.logprobs.into_iter().map(logprobs_of).collect::<Result<_>>()?,
+            end_logprobs: (wire.end_logprobs.map(logprobs_of).transpose()?)
+                .map(|found| (wire.end_token, found)),
             prompt_logprobs: wire.prompt_logprobs.into_iter().map(prompt).collect::<Result<_>>()?,
             finish: finish_of(wire.finish)?,
             usage: wire.usage.map(|usage| Usage {

@@ -210,6 +210,7 @@ class TokenModel(Model):
                     drawn += 1
                     if (token.id if isinstance(token, Token) else token) in ends:
                         finish = STOP
+                        _end(output, token, message)
                     else:
                         _append(output, token, message)
                         finish = LENGTH if drawn == limit else None
@@ -238,6 +239,13 @@ def _append(output, token, message):
     if message.HasField("logprobs"):
         raise Internal("log-probabilities were asked for: expected a `Token`, got an `int`")
     output.tokens.append(int(token))
+
+
+def _end(output, token, message):
+    """Tells the log-probability of the token that ended the text, if the model does and it was asked for."""
+    if isinstance(token, Token) and message.HasField("logprobs"):
+        output.end_token = token.id
+        output.end_logprobs.CopyFrom(token.message())
 
 
 async def each(count, answer):

@@ -65,7 +65,7 @@ pub(in crate::args) fn read_flags(
 ) -> Result<(Vec<OsString>, Vec<Note>), String> {
     let reader = Reader { command, role, environment };
     let (mut out, mut notes) = (Vec::with_capacity(args.len()), Vec::new());
-    let mut args = args.into_iter();
+    let mut args = args.into_iter().peekable();
     while let Some(arg) = args.next() {
         let text = arg.to_str().unwrap_or_default();
         if text == "--" {
@@ -81,9 +81,15 @@ pub(in crate::args) fn read_flags(
             None => (text, None),
         };
         let shown = shown.to_owned();
+        let own = name.flag.replace('-', "_");
+        let is_truth = |next: &OsString| next.to_str().and_then(truth).is_some();
         let given = match (given, name.takes) {
             (Some(given), _) => given,
             (None, Takes::Nothing) => is_on.to_string(),
+            // A switch of ours, behind which no value has to stand.
+            (None, Takes::Bool) if reader.is_switch(&own) && !args.peek().is_some_and(is_truth) => {
+                "true".to_owned()
+            }
             (None, _) => {
                 let next = args.next().ok_or_else(|| format!("`{shown}` needs a value"))?;
                 next.into_string().map_err(|_| format!("the value of `{shown}` is no text"))?
@@ -91,7 +97,6 @@ pub(in crate::args) fn read_flags(
         };
         let given = if is_on { given } else { "false".to_owned() };
         let (mut settings, note) = reader.apply(name, &shown, &given)?;
-        let own = name.flag.replace('-', "_");
         if reader.argument(&own).is_some() {
             // One of ours: what Dynamo has in variables beside it is not asked for.
             settings.retain(|(id, _)| *id == own);
@@ -196,11 +201,14 @@ impl Reader<'_> {
         self.argument(id).is_some_and(|arg| matches!(arg.get_action(), ArgAction::Append))
     }
 
+    fn is_switch(&self, id: &str) -> bool {
+        self.argument(id).is_some_and(|arg| matches!(arg.get_action(), ArgAction::SetTrue))
+    }
+
     /// Returns our flag with a value, as it stands in a command line.
     fn spelled(&self, id: &str, value: &str) -> OsString {
         let long = id.replace('_', "-");
-        let is_switch = |arg: &Arg| matches!(arg.get_action(), ArgAction::SetTrue);
-        match self.argument(id).is_some_and(is_switch) {
+        match self.is_switch(id) {
             true => format!("--{long}").into(),
             false => format!("--{long}={value}").into(),
         }

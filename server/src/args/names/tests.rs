@@ -197,7 +197,7 @@ fn no_name_that_keeps_others_out_is_without_effect() {
 
 #[test]
 fn values_are_read_as_the_other_server_means_them() {
-    let table: [(&str, &str, &str, &str); 22] = [
+    let table: [(&str, &str, &str, &str); 25] = [
         ("serve", "--tls-cert-path=a.pem", "", "tls-cert = \"a.pem\" # flag"),
         ("serve", "", "DYN_TLS_CERT_PATH=a.pem", "tls-cert = \"a.pem\" # file or alias"),
         ("serve", "", "DYN_HTTP_BODY_LIMIT_MB=45", "http-max-input-bytes = 47185920"),
@@ -208,6 +208,9 @@ fn values_are_read_as_the_other_server_means_them() {
         ("serve", "--grpc-metrics-port=9", "", "metrics-port = 9"),
         ("serve", "--allow-http=false", "", "no-http = true"),
         ("serve", "--allow-http=1", "", "# `--allow-http` = `true` holds here anyway"),
+        ("serve", "--exit-on-error", "", "exit-on-error = true # flag"),
+        ("serve", "--exit-on-error=1", "", "exit-on-error = true # flag"),
+        ("serve", "--exit-on-error=false", "", "# `--exit-on-error` = `false` holds here anyway"),
         ("serve", "--exit-timeout-secs=3", "", "shutdown-grace-ms = 3000"),
         ("serve", "--log-format=ISO8601", "", "log-format = \"text\" # flag"),
         ("frontend", "--no-router-kv-events", "", "no-router-kv-events = true # flag"),
@@ -263,6 +266,9 @@ fn what_has_no_place_here_stops_the_start() {
         let error = parse(role, &args, &with(name, value)).unwrap_err();
         assert!(error.contains(expected), "{role} {args:?} {variable}: {error}");
     }
+    let spaced = ["--exit-on-error", "false", "--exit-on-error", "true", "a.gguf"];
+    let parsed = parse("serve", &spaced.map(str::to_owned), &Environment::new()).unwrap();
+    assert!(dump("serve", &parsed.matches, &[]).contains("exit-on-error = true # flag"));
     let two = [("DYN_SYSTEM_PORT", "1"), ("DYN_GRPC_METRICS_PORT", "2")];
     let two = two.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     assert!(parse("serve", &[], &two).unwrap_err().contains("different values"));

@@ -48,7 +48,11 @@ pub(super) const NAMES: &[Name] = &[
     ours("model-control-mode"),
     ours("repository-poll-secs"),
     ours("load-model"),
-    flag("exit-on-error", ON, "a model that cannot be loaded at the start ends the server"),
+    flag(
+        "exit-on-error",
+        Means::Ours("exit-on-error", Reading::On),
+        "`true` there; here a model that cannot be loaded at the start is unavailable, unless this is said",
+    ),
     flag(
         "strict-readiness",
         Means::Any,

@@ -36,6 +36,7 @@ pub(crate) fn answer_of(request: &GenerateRequest) -> Vec<GenerateOutput> {
             // A token below 4 ends the text, if it may end.
             if token < 4 && drawn > request.stop.min_tokens {
                 output.finish = Some(FinishReason::Stop);
+                output.end_logprobs = Some((token, logprob(token)));
                 break;
             }
             tokens.push(token);
@@ -76,6 +77,7 @@ pub(crate) fn pieces(request: &GenerateRequest, random: &mut fastrand::Rng) -> V
         // The end may come with the last token or after it.
         if whole.tokens.is_empty() && (count == 0 || random.bool()) {
             (piece.finish, piece.usage) = (whole.finish, whole.usage);
+            piece.end_logprobs = whole.end_logprobs.take();
             rest.remove(at);
         }
         pieces.push(piece);

@@ -44,6 +44,7 @@ async fn collect(mut stream: OutputStream<GenerateRequest>) -> Result<Vec<Genera
                 assert!(other.finish.is_none(), "an output after the last one");
                 other.tokens.extend(output.tokens);
                 other.logprobs.extend(output.logprobs);
+                other.end_logprobs = output.end_logprobs;
                 other.finish = output.finish;
                 other.usage = output.usage;
             }

@@ -1,0 +1,38 @@
+//! What is callable, and what is said of what is not.
+
+use super::*;
+
+#[test]
+fn a_version_is_empty_or_a_plain_number() {
+    let table = [
+        ("", Some(None)),
+        ("1", Some(Some(1))),
+        ("0", Some(Some(0))),
+        ("-1", None),
+        ("+1", None),
+        ("abc", None),
+        ("1abc", None),
+        ("99999999999999999999", None),
+    ];
+    for (text, expected) in table {
+        assert_eq!(parse_version(text).ok(), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_model_that_loads_is_known_and_not_ready() {
+    let models = Models::default();
+    assert!(models.are_ready(), "a server without models is ready");
+    models.announce("m", &[1]);
+    assert!(!models.are_ready());
+    let kind = |name, version| models.get(name, version).unwrap_err().kind();
+    assert_eq!(kind("m", ""), ErrorKind::Unavailable);
+    assert_eq!(kind("m", "1"), ErrorKind::Unavailable);
+    assert_eq!(kind("m", "7"), ErrorKind::NotFound);
+    assert_eq!(kind("n", ""), ErrorKind::NotFound);
+    assert_eq!(kind("m", "x"), ErrorKind::InvalidRequest);
+    models.fail("m", "no file");
+    assert!(models.are_ready(), "a model that failed holds nobody up");
+    assert_eq!(kind("m", ""), ErrorKind::NotFound);
+    assert_eq!(models.list()[0].2.spell(), ("UNAVAILABLE", "no file"));
+}
