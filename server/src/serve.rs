@@ -328,7 +328,7 @@ pub(crate) fn own_repository(
 }
 
 /// Loads the models of the start, and follows the repositories if that is wanted. One that cannot
-/// be loaded is unavailable with its reason; returns why the last of these could not.
+/// be loaded is unavailable with its reason. Returns the last failure.
 ///
 /// Errors: in a strict server, the first model that cannot be loaded.
 pub(crate) async fn load_initial(

@@ -10,7 +10,7 @@ use crate::{Datatype, Error, Malformed, Result, Tensor, shape};
 const MAX_NAMES_SHOWN: usize = 64;
 
 /// What Triton says of shapes that lack the batch dimension.
-const BATCH_NOTE: &str = "NOTE: Setting a non-zero max_batch_size in the model config requires a \
+const BATCH_NOTE: &str = " NOTE: Setting a non-zero max_batch_size in the model config requires a \
     batch dimension to be prepended to each input shape. If you want to specify the full shape \
     including the batch dim in your input dims config, try setting max_batch_size to zero. See the \
     model configuration docs for more info on max_batch_size.";
@@ -218,7 +218,7 @@ impl ModelConfig {
         let declared = self.full_dims(spec);
         let note = if is_batched { BATCH_NOTE } else { "" };
         Err(Error::new(format!(
-            "unexpected shape for input '{}' for model '{}'. Expected {}, got {}. {note}",
+            "unexpected shape for input '{}' for model '{}'. Expected {}, got {}.{note}",
             input.name,
             self.name,
             shape::spell(&declared),

@@ -32,7 +32,7 @@ def test_a_machine_is_examined(tmp_path):
     assert re.match(r"\d+ cores, kernels for ", found["processor"][1])
     assert re.match(r"[\d.]+ GiB, [\d.]+ GiB available", found["memory"][1])
     assert "GiB free" in found["models"][1] and "GiB free" in found["shared memory"][1]
-    assert found["discovery"] == ("ok", f"file://{tmp_path} answers; 0 workers are registered")
+    assert found["discovery"] == ("ok", f"file://{tmp_path} answers; registered workers: 0")
     assert found["NATS"] == ("ok", "not used (--nats)")
 
 
@@ -51,7 +51,7 @@ def test_what_is_scarce_comes_with_advice(tmp_path):
     assert level == "warn" and str(tmp_path) in words and "./serve" in advice
 
 
-def test_what_is_asked_for_and_away_is_a_failure():
+def test_what_is_asked_for_and_away_is_a_failure(tmp_path):
     away = free_port()
     status, found, _ = doctor("--ports", str(free_port()), "--discovery", f"etcd://127.0.0.1:{away}",
                               "--nats", f"nats://127.0.0.1:{away}")
@@ -59,6 +59,9 @@ def test_what_is_asked_for_and_away_is_a_failure():
     for what in ("discovery", "NATS"):
         level, words, advice = found[what]
         assert level == "FAIL" and "does not answer" in words and "address" in advice, found
+    status, found, _ = doctor("--ports", str(free_port()), "--discovery", f"file://{tmp_path}/nowhere")
+    assert status == 0 and found["discovery"][:2] == ("warn", f"{tmp_path}/nowhere is not there")
+    assert not (tmp_path / "nowhere").exists()
     status, found, error = doctor("--discovery", "redis://here")
     assert status == 1 and not found and error.startswith("stator: --discovery: expected "), error
 
@@ -72,5 +75,5 @@ def test_what_answers_is_told(tmp_path):
             status, found, _ = doctor("--ports", str(free_port()), "--discovery", discovery,
                                       "--nats", f"nats://127.0.0.1:{nats.port}")
     assert status == 0
-    assert found["discovery"] == ("ok", f"{discovery} answers; 1 workers are registered")
+    assert found["discovery"] == ("ok", f"{discovery} answers; registered workers: 1")
     assert found["NATS"] == ("ok", "messages arrive")

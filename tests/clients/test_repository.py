@@ -194,6 +194,7 @@ def test_a_declared_max_queue_size_is_kept(tmp_path):
     with running("--model-repository", str(tmp_path), "--max-running-sequences", "1") as server, Client(server) as client:
         state, reason = states(client)["levels", "1"]
         assert state == "UNAVAILABLE" and "`priority_queue_policy`" in reason, reason
+        # All five come within milliseconds, and the first one takes 8 s.
         asked = request("tensors", [tensor("INPUT0", "FP32", [1])], [bytes(4)])
         found = [client.stub.ModelInfer.future(asked) for _ in range(5)]
         codes = [one.code() for one in found]

@@ -182,6 +182,8 @@ GRPC = {
                   "Invalid offset for shared memory region: 'here'"),
     "region end": (with_input({**REGION, "shared_memory_region": "here", "shared_memory_offset": 60}), INVALID,
                    "Invalid offset + byte size for shared memory region: 'here'"),
+    "region overflow": (with_input({**REGION, "shared_memory_region": "here", "shared_memory_offset": 60,
+                                    "shared_memory_byte_size": 2**64 - 1}), INVALID, "Integer overflow detected"),
     "region name": (registers("here", "KEY"), grpc.StatusCode.ALREADY_EXISTS,
                     "shared memory region 'here' already in manager"),
     "no object": (registers("b", "stator_none"), INTERNAL, "Unable to open shared memory region: 'stator_none'"),

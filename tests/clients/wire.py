@@ -41,6 +41,8 @@ def set_parameter(parameter, value):
     """Sets a parameter by the type of the Python value."""
     if isinstance(value, bool):
         parameter.bool_param = value
+    elif isinstance(value, int) and value >= 2**63:
+        parameter.uint64_param = value
     elif isinstance(value, int):
         parameter.int64_param = value
     elif isinstance(value, float):

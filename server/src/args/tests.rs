@@ -266,7 +266,7 @@ const DOCTOR: &str = "
 ## stator doctor
 
 `stator doctor` says what this machine has, whether the ports are free, and whether the fleet's registrations and NATS can be reached, with
-what to do about the rest. It ends with status 1 if something that was asked for does not work. It takes the flags of Fleet, and these:
+what to do about the rest. It ends with status 1 if the store or NATS does not answer or a port cannot be opened; a taken port is a warning. It takes the flags of Fleet, and these:
 
 ";
 

@@ -61,7 +61,7 @@ fn memory() -> Finding {
         found += &format!(", this process may have {:.1} GiB", limit as f64 / GIB);
     }
     match usable < LEAST_MEMORY {
-        true => Finding::fail(what, found, "the default model needs 1 GiB"),
+        true => Finding::warn(what, found, "the default model needs 1 GiB"),
         false => Finding::ok(what, found),
     }
 }

@@ -36,7 +36,7 @@ fn port_is_free(port: u16) -> Finding {
         Err(error) if error.kind() == ErrorKind::AddrInUse => Finding::warn(
             what,
             "taken by another process",
-            "end that one (`ss -ltnp` names it), or choose others: --http-port, --grpc-port, \
+            "if it is no `stator`, end it (`ss -ltnp` names it), or choose others: --http-port, --grpc-port, \
              --metrics-port",
         ),
         Err(error) => Finding::fail(
@@ -51,6 +51,12 @@ fn port_is_free(port: u16) -> Finding {
 /// Reads the registrations of a fleet once.
 async fn registrations(store: &Store, args: &DoctorArgs) -> Finding {
     let what = "discovery";
+    if let Store::File(folder) = store
+        && !folder.is_dir()
+    {
+        let found = format!("{} is not there", folder.display());
+        return Finding::warn(what, found, "the first worker makes it; check the path");
+    }
     let place = args.discovery.discovery.as_deref().unwrap_or("the folder of this user");
     let (tasks, warnings) = (Tasks::new(), Warnings::default());
     let _guard = warnings.hear();
@@ -74,7 +80,7 @@ async fn registrations(store: &Store, args: &DoctorArgs) -> Finding {
     tasks.cancel();
     match listed {
         Ok(Some(workers)) => {
-            Finding::ok(what, format!("{place} answers; {workers} workers are registered"))
+            Finding::ok(what, format!("{place} answers; registered workers: {workers}"))
         }
         _ => Finding::fail(
             what,

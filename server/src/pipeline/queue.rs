@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use engine::{Context, Engine, Error, ErrorKind, InferRequest, OutputStream, Result};
-use futures_util::StreamExt;
+use futures_util::TryStreamExt;
 use proto::inference::ModelConfig;
 use proto::inference::model_config::SchedulingChoice;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -82,11 +83,15 @@ impl<E: Engine<InferRequest>> Engine<InferRequest> for Queued<E> {
         request: InferRequest,
         context: Context,
     ) -> Result<OutputStream<InferRequest>> {
+        let came = Instant::now();
         let place = self.place().await?;
+        let waited = came.elapsed();
         let outputs = self.engine.call(request, context).await?;
         // The place is the request's until its answer is over.
-        Ok(Box::pin(outputs.inspect(move |_| {
+        Ok(Box::pin(outputs.map_ok(move |mut output| {
             let _held = &place;
+            output.queue_time += waited;
+            output
         })))
     }
 }

@@ -51,13 +51,14 @@ pub(super) const NAMES: &[Name] = &[
     flag(
         "exit-on-error",
         Means::Ours("exit-on-error", Reading::On),
-        "`true` there; here a model that cannot be loaded at the start is unavailable, unless this is said",
+        "Triton's default is `true`, Stator's is `false`: a model that cannot be loaded is UNAVAILABLE, and \
+         the others are served",
     ),
     flag(
         "strict-readiness",
         Means::Any,
         "the server is ready when none of its models is loading and those that are loaded take \
-         requests; each model tells its own readiness",
+         requests, also where one could not be loaded; each model tells its own readiness",
     ),
     Name {
         flag: "disable-auto-complete-config",
