@@ -35,7 +35,7 @@ def test_a_generation(server):
                            "temperature": {"double_param": 0}}}
     answer = json.loads(grpcurl(server, "inference.GRPCInferenceService/ModelInfer", data=data))
     output = base64.b64decode(answer["rawOutputContents"][0])[4:].decode()
-    assert output.startswith("The capital of France is") and "Paris" in output
+    assert output.startswith(" Paris")
 
 
 def test_health(server):

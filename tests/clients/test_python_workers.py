@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import queue
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from conftest import free_port, sdk_of
 from patience import NEVER_MS, PATIENCE_SECONDS, eventually
 from python_workers import EXAMPLES, FAULTY, python_worker, write_tokenizer
 from test_cluster import client_of, frontend, is_ready, joined
+from test_rest_generate import generate
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +254,17 @@ def test_log_probabilities_and_what_a_model_cannot_do(sdk):
         with pytest.raises(openai.APIStatusError) as refused:
             sdk.completions.create(model=model, prompt="ab", max_tokens=8, **options)
         assert refused.value.status_code == 501, refused.value
+
+
+def test_the_token_that_ends_a_text_is_scored(fleet):
+    asked = {"text_input": "ab", "max_tokens": 8, "return_token_ids": True, "return_logprobs": True, "logprobs": 1,
+             "return_num_output_tokens": True}
+    whole = generate(fleet[0], "lists", **asked)
+    _, last = json.loads(whole["token_ids"])
+    ended = generate(fleet[0], "lists", **asked, stop_token_ids=[last])
+    assert json.loads(ended["token_ids"]) == [last - 1]
+    for answer in (whole, ended):
+        assert answer["num_output_tokens"] == len(json.loads(answer["logprobs"])) == 2
 
 
 def test_the_embedding_example(sdk):

@@ -1,6 +1,5 @@
 """Model repositories: what is declared is what is served, now and when it changes."""
 
-import contextlib
 import shutil
 
 import grpc
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import triton_to_np_dtype
 
+from chaos import total
 from conftest import NUMERIC, running
 from patience import eventually
 from test_lifecycle import stator
@@ -200,23 +200,13 @@ def test_a_declared_max_queue_size_is_kept(tmp_path):
         codes = [one.code() for one in found]
         assert sorted(codes, key=str) == [grpc.StatusCode.OK] * 2 + [UNAVAILABLE] * 3, codes
         assert all("Exceeds maximum queue size" in one.details() for one in found if one.code() == UNAVAILABLE)
-        first, *later = [text_request("texts", "hello", max_tokens=most) for most in (8000, 1, 1)]
-        running_one = client.stub.ModelInfer.future(first)
-        waits = None
-
-        def is_full():
-            nonlocal waits
-            if waits is None or waits.done():
-                waits = client.stub.ModelInfer.future(later[0])
-            last = client.stub.ModelInfer.future(later[1])
-            with contextlib.suppress(grpc.FutureTimeoutError):
-                is_refused = last.exception(timeout=0.3) is not None and "Exceeds maximum queue size" in last.details()
-                return is_refused and not waits.done()
-            last.cancel()
-            return False
-
-        eventually("one waits and more are refused", is_full)
-        running_one.cancel()
+        first, second, third = [text_request("texts", "hello", max_tokens=most) for most in (8000, 1, 1)]
+        runs = client.stub.ModelInfer.future(first)
+        eventually("one runs", lambda: total(server, "stator_running_sequences") == 1)
+        waits = client.stub.ModelInfer.future(second)
+        eventually("one waits", lambda: total(server, "stator_queue_depth_requests") == 1)
+        refused(lambda: client.stub.ModelInfer(third), UNAVAILABLE, "Exceeds maximum queue size")
+        runs.cancel()
         assert waits.result().outputs
 
 

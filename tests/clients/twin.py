@@ -312,7 +312,7 @@ def read(responses, prompt, settings):
         scores += [_tensor_logprobs(one, token, top) for one, token in zip(drawn, tokens)]
         # Tensors score the token that ended the text too, as vLLM's backend does.
         assert not drawn or len(drawn) == sum(column("num_output_tokens", row))
-        assert len(drawn) <= len(tokens) or column("finish_reason", row)[-1] == b"stop"
+        assert len(drawn) <= len(tokens) or column("finish_reason", row)[-1] != "length"
         told.append(Told("".join(column("text_output", row)),
                          "".join(column("reasoning_content", row)),
                          # Each response after the end tells it again.
