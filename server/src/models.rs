@@ -279,6 +279,8 @@ impl Models {
                     left
                 }
                 State::Loading => continue,
+                // A failed load may have guessed the version.
+                State::Unavailable(_) if !models.is_empty() => continue,
                 state => state,
             };
             entry.versions.insert(version, left);
