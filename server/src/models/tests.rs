@@ -61,3 +61,27 @@ async fn a_version_that_failed_is_forgotten_when_others_are_loaded() {
     models.replace("m", vec![(3, model("m", 3))]);
     assert_eq!(listed(&models), [(3, "READY")]);
 }
+
+#[tokio::test]
+async fn one_version_fails_alone() {
+    let models = Models::default();
+    models.announce("m", &[1, 2, 3]);
+    models.serve("m", [(1, Some(model("m", 1))), (2, None), (3, None)].into());
+    for version in [1, 2, 7] {
+        models.fail_version("m", version, "no worker");
+    }
+    assert_eq!(listed(&models), [(1, "READY"), (2, "UNAVAILABLE"), (3, "LOADING")]);
+}
+
+#[tokio::test]
+async fn versions_stay_until_those_that_come_have_a_model() {
+    let models = Models::default();
+    let (third, fourth) = (model("m", 3), model("m", 4));
+    models.serve("m", [(3, Some(third.clone()))].into());
+    models.serve("m", [(4, None)].into());
+    assert_eq!(listed(&models), [(3, "READY"), (4, "LOADING")]);
+    assert!(models.has("m", &third));
+    models.serve("m", [(4, Some(fourth.clone()))].into());
+    assert_eq!(listed(&models), [(4, "READY")]);
+    assert!(Arc::ptr_eq(&models.get("m", "").unwrap(), &fourth) && !models.has("m", &third));
+}
