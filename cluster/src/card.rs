@@ -235,10 +235,17 @@ impl Card {
     pub fn check(&self) -> Result<()> {
         check_version("card", self.version, CARD_VERSION)?;
         check_name("name", &self.name)?;
+        let model = &self.name;
         if !self.version_of.is_empty() {
             check_name("version_of", &self.version_of)?;
+            let name = format!("{}/versions/{}", self.version_of, self.number());
+            if *model != name {
+                return Err(Error::invalid(format!(
+                    "card `{model}`: `version_of`: expected the name `{name}`, got `{model}`"
+                )));
+            }
+            check_count(model, "aliases", self.aliases.len(), 0)?;
         }
-        let model = &self.name;
         check_list(model, "aliases", &self.aliases, MAX_ALIASES)?;
         check_list(model, "adapters", &self.adapters, MAX_ADAPTERS)?;
         check_count(model, "eos_tokens", self.eos_tokens.len(), MAX_EOS_TOKENS)?;

@@ -3,7 +3,7 @@
 use crate::tools::DEFAULT_MAX_CALLS;
 
 /// What all texts of a server keep to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TextRules {
     /// Whether messages may spell out control tokens, which end turns and begin others.
     pub has_special_content: bool,

@@ -118,7 +118,8 @@ impl Backends {
         let Loaded { mut runner, mut card, vocabulary } = loaded;
         card.name.clone_from(&definition.name);
         let adapters = Adapting::Files(runner.take_adapters(self.engine.adapters));
-        let texts = self.read(&card, &vocabulary, &definition.declared)?;
+        let rules = rules_of(self.engine.text_rules, &definition.declared)?;
+        let texts = self.read(&card, &vocabulary, rules)?;
         let runner = Box::new(runner);
         let model =
             self.generating(runner, adapters, (card.clone(), texts), &definition.declared)?;
@@ -183,8 +184,9 @@ impl Backends {
         let card = mock::card(&definition.name, &mock);
         let runner = Box::new(MockRunner::new(mock));
         // A mock's vocabulary is always the same, so its card says which texts are its own.
-        let read = || self.read(&card, &mock::vocabulary(), &definition.declared);
-        let texts = self.texts.get(&card, read)?;
+        let rules = rules_of(self.engine.text_rules, &definition.declared)?;
+        let read = || self.read(&card, &mock::vocabulary(), rules);
+        let texts = self.texts.get(&card, rules, read)?;
         self.generating(runner, Adapting::Names, (card, texts), &definition.declared)
     }
 
@@ -231,9 +233,8 @@ impl Backends {
         &self,
         card: &ModelCard,
         vocabulary: &Vocabulary,
-        declared: &wire::ModelConfig,
+        rules: TextRules,
     ) -> Result<Texts, String> {
-        let rules = rules_of(self.engine.text_rules, declared)?;
         let (tools, reasoning) = (&self.engine.tool_call_parser, &self.engine.reasoning_parser);
         let bridge = TextBridge::new(card, vocabulary)
             .and_then(|bridge| {

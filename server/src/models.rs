@@ -3,7 +3,7 @@
 //!
 //! A model that is replaced or unloaded serves the requests that hold it to their end.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use tensor::ModelConfig;
 use tokio::sync::watch;
 use worker::lora::Adapters;
 
+use self::entry::Entry;
 use crate::backend::Base;
 use crate::fleet::Tables;
 use crate::metrics::Totals;
@@ -25,6 +26,8 @@ use crate::pipeline::Thresholds;
 use crate::repository::Definition;
 use crate::statistics::Statistics;
 use crate::text::TextEngine;
+
+mod entry;
 
 /// Reads how busy an engine is; asked often.
 pub(crate) type ReadLoad = Arc<dyn Fn() -> WorkerLoad + Send + Sync>;
@@ -160,23 +163,6 @@ impl State {
 /// Most names whose workers left that are remembered.
 const MAX_LEFT: usize = 1000;
 
-/// The versions of one name.
-#[derive(Debug, Default)]
-struct Entry {
-    versions: BTreeMap<u64, State>,
-    /// The highest version that is callable.
-    latest: Option<Arc<Model>>,
-}
-
-impl Entry {
-    fn settle(&mut self) {
-        self.latest = self.versions.values().rev().find_map(|state| match state {
-            State::Ready(model) => Some(model.clone()),
-            _ => None,
-        });
-    }
-}
-
 /// The models of this server.
 #[derive(Debug)]
 pub(crate) struct Models {
@@ -229,7 +215,7 @@ impl Models {
     }
 
     /// Says that one more version of a name is being loaded.
-    pub(crate) fn expect(&self, name: &str, version: u64) {
+    pub(crate) fn announce_version(&self, name: &str, version: u64) {
         let mut guard = self.write();
         let versions = &mut guard.entry(name.to_owned()).or_default().versions;
         if !matches!(versions.get(&version), Some(State::Ready(_))) {
@@ -239,30 +225,14 @@ impl Models {
         self.changes.send_replace(());
     }
 
-    /// Makes one version of a name callable; others of the name stay as they are.
-    pub(crate) fn put(&self, name: &str, version: u64, model: Arc<Model>) {
+    /// Makes these the versions of a name, in one step. A version without a model keeps its state,
+    /// and a new one is being loaded. Callable versions stay until one of these has a model.
+    pub(crate) fn serve(&self, name: &str, versions: BTreeMap<u64, Option<Arc<Model>>>) {
         let mut guard = self.write();
-        let entry = guard.entry(name.to_owned()).or_default();
-        let replaced = (entry.versions.insert(version, State::Ready(model)), entry.latest.take());
-        entry.settle();
+        let Some(gone) = guard.entry(name.to_owned()).or_default().serve(versions) else { return };
         drop(guard);
         self.changes.send_replace(());
-        tokio::task::spawn_blocking(move || drop(replaced));
-    }
-
-    /// Forgets all versions of a name but these.
-    pub(crate) fn keep(&self, name: &str, versions: &BTreeSet<u64>) {
-        let mut guard = self.write();
-        let Some(entry) = guard.get_mut(name) else { return };
-        let all = std::mem::take(&mut entry.versions);
-        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            all.into_iter().partition(|(version, _)| versions.contains(version));
-        entry.versions = kept;
-        let latest = entry.latest.take();
-        entry.settle();
-        drop(guard);
-        self.changes.send_replace(());
-        tokio::task::spawn_blocking(move || drop((gone, latest)));
+        tokio::task::spawn_blocking(move || drop(gone));
     }
 
     /// Makes these the callable versions of a name; others of the name are unloaded.
@@ -279,6 +249,8 @@ impl Models {
                     left
                 }
                 State::Loading => continue,
+                // A failed load may have guessed the version.
+                State::Unavailable(_) if !models.is_empty() => continue,
                 state => state,
             };
             entry.versions.insert(version, left);
@@ -300,6 +272,17 @@ impl Models {
             versions.insert(1, State::Loading);
         }
         for state in versions.values_mut().filter(|state| matches!(state, State::Loading)) {
+            *state = State::Unavailable(reason.to_owned());
+        }
+        drop(guard);
+        self.changes.send_replace(());
+    }
+
+    /// Says that one version of a name could not be loaded; if it is callable, it stays so.
+    pub(crate) fn fail_version(&self, name: &str, version: u64, reason: &str) {
+        let mut guard = self.write();
+        let state = guard.get_mut(name).and_then(|entry| entry.versions.get_mut(&version));
+        if let Some(state) = state.filter(|state| !matches!(state, State::Ready(_))) {
             *state = State::Unavailable(reason.to_owned());
         }
         drop(guard);
@@ -384,6 +367,13 @@ impl Models {
             Some(_) => loading(number),
             None => Err(Error::not_found(unknown(format!("version {number} is not found")))),
         }
+    }
+
+    /// Returns whether this model can be called by this name.
+    pub(crate) fn has(&self, name: &str, model: &Arc<Model>) -> bool {
+        let is_it =
+            |state: &State| matches!(state, State::Ready(ready) if Arc::ptr_eq(ready, model));
+        self.read().get(name).is_some_and(|entry| entry.versions.values().any(is_it))
     }
 
     /// Returns the callable versions of a name: the one given, or all.

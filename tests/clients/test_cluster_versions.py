@@ -3,8 +3,9 @@
 import shutil
 
 from patience import eventually
-from test_cluster import frontend, worker
+from test_cluster import frontend, joined, worker
 from test_repository import NOT_FOUND, identity, infer
+from tritonclient.utils import InferenceServerException
 from wire import Client, call, denied, write_model
 
 
@@ -32,3 +33,33 @@ def test_a_frontend_serves_the_versions_of_a_worker_under_their_numbers(tmp_path
         shutil.rmtree(root / "m" / "1")
         eventually("what is gone is gone", lambda: versions() == ["3"])
         assert infer(client, "m") == "3"
+
+
+def test_a_version_that_two_workers_have_stays_when_one_leaves(tmp_path):
+    discovery = f"file://{tmp_path / 'fleet'}"
+    write_model(tmp_path / "one", "m", identity("m"), versions=(3,))
+    write_model(tmp_path / "two", "m", identity("m", "version_policy: { all { } }\n"), versions=(3, 4))
+    serving = lambda name: worker(discovery, models=["--model-repository", str(tmp_path / name)])
+    with frontend(discovery, "--worker-wait-ms", "200") as front, Client(front) as client:
+        made = lambda: sum("model ready" in line and "m/versions/3" in line for line in front.log)
+
+        def answers(version=""):
+            try:
+                return infer(client, "m", version=version)
+            except InferenceServerException:
+                return None
+
+        versions = lambda: sorted(client.get_model_metadata("m").versions)
+        with serving("one") as one:
+            eventually("the first one is served", lambda: answers() == "3")
+            with serving("two") as two:
+                eventually("the same version of the other one is there", lambda: made() == 1)
+                assert answers() == "3" and versions() == ["3"], "the older worker has the name"
+                two.terminate()
+                eventually("it left", lambda: joined(front, "worker left") == 1)
+            eventually("the first one answers", lambda: answers("3") == "3")
+            with serving("two"):
+                eventually("the other one is there again", lambda: made() == 2)
+                one.terminate()
+                eventually("it has the name", lambda: answers() == "4" and versions() == ["3", "4"])
+                eventually("it has the older version", lambda: answers("3") == "3")

@@ -71,11 +71,18 @@ fn every_field_but_role_and_adapters_makes_another_identity() {
 
 #[test]
 fn what_does_not_fit_is_refused_by_its_name() {
-    let cases: [(&str, Edit); 11] = [
+    let cases: [(&str, Edit); 14] = [
         ("version 2", |card| card.version = 2),
         ("name", |card| card.name.clear()),
         ("control", |card| card.name = "a\nb".into()),
         ("aliases", |card| card.aliases = vec!["a".into(); MAX_ALIASES + 1]),
+        ("version_of", |card| card.version_of = "m".into()),
+        ("name `m/versions/3`", |card| {
+            *card = Card { model_version: 3, version_of: "m".into(), ..full() };
+        }),
+        ("`aliases`: expected at most 0", |card| {
+            *card = Card { name: "m/versions/1".into(), version_of: "m".into(), ..full() };
+        }),
         ("adapters", |card| card.adapters = vec!["a".into(); MAX_ADAPTERS + 1]),
         ("eos_tokens", |card| card.eos_tokens = vec![0; MAX_EOS_TOKENS + 1]),
         ("tensor_config", |card| card.tensor_config = Some(vec![0; MAX_TENSOR_CONFIG_BYTES + 1])),
@@ -90,6 +97,8 @@ fn what_does_not_fit_is_refused_by_its_name() {
         ("parser", |card| card.tool_call_parser = Some(String::new())),
     ];
     full().check().unwrap();
+    let older = Card::new("m/versions/3", Kind::Text, Input::Token);
+    Card { model_version: 3, version_of: "m".into(), ..older }.check().unwrap();
     for (word, change) in cases {
         let mut card = full();
         change(&mut card);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::{ModelCard, TokenId, Vocabulary};
-use openai_bridge::TextBridge;
+use openai_bridge::{TextBridge, TextRules};
 use worker::generate::Constraints;
 
 use crate::fleet::Tables;
@@ -21,8 +21,8 @@ pub(super) struct Texts {
 }
 
 /// What distinguishes the texts of models that have one vocabulary: name, context length, block
-/// size and the tokens that end a text.
-type Key = (String, u32, u32, Vec<TokenId>);
+/// size, the tokens that end a text, and the rules that it keeps to.
+type Key = (String, u32, u32, Vec<TokenId>, TextRules);
 
 /// The most texts that are kept for others; what comes above is made anew for each.
 const MAX_SHARED: usize = 64;
@@ -42,16 +42,17 @@ impl SharedTexts {
         Self { keeps_tables: true, made: (count > 1).then(Arc::default) }
     }
 
-    /// Returns the texts of a card whose vocabulary all callers know to be the same; they are made
-    /// by whoever comes first, and the others wait.
+    /// Returns the texts of a card whose vocabulary all callers know to be the same, with these
+    /// rules; they are made by whoever comes first, and the others wait.
     pub(super) fn get(
         &self,
         card: &ModelCard,
+        rules: TextRules,
         make: impl FnOnce() -> Result<Texts, String>,
     ) -> Result<Texts, String> {
         let Some(made) = &self.made else { return make() };
         let ModelCard { name, context_length, block_size, eos_tokens, .. } = card;
-        let key = (name.clone(), *context_length, *block_size, eos_tokens.clone());
+        let key = (name.clone(), *context_length, *block_size, eos_tokens.clone(), rules);
         let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(texts) = made.get(&key) {
             return Ok(texts.clone());
@@ -66,5 +67,28 @@ impl SharedTexts {
     /// Returns what frontends need to know of a text model, if there are any.
     pub(super) fn tables(&self, card: &ModelCard, vocabulary: &Vocabulary) -> Option<Arc<Tables>> {
         self.keeps_tables.then(|| Arc::new(Tables::new(card.clone(), vocabulary)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use worker::runner::mock::{self, MockConfig};
+
+    use super::*;
+
+    #[test]
+    fn texts_with_other_rules_are_others() {
+        let (card, shared) = (mock::card("m", &MockConfig::default()), SharedTexts::of_workers(2));
+        let get = |has_echo| {
+            let make = || {
+                let bridge = Arc::new(TextBridge::of_texts("m", 16, false));
+                let constraints = Constraints::new(&mock::vocabulary(), &card.eos_tokens);
+                Ok(Texts { bridge, tables: None, constraints })
+            };
+            let rules = TextRules { has_echo, ..TextRules::default() };
+            shared.get(&card, rules, make).unwrap().bridge
+        };
+        assert!(Arc::ptr_eq(&get(true), &get(true)));
+        assert!(!Arc::ptr_eq(&get(true), &get(false)));
     }
 }

@@ -1,10 +1,12 @@
 //! What a worker tells of its models, and what it hands out.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use cluster::card::{Artifact, Card, Input, Kind, Role, Sha256};
+use cluster::instance::MAX_CARDS;
 use cluster::request::{Artifacts, Served};
 use engine::{Error, Result};
 use prost_reflect::prost::Message;
@@ -54,9 +56,11 @@ pub(super) struct Offer {
     pub served: Served,
 }
 
-/// Returns what is handed out of the models that can be called, and puts their artifacts where they
-/// are fetched. The latest version of a name has its name; others are told apart by theirs.
-pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> Vec<Offer> {
+/// Returns what is handed out of the models that can be called, and the number of older versions
+/// for which a registration has no room; puts artifacts where they are fetched.
+///
+/// The latest version of a name has its name; others are told apart by theirs.
+pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> (Vec<Offer>, usize) {
     let ready = models.ready();
     // They come in the order of their versions, so the latest stays.
     let latest: BTreeMap<&str, &Arc<Model>> =
@@ -67,15 +71,25 @@ pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> Vec<O
             adapters.entry(parent).or_default().push(model.name.to_string());
         }
     }
+    let is_latest = |model: &Arc<Model>| {
+        latest.get(&*model.name).is_some_and(|latest| Arc::ptr_eq(latest, model))
+    };
+    // The latest ones come first; of the others, those with the highest numbers.
+    let mut sorted: Vec<&Arc<Model>> = ready.iter().collect();
+    sorted.sort_by_key(|model| Reverse((is_latest(model), number(model))));
     let mut contents = BTreeMap::new();
-    let mut offers = Vec::new();
-    for model in &ready {
+    let (mut offers, mut left_out) = (Vec::new(), 0);
+    for model in sorted {
         let name = &*model.name;
         let Some(core) = model.core.as_ref().filter(|_| model.is_ready()) else { continue };
+        if !is_latest(model) && offers.len() >= MAX_CARDS {
+            left_out += 1;
+            continue;
+        }
         let mut card = card(model, core, formats);
         // 1 is left out, as workers do that know no versions.
-        card.model_version = model.version.parse().ok().filter(|one| *one != 1).unwrap_or_default();
-        if latest.get(name).is_some_and(|latest| Arc::ptr_eq(latest, model)) {
+        card.model_version = Some(number(model)).filter(|one| *one != 1).unwrap_or_default();
+        if is_latest(model) {
             card.adapters = adapters.remove(name).unwrap_or_default();
         } else {
             card.name = format!("{name}/versions/{}", model.version);
@@ -103,7 +117,11 @@ pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> Vec<O
         offers.push(Offer { card, served });
     }
     files.replace(contents);
-    offers
+    (offers, left_out)
+}
+
+fn number(model: &Model) -> u64 {
+    model.version.parse().unwrap_or_default()
 }
 
 fn card(model: &Model, core: &Core, formats: &Formats) -> Card {
@@ -169,9 +187,29 @@ fn served(model: &Arc<Model>, core: &Core, card: &Card) -> Served {
 
 #[cfg(test)]
 mod tests {
+    use engine::testing::Scripted;
     use proto::inference::{ModelConfig, ModelParameter};
 
     use super::*;
+    use crate::backend::on_tensors;
+
+    #[tokio::test]
+    async fn older_versions_are_left_out_where_there_is_no_room() {
+        let models = Models::default();
+        let model = |name: &str, version: u64| {
+            let config = tensor::ModelConfig::new(name, 0, Vec::new(), Vec::new());
+            let made = on_tensors(config, Default::default(), Arc::new(Scripted::new(Vec::new())));
+            let model = Model { version: version.to_string().into(), ..made.unwrap() };
+            (version, Arc::new(model))
+        };
+        models.replace("many", (1..=100).map(|version| model("many", version)).collect());
+        models.replace("one", vec![model("one", 1)]);
+        let (offers, left_out) = offers(&models, &Formats::default(), &Files::default());
+        let names: Vec<&str> = offers.iter().map(|offer| &*offer.card.name).collect();
+        assert_eq!(names[..3], ["many", "one", "many/versions/99"]);
+        assert_eq!((names.len(), left_out), (MAX_CARDS, 101 - MAX_CARDS));
+        assert_eq!(names[MAX_CARDS - 1], "many/versions/38");
+    }
 
     #[test]
     fn equal_configurations_are_equal_bytes() {

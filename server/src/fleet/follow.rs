@@ -46,6 +46,8 @@ pub(crate) struct Fleet {
     planes: Arc<Planes>,
     models: Arc<Models>,
     known: BTreeMap<String, Known>,
+    /// The names that clients call.
+    served: BTreeSet<String>,
     /// When models that were here counted as busy, for when they come back.
     limits: BTreeMap<String, Limits>,
     tasks: Tasks,
@@ -60,8 +62,8 @@ struct Known {
     names: BTreeSet<String>,
     /// What was made, for each name that clients may call it by: it may get that one at any moment.
     made: BTreeMap<String, Arc<Model>>,
-    /// The workers of another card that had the name, which is called until this one is made.
-    before: Option<Arc<Pool>>,
+    /// What was made of another card that had the name, which is called until this one is made.
+    before: Option<Before>,
     /// When it is forgotten, since its last worker is gone.
     until: Option<Instant>,
     /// When its workers are, if another model took one of its names over: requests that were on
@@ -69,6 +71,59 @@ struct Known {
     lingers: Option<Instant>,
     /// Why it could not be served, which is tried again and again.
     complaints: Complaints,
+}
+
+/// What had the name of a model before its card changed.
+struct Before {
+    card: Arc<Card>,
+    pool: Arc<Pool>,
+    made: BTreeMap<String, Arc<Model>>,
+}
+
+/// Which of two models is served that are the same version of a name: the greater one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// It is being made.
+    Awaited,
+    /// Its workers left.
+    Idle,
+    /// Its name has another card, of which nothing is made yet.
+    Replaced,
+    /// It has workers.
+    Staffed,
+}
+
+/// A version to be served: the model, once it is made.
+type Choice = (Rank, Option<Arc<Model>>);
+
+impl Known {
+    /// Returns the names that clients call it by.
+    fn called(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(|name| self.card.public(name))
+    }
+
+    /// Returns the versions that it has of a name that clients call.
+    fn choices(&self, name: &str) -> impl Iterator<Item = (u64, Choice)> {
+        let model = self.made.get(name).cloned();
+        let rank = match model {
+            None => Rank::Awaited,
+            Some(_) if self.pool.is_empty() => Rank::Idle,
+            Some(_) => Rank::Staffed,
+        };
+        let before = self.before.as_ref().filter(|_| self.made.is_empty()).and_then(|before| {
+            let model = before.made.get(name)?.clone();
+            Some((before.card.number(), (Rank::Replaced, Some(model))))
+        });
+        std::iter::once((self.card.number(), (rank, model))).chain(before)
+    }
+
+    /// Returns what can be called until the next card of its name is made.
+    fn into_before(self) -> Option<Before> {
+        match self.made.is_empty() {
+            true => self.before,
+            false => Some(Before { card: self.card, pool: self.pool, made: self.made }),
+        }
+    }
 }
 
 type Made = (Order, Result<Vec<Model>, String>);
@@ -104,6 +159,7 @@ impl Fleet {
             planes,
             models: models.clone(),
             known: BTreeMap::new(),
+            served: BTreeSet::new(),
             limits: BTreeMap::new(),
             tasks: tasks.clone(),
         })
@@ -125,6 +181,7 @@ impl Fleet {
                 tokio::select! {
                     () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                         self.retire(&snapshot);
+                        self.settle();
                     }
                     changed = snapshots.changed() => match changed {
                         Ok(()) => break,
@@ -151,6 +208,7 @@ impl Fleet {
         let members = snapshot.models.values().flat_map(|model| &model.members);
         let known: BTreeSet<InstanceId> = members.map(|member| member.instance.id).collect();
         self.peers.retain(|id| known.contains(&id));
+        self.settle();
         self.models.touch();
         orders
     }
@@ -181,11 +239,7 @@ impl Fleet {
                 over.push(name.clone());
             }
         }
-        for name in over {
-            if let Some(known) = self.known.remove(&name) {
-                self.forget(&known.card, &known.names, snapshot);
-            }
-        }
+        over.iter().for_each(|name| drop(self.known.remove(name)));
     }
 
     /// Gives a model its workers and names; returns it if it is to be made.
@@ -196,40 +250,28 @@ impl Fleet {
         let same = self.known.get_mut(name).filter(|known| known.checksum == model.checksum);
         if let Some(known) = same {
             known.pool.set(workers, &self.tasks);
-            let lost = &known.names - &names;
-            let gained: Vec<String> = names.difference(&known.names).cloned().collect();
             known.names = names;
-            let (card, made) = (known.card.clone(), known.made.clone());
-            for name in gained.iter().map(|name| card.public(name)) {
-                match made.get(name) {
-                    Some(made) => self.put(name, card.number(), made),
-                    None => self.models.expect(name, card.number()),
-                }
-            }
-            self.forget(&card, &lost, snapshot);
             return None;
         }
         let pool = self.pool(name);
         pool.set(workers, &self.tasks);
         let card = model.card.clone();
-        names.iter().for_each(|name| self.models.expect(card.public(name), card.number()));
-        let before = self.known.remove(name);
+        for name in &names {
+            self.models.announce_version(card.public(name), card.number());
+        }
+        let before = self.known.remove(name).and_then(Known::into_before);
         let known = Known {
             card: card.clone(),
             checksum: model.checksum,
             pool: pool.clone(),
             names,
             made: BTreeMap::new(),
-            before: before.as_ref().map(|before| before.pool.clone()),
+            before,
             until: None,
             lingers: None,
             complaints: Complaints::default(),
         };
-        let lost = before.map(|before| (&before.names - &known.names, before.card));
         self.known.insert(name.to_owned(), known);
-        if let Some((lost, before)) = lost {
-            self.forget(&before, &lost, snapshot);
-        }
         let claimed = card.aliases.iter().chain([&card.name]).map(|name| card.public(name));
         let claimed: BTreeSet<&str> = claimed.collect();
         let names = claimed.into_iter().map(str::to_owned).collect();
@@ -244,39 +286,58 @@ impl Fleet {
         Pool::new(name, self.membership.clone(), &self.models, (canary, ear))
     }
 
-    /// Takes names away that nobody has any more. The next one that has a name puts its own model
-    /// in the place of the old one.
-    fn forget(&mut self, card: &Card, names: &BTreeSet<String>, snapshot: &Snapshot) {
-        for name in names.iter().filter(|name| snapshot.model(name).is_none()) {
-            let name = card.public(name);
-            let kept = self.versions(name);
-            if !kept.is_empty() {
-                self.models.keep(name, &kept);
-                continue;
-            }
-            if let Some(limits) = self.limits_of(name) {
-                self.limits.insert(name.to_owned(), limits);
-                if self.limits.len() > MAX_REMEMBERED {
-                    self.limits.pop_first();
+    /// Serves the names that workers have, or had a moment ago, and takes others away.
+    fn settle(&mut self) {
+        let called = self.known.values().flat_map(Known::called);
+        let names: BTreeSet<String> = called.map(str::to_owned).collect();
+        for name in &self.served - &names {
+            self.leave(&name);
+        }
+        self.serve(&names);
+        self.served = names;
+    }
+
+    /// Serves all versions of these names. Two workers may have one version in different cards.
+    fn serve(&mut self, names: &BTreeSet<String>) {
+        let mut served = BTreeMap::<&str, BTreeMap<u64, Choice>>::new();
+        for known in self.known.values() {
+            for name in known.called().filter(|name| names.contains(*name)) {
+                let versions = served.entry(name).or_default();
+                for (version, choice) in known.choices(name) {
+                    let best = versions.entry(version).or_insert((Rank::Awaited, None));
+                    if choice.0 > best.0 {
+                        *best = choice;
+                    }
                 }
             }
-            // Requests have waited for a worker all the while that the name was kept.
-            let (grace, waited) = (self.maker.config.model_grace, self.maker.config.worker_wait);
-            self.models.leave(name, grace.saturating_sub(waited));
-            self.maker.metrics.set_load(&ModelLabels { model: name.into() }, None);
+        }
+        for (name, versions) in served {
+            let model = |(version, (_, model)): (u64, Choice)| (version, model);
+            self.models.serve(name, versions.into_iter().map(model).collect());
+        }
+        let models = &self.models;
+        let is_unused =
+            |before: &mut Before| !before.made.iter().any(|(name, model)| models.has(name, model));
+        for known in self.known.values_mut() {
+            if let Some(before) = known.before.take_if(is_unused) {
+                // Who still calls the old model is not to wait for workers that never come.
+                before.pool.set(Vec::new(), &self.tasks);
+            }
         }
     }
 
-    /// Returns the versions of a name that clients call which workers have, or had a moment ago.
-    fn versions(&self, name: &str) -> BTreeSet<u64> {
-        let has = |known: &&Known| known.names.iter().any(|own| known.card.public(own) == name);
-        self.known.values().filter(has).map(|known| known.card.number()).collect()
-    }
-
-    /// Serves a version of a name, and those of its others that workers have.
-    fn put(&self, name: &str, version: u64, model: &Arc<Model>) {
-        self.models.put(name, version, model.clone());
-        self.models.keep(name, &self.versions(name));
+    /// Takes a name away that nobody has any more.
+    fn leave(&mut self, name: &str) {
+        if let Some(limits) = self.limits_of(name) {
+            self.limits.insert(name.to_owned(), limits);
+            if self.limits.len() > MAX_REMEMBERED {
+                self.limits.pop_first();
+            }
+        }
+        // Requests have waited for a worker all the while that the name was kept.
+        let (grace, waited) = (self.maker.config.model_grace, self.maker.config.worker_wait);
+        self.models.leave(name, grace.saturating_sub(waited));
+        self.maker.metrics.set_load(&ModelLabels { model: name.into() }, None);
     }
 
     /// Returns when a model counts as busy, as far as it is here.
@@ -348,29 +409,25 @@ impl Fleet {
 
     /// Serves a model that was made; returns it if it is to be tried again.
     fn take(&mut self, (order, made): Made) -> Option<Order> {
-        let name = &order.card.name.clone();
-        let limits = self.limits_of(name);
+        let (name, public) = (&order.card.name, order.card.public(&order.card.name));
+        let limits = self.limits_of(public);
         let known = self.known.get_mut(name)?;
         if !Arc::ptr_eq(&known.pool, &order.pool) {
             return None;
         }
-        let again = match made {
+        match made {
             Ok(models) => {
                 known.complaints.forget(name);
                 // What was changed while it ran stays changed, under all of its names.
-                let limits = limits.or_else(|| self.limits.remove(name));
+                let limits = limits.or_else(|| self.limits.remove(public));
                 let text = models.first().and_then(|model| model.text.as_ref());
                 if let (Some(text), Some(limits)) = (text, limits) {
                     text.thresholds.set(limits);
                 }
                 let named = |model: Model| (model.name.to_string(), Arc::new(model));
                 known.made = models.into_iter().map(named).collect();
-                let (card, made) = (known.card.clone(), known.made.clone());
-                let called: BTreeSet<String> =
-                    known.names.iter().map(|name| card.public(name).to_owned()).collect();
-                for (name, model) in made.iter().filter(|(name, _)| called.contains(*name)) {
-                    self.put(name, card.number(), model);
-                }
+                let names = known.called().map(str::to_owned).collect();
+                self.serve(&names);
                 order.pool.announce(&self.tasks);
                 None
             }
@@ -378,17 +435,11 @@ impl Fleet {
                 if known.complaints.is_due(name, &why) {
                     tracing::warn!(model = name, why, "a model of workers cannot be served");
                 }
-                let names = known.names.iter().map(|name| known.card.public(name));
-                names.for_each(|name| self.models.fail(name, &why));
-                Some(order)
+                let version = known.card.number();
+                known.called().for_each(|name| self.models.fail_version(name, version, &why));
+                Some(self.renewed(order))
             }
-        };
-        let known = self.known.get_mut(name)?;
-        if let Some(before) = known.before.take() {
-            // Who still calls the old model is not to wait for workers that never come.
-            before.set(Vec::new(), &self.tasks);
         }
-        again.map(|order| self.renewed(order))
     }
 
     /// Returns an order with the workers that there are now.

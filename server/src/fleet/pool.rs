@@ -64,6 +64,11 @@ impl Pool {
         self.roster.set(places, of, |place| self.begin(place, tasks));
     }
 
+    /// Returns whether it has no workers.
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts().iter().all(|part| part.is_empty())
+    }
+
     /// Tells everybody that a worker is reached, unwell or well again.
     pub(super) fn touch(&self) {
         self.roster.touch();

@@ -9,10 +9,11 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use cluster::Complaints;
 use cluster::card::Card;
 use cluster::discovery::{Discovery, Lease, LeaseState};
 use cluster::events::NatsPublisher;
-use cluster::instance::Instance;
+use cluster::instance::{Instance, MAX_CARDS};
 use cluster::request::{ServerConfig, WorkerServer};
 use engine::{BusyPoll, Tasks};
 use prometheus_client::registry::Registry;
@@ -60,6 +61,8 @@ pub(super) struct Worker {
     handoffs: Arc<Handoffs>,
     /// What is told of the models, when the worker is registered.
     publisher: OnceLock<NatsPublisher>,
+    /// What was told of versions that are not offered.
+    complaints: Complaints,
     /// What follows the models, and what serves.
     following: Tasks,
     tasks: Tasks,
@@ -198,6 +201,7 @@ impl Worker {
             planes,
             handoffs,
             publisher: OnceLock::new(),
+            complaints: Complaints::default(),
             following,
             tasks,
         })
@@ -248,7 +252,10 @@ impl Worker {
 
     /// Serves what can be called now, and nothing else; returns its cards.
     fn serve(&self, before: &[Card]) -> Vec<Card> {
-        let offers = offers(&self.models, &self.formats, &self.files);
+        let (offers, left_out) = offers(&self.models, &self.formats, &self.files);
+        if left_out > 0 && self.complaints.is_due("older versions", "limit of cards") {
+            tracing::warn!(left_out, limit = MAX_CARDS, "older versions are not offered");
+        }
         let is_gone = |card: &&Card| !offers.iter().any(|offer| offer.card.name == card.name);
         if let Some(publisher) = self.publisher.get() {
             planes::publish(publisher, &offers);

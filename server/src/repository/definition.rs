@@ -111,9 +111,7 @@ impl Definition {
             Some(json) => {
                 declaration::from_json(json).map_err(|why| format!("parameter 'config': {why}"))?
             }
-            None if path.is_file() => declaration::from_text(&read_text(&path)?)
-                .map_err(|why| format!("{}:{why}", path.display()))?,
-            None => wire::ModelConfig::default(),
+            None => read_config(&path)?,
         };
         if !declared.name.is_empty() && declared.name != name {
             return Err(format!(
@@ -125,8 +123,7 @@ impl Definition {
         name.clone_into(&mut declared.name);
         if config.is_some() && declared.backend.is_empty() && declared.platform.is_empty() {
             // What computes the model is not what a client wants to change.
-            let own = read_text(&path).and_then(|text| declaration::from_text(&text));
-            let own = own.unwrap_or_default();
+            let own = read_config(&path)?;
             (declared.backend, declared.platform) = (own.backend, own.platform);
         }
         let found = versions(folder)?;
@@ -204,6 +201,14 @@ impl Definition {
         };
         Ok(read_text(&folder.join(file))?.lines().map(str::to_owned).collect())
     }
+}
+
+/// Reads a declared configuration; one that is not there declares nothing.
+fn read_config(path: &Path) -> Result<wire::ModelConfig, String> {
+    if !path.is_file() {
+        return Ok(wire::ModelConfig::default());
+    }
+    declaration::from_text(&read_text(path)?).map_err(|why| format!("{}:{why}", path.display()))
 }
 
 fn read_text(path: &Path) -> Result<String, String> {

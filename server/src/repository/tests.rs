@@ -229,3 +229,18 @@ async fn a_repository_that_cannot_be_read_changes_nothing() {
     std::fs::rename(&hidden, root.path()).unwrap();
     assert!(repository.follow(BTreeSet::from(["adapter".to_owned()])).await);
 }
+
+#[tokio::test]
+async fn a_broken_declaration_is_not_passed_over() {
+    let (_, root) = repository();
+    let folder = root.path().join("m");
+    std::fs::create_dir_all(folder.join("1")).unwrap();
+    let read = |config: &str| Definition::read("m", &folder, Some(config));
+    assert!(read("{}").is_ok(), "a folder needs no declaration");
+    std::fs::write(folder.join("config.pbtxt"), "backend: 'identity'").unwrap();
+    assert_eq!(read("{}").unwrap().declared.backend, "identity");
+    std::fs::write(folder.join("config.pbtxt"), "bakkend: 'identity'").unwrap();
+    let why = read("{}").unwrap_err();
+    assert!(why.contains("config.pbtxt:1") && why.contains("bakkend"), "{why}");
+    assert!(read(r#"{"backend": "identity"}"#).is_ok(), "nothing of it is needed");
+}
