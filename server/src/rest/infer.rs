@@ -22,6 +22,7 @@ use tensor::{Datatype, ModelConfig, Parameter, Parameters, Tensor, parameters, s
 
 use super::answer;
 use super::receive::{Received, Tensors, tensors};
+use crate::inference::heavy;
 
 /// The header that says how much of a body is JSON.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -138,6 +139,11 @@ pub(super) fn decode(
     Ok((envelope, binary_outputs))
 }
 
+/// Returns how much of a body is JSON; binary data is taken as it is, which takes no time.
+pub(super) fn json_bytes(received: &Received) -> usize {
+    split(received).map_or(0, |(json, _)| json.len())
+}
+
 /// Parts a body into its JSON and its binary data.
 fn split(received: &Received) -> Result<(Bytes, Bytes)> {
     let body = received.body.clone();
@@ -190,7 +196,7 @@ fn raw(
     }
     let (data, count) = match spec.datatype.size_bytes() {
         // One element, whose length the client need not write.
-        None => (tensor::encode_elements([&data]), 1),
+        None => (heavy(data.len(), || tensor::encode_elements([&data])), 1),
         Some(size) => {
             let count = data.len() / size;
             (data, count)

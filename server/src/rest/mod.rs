@@ -121,7 +121,8 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
     let received = receive::receive(request, &rest.intake).await?;
     let observation = rest.shared.observe("HttpInfer");
     let model = rest.shared.models.get(&path.model, &path.version);
-    let place = preparing::place(received.body.len()).await;
+    let json_bytes = infer::json_bytes(&received);
+    let place = preparing::place(json_bytes).await;
     let decoded = model.and_then(|model| {
         if !model.is_foldable() {
             return Err(Error::new(
@@ -130,7 +131,7 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
             ));
         }
         let path = (path.model.as_str(), path.version.as_str());
-        heavy(received.body.len(), || infer::decode(&received, path, &model.config))
+        heavy(json_bytes, || infer::decode(&received, path, &model.config))
     });
     drop(place);
     let (asked, wanted) = match decoded {
