@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::{Error, ErrorKind, Result};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use prometheus_client::metrics::counter::Counter;
 use proto::Payload;
 use tokio::sync::Semaphore;
@@ -44,6 +44,17 @@ const HEADER_COPIES: usize = 3;
 /// When a client that was refused may try again.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Whether a call's connection had no other open one when it began; in the extensions of a request.
+#[derive(Clone, Copy)]
+pub(crate) struct IsLone(pub bool);
+
+impl IsLone {
+    /// Returns whether that is known of a request.
+    pub(crate) fn of(extensions: &Extensions) -> bool {
+        extensions.get::<Self>().is_some_and(|is_lone| is_lone.0)
+    }
+}
+
 /// The memory of all doors.
 pub(crate) struct Buffers {
     max_bytes: usize,
@@ -65,11 +76,6 @@ impl Buffers {
         })
     }
 
-    /// Begins to hold for a request.
-    pub(crate) fn hold(self: &Arc<Self>) -> Held {
-        self.hold_for(false)
-    }
-
     /// Begins to hold for a call; `is_lone` says that its connection has no other one.
     pub(crate) fn hold_for(self: &Arc<Self>, is_lone: bool) -> Held {
         Held { buffers: self.clone(), bytes: 0, is_lone }
@@ -85,15 +91,15 @@ impl Buffers {
         self.decompressing.clone()
     }
 
-    /// Holds for the large pieces of an answer, as long as anybody has one of them.
+    /// Holds for the large pieces of a call's answer, as long as anybody has one of them.
     ///
     /// Errors: as [`Held::grow`].
-    pub(crate) fn answer(self: &Arc<Self>, payload: Payload) -> Result<Payload> {
+    pub(crate) fn answer(self: &Arc<Self>, payload: Payload, is_lone: bool) -> Result<Payload> {
         let bytes = payload.segments().map(Bytes::len).filter(|&bytes| bytes >= FOLLOWED_BYTES);
         match bytes.sum() {
             0 => Ok(payload),
             bytes => {
-                let mut held = self.hold();
+                let mut held = self.hold_for(is_lone);
                 held.grow(bytes)?;
                 Ok(held.follow(payload))
             }
@@ -132,6 +138,18 @@ impl Held {
     /// Returns what it is a part of.
     pub(crate) fn buffers(&self) -> &Arc<Buffers> {
         &self.buffers
+    }
+
+    /// Begins to hold something else for the same call.
+    pub(crate) fn beside(&self) -> Self {
+        self.buffers.hold_for(self.is_lone)
+    }
+
+    /// Holds for the large pieces of an answer of the same call, as [`Buffers::answer`].
+    ///
+    /// Errors: as [`Held::grow`].
+    pub(crate) fn answer(&self, payload: Payload) -> Result<Payload> {
+        self.buffers.answer(payload, self.is_lone)
     }
 
     /// Holds more bytes.
@@ -218,19 +236,19 @@ mod tests {
     fn large_requests_leave_the_reserve_to_small_ones() {
         let refusals = Counter::default();
         let buffers = Buffers::new(8 << 20, refusals.clone());
-        let mut large = buffers.hold();
+        let mut large = buffers.hold_for(false);
         large.grow(7 << 20).unwrap();
         let refused = large.grow(1).unwrap_err();
         assert_eq!(refused.code(), Some(NO_BUFFERS));
         assert!(refused.message().contains("--max-buffered-mib bounds to 8 MiB"), "{refused}");
         let small: Vec<_> = (0..8)
             .map(|_| {
-                let mut held = buffers.hold();
+                let mut held = buffers.hold_for(false);
                 held.grow(SMALL_BYTES).unwrap();
                 held
             })
             .collect();
-        assert!(buffers.hold().grow(1).is_err(), "all of it is held");
+        assert!(buffers.hold_for(false).grow(1).is_err(), "all of it is held");
         let lone: Vec<_> = (0..64)
             .map(|_| {
                 let mut held = buffers.hold_for(true);
@@ -248,7 +266,7 @@ mod tests {
     #[test]
     fn memory_is_held_as_long_as_a_large_piece_is_there() {
         let buffers = Buffers::new(1 << 20, Counter::default());
-        let mut held = buffers.hold();
+        let mut held = buffers.hold_for(false);
         held.grow(10_000).unwrap();
         let mut payload = Payload::default();
         for length in [10, 4000, 5000] {
@@ -263,7 +281,7 @@ mod tests {
         assert_eq!(buffers.held_bytes(), 9010);
         drop(last);
         assert_eq!(buffers.held_bytes(), 0);
-        let mut tiny = buffers.hold();
+        let mut tiny = buffers.hold_for(false);
         tiny.grow(10).unwrap();
         let mut payload = Payload::default();
         payload.push(Bytes::from_static(&[1; 10]));
@@ -277,11 +295,11 @@ mod tests {
         let of = |lengths: &[usize]| -> Payload {
             lengths.iter().map(|&length| Bytes::from(vec![7; length])).collect()
         };
-        let answer = buffers.answer(of(&[100, 1 << 20, 2 << 20])).unwrap();
+        let answer = buffers.answer(of(&[100, 1 << 20, 2 << 20]), false).unwrap();
         assert_eq!((answer.len(), buffers.held_bytes()), (100 + (3 << 20), 3 << 20));
-        let refused = buffers.answer(of(&[5 << 20])).unwrap_err();
+        let refused = buffers.answer(of(&[5 << 20]), false).unwrap_err();
         assert_eq!(refused.code(), Some(NO_BUFFERS));
-        let _small = buffers.answer(of(&[100])).unwrap();
+        let _small = buffers.answer(of(&[100]), false).unwrap();
         drop(answer);
         assert_eq!(buffers.held_bytes(), 0);
     }

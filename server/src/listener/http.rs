@@ -24,7 +24,7 @@ use hyper_util::server::conn::auto;
 use tower::ServiceExt;
 
 use super::{Answered, Asked, Call, Caller, Protocol, Seat, Transport};
-use crate::buffers::Buffers;
+use crate::buffers::{Buffers, IsLone};
 use crate::shared::shutting_down;
 
 /// How long a connection of clients may be idle before a request, and the request's headers take.
@@ -165,7 +165,8 @@ impl Service<Request<Incoming>> for Begun {
             return Box::pin(std::future::ready(Ok(refusal)));
         }
         let uri = request.uri().clone();
-        let request = request.map(|body| Body::new(Asked::new(body, call.clone())));
+        let mut request = request.map(|body| Body::new(Asked::new(body, call.clone())));
+        request.extensions_mut().insert(IsLone(call.is_lone()));
         let answer = self.router.clone().oneshot(request);
         let (ending, refuse) = (self.ending.clone(), self.refuse.clone());
         let buffers = self.buffers.clone();
@@ -192,7 +193,7 @@ impl Service<Request<Incoming>> for Begun {
 fn keep(buffers: Option<Arc<Buffers>>, answer: &Response, call: &Call) -> engine::Result<()> {
     let bytes = answer.body().size_hint().exact().unwrap_or_default();
     let Some(buffers) = buffers.filter(|_| bytes >= COUNTED_BYTES) else { return Ok(()) };
-    let mut held = buffers.hold();
+    let mut held = buffers.hold_for(call.is_lone());
     held.grow(usize::try_from(bytes).unwrap_or(usize::MAX))?;
     call.keep(held);
     Ok(())

@@ -100,7 +100,7 @@ async fn whole(door: &OpenAi, kind: Kind, request: Request) -> Response {
 async fn start(door: &OpenAi, kind: Kind, request: Request) -> Result<Running> {
     let id = id(&request);
     let received = receive(request, &door.intake).await?;
-    let mut observation = door.shared.observe(kind.rpc);
+    let mut observation = door.shared.observe(kind.rpc, received.is_lone);
     let (parent, meter) = (parent(&received.headers), received.grant.meter());
     let (size, its_door) = (received.body.len(), door.clone());
     let work = move || {

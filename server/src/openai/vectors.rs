@@ -26,7 +26,7 @@ type Api<A> = (&'static str, fn(&Body) -> Result<A>);
 
 /// `POST /v1/embeddings`
 pub(super) async fn embeddings(State(door): State<OpenAi>, request: Request) -> Response {
-    let mut held = door.shared.buffers.hold();
+    let mut held = door.shared.buffers.hold_for(false);
     let work = |text: TextModel, asked: embeddings::Asked, (stamp, context): (Stamp, Context)| async move {
         let (vectors, tokens) =
             text.texts.embed(asked.inputs, context).await.map_err(|error| about("input", error))?;
@@ -81,7 +81,7 @@ where
 {
     let id = id(&request);
     let received = receive(request, &door.intake).await?;
-    let mut observation = door.shared.observe(rpc);
+    let mut observation = door.shared.observe(rpc, received.is_lone);
     let (parent, meter) = (parent(&received.headers), received.grant.meter());
     let (size, its_door) = (received.body.len(), door.clone());
     let prepare = move || {

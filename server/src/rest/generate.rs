@@ -37,7 +37,7 @@ pub(super) async fn generate(
     request: Request,
 ) -> Answer {
     let received = receive::receive(request, &rest.intake).await?;
-    let observation = rest.shared.observe("HttpGenerate");
+    let observation = rest.shared.observe("HttpGenerate", received.is_lone);
     let place = preparing::place(received.body.len()).await;
     let asked = rest.shared.models.get(&path.model, &path.version).and_then(|model| {
         let read = || {
@@ -66,7 +66,7 @@ pub(super) async fn generate_stream(
     request: Request,
 ) -> Answer {
     let received = receive::receive(request, &rest.intake).await?;
-    let mut observation = rest.shared.observe("HttpGenerateStream");
+    let mut observation = rest.shared.observe("HttpGenerateStream", received.is_lone);
     let place = preparing::place(received.body.len()).await;
     let prepared = rest
         .shared

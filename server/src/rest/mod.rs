@@ -119,7 +119,7 @@ pub(crate) fn router(shared: Arc<Shared>, config: &HttpConfig) -> Router {
 /// `POST /v2/models/MODEL[/versions/VERSION]/infer`
 async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> Answer {
     let received = receive::receive(request, &rest.intake).await?;
-    let observation = rest.shared.observe("HttpInfer");
+    let observation = rest.shared.observe("HttpInfer", received.is_lone);
     let model = rest.shared.models.get(&path.model, &path.version);
     let json_bytes = infer::json_bytes(&received);
     let place = preparing::place(json_bytes).await;
