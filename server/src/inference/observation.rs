@@ -104,6 +104,15 @@ impl Observation {
         self.held.grow(bytes)
     }
 
+    /// Holds so much for a part of the answer, until that is written.
+    ///
+    /// Errors: there is not as much.
+    pub(crate) fn holds_beside(&self, bytes: usize) -> engine::Result<Held> {
+        let mut held = self.held.beside();
+        held.grow(bytes)?;
+        Ok(held)
+    }
+
     /// Says what was accepted: so many batch elements for a model, under the client's id and
     /// span.
     pub(crate) fn begin_work(&mut self, model: Arc<Model>, batch: u64, context: &Context) {

@@ -79,7 +79,10 @@ impl Received {
         self.holds(survey.tree_bytes())
     }
 
-    fn holds(&self, bytes: usize) -> Result<()> {
+    /// Sets memory aside for what is made of the body.
+    ///
+    /// Errors: there is not as much.
+    pub(crate) fn holds(&self, bytes: usize) -> Result<()> {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner).grow(bytes)
     }
 
