@@ -32,8 +32,9 @@ const LONE_SHARE: usize = 16;
 /// The most that such a call, or its message, takes of that.
 const LONE_BYTES: usize = 8 << 10;
 
-/// Pieces below this size are not followed once they are handed on: that costs more than they do.
-const FOLLOWED_BYTES: usize = 2048;
+/// Answers, and pieces once they are handed on, are not followed below this size: that costs more
+/// than they do.
+pub(crate) const FOLLOWED_BYTES: usize = 2048;
 
 /// What an open call takes besides its message: its task, its place in HTTP/2, its answer's head.
 const CALL_BYTES: usize = 4 << 10;
@@ -179,6 +180,17 @@ impl Held {
         self.bytes
     }
 
+    /// Holds so many bytes from now on, which may be more or less than before.
+    ///
+    /// Errors: as [`Held::grow`].
+    pub(crate) fn fit(&mut self, bytes: usize) -> Result<()> {
+        match self.bytes.checked_sub(bytes) {
+            Some(less) => drop(self.split(less)),
+            None => self.grow(bytes - self.bytes)?,
+        }
+        Ok(())
+    }
+
     /// Takes over what another one holds.
     pub(crate) fn absorb(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
@@ -213,6 +225,22 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.buffers.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The memory for an answer over HTTP that was held before it was made; in its extensions.
+#[derive(Clone)]
+pub(crate) struct Foreseen(Arc<Held>);
+
+impl Foreseen {
+    /// Makes the extension.
+    pub(crate) fn new(held: Held) -> Self {
+        Self(Arc::new(held))
+    }
+
+    /// Takes the memory of an answer.
+    pub(crate) fn take(extensions: &mut Extensions) -> Option<Held> {
+        extensions.remove::<Self>().and_then(|foreseen| Arc::into_inner(foreseen.0))
     }
 }
 
@@ -287,6 +315,23 @@ mod tests {
         payload.push(Bytes::from_static(&[1; 10]));
         let _kept = tiny.follow(payload);
         assert_eq!(buffers.held_bytes(), 0, "tiny ones are not followed");
+    }
+
+    #[test]
+    fn what_is_foreseen_for_an_answer_becomes_what_it_takes() {
+        let buffers = Buffers::new(8 << 20, Counter::default());
+        let mut held = buffers.hold_for(false);
+        held.grow(4 << 20).unwrap();
+        let mut extensions = Extensions::new();
+        extensions.insert(Foreseen::new(held));
+        assert_eq!(buffers.held_bytes(), 4 << 20);
+        let mut held = Foreseen::take(&mut extensions).unwrap();
+        assert!(Foreseen::take(&mut extensions).is_none(), "it is taken once");
+        held.fit(1 << 20).unwrap();
+        assert_eq!(buffers.held_bytes(), 1 << 20);
+        held.fit(2 << 20).unwrap();
+        assert_eq!((held.bytes(), buffers.held_bytes()), (2 << 20, 2 << 20));
+        assert!(held.fit(8 << 20).is_err());
     }
 
     #[test]

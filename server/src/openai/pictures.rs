@@ -292,7 +292,10 @@ fn events(running: Running) -> Response {
             };
             let text = heavy(COPIES * bytes, || events_of(&parts, index));
             let index = index + parts.len();
-            return Some((held.follow(Bytes::from(text).into()).to_bytes(), Some((running, index))));
+            return Some((
+                held.follow(Bytes::from(text).into()).to_bytes(),
+                Some((running, index)),
+            ));
         }
     });
     let mut response = Response::new(HttpBody::from_stream(frames.map(Ok::<Bytes, Infallible>)));

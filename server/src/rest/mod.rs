@@ -5,6 +5,7 @@ mod catalog;
 mod control;
 mod generate;
 mod infer;
+mod outputs;
 pub(crate) mod receive;
 pub(crate) mod survey;
 
@@ -32,6 +33,7 @@ use crate::preparing;
 use crate::restriction::{self, Restrictions};
 use crate::shared::Shared;
 use answer::{Answer, Failure, json_with};
+use outputs::BinaryOutputs;
 use receive::Intake;
 
 /// The state of the routes.
@@ -136,12 +138,13 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
     drop(place);
     let (asked, wanted) = match decoded {
         Ok((envelope, wanted)) => (Ok(rest.asked(envelope, &received, true)), wanted),
-        Err(error) => (Err(error), infer::BinaryOutputs::default()),
+        Err(error) => (Err(error), BinaryOutputs::default()),
     };
-    let headers = received.headers;
+    let (headers, is_lone) = (received.headers, received.is_lone);
     let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
-        let size = tensors.iter().map(|tensor| tensor.data.len()).sum();
-        heavy(size, || infer::encode(&headers, &wanted, head, tensors))
+        let most = outputs::answer_bytes(&wanted, head, tensors);
+        let encode = || outputs::encode(&headers, &wanted, (head, tensors), most);
+        answer::foreseen((&rest.shared.buffers, is_lone), most, encode)
     };
     let mut response = inference::unary(&rest.shared, observation, asked, encode).await?;
     orca::add(&headers, &rest.shared.models, response.headers_mut());
