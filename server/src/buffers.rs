@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::{Error, ErrorKind, Result};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use prometheus_client::metrics::counter::Counter;
 use proto::Payload;
 use tokio::sync::Semaphore;
@@ -32,8 +32,9 @@ const LONE_SHARE: usize = 16;
 /// The most that such a call, or its message, takes of that.
 const LONE_BYTES: usize = 8 << 10;
 
-/// Pieces below this size are not followed once they are handed on: that costs more than they do.
-const FOLLOWED_BYTES: usize = 2048;
+/// Answers, and pieces once they are handed on, are not followed below this size: that costs more
+/// than they do.
+pub(crate) const FOLLOWED_BYTES: usize = 2048;
 
 /// What an open call takes besides its message: its task, its place in HTTP/2, its answer's head.
 const CALL_BYTES: usize = 4 << 10;
@@ -43,6 +44,17 @@ const HEADER_COPIES: usize = 3;
 
 /// When a client that was refused may try again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// Whether a call's connection had no other open one when it began; in the extensions of a request.
+#[derive(Clone, Copy)]
+pub(crate) struct IsLone(pub bool);
+
+impl IsLone {
+    /// Returns whether that is known of a request.
+    pub(crate) fn of(extensions: &Extensions) -> bool {
+        extensions.get::<Self>().is_some_and(|is_lone| is_lone.0)
+    }
+}
 
 /// The memory of all doors.
 pub(crate) struct Buffers {
@@ -65,11 +77,6 @@ impl Buffers {
         })
     }
 
-    /// Begins to hold for a request.
-    pub(crate) fn hold(self: &Arc<Self>) -> Held {
-        self.hold_for(false)
-    }
-
     /// Begins to hold for a call; `is_lone` says that its connection has no other one.
     pub(crate) fn hold_for(self: &Arc<Self>, is_lone: bool) -> Held {
         Held { buffers: self.clone(), bytes: 0, is_lone }
@@ -85,15 +92,15 @@ impl Buffers {
         self.decompressing.clone()
     }
 
-    /// Holds for the large pieces of an answer, as long as anybody has one of them.
+    /// Holds for the large pieces of a call's answer, as long as anybody has one of them.
     ///
     /// Errors: as [`Held::grow`].
-    pub(crate) fn answer(self: &Arc<Self>, payload: Payload) -> Result<Payload> {
+    pub(crate) fn answer(self: &Arc<Self>, payload: Payload, is_lone: bool) -> Result<Payload> {
         let bytes = payload.segments().map(Bytes::len).filter(|&bytes| bytes >= FOLLOWED_BYTES);
         match bytes.sum() {
             0 => Ok(payload),
             bytes => {
-                let mut held = self.hold();
+                let mut held = self.hold_for(is_lone);
                 held.grow(bytes)?;
                 Ok(held.follow(payload))
             }
@@ -134,6 +141,18 @@ impl Held {
         &self.buffers
     }
 
+    /// Begins to hold something else for the same call.
+    pub(crate) fn beside(&self) -> Self {
+        self.buffers.hold_for(self.is_lone)
+    }
+
+    /// Holds for the large pieces of an answer of the same call, as [`Buffers::answer`].
+    ///
+    /// Errors: as [`Held::grow`].
+    pub(crate) fn answer(&self, payload: Payload) -> Result<Payload> {
+        self.buffers.answer(payload, self.is_lone)
+    }
+
     /// Holds more bytes.
     ///
     /// Errors: `Overloaded` with the code [`NO_BUFFERS`] when that is over the bound.
@@ -159,6 +178,17 @@ impl Held {
     /// Returns how many bytes it holds.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Holds so many bytes from now on, which may be more or less than before.
+    ///
+    /// Errors: as [`Held::grow`].
+    pub(crate) fn fit(&mut self, bytes: usize) -> Result<()> {
+        match self.bytes.checked_sub(bytes) {
+            Some(less) => drop(self.split(less)),
+            None => self.grow(bytes - self.bytes)?,
+        }
+        Ok(())
     }
 
     /// Takes over what another one holds.
@@ -198,6 +228,22 @@ impl Drop for Held {
     }
 }
 
+/// The memory for an answer over HTTP that was held before it was made; in its extensions.
+#[derive(Clone)]
+pub(crate) struct Foreseen(Arc<Held>);
+
+impl Foreseen {
+    /// Makes the extension.
+    pub(crate) fn new(held: Held) -> Self {
+        Self(Arc::new(held))
+    }
+
+    /// Takes the memory of an answer.
+    pub(crate) fn take(extensions: &mut Extensions) -> Option<Held> {
+        extensions.remove::<Self>().and_then(|foreseen| Arc::into_inner(foreseen.0))
+    }
+}
+
 /// A piece that is handed on together with the memory of its request.
 struct Followed {
     bytes: Bytes,
@@ -218,19 +264,19 @@ mod tests {
     fn large_requests_leave_the_reserve_to_small_ones() {
         let refusals = Counter::default();
         let buffers = Buffers::new(8 << 20, refusals.clone());
-        let mut large = buffers.hold();
+        let mut large = buffers.hold_for(false);
         large.grow(7 << 20).unwrap();
         let refused = large.grow(1).unwrap_err();
         assert_eq!(refused.code(), Some(NO_BUFFERS));
         assert!(refused.message().contains("--max-buffered-mib bounds to 8 MiB"), "{refused}");
         let small: Vec<_> = (0..8)
             .map(|_| {
-                let mut held = buffers.hold();
+                let mut held = buffers.hold_for(false);
                 held.grow(SMALL_BYTES).unwrap();
                 held
             })
             .collect();
-        assert!(buffers.hold().grow(1).is_err(), "all of it is held");
+        assert!(buffers.hold_for(false).grow(1).is_err(), "all of it is held");
         let lone: Vec<_> = (0..64)
             .map(|_| {
                 let mut held = buffers.hold_for(true);
@@ -248,7 +294,7 @@ mod tests {
     #[test]
     fn memory_is_held_as_long_as_a_large_piece_is_there() {
         let buffers = Buffers::new(1 << 20, Counter::default());
-        let mut held = buffers.hold();
+        let mut held = buffers.hold_for(false);
         held.grow(10_000).unwrap();
         let mut payload = Payload::default();
         for length in [10, 4000, 5000] {
@@ -263,7 +309,7 @@ mod tests {
         assert_eq!(buffers.held_bytes(), 9010);
         drop(last);
         assert_eq!(buffers.held_bytes(), 0);
-        let mut tiny = buffers.hold();
+        let mut tiny = buffers.hold_for(false);
         tiny.grow(10).unwrap();
         let mut payload = Payload::default();
         payload.push(Bytes::from_static(&[1; 10]));
@@ -272,16 +318,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_foreseen_for_an_answer_becomes_what_it_takes() {
+        let buffers = Buffers::new(8 << 20, Counter::default());
+        let mut held = buffers.hold_for(false);
+        held.grow(4 << 20).unwrap();
+        let mut extensions = Extensions::new();
+        extensions.insert(Foreseen::new(held));
+        assert_eq!(buffers.held_bytes(), 4 << 20);
+        let mut held = Foreseen::take(&mut extensions).unwrap();
+        assert!(Foreseen::take(&mut extensions).is_none(), "it is taken once");
+        held.fit(1 << 20).unwrap();
+        assert_eq!(buffers.held_bytes(), 1 << 20);
+        held.fit(2 << 20).unwrap();
+        assert_eq!((held.bytes(), buffers.held_bytes()), (2 << 20, 2 << 20));
+        assert!(held.fit(8 << 20).is_err());
+    }
+
+    #[test]
     fn an_answer_is_held_until_its_last_large_piece_is_written() {
         let buffers = Buffers::new(8 << 20, Counter::default());
         let of = |lengths: &[usize]| -> Payload {
             lengths.iter().map(|&length| Bytes::from(vec![7; length])).collect()
         };
-        let answer = buffers.answer(of(&[100, 1 << 20, 2 << 20])).unwrap();
+        let answer = buffers.answer(of(&[100, 1 << 20, 2 << 20]), false).unwrap();
         assert_eq!((answer.len(), buffers.held_bytes()), (100 + (3 << 20), 3 << 20));
-        let refused = buffers.answer(of(&[5 << 20])).unwrap_err();
+        let refused = buffers.answer(of(&[5 << 20]), false).unwrap_err();
         assert_eq!(refused.code(), Some(NO_BUFFERS));
-        let _small = buffers.answer(of(&[100])).unwrap();
+        let _small = buffers.answer(of(&[100]), false).unwrap();
         drop(answer);
         assert_eq!(buffers.held_bytes(), 0);
     }

@@ -5,13 +5,13 @@
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 
-use engine::{Error, Result, Waiter};
+use engine::{Error, Result, Waiter, check_waiting};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Work on this many bytes takes longer than other requests should wait for it.
 pub(crate) const LARGE_BYTES: usize = 64 << 10;
 
-/// The least number of places where nobody says it: one request that takes long stops no others.
+/// The default is at least two, so that one slow request does not block all others.
 const LEAST_PLACES: usize = 2;
 
 /// The places of the process, whose cores they are.
@@ -62,6 +62,7 @@ pub(crate) async fn apart<T: Send + 'static>(
     let waiter = Waiter::default();
     let work = waiter.follow(move || {
         let _place = place;
+        check_waiting()?;
         work()
     });
     let done = tokio::task::spawn_blocking(work).await;
@@ -73,7 +74,7 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use engine::{ErrorKind, check_waiting};
+    use engine::ErrorKind;
 
     use super::*;
 

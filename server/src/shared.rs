@@ -36,10 +36,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Begins to observe a request.
-    pub(crate) fn observe(&self, rpc: &'static str) -> Observation {
+    /// Begins to observe a request; `is_lone` says that its connection has no other one.
+    pub(crate) fn observe(&self, rpc: &'static str, is_lone: bool) -> Observation {
         self.busy_poll.note();
-        let held = self.buffers.hold();
+        let held = self.buffers.hold_for(is_lone);
         Observation::begin(self.metrics.clone(), self.traces.clone(), rpc, held)
     }
 

@@ -9,10 +9,10 @@ use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
-use engine::{Error, ErrorKind, Result};
+use engine::{Error, ErrorKind, Flood, Result};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Level, Metadata};
@@ -36,6 +36,9 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Counts the lines that were dropped, since the process began to log.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// The panics of the process.
+static PANICS: LazyLock<Mutex<Flood>> = LazyLock::new(Mutex::default);
 
 /// The value of a log setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,11 +120,19 @@ pub fn start(
 }
 
 /// Logs a panic like any other fault: written as usual, it would wait for whoever reads the log.
+/// Clients may be able to cause many, so that one is told of now and then.
 fn log_panic(panic: &panic::PanicHookInfo<'_>) {
-    let message = panic.payload_as_str().unwrap_or("no text");
+    let admitted = PANICS.lock().unwrap_or_else(PoisonError::into_inner).admit();
+    let Some(untold) = admitted else { return };
+    let message = unquoted(panic.payload_as_str().unwrap_or("no text"));
     let place = panic.location().map(tracing::field::display);
     let thread = std::thread::current();
-    tracing::error!(place, thread = thread.name(), "panicked: {message}");
+    tracing::error!(place, thread = thread.name(), untold, "panicked: {message}");
+}
+
+/// Returns what a panic says before it shows a value, which may be of a prompt.
+fn unquoted(message: &str) -> &str {
+    message.split(['`', '"', '\'', '\n']).next().unwrap_or_default().trim_end()
 }
 
 /// Writes why the process ends, and waits a moment for whoever should read it.
@@ -310,6 +321,23 @@ mod tests {
 
     fn change(logging: &Logging, key: &str, value: LogValue) -> Result<()> {
         logging.change(HashMap::from([(key.to_owned(), Some(value))]))
+    }
+
+    #[test]
+    fn a_panic_shows_no_values() {
+        let table = [
+            ("index out of bounds: the len is 1 but the index is 2", None),
+            (
+                "start byte index 1 is not a char boundary; it is inside 'é' of `a secret`",
+                Some("start byte index 1 is not a char boundary; it is inside"),
+            ),
+            ("called `Option::unwrap()` on a `None` value", Some("called")),
+            ("no such key \"a secret\"", Some("no such key")),
+            ("`a secret`", Some("")),
+        ];
+        for (message, shown) in table {
+            assert_eq!(unquoted(message), shown.unwrap_or(message));
+        }
     }
 
     #[test]

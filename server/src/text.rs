@@ -33,8 +33,8 @@ use worded::WordedStream;
 /// other streams should wait.
 const LONG_PROMPT_BYTES: usize = 4096;
 
-/// Threads that tokenise long prompts of one model, but for those as large as whole requests are
-/// that wait for a place of all models: nobody else has to wait for them.
+/// At most this many threads tokenise prompts of 4 to 64 KiB for one model. Larger prompts take a
+/// place shared by all models (`preparing`).
 const MAX_TOKENIZERS: usize = 4;
 
 /// Most texts of one request that are embedded, as in the OpenAI API.

@@ -78,7 +78,7 @@ fn pieces(
     is_abandoned: impl Fn() -> bool,
 ) -> Result<Payload, Unpackable> {
     let mut decoder = decoder(encoding, packed).map_err(Unpackable::Broken)?;
-    let (mut plain, mut plain_held) = (Payload::default(), held.buffers().hold());
+    let (mut plain, mut plain_held) = (Payload::default(), held.beside());
     let mut size = FIRST_PIECE;
     loop {
         if is_abandoned() {

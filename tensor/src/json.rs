@@ -7,6 +7,7 @@
 use std::fmt;
 use std::io::Write;
 
+use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 
 use crate::{Datatype, Element, Error, Payload, Result, Tensor};
@@ -179,6 +180,45 @@ pub fn encode(tensor: &Tensor, out: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
+/// Returns the most bytes that [`encode`] writes for a tensor.
+///
+/// ```
+/// use tensor::{Tensor, json};
+/// let tensor = Tensor::from_values("a", vec![2], [255u8, 7]);
+/// assert_eq!(json::most_bytes(&tensor), 8);
+/// ```
+pub fn most_bytes(tensor: &Tensor) -> usize {
+    // With the comma behind it.
+    let longest = match tensor.datatype {
+        Datatype::Bool => "false,".len(),
+        Datatype::Uint8 => "255,".len(),
+        Datatype::Int8 => "-128,".len(),
+        Datatype::Uint16 => "65535,".len(),
+        Datatype::Int16 => "-32768,".len(),
+        Datatype::Uint32 => "4294967295,".len(),
+        Datatype::Int32 => "-2147483648,".len(),
+        Datatype::Uint64 => "18446744073709551615,".len(),
+        Datatype::Int64 => "-9223372036854775808,".len(),
+        // They have an exponent from 1e16 on.
+        Datatype::Fp32 => "-9999999000000000.0,".len(),
+        Datatype::Fp64 => "-2.2250738585072014e-308,".len(),
+        Datatype::Bytes => return tensor.data.segments().map(escaped_bytes).sum(),
+        Datatype::Fp16 | Datatype::Bf16 => return 0,
+    };
+    tensor.datatype.size_bytes().map_or(0, |size| tensor.data.len() / size * longest)
+}
+
+/// Returns what bytes take in JSON texts. The length before an element has bytes that are escaped,
+/// which are more than its quotes and its comma.
+fn escaped_bytes(bytes: &Bytes) -> usize {
+    let length = |byte: &u8| match byte {
+        ..0x20 => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    };
+    bytes.iter().map(length).sum()
+}
+
 /// A number as JSON spells it.
 trait Spelled {
     fn spell(self, out: &mut Vec<u8>);
@@ -282,6 +322,34 @@ mod tests {
     }
 
     #[test]
+    fn no_element_is_longer_than_foreseen() {
+        fn check<T: Element>(values: impl IntoIterator<Item = T>) {
+            for value in values {
+                let tensor = Tensor::from_values("o", vec![1], [value]);
+                let mut out = Vec::new();
+                encode(&tensor, &mut out).unwrap();
+                let (text, most) = (String::from_utf8(out).unwrap(), most_bytes(&tensor));
+                assert!(text.len() < most, "{text} has more than {most} bytes");
+            }
+        }
+        check([false, true]);
+        check([u8::MAX]);
+        check([i8::MIN]);
+        check([u16::MAX]);
+        check([i16::MIN]);
+        check([u32::MAX]);
+        check([i32::MIN]);
+        check([u64::MAX]);
+        check([i64::MIN]);
+        let patterns = || (0..200_000u64).map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        check(patterns().map(|bits| f32::from_bits((bits >> 32) as u32)));
+        check(patterns().map(f64::from_bits));
+        let decades = || (-40..40).flat_map(|n| [-1.234_567_9, -9.999_999, -1.0].map(|x| (x, n)));
+        check(decades().map(|(x, n)| (x * 10f64.powi(n)) as f32));
+        check(decades().map(|(x, n)| x * 1.000_000_012_345_678 * 10f64.powi(n)));
+    }
+
+    #[test]
     fn answers_are_json_with_tritons_words_for_what_json_lacks() {
         let table = [
             (
@@ -297,6 +365,7 @@ mod tests {
             let mut out = Vec::new();
             encode(&tensor, &mut out).unwrap();
             assert_eq!(String::from_utf8(out).unwrap(), expected);
+            assert!(most_bytes(&tensor) >= expected.len(), "{expected}");
         }
         let broken = Tensor::from_elements("o", vec![1], [b"\xff"]);
         assert!(encode(&broken, &mut Vec::new()).is_err());

@@ -5,6 +5,7 @@ The server's address space is limited, so that a reservation without memory behi
 
 import concurrent.futures
 import contextlib
+import gzip
 import http.client
 import json
 import socket
@@ -252,3 +253,75 @@ def test_an_answer_that_is_collected_counts_as_it_grows():
         assert "--max-buffered-mib" not in ask(server, stream=True).text
         assert ask(server, n=2).status_code == 200
         eventually("all is given back", lambda: scrape(server, "stator_buffered_bytes") == 0)
+
+
+def test_json_answers_at_once_stay_within_the_memory():
+    size, count, budget = 1 << 20, 24, 64
+    header = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [size], "parameters": {"binary_data_size": 4 * size}}]})
+    # Each number takes 10 to 20 bytes as text.
+    body = header.encode() + struct.pack("<f", -0.123456789) * size
+
+    def ask(server):
+        client = http.client.HTTPConnection(server.http, timeout=PATIENCE_SECONDS)
+        with contextlib.closing(client):
+            try:
+                client.request("POST", "/v2/models/identity/infer", body, {"inference-header-content-length": str(len(header))})
+                answer = client.getresponse()
+                return answer.status, answer.read()
+            except ConnectionError:
+                # The body is refused before it is whole, and the connection is closed.
+                return 503, b""
+
+    with running("--builtin", "identity,datatype=FP32", "--max-buffered-mib", str(budget)) as server, \
+            concurrent.futures.ThreadPoolExecutor(count) as pool:
+        before = rss_mib(server.pid)
+        asked = [pool.submit(ask, server) for _ in range(count)]
+        peak = before
+        while not all(one.done() for one in asked):
+            peak = max(peak, rss_mib(server.pid))
+            time.sleep(0.005)
+        answers = [one.result() for one in asked]
+        assert {status for status, _ in answers} <= {200, 503} and any(status == 200 for status, _ in answers)
+        assert peak < before + budget + 64
+        # One alone finds room, and is as long as it has to be.
+        eventually("all is given back", lambda: scrape(server, "stator_buffered_bytes") == 0)
+        status, text = ask(server)
+        assert status == 200 and json.loads(text)["outputs"][0]["data"] == [-0.12345679] * size
+        eventually("all is given back", lambda: scrape(server, "stator_buffered_bytes") == 0)
+
+
+def filled(server, stack):
+    """Fills 15 MiB with bodies that do not end, each of which counts as a small request and none as a lone one."""
+    host, port = server.http.rsplit(":", 1)
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n"
+    for _ in range(256):
+        connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS))
+        connection.sendall(head + bytes(60 << 10))
+    eventually("it is filled", lambda: scrape(server, "stator_buffered_bytes") == 15 << 20)
+
+
+def test_calls_alone_on_their_connection_have_the_last_share():
+    prompt = {"model": "mock", "prompt": "hi", "max_tokens": 2}
+    asked = request("identity", [tensor("INPUT0", "UINT8", [100])], [bytes(100)])
+    with limited(8 * GIB, "--builtin", "mock=mock", "--max-buffered-mib", "16") as server, contextlib.ExitStack() as stack:
+        url = f"http://{server.http}"
+        filled(server, stack)
+        for version in ({}, {"http1": False, "http2": True}):
+            with httpx.Client(timeout=PATIENCE_SECONDS, **version) as client:
+                answer = client.post(f"{url}/v1/completions", json=prompt)
+                assert answer.status_code == 200, answer.text
+                packed = gzip.compress(json.dumps(prompt).encode())
+                answer = client.post(f"{url}/v1/completions", content=packed, headers={"content-encoding": "gzip"})
+                assert answer.status_code == 200, answer.text
+                data = {"name": "INPUT0", "datatype": "UINT8", "shape": [3], "data": [1, 2, 3]}
+                answer = client.post(f"{url}/v2/models/identity/infer", json={"inputs": [data]})
+                assert answer.status_code == 200 and answer.json()["outputs"][0]["data"] == [1, 2, 3]
+        with grpc.insecure_channel(server.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ModelInfer(asked, timeout=PATIENCE_SECONDS).raw_output_contents[0] == bytes(100)
+        # A call beside another one is none of these.
+        with Connection(server.address) as connection:
+            connection.call("ServerLive", b"")
+            second = connection.call("ServerLive", prefix(0), is_whole=True)
+            connection.flush()
+            assert connection.status(second) == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]

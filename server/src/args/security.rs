@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::TypedValueParser;
 
 use crate::security::TlsListener;
 
@@ -42,7 +43,8 @@ pub struct SecurityArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub max_buffered_mib: Option<u32>,
     /// Requests above 64 KiB that are prepared at once: their JSON is read, their template rendered,
-    /// their tokens are found; the others wait [default: half of the cores, at least 2]
+    /// their tokens are found, at most 256; the others wait [default: half of the cores, at least 2]
     #[arg(long, value_name = "COUNT", env = "STATOR_MAX_PREPARING_REQUESTS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=256).try_map(NonZeroU32::try_from))]
     pub max_preparing_requests: Option<NonZeroU32>,
 }

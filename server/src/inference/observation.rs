@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use engine::{Context, Error, ErrorKind};
 use openai_bridge::TextOutput;
+use proto::Payload;
 use tensor::Tensor;
 use tonic::Code;
 
 use super::Call;
-use crate::buffers::{Buffers, Held};
+use crate::buffers::Held;
 use crate::metrics::{Metrics, RequestLabels, RpcLabels};
 use crate::models::Model;
 use crate::statistics::{Responded, Timing};
@@ -89,9 +90,11 @@ impl Observation {
         }
     }
 
-    /// Returns the memory for answers.
-    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
-        self.held.buffers()
+    /// Holds for the large pieces of an answer, as long as anybody has one of them.
+    ///
+    /// Errors: there is not as much.
+    pub(crate) fn answer(&self, payload: Payload) -> engine::Result<Payload> {
+        self.held.answer(payload)
     }
 
     /// Holds more, for an answer that is being collected.
@@ -99,6 +102,15 @@ impl Observation {
     /// Errors: there is not as much.
     pub(crate) fn collects(&mut self, bytes: usize) -> engine::Result<()> {
         self.held.grow(bytes)
+    }
+
+    /// Holds so much for a part of the answer, until that is written.
+    ///
+    /// Errors: there is not as much.
+    pub(crate) fn holds_beside(&self, bytes: usize) -> engine::Result<Held> {
+        let mut held = self.held.beside();
+        held.grow(bytes)?;
+        Ok(held)
     }
 
     /// Says what was accepted: so many batch elements for a model, under the client's id and

@@ -34,6 +34,7 @@ use super::health;
 use super::messages::{self, Messages, Requests, Rules, Whole};
 use super::service::KserveService;
 use super::timeout::{Deadline, deadline};
+use crate::buffers::IsLone;
 use crate::config::{Compression, GrpcConfig};
 use crate::listener::{Answered, Asked, Call, Caller, Protocol, Seat, Transport};
 use crate::metrics::Metrics;
@@ -316,6 +317,7 @@ impl Door {
         call.set_idle(ENDLESS.iter().any(|endless| path.starts_with(endless)));
         let is_stream = path.strip_prefix(INFERENCE) == Some("ModelStreamInfer");
         let extensions = request.extensions_mut();
+        extensions.insert(IsLone(call.is_lone()));
         if is_stream {
             extensions.insert(call.clone());
         }

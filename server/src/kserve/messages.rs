@@ -75,7 +75,7 @@ impl Rules {
         if bytes <= LIGHT_BYTES {
             return Ok(None);
         }
-        let mut held = self.buffers.hold();
+        let mut held = self.buffers.hold_for(self.is_lone);
         held.grow(bytes).map_err(|error| status::grpc(&error))?;
         Ok(Some(held))
     }

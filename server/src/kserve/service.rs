@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::messages::Costs;
 use super::stream::{Inbound, Inferred, Session, StreamOptions};
 use super::timeout::Deadline;
+use crate::buffers::IsLone;
 use crate::forwarding::Forwarding;
 use crate::inference::{self, Asked};
 use crate::listener::Call;
@@ -45,7 +46,7 @@ impl KserveService {
         rpc: &'static str,
         answer: engine::Result<T>,
     ) -> Result<Response<T>, Status> {
-        let mut observation = self.shared.observe(rpc);
+        let mut observation = self.shared.observe(rpc, false);
         observation.end(answer.as_ref().map(|_| ()));
         answer.map(Response::new).map_err(|error| status::grpc(&error))
     }
@@ -56,7 +57,8 @@ impl KserveService {
         (headers, extensions): (&HeaderMap, &Extensions),
         (envelope, held): Inferred,
     ) -> Result<Reply<ModelInferResponse>, Status> {
-        let observation = self.shared.observe("ModelInfer");
+        let is_lone = IsLone::of(extensions);
+        let observation = self.shared.observe("ModelInfer", is_lone);
         let asked = Ok(Asked {
             envelope,
             held,
@@ -68,7 +70,7 @@ impl KserveService {
         });
         let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
             let answer = tensor::wire::encode_response(head, tensors);
-            Ok(Reply::Encoded(self.shared.buffers.answer(answer)?))
+            Ok(Reply::Encoded(self.shared.buffers.answer(answer, is_lone)?))
         };
         let reply = inference::unary(&self.shared, observation, asked, encode).await;
         reply.map_err(|error| status::grpc(&error))

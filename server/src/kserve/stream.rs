@@ -116,7 +116,8 @@ impl Session {
     }
 
     fn begin(&mut self, (envelope, held): Inferred) {
-        let mut observation = self.shared.observe("ModelStreamInfer");
+        let is_lone = self.call.as_ref().is_some_and(Opened::is_lone);
+        let mut observation = self.shared.observe("ModelStreamInfer", is_lone);
         let name = envelope.message.model_name.clone();
         let admitted = self.shared.admit().and_then(|()| self.options.grant.admit());
         let admitted = admitted.map_err(|error| {
@@ -353,7 +354,7 @@ impl Active {
         };
         let bytes = tensor::wire::encode_stream_response(&head, &output.tensors, is_last);
         self.observation.encoded(started.elapsed(), output.tensors.is_empty());
-        Ok(Reply::Encoded(self.observation.buffers().answer(bytes)?))
+        Ok(Reply::Encoded(self.observation.answer(bytes)?))
     }
 }
 

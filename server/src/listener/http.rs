@@ -24,7 +24,7 @@ use hyper_util::server::conn::auto;
 use tower::ServiceExt;
 
 use super::{Answered, Asked, Call, Caller, Protocol, Seat, Transport};
-use crate::buffers::Buffers;
+use crate::buffers::{Buffers, FOLLOWED_BYTES, Foreseen, IsLone};
 use crate::shared::shutting_down;
 
 /// How long a connection of clients may be idle before a request, and the request's headers take.
@@ -44,9 +44,6 @@ const MAX_STREAMS: u32 = 1024;
 
 /// HTTP/2 windows in bytes: of a request, and of all of a connection's requests.
 const WINDOW_BYTES: (u32, u32) = (1 << 20, 4 << 20);
-
-/// The least answer that counts, in bytes.
-const COUNTED_BYTES: u64 = 2048;
 
 /// Makes the answer to a request on a path that is not served: it outlives the grace of a shutdown,
 /// or there is no memory for its answer.
@@ -165,7 +162,8 @@ impl Service<Request<Incoming>> for Begun {
             return Box::pin(std::future::ready(Ok(refusal)));
         }
         let uri = request.uri().clone();
-        let request = request.map(|body| Body::new(Asked::new(body, call.clone())));
+        let mut request = request.map(|body| Body::new(Asked::new(body, call.clone())));
+        request.extensions_mut().insert(IsLone(call.is_lone()));
         let answer = self.router.clone().oneshot(request);
         let (ending, refuse) = (self.ending.clone(), self.refuse.clone());
         let buffers = self.buffers.clone();
@@ -175,7 +173,7 @@ impl Service<Request<Incoming>> for Begun {
                 answer = answer => answer?,
                 () = call.ending().cancelled() => refuse(uri.path(), &shutting_down()),
             };
-            if let Err(error) = keep(buffers, &answer, &call) {
+            if let Err(error) = keep(buffers, &mut answer, &call) {
                 answer = refuse(uri.path(), &error);
             }
             if !is_http2 && ending.is_cancelled() {
@@ -186,14 +184,16 @@ impl Service<Request<Incoming>> for Begun {
     }
 }
 
-/// Holds memory for an answer that is whole, until it is written.
+/// Holds memory for an answer that is whole, until it is written; some of it may be held already.
 ///
 /// Errors: there is not as much.
-fn keep(buffers: Option<Arc<Buffers>>, answer: &Response, call: &Call) -> engine::Result<()> {
+fn keep(buffers: Option<Arc<Buffers>>, answer: &mut Response, call: &Call) -> engine::Result<()> {
+    let foreseen = Foreseen::take(answer.extensions_mut());
     let bytes = answer.body().size_hint().exact().unwrap_or_default();
-    let Some(buffers) = buffers.filter(|_| bytes >= COUNTED_BYTES) else { return Ok(()) };
-    let mut held = buffers.hold();
-    held.grow(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    let Some(buffers) = buffers.filter(|_| bytes >= FOLLOWED_BYTES) else { return Ok(()) };
+    let mut held = foreseen.unwrap_or_else(|| buffers.hold_for(call.is_lone()));
+    held.fit(bytes)?;
     call.keep(held);
     Ok(())
 }

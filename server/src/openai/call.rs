@@ -61,7 +61,7 @@ pub(super) async fn answer(door: OpenAi, kind: Kind, request: Request) -> Respon
 async fn run(door: &OpenAi, kind: Kind, request: Request) -> Result<Response> {
     let id = id(&request);
     let received = receive(request, &door.intake).await?;
-    let mut observation = door.shared.observe(kind.rpc);
+    let mut observation = door.shared.observe(kind.rpc, received.is_lone);
     let owner = received.grant.owner().to_owned();
     let (body_bytes, its_door) = (received.body.len(), door.clone());
     let work = move || {

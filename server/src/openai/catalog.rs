@@ -20,6 +20,17 @@ use crate::security::Stranger;
 use crate::status::Dialect;
 use crate::text::now;
 
+/// What a byte of a prompt takes while an answer tells of its tokens, as if each were one: a JSON
+/// value in a list that has grown to twice of what it holds, and its text.
+const TOKEN_BYTES: usize = 72;
+
+/// What it takes with the texts of the tokens.
+const WORD_BYTES: usize = 160;
+
+/// What a byte of a body of tokens takes while an answer is made of their text. Tokens with long
+/// texts have long numbers.
+const TEXT_BYTES: usize = 16;
+
 /// The header by which Anthropic's clients are known.
 const ANTHROPIC: &str = "anthropic-version";
 
@@ -147,11 +158,13 @@ pub(super) async fn tokenize(State(door): State<OpenAi>, request: Request) -> Re
         let work = move || {
             let body = body(&received)?;
             let bridge = &tokenizing(&its_door, &received.grant, &body)?.texts.bridge;
-            tokens::tokenize(bridge, &body, now())
+            let has_texts = body.get("return_token_strs") == Some(&Json::Bool(true));
+            received.holds(if has_texts { WORD_BYTES * size } else { TOKEN_BYTES * size })?;
+            Ok(fine(&tokens::tokenize(bridge, &body, now())?))
         };
         preparing::run(size, work).await
     };
-    answer(&door, work.await)
+    work.await.unwrap_or_else(|error| failure(&door, Dialect::OpenAi, &error))
 }
 
 /// `POST /v1/detokenize`
@@ -162,11 +175,12 @@ pub(super) async fn detokenize(State(door): State<OpenAi>, request: Request) -> 
         let work = move || {
             let body = body(&received)?;
             let bridge = &tokenizing(&its_door, &received.grant, &body)?.texts.bridge;
-            tokens::detokenize(bridge, &body)
+            received.holds(TEXT_BYTES * size)?;
+            Ok(fine(&tokens::detokenize(bridge, &body)?))
         };
         preparing::run(size, work).await
     };
-    answer(&door, work.await)
+    work.await.unwrap_or_else(|error| failure(&door, Dialect::OpenAi, &error))
 }
 
 /// `GET /v1/tokenizer_info`, as vLLM has it; `?model=` names one of several.

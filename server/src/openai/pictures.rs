@@ -23,7 +23,7 @@ use tensor::{Datatype, Tensor};
 use super::answer::{body as error_body, failure, fine};
 use super::call::{body, id, named};
 use super::{OpenAi, seconds};
-use crate::inference::{Observation, parent};
+use crate::inference::{Observation, heavy, parent};
 use crate::models::Model;
 use crate::preparing;
 use crate::rest::receive::receive;
@@ -85,37 +85,45 @@ pub(super) async fn stream_videos(State(door): State<OpenAi>, request: Request) 
 async fn whole(door: &OpenAi, kind: Kind, request: Request) -> Response {
     let work = async {
         let mut running = start(door, kind, request).await?;
-        let collected = running.collect().await;
-        running.observation.end(collected.as_ref().map(|_| ()));
-        let data: Vec<Json> =
-            collected?.iter().map(|file| json!({ "b64_json": STANDARD.encode(file) })).collect();
-        Ok(json!({ "created": seconds(), "data": data }))
+        let answered = running.collect().await.map(|files| {
+            let bytes: usize = files.iter().map(Vec::len).sum();
+            heavy(COPIES * bytes, || answer(&files))
+        });
+        running.observation.end(answered.as_ref().map(|_| ()));
+        answered
     };
     match work.await {
-        Ok(value) => fine(&value),
+        Ok(response) => response,
         Err(error) => failure(door, Dialect::OpenAi, &error),
     }
+}
+
+fn answer(files: &[Vec<u8>]) -> Response {
+    let data: Vec<Json> =
+        files.iter().map(|file| json!({ "b64_json": STANDARD.encode(file) })).collect();
+    fine(&json!({ "created": seconds(), "data": data }))
 }
 
 async fn start(door: &OpenAi, kind: Kind, request: Request) -> Result<Running> {
     let id = id(&request);
     let received = receive(request, &door.intake).await?;
-    let mut observation = door.shared.observe(kind.rpc);
+    let mut observation = door.shared.observe(kind.rpc, received.is_lone);
     let (parent, meter) = (parent(&received.headers), received.grant.meter());
     let (size, its_door) = (received.body.len(), door.clone());
     let work = move || {
         let body = body(&received)?;
         let model = named(&its_door, &received.grant, &body)?;
         let orders = orders(&model, kind, &body)?;
-        Ok((model, orders))
+        Ok((model, orders, received.take_tree()))
     };
-    let (model, orders) = match preparing::run(size, work).await {
+    let (model, orders, held) = match preparing::run(size, work).await {
         Ok(prepared) => prepared,
         Err(error) => {
             observation.refused(None, &error);
             return Err(error);
         }
     };
+    observation.holds(held);
     let context = Context::new(id).with_trace_parent(parent).with_meter(meter);
     observation.begin_work(model.clone(), orders.len() as u64, &context);
     let mut streams = Vec::with_capacity(orders.len());
@@ -241,6 +249,15 @@ fn size(body: &Body) -> Option<Option<(i32, i32)>> {
     }
 }
 
+/// Writes an event for each file; `index` is that of the first one.
+fn events_of(files: &[Vec<u8>], index: usize) -> String {
+    let event = |(file, index): (&Vec<u8>, usize)| {
+        let value = json!({"index": index, "b64_json": STANDARD.encode(file)});
+        format!("data: {value}\n\n")
+    };
+    files.iter().zip(index..).map(event).collect()
+}
+
 /// Answers with an event for each part, and one for the end.
 fn events(running: Running) -> Response {
     let frames = stream::unfold(Some((running, 0usize)), |state| async move {
@@ -267,14 +284,18 @@ fn events(running: Running) -> Response {
                 Ok(files) => files,
                 Err(error) => return Some(failed(running, &error)),
             };
-            let text: String = parts
-                .iter()
-                .zip(index..)
-                .map(|(file, index)| json!({"index": index, "b64_json": STANDARD.encode(file)}))
-                .map(|value| format!("data: {value}\n\n"))
-                .collect();
+            let bytes: usize = parts.iter().map(Vec::len).sum();
+            let held = running.observation.holds_beside(COPIES * bytes);
+            let held = match held {
+                Ok(held) => held,
+                Err(error) => return Some(failed(running, &error)),
+            };
+            let text = heavy(COPIES * bytes, || events_of(&parts, index));
             let index = index + parts.len();
-            return Some((Bytes::from(text), Some((running, index))));
+            return Some((
+                held.follow(Bytes::from(text).into()).to_bytes(),
+                Some((running, index)),
+            ));
         }
     });
     let mut response = Response::new(HttpBody::from_stream(frames.map(Ok::<Bytes, Infallible>)));

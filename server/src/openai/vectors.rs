@@ -21,20 +21,28 @@ use crate::status::Dialect;
 /// the text.
 const NUMBER_BYTES: usize = 48;
 
+/// What a byte of a document takes while an answer is made of it: as a JSON value, and in the text
+/// that escapes it.
+const DOCUMENT_BYTES: usize = 7;
+
+/// What a result of a rerank takes besides.
+const RESULT_BYTES: usize = 1024;
+
+/// What an answer takes while it is made, and what makes its JSON.
+type Making = (usize, Box<dyn FnOnce() -> Json + Send>);
+
 /// An API of vectors: its name in metrics, and what reads its bodies.
 type Api<A> = (&'static str, fn(&Body) -> Result<A>);
 
 /// `POST /v1/embeddings`
 pub(super) async fn embeddings(State(door): State<OpenAi>, request: Request) -> Response {
-    let mut held = door.shared.buffers.hold();
     let work = |text: TextModel, asked: embeddings::Asked, (stamp, context): (Stamp, Context)| async move {
         let (vectors, tokens) =
             text.texts.embed(asked.inputs, context).await.map_err(|error| about("input", error))?;
         let numbers = vectors.iter().map(Vec::len).sum::<usize>();
-        held.grow(NUMBER_BYTES * numbers)?;
         let encode = asked.is_base64.then_some(base64 as fn(&[u8]) -> String);
-        let answer = || embeddings::answer(&stamp, &vectors, tokens, encode);
-        Ok(heavy(NUMBER_BYTES * numbers, answer))
+        let json = move || embeddings::answer(&stamp, &vectors, tokens, encode);
+        Ok((NUMBER_BYTES * numbers, Box::new(json) as _))
     };
     answer(door, ("OpenAiEmbeddings", embeddings::read), request, work).await
 }
@@ -43,9 +51,13 @@ pub(super) async fn embeddings(State(door): State<OpenAi>, request: Request) -> 
 pub(super) async fn rerank(State(door): State<OpenAi>, request: Request) -> Response {
     let work = |text: TextModel, asked: rerank::Asked, (stamp, context): (Stamp, Context)| async move {
         let (query, documents) = (asked.query.clone(), asked.documents.clone());
+        let count = documents.len();
         let scored = text.texts.rerank(query, documents, asked.truncation, context).await;
         let (scores, tokens) = scored.map_err(|error| about("documents", error))?;
-        Ok(rerank::answer(&stamp, &asked, &scores, tokens))
+        let documents = asked.documents.iter().filter(|_| asked.has_documents);
+        let bytes = documents.map(|document| DOCUMENT_BYTES * document.len()).sum::<usize>();
+        let json = move || rerank::answer(&stamp, &asked, &scores, tokens);
+        Ok((RESULT_BYTES * count + bytes, Box::new(json) as _))
     };
     answer(door, ("OpenAiRerank", rerank::read), request, work).await
 }
@@ -63,7 +75,7 @@ async fn answer<A, F>(
 ) -> Response
 where
     A: Send + 'static,
-    F: Future<Output = Result<Json>>,
+    F: Future<Output = Result<Making>>,
 {
     let result = run(&door, api, request, work).await;
     result.unwrap_or_else(|error| failure(&door, Dialect::OpenAi, &error))
@@ -77,11 +89,11 @@ async fn run<A, F>(
 ) -> Result<Response>
 where
     A: Send + 'static,
-    F: Future<Output = Result<Json>>,
+    F: Future<Output = Result<Making>>,
 {
     let id = id(&request);
     let received = receive(request, &door.intake).await?;
-    let mut observation = door.shared.observe(rpc);
+    let mut observation = door.shared.observe(rpc, received.is_lone);
     let (parent, meter) = (parent(&received.headers), received.grant.meter());
     let (size, its_door) = (received.body.len(), door.clone());
     let prepare = move || {
@@ -100,10 +112,14 @@ where
     observation.holds(held);
     let context = Context::new(id).with_trace_parent(parent).with_meter(meter);
     observation.begin_work(model, 1, &context);
-    let result = match asked {
+    let made = match asked {
         Ok(asked) => work(text, asked, (stamp, context)).await,
         Err(error) => Err(error),
     };
-    observation.end(result.as_ref().map(|_| ()));
-    result.map(|value| heavy(size, || fine(&value)))
+    let answered = made.and_then(|(bytes, json)| {
+        observation.collects(bytes)?;
+        Ok(heavy(bytes, || fine(&json())))
+    });
+    observation.end(answered.as_ref().map(|_| ()));
+    answered
 }

@@ -1,6 +1,7 @@
 //! Answers over HTTP: JSON bodies, errors with their status, compression as the client accepts it.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -11,6 +12,8 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::buffers::{Buffers, FOLLOWED_BYTES, Foreseen};
+use crate::inference::heavy;
 use crate::status;
 
 /// Bodies below this size are not worth compressing.
@@ -55,8 +58,28 @@ pub(super) fn empty() -> Response {
     body(&json!({}))
 }
 
+/// Makes an answer that takes at most so many bytes. They are held for the request before, and
+/// until the answer is written.
+///
+/// Errors: there is not as much memory; what making it says.
+pub(super) fn foreseen(
+    (buffers, is_lone): (&Arc<Buffers>, bool),
+    bytes: usize,
+    make: impl FnOnce() -> engine::Result<Response>,
+) -> engine::Result<Response> {
+    if bytes < FOLLOWED_BYTES {
+        return make();
+    }
+    let mut held = buffers.hold_for(is_lone);
+    held.grow(bytes)?;
+    let mut response = heavy(bytes, make)?;
+    response.extensions_mut().insert(Foreseen::new(held));
+    Ok(response)
+}
+
 /// Makes an answer of bytes, compressed if the request's headers accept it.
-pub(super) fn bytes(asked: &HeaderMap, kind: &'static str, content: Vec<u8>) -> Response {
+pub(super) fn bytes(asked: &HeaderMap, kind: &'static str, mut content: Vec<u8>) -> Response {
+    content.shrink_to_fit();
     let encoding = match content.len() < MIN_COMPRESSED_BYTES {
         true => None,
         false => asked.get(header::ACCEPT_ENCODING).and_then(accepted),

@@ -22,8 +22,9 @@ use serde_json::{Map, Value, json};
 use tensor::wire::ResponseHead;
 use tensor::{Tensor, TensorSpec, parameters, shape};
 
-use super::answer::{Answer, Failure, bytes};
+use super::answer::{Answer, Failure, bytes, foreseen};
 use super::infer::{check_reserved, parameter};
+use super::outputs::{BinaryOutputs, answer_bytes};
 use super::{ModelPath, Rest, receive};
 use crate::inference::{self, Asked, Call, Observation, heavy};
 use crate::models::Model;
@@ -37,7 +38,7 @@ pub(super) async fn generate(
     request: Request,
 ) -> Answer {
     let received = receive::receive(request, &rest.intake).await?;
-    let observation = rest.shared.observe("HttpGenerate");
+    let observation = rest.shared.observe("HttpGenerate", received.is_lone);
     let place = preparing::place(received.body.len()).await;
     let asked = rest.shared.models.get(&path.model, &path.version).and_then(|model| {
         let read = || {
@@ -49,10 +50,13 @@ pub(super) async fn generate(
         Ok(rest.asked(envelope, &received, model.text.is_some()))
     });
     drop(place);
-    let headers = received.headers;
-    let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| object(head, tensors);
-    let json = inference::unary(&rest.shared, observation, asked, encode).await?;
-    let mut response = bytes(&headers, "application/json", json);
+    let (headers, is_lone) = (received.headers, received.is_lone);
+    let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
+        let most = answer_bytes(&BinaryOutputs::default(), head, tensors);
+        let encode = || Ok(bytes(&headers, "application/json", object(head, tensors, most)?));
+        foreseen((&rest.shared.buffers, is_lone), most, encode)
+    };
+    let mut response = inference::unary(&rest.shared, observation, asked, encode).await?;
     orca::add(&headers, &rest.shared.models, response.headers_mut());
     Ok(response)
 }
@@ -66,7 +70,7 @@ pub(super) async fn generate_stream(
     request: Request,
 ) -> Answer {
     let received = receive::receive(request, &rest.intake).await?;
-    let mut observation = rest.shared.observe("HttpGenerateStream");
+    let mut observation = rest.shared.observe("HttpGenerateStream", received.is_lone);
     let place = preparing::place(received.body.len()).await;
     let prepared = rest
         .shared
@@ -108,9 +112,9 @@ pub(super) async fn generate_stream(
             }
             item = events.next() => item,
         }?;
-        Some((event(&item.unwrap_or_else(|error| failure(&error))), (events, answering)))
+        Some((item.unwrap_or_else(|error| event(&failure(&error))), (events, answering)))
     });
-    let all = stream::once(std::future::ready(event(&first))).chain(rest_of_it);
+    let all = stream::once(std::future::ready(first)).chain(rest_of_it);
     let body = Body::from_stream(all.map(Ok::<Bytes, std::convert::Infallible>));
     Ok(event_stream(body, &received.headers, &rest))
 }
@@ -131,7 +135,7 @@ fn failure(error: &Error) -> Vec<u8> {
     json!({ "error": status::cut(error.message()) }).to_string().into_bytes()
 }
 
-/// The responses of a request, encoded; dropping it cancels the request.
+/// The responses of a request as events; dropping it cancels the request.
 struct Events {
     model: std::sync::Arc<Model>,
     id: String,
@@ -153,13 +157,13 @@ impl Events {
     }
 
     /// Returns the next response that has outputs.
-    async fn next(&mut self) -> Option<Result<Vec<u8>>> {
+    async fn next(&mut self) -> Option<Result<Bytes>> {
         loop {
             let item = self.stream.as_mut()?.next().await;
             let result = match item {
                 None => Ok(None),
                 Some(Err(error)) => Err(error),
-                Some(Ok(output)) => self.encode(&output).map(|json| Some((json, output))),
+                Some(Ok(output)) => self.encode(&output).map(|event| Some((event, output))),
             };
             match result {
                 Err(error) => {
@@ -170,19 +174,19 @@ impl Events {
                     self.end(Ok(()));
                     return None;
                 }
-                Ok(Some((json, output))) => {
+                Ok(Some((event, output))) => {
                     if output.is_last || !self.model.config.decoupled {
                         self.end(Ok(()));
                     }
                     if !output.tensors.is_empty() {
-                        return Some(Ok(json));
+                        return Some(Ok(event));
                     }
                 }
             }
         }
     }
 
-    fn encode(&mut self, output: &InferOutput) -> Result<Vec<u8>> {
+    fn encode(&mut self, output: &InferOutput) -> Result<Bytes> {
         let started = Instant::now();
         self.observation.queued(output.queue_time);
         self.observation.show(&output.tensors);
@@ -192,9 +196,15 @@ impl Events {
             id: &self.id,
             parameters: &output.parameters,
         };
-        let json = object(&head, &output.tensors);
+        let most = answer_bytes(&BinaryOutputs::default(), &head, &output.tensors);
+        // The JSON and the event are there at once.
+        let mut held = self.observation.holds_beside(2 * most)?;
+        let write = || object(&head, &output.tensors, most).map(|json| event(&json));
+        let event = heavy(most, write);
         self.observation.encoded(started.elapsed(), output.tensors.is_empty());
-        json
+        let event = event?;
+        held.fit(event.len())?;
+        Ok(held.follow(event.into()).to_bytes())
     }
 
     fn end(&mut self, result: std::result::Result<(), &Error>) {
@@ -203,9 +213,10 @@ impl Events {
     }
 }
 
-/// Writes a response: a single element stands alone, more of them in an array.
-fn object(head: &ResponseHead<'_>, tensors: &[Tensor]) -> Result<Vec<u8>> {
-    let mut json = Vec::new();
+/// Writes a response, of at most `most` bytes: a single element stands alone, more of them in an
+/// array.
+fn object(head: &ResponseHead<'_>, tensors: &[Tensor], most: usize) -> Result<Vec<u8>> {
+    let mut json = Vec::with_capacity(most);
     let key = |json: &mut Vec<u8>, key: &str| {
         json.push(if json.is_empty() { b'{' } else { b',' });
         json.extend_from_slice(Value::from(key).to_string().as_bytes());

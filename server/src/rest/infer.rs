@@ -1,4 +1,4 @@
-//! Inference over REST: JSON and binary tensors to the messages of the gRPC protocol and back.
+//! Requests for inference over REST: JSON and binary tensors to the messages of the gRPC protocol.
 //!
 //! With `Inference-Header-Content-Length` the body is so many bytes of JSON and then the binary
 //! data of the inputs that say so, in their order; an answer with binary data has the same form.
@@ -6,28 +6,28 @@
 use std::collections::{BTreeMap, HashMap};
 use std::num::IntErrorKind;
 
-use axum::response::Response;
 use bytes::Bytes;
 use engine::{Error, Result};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderName;
 use proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use proto::inference::{InferParameter, ModelInferRequest};
 use proto::{Envelope, Payload};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
-use tensor::wire::ResponseHead;
-use tensor::{Datatype, ModelConfig, Parameter, Parameters, Tensor, parameters, shape};
+use serde_json::{Map, Value};
+use tensor::{Datatype, ModelConfig, Parameter, parameters, shape};
 
-use super::answer;
+use super::outputs::BinaryOutputs;
 use super::receive::{Received, Tensors, tensors};
+use crate::inference::heavy;
 
 /// The header that says how much of a body is JSON.
-const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+pub(super) const JSON_LENGTH: HeaderName =
+    HeaderName::from_static("inference-header-content-length");
 
 /// The parameters of the binary tensor data extension.
-const BINARY_SIZE: &str = "binary_data_size";
+pub(super) const BINARY_SIZE: &str = "binary_data_size";
 const BINARY: &str = "binary_data";
 const BINARY_ALL: &str = "binary_data_output";
 
@@ -73,19 +73,6 @@ fn scalars<'de, D: Deserializer<'de>>(
         _ => serde_json::from_str(text).map_err(D::Error::custom),
     };
     all.into_iter().map(|(key, raw)| Ok((key, value(raw.get())?))).collect()
-}
-
-/// Which outputs the client wants as binary data.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct BinaryOutputs {
-    by_default: bool,
-    by_name: HashMap<String, bool>,
-}
-
-impl BinaryOutputs {
-    fn wants(&self, name: &str) -> bool {
-        self.by_name.get(name).copied().unwrap_or(self.by_default)
-    }
 }
 
 /// Reads a request for a model.
@@ -136,6 +123,11 @@ pub(super) fn decode(
     message.parameters = wire_parameters(own)?;
     (message.id, message.model_name, message.model_version) = (body.id, model_name, model_version);
     Ok((envelope, binary_outputs))
+}
+
+/// Returns how much of a body is JSON; binary data is taken as it is, which takes no time.
+pub(super) fn json_bytes(received: &Received) -> usize {
+    split(received).map_or(0, |(json, _)| json.len())
 }
 
 /// Parts a body into its JSON and its binary data.
@@ -190,7 +182,7 @@ fn raw(
     }
     let (data, count) = match spec.datatype.size_bytes() {
         // One element, whose length the client need not write.
-        None => (tensor::encode_elements([&data]), 1),
+        None => (heavy(data.len(), || tensor::encode_elements([&data])), 1),
         Some(size) => {
             let count = data.len() / size;
             (data, count)
@@ -401,85 +393,4 @@ pub(super) fn parameter(key: &str, value: Value) -> Result<Parameter> {
             "parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
         ))),
     }
-}
-
-/// Writes parameters as JSON.
-pub(super) fn json_parameters(parameters: &Parameters) -> Value {
-    let value = |value: &Parameter| match value {
-        Parameter::Bool(value) => json!(value),
-        Parameter::Int64(value) => json!(value),
-        Parameter::Uint64(value) => json!(value),
-        Parameter::Double(value) => json!(value),
-        Parameter::String(value) => json!(value),
-    };
-    parameters.iter().map(|(key, given)| (key.clone(), value(given))).collect()
-}
-
-/// Writes an answer: JSON, or JSON and binary data if the client wants any.
-///
-/// Errors: an output that JSON cannot hold.
-pub(super) fn encode(
-    asked: &HeaderMap,
-    wanted: &BinaryOutputs,
-    head: &ResponseHead<'_>,
-    tensors: &[Tensor],
-) -> Result<Response> {
-    let mut json = Vec::new();
-    let mut binary: Vec<&Tensor> = Vec::new();
-    let mut object = Map::new();
-    if !head.id.is_empty() {
-        object.insert("id".into(), json!(head.id));
-    }
-    object.insert("model_name".into(), json!(head.model_name));
-    object.insert("model_version".into(), json!(head.model_version));
-    if !head.parameters.is_empty() {
-        object.insert("parameters".into(), json_parameters(head.parameters));
-    }
-    let start = Value::Object(object).to_string();
-    json.extend_from_slice(&start.as_bytes()[..start.len() - 1]);
-    json.extend_from_slice(br#","outputs":["#);
-    for (index, tensor) in tensors.iter().enumerate() {
-        if index > 0 {
-            json.push(b',');
-        }
-        let is_binary = wanted.wants(&tensor.name);
-        // An output in shared memory has neither data nor, over REST, parameters: NVIDIA's C++
-        // client takes any parameters for those of binary data.
-        let has_region = !tensor.parameters.is_empty();
-        let mut parameters = Parameters::new();
-        if is_binary && !has_region {
-            let size = Parameter::Int64(tensor.data.len() as i64);
-            parameters.insert(BINARY_SIZE.to_owned(), size);
-            binary.push(tensor);
-        }
-        let mut object = Map::new();
-        object.insert("name".into(), json!(tensor.name));
-        object.insert("datatype".into(), json!(tensor.datatype.name()));
-        object.insert("shape".into(), json!(tensor.shape));
-        if !parameters.is_empty() {
-            object.insert("parameters".into(), json_parameters(&parameters));
-        }
-        let text = Value::Object(object).to_string();
-        match is_binary || has_region {
-            true => json.extend_from_slice(text.as_bytes()),
-            false => {
-                // One brace is the object's own; a nested one cannot come last here.
-                json.extend_from_slice(&text.as_bytes()[..text.len() - 1]);
-                json.extend_from_slice(br#","data":["#);
-                tensor::json::encode(tensor, &mut json)?;
-                json.extend_from_slice(b"]}");
-            }
-        }
-    }
-    json.extend_from_slice(b"]}");
-    if binary.is_empty() {
-        return Ok(answer::bytes(asked, "application/json", json));
-    }
-    let length = json.len();
-    for segment in binary.iter().flat_map(|tensor| tensor.data.segments()) {
-        json.extend_from_slice(segment);
-    }
-    let mut response = answer::bytes(asked, "application/octet-stream", json);
-    response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(length));
-    Ok(response)
 }

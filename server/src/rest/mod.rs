@@ -5,6 +5,7 @@ mod catalog;
 mod control;
 mod generate;
 mod infer;
+mod outputs;
 pub(crate) mod receive;
 pub(crate) mod survey;
 
@@ -32,6 +33,7 @@ use crate::preparing;
 use crate::restriction::{self, Restrictions};
 use crate::shared::Shared;
 use answer::{Answer, Failure, json_with};
+use outputs::BinaryOutputs;
 use receive::Intake;
 
 /// The state of the routes.
@@ -119,9 +121,10 @@ pub(crate) fn router(shared: Arc<Shared>, config: &HttpConfig) -> Router {
 /// `POST /v2/models/MODEL[/versions/VERSION]/infer`
 async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> Answer {
     let received = receive::receive(request, &rest.intake).await?;
-    let observation = rest.shared.observe("HttpInfer");
+    let observation = rest.shared.observe("HttpInfer", received.is_lone);
     let model = rest.shared.models.get(&path.model, &path.version);
-    let place = preparing::place(received.body.len()).await;
+    let json_bytes = infer::json_bytes(&received);
+    let place = preparing::place(json_bytes).await;
     let decoded = model.and_then(|model| {
         if !model.is_foldable() {
             return Err(Error::new(
@@ -130,17 +133,18 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
             ));
         }
         let path = (path.model.as_str(), path.version.as_str());
-        heavy(received.body.len(), || infer::decode(&received, path, &model.config))
+        heavy(json_bytes, || infer::decode(&received, path, &model.config))
     });
     drop(place);
     let (asked, wanted) = match decoded {
         Ok((envelope, wanted)) => (Ok(rest.asked(envelope, &received, true)), wanted),
-        Err(error) => (Err(error), infer::BinaryOutputs::default()),
+        Err(error) => (Err(error), BinaryOutputs::default()),
     };
-    let headers = received.headers;
+    let (headers, is_lone) = (received.headers, received.is_lone);
     let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
-        let size = tensors.iter().map(|tensor| tensor.data.len()).sum();
-        heavy(size, || infer::encode(&headers, &wanted, head, tensors))
+        let most = outputs::answer_bytes(&wanted, head, tensors);
+        let encode = || outputs::encode(&headers, &wanted, (head, tensors), most);
+        answer::foreseen((&rest.shared.buffers, is_lone), most, encode)
     };
     let mut response = inference::unary(&rest.shared, observation, asked, encode).await?;
     orca::add(&headers, &rest.shared.models, response.headers_mut());

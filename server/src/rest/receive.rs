@@ -22,7 +22,7 @@ use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::survey::Survey;
-use crate::buffers::{Buffers, Held};
+use crate::buffers::{Buffers, Held, IsLone};
 use crate::patience::Patience;
 use crate::security::Grant;
 use crate::status::{STALLED, TOO_LARGE, UNKNOWN_ENCODING};
@@ -59,6 +59,8 @@ pub(crate) struct Received {
     /// What the caller may do.
     pub grant: Grant,
     pub body: Bytes,
+    /// Its connection had no other open request when it began.
+    pub is_lone: bool,
     /// The memory for what it is decoded to.
     tree: Mutex<Held>,
 }
@@ -77,7 +79,10 @@ impl Received {
         self.holds(survey.tree_bytes())
     }
 
-    fn holds(&self, bytes: usize) -> Result<()> {
+    /// Sets memory aside for what is made of the body.
+    ///
+    /// Errors: there is not as much.
+    pub(crate) fn holds(&self, bytes: usize) -> Result<()> {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner).grow(bytes)
     }
 
@@ -110,8 +115,7 @@ pub(crate) async fn receive(request: Request, intake: &Intake) -> Result<Receive
             return Err(Error::new(ErrorKind::Unimplemented, text).with_code(UNKNOWN_ENCODING));
         }
     };
-    // A connection over HTTP/1 has one request at a time.
-    let is_lone = parts.version < http::Version::HTTP_2;
+    let is_lone = IsLone::of(&parts.extensions);
     let mut held = intake.buffers.hold_for(is_lone);
     let body = collect(body, intake, &mut held).await?;
     let body = match encoding {
@@ -126,12 +130,12 @@ pub(crate) async fn receive(request: Request, intake: &Intake) -> Result<Receive
                 )),
                 Unpackable::Failed(error) => error,
             })?;
-            joined(plain, intake.buffers.hold())?
+            joined(plain, intake.buffers.hold_for(is_lone))?
         }
     };
     let grant = Grant::of(&parts.extensions);
-    let tree = Mutex::new(intake.buffers.hold());
-    Ok(Received { headers: parts.headers, grant, body, tree })
+    let tree = Mutex::new(intake.buffers.hold_for(is_lone));
+    Ok(Received { headers: parts.headers, grant, body, is_lone, tree })
 }
 
 /// Makes one piece of a body, which `held` goes along with.
@@ -385,7 +389,7 @@ mod tests {
             Body::from_stream(stream::iter(pieces))
         };
         let buffers = Buffers::new(1 << 20, Counter::default());
-        let mut held = buffers.hold();
+        let mut held = buffers.hold_for(false);
         let intake = Intake { max_bytes: 1 << 20, buffers, accepting: Tasks::new() };
         let whole = collect(pieces(MAX_SMALL), &intake, &mut held).await.unwrap();
         assert_eq!((whole.segments().count(), whole.len()), (1, MAX_SMALL));

@@ -46,7 +46,7 @@ async fn unpacked(
     (encoding, packed): (Encoding, Payload),
     max_bytes: usize,
 ) -> Result<Payload, Unpackable> {
-    let mut held = buffers.hold();
+    let mut held = buffers.hold_for(false);
     held.grow(packed.len())?;
     unpack((encoding, packed), max_bytes, held).await
 }

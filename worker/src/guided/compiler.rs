@@ -46,6 +46,16 @@ impl Stop {
         }
     }
 
+    /// Checks that the compilation may go on.
+    ///
+    /// Errors: cancelled.
+    fn check(&self) -> Result<()> {
+        match self.is_asked.load(SeqCst) {
+            false => Ok(()),
+            true => Err(Error::new(ErrorKind::Cancelled, "nobody waits for the constraint")),
+        }
+    }
+
     /// Follows a parser that begins to work.
     fn watch(&self, matcher: &Matcher) {
         if let Some(parser) = matcher.cancellation_handle() {
@@ -108,8 +118,13 @@ impl Compiler {
                     marker.len()
                 )));
             }
-            let parser = self.factory.create_parser(grammar(&guided.constraint)?);
+            // Neither of the two can be ended while it works.
+            stop.check()?;
+            let grammar = grammar(&guided.constraint)?;
+            stop.check()?;
+            let parser = self.factory.create_parser(grammar);
             let parser = parser.map_err(|error| refusal(&error.to_string()))?;
+            stop.check()?;
             let mut matcher = Matcher::new(Ok(parser)).into_cancellable();
             stop.watch(&matcher);
             // The first step is the dearest: it fills what later ones find, and not on the
