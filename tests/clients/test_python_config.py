@@ -107,3 +107,12 @@ def test_what_would_be_ignored_beside_a_configuration_is_refused(beside, words):
     with pytest.raises(ValueError, match="model `scaled`: expected `config` alone") as refused:
         adding(lambda VALUES, FACTOR=3: VALUES)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("policy", ["default_queue_policy { max_queue_size: 1 }",
+                                    "priority_levels: 1 priority_queue_policy { key: 1 value { max_queue_size: 1 } }"])
+def test_a_queue_that_would_not_be_kept_is_refused(policy):
+    config = CONFIG.replace("dynamic_batching { ", "dynamic_batching { " + policy + " ")
+    adding = stator_worker.Worker().tensor("scaled", config=config)
+    with pytest.raises(ValueError, match="model `scaled`: `max_queue_size` .*`max_waiting`"):
+        adding(lambda VALUES, FACTOR=3: VALUES)

@@ -69,6 +69,11 @@ class TensorModel(Model):
             config = text_format.Parse(config, wire.triton.ModelConfig())
             config.name = name
             config.model_transaction_policy.decoupled = is_stream
+            batching = config.dynamic_batching
+            policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
+            if any(policy.max_queue_size for policy in policies):
+                raise ValueError(f"model `{name}`: `max_queue_size` has no effect here: expected "
+                                 "`max_waiting` in its place")
         self._check_inputs(config.input)
         self.outputs = cards.datatypes(config.output)
         self.card.set_tensors(config)
