@@ -1,6 +1,7 @@
 //! The owner of background tasks: each has a name, an owner and an end.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,12 @@ use tracing::Instrument;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
+    // A clone of the token takes a lock; every call of a server holds clones of a group.
+    group: Arc<Group>,
+}
+
+#[derive(Debug, Default)]
+struct Group {
     token: CancellationToken,
     tracker: TaskTracker,
 }
@@ -32,7 +39,9 @@ impl Tasks {
     /// Makes a group that this one's cancellation ends and this one's `wait` waits for.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self { token: self.token.child_token(), tracker: self.tracker.clone() }
+        let Group { token, tracker } = &*self.group;
+        let group = Group { token: token.child_token(), tracker: tracker.clone() };
+        Self { group: Arc::new(group) }
     }
 
     /// Starts a task that runs until it is done or the group is cancelled.
@@ -40,12 +49,12 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let token = self.token.clone();
+        let group = self.group.clone();
         let span = tracing::debug_span!("task", name);
-        self.tracker.spawn(
+        self.group.tracker.spawn(
             async move {
                 tokio::select! {
-                    () = token.cancelled() => {}
+                    () = group.token.cancelled() => {}
                     () = future => {}
                 }
             }
@@ -55,28 +64,30 @@ impl Tasks {
 
     /// Returns how many tasks have not ended, with those of children and parents.
     pub fn count(&self) -> usize {
-        self.tracker.len()
+        self.group.tracker.len()
     }
 
     /// Returns a future that is done when the group is cancelled.
     pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.token.clone().cancelled_owned()
+        let group = self.group.clone();
+        async move { group.token.cancelled().await }
     }
 
     /// Returns whether the group was told to end.
     pub fn is_cancelled(&self) -> bool {
-        self.token.is_cancelled()
+        self.group.token.is_cancelled()
     }
 
     /// Tells every task of the group to end.
     pub fn cancel(&self) {
-        self.token.cancel();
+        self.group.token.cancel();
     }
 
     /// Waits until all tasks have ended, at most `grace`; returns whether they have.
     pub async fn wait(&self, grace: Duration) -> bool {
-        self.tracker.close();
-        tokio::time::timeout(grace, self.tracker.wait()).await.is_ok()
+        let tracker = &self.group.tracker;
+        tracker.close();
+        tokio::time::timeout(grace, tracker.wait()).await.is_ok()
     }
 }
 

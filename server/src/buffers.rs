@@ -224,7 +224,9 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.buffers.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.bytes > 0 {
+            self.buffers.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
     }
 }
 

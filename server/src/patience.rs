@@ -46,33 +46,30 @@ impl std::fmt::Display for Slow {
 }
 
 /// Waits for bytes, but not for ever.
+#[derive(Default)]
 pub(crate) struct Patience {
-    heard: Instant,
+    /// When bytes came last, as far as somebody has waited since.
+    heard: Option<Instant>,
     /// The stretch of time in which bytes are counted, if some are due: since when, and whether
     /// fewer may come in it.
     stretch: Option<(Instant, bool)>,
     bytes: usize,
     timer: Option<Pin<Box<Sleep>>>,
-    accepting: Tasks,
     /// The beginning of the shutdown, once somebody waits, and when it was seen.
     ending: Option<BoxFuture<'static, ()>>,
     ended: Option<Instant>,
 }
 
 impl Patience {
-    /// Waits from now on; `accepting` is cancelled when the server shuts down.
-    pub(crate) fn new(accepting: Tasks) -> Self {
-        let heard = Instant::now();
-        Self { heard, stretch: None, bytes: 0, timer: None, accepting, ending: None, ended: None }
-    }
-
     /// Counts bytes that came.
     pub(crate) fn came(&mut self, bytes: usize) {
-        self.heard = Instant::now();
+        self.heard = None;
         self.bytes = self.bytes.saturating_add(bytes);
         // Nobody may have asked for more in between, which is not the client's fault.
-        if self.stretch.is_some_and(|(start, _)| self.heard >= start + RATE.1) {
-            self.begin(false);
+        if let Some((start, _)) = self.stretch
+            && start.elapsed() >= RATE.1
+        {
+            self.begin(Instant::now(), false);
         }
     }
 
@@ -81,18 +78,19 @@ impl Patience {
         (self.stretch, self.timer) = (None, None);
     }
 
-    fn begin(&mut self, is_first: bool) {
-        (self.stretch, self.bytes) = (Some((Instant::now(), is_first)), 0);
+    fn begin(&mut self, now: Instant, is_first: bool) {
+        (self.stretch, self.bytes) = (Some((now, is_first)), 0);
     }
 
-    /// Is ready when bytes that are due have taken too long.
-    pub(crate) fn poll_slow(&mut self, cx: &mut Context<'_>) -> Poll<Slow> {
+    /// Is ready when bytes that are due have taken too long; `accepting` is cancelled when the
+    /// server shuts down.
+    pub(crate) fn poll_slow(&mut self, accepting: &Tasks, cx: &mut Context<'_>) -> Poll<Slow> {
+        let mut now = Instant::now();
         if self.stretch.is_none() {
-            self.begin(true);
+            self.begin(now, true);
         }
         loop {
-            let stall = self.poll_stall(cx);
-            let now = Instant::now();
+            let stall = self.poll_stall(now, accepting, cx);
             let is_first = self.stretch.is_none_or(|(_, is_first)| is_first);
             let end = self.stretch.map_or(now, |(start, _)| start) + RATE.1;
             if now >= stall.0 {
@@ -102,7 +100,7 @@ impl Patience {
                 if self.bytes < RATE.0 && !is_first {
                     return Poll::Ready(Slow::Dripping);
                 }
-                self.begin(false);
+                self.begin(now, false);
                 continue;
             }
             let due = stall.0.min(end);
@@ -111,21 +109,27 @@ impl Patience {
                 timer.as_mut().reset(due);
             }
             ready!(timer.as_mut().poll(cx));
+            now = Instant::now();
         }
     }
 
     /// Returns when nothing will have come for too long, and how long that is.
-    fn poll_stall(&mut self, cx: &mut Context<'_>) -> (Instant, Duration) {
+    fn poll_stall(
+        &mut self,
+        now: Instant,
+        accepting: &Tasks,
+        cx: &mut Context<'_>,
+    ) -> (Instant, Duration) {
         if self.ended.is_none() {
-            let accepting = &self.accepting;
             let ending = self.ending.get_or_insert_with(|| Box::pin(accepting.cancelled()));
             if ending.as_mut().poll(cx).is_ready() {
-                self.ended = Some(Instant::now());
+                self.ended = Some(now);
             }
         }
+        let heard = *self.heard.get_or_insert(now);
         match self.ended {
-            None => (self.heard + STALL, STALL),
-            Some(ended) => (self.heard.max(ended) + STALL_AT_END, STALL_AT_END),
+            None => (heard + STALL, STALL),
+            Some(ended) => (heard.max(ended) + STALL_AT_END, STALL_AT_END),
         }
     }
 }
@@ -137,9 +141,9 @@ mod tests {
     /// Returns how long somebody is waited for who sends so many bytes every so often, and why no
     /// longer.
     async fn waits(bytes: usize, pause: Duration, accepting: Tasks) -> (Slow, Duration) {
-        let (began, mut patience) = (Instant::now(), Patience::new(accepting));
+        let (began, mut patience) = (Instant::now(), Patience::default());
         loop {
-            let slow = std::future::poll_fn(|cx| patience.poll_slow(cx));
+            let slow = std::future::poll_fn(|cx| patience.poll_slow(&accepting, cx));
             match tokio::time::timeout(pause, slow).await {
                 Ok(slow) => return (slow, began.elapsed()),
                 Err(_) if began.elapsed() > 100 * STALL => panic!("it is waited for ever"),

@@ -7,7 +7,6 @@ import os
 import pathlib
 import random
 import socket
-import time
 
 import grpc
 import httpx

@@ -15,12 +15,11 @@ import socket
 import time
 
 import grpc
-import pytest
-from tritonclient.grpc import service_pb2 as pb
 
 from late_wakeups import late_wakeups
+from paced import longest_stall, paced
 from patience import PATIENCE_SECONDS, eventually
-from test_hostile_memory import GIB, LONGEST, Connection, bomb, limited, paced, prefix
+from test_hostile_memory import GIB, LONGEST, Connection, bomb, limited, prefix
 from wire import scrape
 
 SECONDS = float(os.environ.get("STATOR_HOSTILE_SECONDS", 1))
@@ -155,11 +154,6 @@ def chunks(server):
 
 
 ATTACKS = [promises, prefaces, grpc_bombs, http_bombs, json_trees, million_messages, wire_trees, chunks]
-
-
-def longest_stall(waits, late):
-    """Returns the longest time that a paced client waited for the server and not for the machine."""
-    return max(end - begin - late.within(begin, end) for begin, end in waits)
 
 
 def repeat(attack, server, end):

@@ -10,7 +10,6 @@ import http.client
 import json
 import socket
 import struct
-import threading
 import time
 import zlib
 
@@ -19,10 +18,10 @@ import h2.config
 import h2.connection
 import h2.events
 import httpx
-from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from conftest import running
+from paced import paced
 from patience import PATIENCE_SECONDS, eventually
 from test_hostile import rss_mib
 from wire import request, scrape, tensor
@@ -98,30 +97,6 @@ class Connection:
         while stream not in self.statuses:
             self.hear()
         return self.statuses[stream]
-
-
-@contextlib.contextmanager
-def paced(server):
-    """A client that asks every 20 ms in a block; yields from when to when it waited each time."""
-    waits, is_over = [], threading.Event()
-
-    def ask():
-        with grpc.insecure_channel(server.address) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            while not is_over.is_set():
-                begun = time.time()
-                assert stub.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE_SECONDS).live
-                waits.append((begun, time.time()))
-                time.sleep(0.02)
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(ask)
-        try:
-            yield waits
-        finally:
-            is_over.set()
-            asking.result()
-    assert waits
 
 
 def prefix(length, flag=0):

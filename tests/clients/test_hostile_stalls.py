@@ -14,9 +14,9 @@ import pytest
 
 from conftest import running
 from late_wakeups import late_wakeups
+from paced import longest_stall, paced
 from patience import PATIENCE_SECONDS, eventually
-from test_hostile_all import longest_stall, post
-from test_hostile_memory import paced
+from test_hostile_all import post
 from wire import scrape
 
 # What a client beside them may wait for the server.

@@ -10,7 +10,6 @@ import threading
 
 import grpc
 import pytest
-from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from conftest import BINARY, DOORS, LOCAL, running

@@ -3,7 +3,6 @@
 import concurrent.futures
 import time
 
-import openai
 import pytest
 
 from conftest import running, sdk_of

@@ -17,15 +17,26 @@ fn empty() -> Environment {
     Environment::new()
 }
 
-fn file(name: &str, text: &str) -> String {
-    let path = std::env::temp_dir().join(format!("stator-args-{name}-{}", std::process::id()));
-    std::fs::write(&path, text).unwrap();
-    path.to_str().unwrap().to_owned()
+/// A configuration file, which is removed with this.
+struct File(tempfile::NamedTempFile);
+
+impl std::ops::Deref for File {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.0.path().to_str().unwrap()
+    }
+}
+
+fn file(text: &str) -> File {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    File(file)
 }
 
 #[test]
 fn a_flag_beats_the_alias_which_beats_the_file_which_beats_the_default() {
-    let path = file("order", "grpc-port = 9001\ngrpc-stream-window-bytes = 70000\n");
+    let path = file("grpc-port = 9001\ngrpc-stream-window-bytes = 70000\n");
     let (args, _) = parse(&["--config", &path], None).unwrap();
     assert_eq!((args.grpc.grpc_port, args.grpc.grpc_stream_window_bytes), (9001, 70_000));
     let (args, _) = parse(&["--config", &path], Some("80000")).unwrap();
@@ -37,9 +48,9 @@ fn a_flag_beats_the_alias_which_beats_the_file_which_beats_the_default() {
 
 #[test]
 fn a_value_that_does_not_parse_stops_the_start_wherever_it_is_from() {
-    let unknown = file("unknown", "grpc-prot = 1\n");
-    let wrong = file("wrong", "grpc-port = \"many\"\n");
-    let broken = file("broken", "grpc-port = = 1\n");
+    let unknown = file("grpc-prot = 1\n");
+    let wrong = file("grpc-port = \"many\"\n");
+    let broken = file("grpc-port = = 1\n");
     let table: [(&[&str], Option<&str>, &str); 6] = [
         (&["--config", &unknown], None, "no setting is called `grpc-prot`"),
         (&["--config", &wrong], None, "invalid value 'many'"),
@@ -61,7 +72,7 @@ fn the_dump_is_a_file_that_gives_the_same_configuration() {
     let text = dump("serve", &matches, &[]);
     assert!(text.contains("grpc-port = 9 # flag\n"), "{text}");
     assert!(text.contains("metrics-port = 8002 # default\n"), "{text}");
-    let (args, matches) = parse(&["--config", &file("dump", &text)], None).unwrap();
+    let (args, matches) = parse(&["--config", &file(&text)], None).unwrap();
     assert_eq!((args.grpc.grpc_port, args.models.builtin), (9, vec!["identity".to_owned()]));
     assert_eq!(args.models.models, ["a=b.gguf"]);
     assert!(dump("serve", &matches, &[]).contains("grpc-port = 9 # file or alias\n"));
@@ -74,7 +85,7 @@ fn every_role_has_its_own_flags_and_defaults() {
         let moved = ("DYN_HTTP_SVC_CHAT_PATH".to_owned(), "/moved".to_owned());
         parse_from(args, &[moved].into()).map_err(|error| error.to_string())
     };
-    let path = file("role", "metrics-host = \"::1\"\nnamespace = \"blue\"\n");
+    let path = file("metrics-host = \"::1\"\nnamespace = \"blue\"\n");
     let Action::Worker(worker) = parse(&["worker", "a.gguf", "--config", &path]).unwrap().action
     else {
         panic!("it is a worker");
@@ -87,7 +98,7 @@ fn every_role_has_its_own_flags_and_defaults() {
     assert_eq!((frontend.process.metrics_port, frontend.grpc.grpc_port), (8002, 8001));
     let wrong = parse(&["frontend", "--threads", "1"]).unwrap_err();
     assert!(wrong.contains("--threads"), "{wrong}");
-    let models = file("models", "models = [\"a.gguf\"]\n");
+    let models = file("models = [\"a.gguf\"]\n");
     let args = ["stator", "frontend", "--config", &models].map(OsString::from);
     let wrong = parse_from(args, &empty()).unwrap_err().to_string();
     assert!(wrong.contains("no setting is called `models`"), "{wrong}");
@@ -111,7 +122,7 @@ fn the_dump_tells_no_secret() {
 
 #[test]
 fn a_fleet_passes_on_what_each_role_knows() {
-    let path = file("up", "router-mode = \"round-robin\"\nbatch-tokens = 600\nno-metrics = true\n");
+    let path = file("router-mode = \"round-robin\"\nbatch-tokens = 600\nno-metrics = true\n");
     let args = ["stator", "up", "--workers", "3", "a=b.gguf", "--http-port=9", "--config", &path];
     let rest = ["--builtin", "mock", "--grpc-restricted-protocol", "health:a=b"];
     let args = args.into_iter().chain(rest).map(OsString::from);

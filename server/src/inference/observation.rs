@@ -52,20 +52,21 @@ impl Observation {
         rpc: &'static str,
         held: Held,
     ) -> Self {
+        let started = Instant::now();
         Self {
             metrics,
             traces,
             trace: None,
             rpc,
             model: None,
-            started: Instant::now(),
+            started,
             batch: 1,
             deadline: None,
             input: Duration::ZERO,
             output: Duration::ZERO,
             queue: Duration::ZERO,
             responses: 0,
-            responded: Instant::now(),
+            responded: started,
             tokens: (0, 0),
             origin: Default::default(),
             held,
@@ -117,8 +118,8 @@ impl Observation {
     /// span.
     pub(crate) fn begin_work(&mut self, model: Arc<Model>, batch: u64, context: &Context) {
         let (id, parent) = (context.id(), context.trace_parent());
-        self.input = self.started.elapsed();
         self.responded = Instant::now();
+        self.input = self.responded - self.started;
         self.batch = batch;
         if tracing::enabled!(tracing::Level::DEBUG) {
             self.origin = (id.to_owned(), parent.map(str::to_owned));
@@ -146,13 +147,14 @@ impl Observation {
         }
     }
 
-    /// Counts a response, and the time spent on encoding it.
-    pub(crate) fn encoded(&mut self, output: Duration, is_empty: bool) {
+    /// Counts a response, and the time spent on encoding it since it `started`.
+    pub(crate) fn encoded(&mut self, started: Instant, is_empty: bool) {
+        let now = Instant::now();
+        let output = now - started;
         self.output += output;
         let Some(model) = self.model.as_ref().filter(|model| model.config.decoupled) else {
             return;
         };
-        let now = Instant::now();
         let infer = (now - self.responded).saturating_sub(output);
         let response = match is_empty {
             true => Responded::Empty { infer },

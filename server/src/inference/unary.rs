@@ -58,7 +58,7 @@ async fn run<T>(
         parameters: &output.parameters,
     };
     let encoded = encode(&head, &output.tensors);
-    observation.encoded(started.elapsed(), output.tensors.is_empty());
+    observation.encoded(started, output.tensors.is_empty());
     encoded
 }
 

@@ -17,12 +17,17 @@ use tonic::body::Body;
 use crate::shared::shutting_down;
 use crate::status;
 
+/// How many frames pass before the end is looked at.
+const FRAMES: u32 = 16;
+
 /// A body that ends with UNAVAILABLE, after what it has to say, once a group of tasks does.
 pub(super) struct Ending {
     body: Body,
     group: Tasks,
     /// The end of the group, once somebody waits for it.
     end: Option<BoxFuture<'static, ()>>,
+    /// Frames that were there at once since the end was looked at.
+    frames: u32,
     /// When the client stops waiting.
     deadline: Option<Pin<Box<Sleep>>>,
     is_over: bool,
@@ -31,7 +36,7 @@ pub(super) struct Ending {
 impl Ending {
     /// Makes the body.
     pub(super) fn new(body: Body, group: Tasks) -> Self {
-        Self { body, group, end: None, deadline: None, is_over: false }
+        Self { body, group, end: None, frames: 0, deadline: None, is_over: false }
     }
 
     /// Ends the body with DEADLINE_EXCEEDED at a moment.
@@ -53,6 +58,15 @@ impl Ending {
     }
 }
 
+impl Ending {
+    fn end(&mut self, status: &Status) -> Result<Frame<Bytes>, Status> {
+        self.is_over = true;
+        self.body = Body::empty();
+        let mut trailers = HeaderMap::new();
+        status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))
+    }
+}
+
 impl HttpBody for Ending {
     type Data = Bytes;
     type Error = Status;
@@ -64,14 +78,18 @@ impl HttpBody for Ending {
         if self.is_over {
             return Poll::Ready(None);
         }
+        // A body that always has a frame ends as well.
+        if self.frames >= FRAMES {
+            self.frames = 0;
+            if let Poll::Ready(status) = self.poll_end(cx) {
+                return Poll::Ready(Some(self.end(&status)));
+            }
+        }
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            self.frames += 1;
             return Poll::Ready(frame);
         }
-        let Poll::Ready(status) = self.poll_end(cx) else { return Poll::Pending };
-        self.is_over = true;
-        self.body = Body::empty();
-        let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+        self.poll_end(cx).map(|status| Some(self.end(&status)))
     }
 
     /// An answer that is only headers has to stay one.

@@ -173,26 +173,29 @@ impl Door {
     }
 }
 
-/// The answer to a ModelInfer call.
+/// The answer to a ModelInfer call. The future is moved to where it runs, so what it awaits is
+/// borrowed where it can be.
 async fn unary(
     service: KserveService,
     request: Request<Inbound>,
     (rules, limits): (Rules, Limits),
-) -> Response<Body> {
+) -> Result<Response<Body>, Infallible> {
+    let is_lone = rules.is_lone;
     let (parts, body) = request.into_parts();
-    let request = messages::only(Requests::new(body, rules));
+    let mut requests = Requests::new(body, rules);
+    let only = messages::only(&mut requests);
     let envelope = match Deadline::of(&parts.extensions) {
-        Some(at) => match tokio::time::timeout_at(at.into(), request).await {
-            Ok(envelope) => envelope,
-            Err(_) => Err(status::late()),
-        },
-        None => request.await,
+        Some(at) => {
+            tokio::time::timeout_at(at.into(), only).await.unwrap_or_else(|_| Err(status::late()))
+        }
+        None => only.await,
     };
+    let caller = (&parts.headers, &parts.extensions);
     let reply = match envelope {
-        Ok(envelope) => service.unary((&parts.headers, &parts.extensions), envelope).await,
+        Ok(envelope) => service.unary(caller, is_lone, envelope).await,
         Err(error) => Err(error),
     };
-    match reply {
+    Ok(match reply {
         Ok(reply) => {
             let replies = stream::iter([Ok(reply.into_payload())]);
             let mut response = respond(Answers::new(replies, limits.max_send));
@@ -200,7 +203,7 @@ async fn unary(
             response
         }
         Err(error) => error.into_http(),
-    }
+    })
 }
 
 /// The answer to a ModelStreamInfer call.
@@ -219,7 +222,9 @@ fn streaming(
 
 /// Makes a request for tonic, of messages that are whole and plain.
 fn whole(request: Request<Inbound>, rules: Rules) -> Request<Whole<Inbound>> {
+    let is_lone = IsLone(rules.is_lone);
     let mut request = request.map(|body| Whole::new(body, rules));
+    request.extensions_mut().insert(is_lone);
     let costs = request.body().costs();
     request.extensions_mut().insert(costs);
     request.headers_mut().remove("grpc-encoding");
@@ -316,13 +321,12 @@ impl Door {
         };
         call.set_idle(ENDLESS.iter().any(|endless| path.starts_with(endless)));
         let is_stream = path.strip_prefix(INFERENCE) == Some("ModelStreamInfer");
-        let extensions = request.extensions_mut();
-        extensions.insert(IsLone(call.is_lone()));
+        // Extensions are only made where there are any: they cost a small call two allocations.
         if is_stream {
-            extensions.insert(call.clone());
+            request.extensions_mut().insert(call.clone());
         }
         if let Some(at) = deadline {
-            extensions.insert(Deadline(at));
+            request.extensions_mut().insert(Deadline(at));
         }
         self.route(request, (rules, of_models))
     }
@@ -337,8 +341,7 @@ impl Door {
         let deadline = Deadline::of(request.extensions());
         match path.strip_prefix(INFERENCE) {
             Some("ModelInfer") if self.has_plain_answers(request.headers()) => {
-                let answer = unary(self.service.clone(), request, (rules, self.limits));
-                Box::pin(async move { Ok(answer.await) })
+                Box::pin(unary(self.service.clone(), request, (rules, self.limits)))
             }
             Some("ModelStreamInfer") if self.has_plain_answers(request.headers()) => {
                 let answer = streaming(&self.service, request, (rules, self.limits));

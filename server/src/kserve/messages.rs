@@ -149,14 +149,13 @@ where
     /// Reads messages from a body.
     pub(super) fn new(body: B, rules: Rules) -> Self {
         let held = rules.buffers.hold_for(rules.is_lone);
-        let patience = Patience::new(rules.accepting.clone());
         Self {
             body,
             rules,
             received: Received::default(),
             held,
             unpacking: None,
-            patience,
+            patience: Patience::default(),
             count: 0,
             is_over: false,
         }
@@ -230,7 +229,7 @@ where
             self.patience.rest();
             return Poll::Pending;
         }
-        self.patience.poll_slow(cx)
+        self.patience.poll_slow(&self.rules.accepting, cx)
     }
 }
 
@@ -284,7 +283,7 @@ where
 
 /// Reads the one request of a call.
 pub(super) async fn only(
-    mut requests: impl Stream<Item = Result<Inferred, Status>> + Unpin,
+    requests: &mut (impl Stream<Item = Result<Inferred, Status>> + Unpin),
 ) -> Result<Inferred, Status> {
     let first = requests.next().await.unwrap_or_else(|| Err(status::without_message()));
     match requests.next().await {

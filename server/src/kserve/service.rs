@@ -51,13 +51,13 @@ impl KserveService {
         answer.map(Response::new).map_err(|error| status::grpc(&error))
     }
 
-    /// Answers a ModelInfer call.
+    /// Answers a ModelInfer call; `is_lone` says that its connection has no other one.
     pub(super) async fn unary(
         &self,
         (headers, extensions): (&HeaderMap, &Extensions),
+        is_lone: bool,
         (envelope, held): Inferred,
     ) -> Result<Reply<ModelInferResponse>, Status> {
-        let is_lone = IsLone::of(extensions);
         let observation = self.shared.observe("ModelInfer", is_lone);
         let asked = Ok(Asked {
             envelope,
@@ -172,7 +172,7 @@ impl GrpcInferenceService for KserveService {
         let (metadata, extensions, envelope) = request.into_parts();
         let caller = (&metadata.into_headers(), &extensions);
         let held = Costs::of(&extensions).next();
-        self.unary(caller, (envelope, held)).await.map(Response::new)
+        self.unary(caller, IsLone::of(&extensions), (envelope, held)).await.map(Response::new)
     }
 
     type ModelStreamInferStream = Session;

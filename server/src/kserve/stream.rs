@@ -26,7 +26,7 @@ use crate::inference::{Asked, Call, Observation, Outputs, Refusal};
 use crate::listener::Call as Opened;
 use crate::models::Model;
 use crate::security::Grant;
-use crate::shared::{Shared, shutting_down};
+use crate::shared::Shared;
 use crate::status;
 
 type Item = Reply<ModelStreamInferResponse>;
@@ -231,11 +231,7 @@ impl Stream for Session {
         if self.is_over {
             return Poll::Ready(None);
         }
-        let is_ending = self.call.as_ref().is_some_and(|call| call.ending().is_cancelled());
-        let item = match is_ending {
-            true => Poll::Ready(Some(Err(status::grpc(&shutting_down())))),
-            false => self.step(cx),
-        };
+        let item = self.step(cx);
         if let Some(call) = &self.call {
             call.set_idle(self.in_flight() == 0);
         }
@@ -353,7 +349,7 @@ impl Active {
             parameters: &output.parameters,
         };
         let bytes = tensor::wire::encode_stream_response(&head, &output.tensors, is_last);
-        self.observation.encoded(started.elapsed(), output.tensors.is_empty());
+        self.observation.encoded(started, output.tensors.is_empty());
         Ok(Reply::Encoded(self.observation.answer(bytes)?))
     }
 }

@@ -149,6 +149,9 @@ impl Call {
 
 impl Open {
     fn set(&self, bit: u32, is_set: bool) {
+        if (self.waits.load(Relaxed) & bit != 0) == is_set {
+            return;
+        }
         let before = match is_set {
             true => self.waits.fetch_or(bit, Relaxed),
             false => self.waits.fetch_and(!bit, Relaxed),
@@ -202,16 +205,45 @@ impl Drop for Unwritten {
     }
 }
 
+/// Frames that are there at once, of which one says that the connection is in use. Reading the
+/// clock for each would cost more than a small frame does.
+const FRAMES: u32 = 16;
+
+/// When a body said last that its connection is in use.
+#[derive(Default)]
+struct Heard {
+    /// Nothing was there when it was asked last.
+    has_waited: bool,
+    /// Frames since then.
+    frames: u32,
+}
+
+impl Heard {
+    /// Says that the connection is in use, when a frame came that was waited for, or many did.
+    fn polled(&mut self, is_ready: bool, shared: &Shared) {
+        if !is_ready {
+            self.has_waited = true;
+            return;
+        }
+        self.frames += 1;
+        if std::mem::take(&mut self.has_waited) || self.frames >= FRAMES {
+            self.frames = 0;
+            shared.hear();
+        }
+    }
+}
+
 /// The body of a request, which is use of its connection as it comes.
 pub(crate) struct Asked<B> {
     body: B,
     call: Call,
+    heard: Heard,
 }
 
 impl<B> Asked<B> {
     /// Follows the body of a call's request.
     pub(crate) fn new(body: B, call: Call) -> Self {
-        Self { body, call }
+        Self { body, call, heard: Heard::default() }
     }
 }
 
@@ -223,9 +255,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Asked<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        self.call.0.shared.hear();
-        Poll::Ready(frame)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let Self { heard, call, .. } = &mut *self;
+        heard.polled(frame.is_ready(), &call.0.shared);
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -241,12 +274,13 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Asked<B> {
 pub(crate) struct Answered<B> {
     body: B,
     call: Call,
+    heard: Heard,
 }
 
 impl<B> Answered<B> {
     /// Follows the body of a call's answer.
     pub(crate) fn new(body: B, call: Call) -> Self {
-        Self { body, call }
+        Self { body, call, heard: Heard::default() }
     }
 }
 
@@ -259,8 +293,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answered<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         self.call.0.set(HANDED, false);
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        self.call.0.shared.hear();
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let Self { heard, call, .. } = &mut *self;
+        heard.polled(frame.is_ready(), &call.0.shared);
+        let frame = ready!(frame);
         self.call.0.set(HANDED, true);
         Poll::Ready(frame.map(|frame| {
             Ok(frame?.map_data(|data| match data.len() < LARGE_BYTES {

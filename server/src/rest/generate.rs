@@ -201,7 +201,7 @@ impl Events {
         let mut held = self.observation.holds_beside(2 * most)?;
         let write = || object(&head, &output.tensors, most).map(|json| event(&json));
         let event = heavy(most, write);
-        self.observation.encoded(started.elapsed(), output.tensors.is_empty());
+        self.observation.encoded(started, output.tensors.is_empty());
         let event = event?;
         held.fit(event.len())?;
         Ok(held.follow(event.into()).to_bytes())

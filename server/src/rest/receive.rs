@@ -170,12 +170,12 @@ pub(crate) async fn drain(request: Request) {
 async fn collect(mut body: Body, intake: &Intake, held: &mut Held) -> Result<Payload> {
     let (mut whole, mut small, mut small_count) = (Payload::default(), BytesMut::new(), 0);
     let (limit, mut length) = (intake.max_bytes, 0);
-    let mut patience = Patience::new(intake.accepting.clone());
+    let mut patience = Patience::default();
     loop {
         let next = tokio::select! {
             biased;
             next = body.frame() => next,
-            slow = poll_fn(|cx| patience.poll_slow(cx)) => {
+            slow = poll_fn(|cx| patience.poll_slow(&intake.accepting, cx)) => {
                 return Err(Error::invalid(format!("the body {slow}")).with_code(STALLED));
             }
         };
