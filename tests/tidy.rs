@@ -1,6 +1,9 @@
 //! The house rules that a compiler does not check: floor plan, lengths, doors, dead files, docs.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "tidy/modules.rs"]
+mod modules;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,9 +26,9 @@ const FLOOR_PLAN: [(&str, &[&str]); 8] = [
 /// The files that hold `unsafe` code, each block with its reason.
 const UNSAFE_FILES: [&str; 20] = [
     "cluster/src/request/local.rs",
-    "server/src/shared_memory/guard.rs",
-    "server/src/shared_memory/cuda.rs",
-    "server/src/shared_memory/system.rs",
+    "server/src/support/shared_memory/guard.rs",
+    "server/src/support/shared_memory/cuda.rs",
+    "server/src/support/shared_memory/system.rs",
     "worker/src/cpu/activations/quantize.rs",
     "worker/src/cpu/amx.rs",
     "worker/src/cpu/amx/bf16.rs",
@@ -178,8 +181,8 @@ fn unsafe_code_is_where_the_plan_has_it_and_says_why() {
 #[test]
 fn status_codes_and_the_environment_have_one_home_each() {
     let homes = [
-        ("Code::", "server/src/status.rs"),
-        ("Status::", "server/src/status.rs"),
+        ("Code::", "server/src/support/status.rs"),
+        ("Status::", "server/src/support/status.rs"),
         ("env::var", "server/src/args/"),
         ("env::args", "server/src/args/"),
     ];
@@ -270,6 +273,18 @@ fn links_of_the_documents_lead_somewhere() {
     }
 }
 
+#[test]
+fn every_file_of_a_recipe_exists() {
+    let text = read("CONTRIBUTING.md");
+    let recipes = text.split("## Recipes").nth(1).unwrap().split("\n## ").next().unwrap();
+    let paths: Vec<&str> =
+        recipes.split('`').skip(1).step_by(2).filter(|p| p.contains('/')).collect();
+    assert!(paths.len() > 30, "{paths:?}");
+    for path in paths {
+        assert!(root().join(path).exists(), "CONTRIBUTING.md: a recipe names `{path}`");
+    }
+}
+
 /// Returns what stands between quotes after each occurrence of a word.
 fn quoted<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
     let rest = text.split(word).skip(1);
@@ -288,7 +303,7 @@ fn every_method_route_and_extension_is_in_the_protocol_document() {
     for method in methods {
         assert!(document.contains(&format!("| {method} |")), "docs/protocol.md: no {method}");
     }
-    let routes = read("server/src/rest/mod.rs");
+    let routes = read("server/src/surfaces/rest/mod.rs");
     let routes = quoted(&routes, ".route(");
     assert!(routes.len() > 25, "only {} routes were found", routes.len());
     for route in routes.into_iter().filter(|route| *route != "/" && *route != "/v2/") {
@@ -298,7 +313,7 @@ fn every_method_route_and_extension_is_in_the_protocol_document() {
         let is_told = forms.iter().any(|form| document.contains(form));
         assert!(is_told, "docs/protocol.md: no route {route}");
     }
-    let catalog = read("server/src/catalog.rs");
+    let catalog = read("server/src/serving/catalog.rs");
     let list = catalog.split("const EXTENSIONS").nth(1).unwrap().split("];").next().unwrap();
     for extension in list.split('"').skip(1).step_by(2) {
         assert!(document.contains(&format!("`{extension}`")), "docs/protocol.md: no {extension}");

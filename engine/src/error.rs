@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Whose fault a failure is and what a client may do about it.
 ///
-/// Surfaces translate kinds to their own statuses in one place (`server/src/status.rs`).
+/// Surfaces translate kinds to their own statuses in one place (`server/src/support/status.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// The request can never succeed as it is.

@@ -4,10 +4,9 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Adapter, Guided, KvHandoff, KvSource, Request, Sampling, StopConditions, Usage};
-
-/// The number of a token in a model's vocabulary.
-pub type TokenId = u32;
+use crate::{
+    Adapter, Guided, KvHandoff, KvSource, Request, Sampling, StopConditions, TokenId, Usage,
+};
 
 /// The most alternatives that a request may ask for beside a token's log-probability: those of a
 /// whole prompt are kept until it is computed.

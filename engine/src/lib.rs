@@ -26,6 +26,7 @@ mod sequence;
 mod tasks;
 pub mod testing;
 mod text;
+mod token;
 mod usage;
 mod waiter;
 
@@ -39,8 +40,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use event::{KvEvent, KvEventReader, KvEvents, KvNews, KvSnapshot, StoredBlock};
 pub use flood::Flood;
 pub use generate::{
-    FinishReason, GenerateOutput, GenerateRequest, MAX_ANSWER_SCORES, MAX_LOGPROBS, TokenId,
-    TokenLogprobs,
+    FinishReason, GenerateOutput, GenerateRequest, MAX_ANSWER_SCORES, MAX_LOGPROBS, TokenLogprobs,
 };
 pub use guided::{Constraint, Guided};
 pub use handoff::{KvBlocks, KvHandoff, KvLayout, KvSource, KvStore};
@@ -54,5 +54,6 @@ pub use text::{
     CallDelta, EmbedTextRequest, TextDelta, TextEmbedding, TextForm, TextLogprob, TextRequest,
     TextUsage,
 };
+pub use token::TokenId;
 pub use usage::{Usage, WorkerLoad, WorkerTotals};
 pub use waiter::{Waiter, check_waiting};

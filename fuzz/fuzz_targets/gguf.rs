@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use worker::gguf::Gguf;
+use worker::weights::gguf::Gguf;
 use worker::model::{Checkpoint, Llama, Loading};
 use worker::weights::Weights;
 

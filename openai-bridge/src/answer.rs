@@ -13,7 +13,25 @@ use crate::completion::Completion;
 use crate::delta::{Delta, Score, Scored, TextOutput};
 use crate::parser::Event;
 use crate::profile;
-use crate::tensors::Wanted;
+
+/// The outputs of a response.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted {
+    pub text: bool,
+    pub finish_reason: bool,
+    pub cumulative_logprob: bool,
+    pub logprobs: bool,
+    /// Log-probabilities were asked for too; the output is `null` otherwise.
+    pub lists_logprobs: bool,
+    pub num_input_tokens: bool,
+    pub num_output_tokens: bool,
+    pub num_cached_tokens: bool,
+    pub num_reasoning_tokens: bool,
+    pub reasoning_content: bool,
+    pub tool_calls: bool,
+    pub token_ids: bool,
+    pub prompt_logprobs: bool,
+}
 
 /// The answer to one tensor request: a state between deltas and responses.
 #[derive(Debug)]

@@ -4,26 +4,26 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use engine::{
-    Constraint, EmbedRequest, Error, GenerateRequest, Guided, InferRequest, ModelCard, Result,
-    TokenId, Vocabulary,
+    Constraint, EmbedRequest, Error, GenerateRequest, Guided, ModelCard, Result, TokenId,
+    Vocabulary,
 };
 use serde_json::Value as Json;
 use tensor::{ModelConfig, Tensor};
 
 use crate::alternatives::{Marks, either};
 use crate::chat::Chat;
+use crate::completion::Input;
 use crate::completion::{Completion, MAX_CONTINUATIONS, Prompts};
 use crate::continuations::{Beginning, Continuations, Reading};
 use crate::controls::{Controls, unmarked};
 use crate::parser::OutputParser;
+use crate::profile;
 use crate::rules::TextRules;
 use crate::settings::Settings;
 use crate::syntax::Syntax;
 use crate::template::{Now, Template};
-use crate::tensors::Input;
 use crate::tokenizer::{TokenTable, Tokenizer};
 use crate::tools::{Choice, Tools};
-use crate::{TensorRequest, profile};
 
 /// Most bytes of the tools of one request, times its prompts.
 const MAX_TOOLS_BYTES: usize = 16 << 20;
@@ -217,13 +217,6 @@ impl TextBridge {
     /// Brings other accepted shapes to the declared ones, before the inputs are validated.
     pub fn normalize(&self, inputs: &mut [Tensor]) {
         profile::normalize(inputs);
-    }
-
-    /// Reads a request whose inputs were validated against [`config`](TextBridge::config).
-    ///
-    /// Errors: a setting of the wrong type or out of range, by name; no prompt or two.
-    pub fn parse(&self, request: &InferRequest) -> Result<TensorRequest> {
-        TensorRequest::parse(self, request)
     }
 
     /// Makes the chats of conversations.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::settings::Settings;
 use crate::template::{Conversation, Template};
-use crate::tools::{Choice, Tools, name};
+use crate::tools::{Choice, Tools, name, size};
 
 /// A conversation and what may be called in its answer.
 #[derive(Clone, Debug)]
@@ -77,16 +77,6 @@ fn kwargs(settings: &Settings) -> Result<Map<String, Json>> {
         kwargs.entry("reasoning_effort").or_insert_with(|| effort.into());
     }
     Ok(kwargs)
-}
-
-/// Returns about how much text a JSON value holds.
-pub(crate) fn size(value: &Json) -> usize {
-    match value {
-        Json::String(text) => text.len(),
-        Json::Array(all) => all.iter().map(size).sum(),
-        Json::Object(all) => all.iter().map(|(key, value)| key.len() + size(value)).sum(),
-        _ => 4,
-    }
 }
 
 /// Writes tools, calls and their results into the texts of a conversation whose template does

@@ -298,3 +298,12 @@ fn biases(settings: &Settings) -> Result<Vec<(TokenId, f32)>> {
     };
     object.iter().map(bias).collect()
 }
+
+/// One text.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// As text.
+    Text(String),
+    /// As token ids.
+    Tokens(Vec<TokenId>),
+}

@@ -32,12 +32,12 @@ mod upstream;
 
 pub use answer::Answer;
 pub use bridge::TextBridge;
-pub use completion::{Completion, DEFAULT_MAX_TOKENS};
+pub use completion::{Completion, DEFAULT_MAX_TOKENS, Input};
 pub use continuations::Continuations;
 pub use delta::{Delta, Finish, Score, Scored, TextOutput};
 pub use rules::TextRules;
 pub use template::{Conversation, Now, Template};
-pub use tensors::{Input, Inputs, TensorRequest};
+pub use tensors::{Inputs, TensorRequest};
 pub use texts::TextAnswers;
 pub use tokenizer::{DEFAULT_CACHE_BYTES, Tokenizer};
 pub use upstream::{UpstreamAnswer, upstream_error};

@@ -1,10 +1,11 @@
 //! Text requests over tensors: what the inputs ask for and which outputs answer them.
 
-use engine::{Error, InferRequest, Result, TokenId};
+use engine::{Error, InferRequest, Result};
 use serde_json::Value as Json;
 
+use crate::answer::Wanted;
 use crate::chat;
-use crate::completion::{Completion, DEFAULT_MAX_TOKENS, Prompts};
+use crate::completion::{Completion, DEFAULT_MAX_TOKENS, Input, Prompts};
 use crate::profile;
 use crate::settings::{Settings, texts};
 use crate::{Answer, TextBridge};
@@ -38,32 +39,13 @@ pub struct Inputs {
     pub truncation: Option<usize>,
 }
 
-/// One text.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Input {
-    /// As text.
-    Text(String),
-    /// As token ids.
-    Tokens(Vec<TokenId>),
-}
-
-/// The outputs of a response.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Wanted {
-    pub text: bool,
-    pub finish_reason: bool,
-    pub cumulative_logprob: bool,
-    pub logprobs: bool,
-    /// Log-probabilities were asked for too; the output is `null` otherwise.
-    pub lists_logprobs: bool,
-    pub num_input_tokens: bool,
-    pub num_output_tokens: bool,
-    pub num_cached_tokens: bool,
-    pub num_reasoning_tokens: bool,
-    pub reasoning_content: bool,
-    pub tool_calls: bool,
-    pub token_ids: bool,
-    pub prompt_logprobs: bool,
+impl TextBridge {
+    /// Reads a request whose inputs were validated against [`config`](TextBridge::config).
+    ///
+    /// Errors: a setting of the wrong type or out of range, by name; no prompt or two.
+    pub fn parse(&self, request: &InferRequest) -> Result<TensorRequest> {
+        TensorRequest::parse(self, request)
+    }
 }
 
 impl TensorRequest {

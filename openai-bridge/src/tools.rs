@@ -84,7 +84,7 @@ impl Tools {
 
     /// Returns about how many bytes the tools have.
     pub(crate) fn size(&self) -> usize {
-        self.all.iter().map(crate::chat::size).sum()
+        self.all.iter().map(size).sum()
     }
 
     /// Returns what the text has to look like so that the right tool is called; none if the model
@@ -258,6 +258,16 @@ fn choose(choice: &Json, all: &mut Vec<Json>) -> std::result::Result<Choice, Str
             Ok(choice)
         }
         _ => Err("expected none, auto, required or a function".to_owned()),
+    }
+}
+
+/// Returns about how much text a JSON value holds.
+pub(crate) fn size(value: &Json) -> usize {
+    match value {
+        Json::String(text) => text.len(),
+        Json::Array(all) => all.iter().map(size).sum(),
+        Json::Object(all) => all.iter().map(|(key, value)| key.len() + size(value)).sum(),
+        _ => 4,
     }
 }
 

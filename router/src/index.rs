@@ -15,7 +15,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use engine::{KvEvent, SequenceHash};
 
-use crate::WorkerId;
+use crate::{Overlap, WorkerId};
 pub use table::Matches;
 pub(crate) use table::{HashedMap, Table};
 
@@ -29,25 +29,6 @@ pub enum Tier {
     Host,
     /// A file.
     Disk,
-}
-
-/// How many blocks at the beginning of a prompt a worker holds without a gap, by the fastest tier
-/// that has each of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Overlap {
-    /// Blocks in the device's memory.
-    pub device: u32,
-    /// Blocks in the host's memory and not in the device's.
-    pub host: u32,
-    /// Blocks that are only on disk.
-    pub disk: u32,
-}
-
-impl Overlap {
-    /// Returns the blocks of all tiers.
-    pub fn blocks(&self) -> u32 {
-        self.device + self.host + self.disk
-    }
 }
 
 /// The bounds of an index. What would exceed them is not recorded, which makes routing less sharp

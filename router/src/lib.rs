@@ -15,13 +15,15 @@
 mod active;
 mod cost;
 mod index;
+mod overlap;
 mod policy;
 mod predicted;
 mod worker;
 
 pub use active::{ActiveLoad, Reservation};
 pub use cost::{Cost, KvConfig, softmax};
-pub use index::{Claim, IndexLimits, Matches, Overlap, PrefixIndex, Tier};
+pub use index::{Claim, IndexLimits, Matches, PrefixIndex, Tier};
+pub use overlap::Overlap;
 pub use policy::{Decision, Kv, LeastLoaded, Policy, PowerOfTwo, Random, RoundRobin, RouteRequest};
 pub use predicted::PredictedIndex;
 pub use worker::{WorkerId, WorkerState};

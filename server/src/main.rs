@@ -4,13 +4,15 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::ArgMatches;
-use server::args::{self, Action, BenchAction, DoctorArgs, Note, Parsed, ProcessArgs};
-use server::config::{Config, threads};
-use server::fleet::{self, WorkerConfig};
+use server::args::{self, Action, BenchAction, DoctorArgs, Note, Parsed, ProcessArgs, threads};
+use server::cli::{bench, chat, doctor};
+use server::roles::serve::{self, ServeError};
+use server::roles::up::{self, UpConfig};
+use server::roles::worker::{self, WorkerConfig};
+use server::roles::{Config, shutdown};
 use server::security::{self, Minted};
-use server::serve::ServeError;
-use server::up::{self, UpConfig};
-use server::{bench, chat, doctor, pages, serve, shutdown, telemetry};
+use server::support::telemetry;
+use server::surfaces::pages;
 
 /// Messages of a mebibyte come and go: the system's allocator would map and unmap each of them,
 /// and keep what a burst of them left behind. `.cargo/config.toml` says how this one is built.
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
             true => print(&args::dump("worker", &matches, &notes)),
             false => WorkerConfig::from_args(args).map_err(Into::into).and_then(|config| {
                 write_dump("worker", &args.process, (&matches, &notes))?;
-                start(&args.process, &notes, |_| fleet::work(config))
+                start(&args.process, &notes, |_| worker::work(config))
             }),
         },
         Action::Frontend(args) => match args.process.dump_config {

@@ -9,7 +9,7 @@ use worker::cpu::Isa;
 use worker::cpu::activations::Activations;
 use worker::cpu::linear::{Compute, Linear, Product};
 use worker::cpu::pool::Pool;
-use worker::gguf::{StoredTensor, WeightType};
+use worker::weights::gguf::{StoredTensor, WeightType};
 
 /// Columns of the matrix.
 const COLUMNS: usize = 4096;

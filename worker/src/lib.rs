@@ -5,7 +5,6 @@ pub mod cpu;
 pub mod encode;
 mod error;
 pub mod generate;
-pub mod gguf;
 mod guided;
 pub mod infer;
 pub mod kv;

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 use serde_json::json;
-use worker::gguf::{Gguf, StoredTensor, WeightType};
 use worker::lora::{Limits, Target};
 use worker::runner::cpu::{CpuOptions, CpuRunner};
 use worker::runner::{Entry, Runner, Wants};
 use worker::weights::Weights;
+use worker::weights::gguf::{Gguf, StoredTensor, WeightType};
 
 use real_models::real_model;
 

@@ -1,9 +1,10 @@
 //! Requests as clients of both backends send them, and what is refused.
 
-use engine::TokenKind;
+use engine::{InferRequest, TokenKind};
 use tensor::{Datatype, Parameter};
 
 use super::*;
+use crate::TensorRequest;
 
 fn bridge() -> TextBridge {
     let mut tokens: Vec<String> = (b'!'..=b'~').map(|byte| char::from(byte).to_string()).collect();

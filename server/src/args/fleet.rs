@@ -9,8 +9,6 @@ use super::{
     OpenAiArgs, PlaneArgs, ProcessArgs, RouterArgs, SecurityArgs, SharedMemoryArgs, TraceArgs,
     UpstreamArgs,
 };
-use crate::fleet::{Part, Repeated};
-use crate::pipeline::DEFAULT_MIGRATIONS;
 
 /// How workers and frontends find one another.
 #[derive(Debug, Args)]
@@ -140,7 +138,7 @@ pub struct RouteArgs {
     #[arg(env = "STATOR_RETRY_ACCEPTED")]
     pub retry_accepted: Repeated,
     /// How often a text that was begun is continued on another worker
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_MIGRATIONS)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     #[arg(env = "STATOR_MIGRATION_LIMIT")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=100))]
     pub migration_limit: u32,
@@ -225,4 +223,26 @@ pub struct FrontendArgs {
     pub trace: TraceArgs,
     #[command(flatten)]
     pub process: ProcessArgs,
+}
+
+/// Which part of the texts a worker has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// All of a text
+    Aggregated,
+    /// Computes prompts and hands their KV blocks on
+    Prefill,
+    /// Continues prompts that others computed
+    Decode,
+}
+
+/// Which tensor requests may be given to a second worker when the first may have begun them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Repeated {
+    /// None
+    Never,
+    /// Those that are not part of a sequence
+    Stateless,
+    /// All
+    Always,
 }

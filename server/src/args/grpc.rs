@@ -2,8 +2,6 @@
 
 use clap::Args;
 
-use crate::config::Compression;
-
 /// The gRPC door.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "gRPC")]
@@ -90,4 +88,17 @@ pub struct GrpcArgs {
 /// HTTP/2 allows windows up to 2^31 - 1 and this server none under the protocol's default.
 fn window() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(65_535..=i64::from(i32::MAX))
+}
+
+/// How responses are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip
+    Gzip,
+    /// deflate (zlib)
+    Deflate,
+    /// zstd
+    Zstd,
 }

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::repository::ControlMode;
-
 /// The models.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
@@ -48,4 +46,15 @@ pub struct ModelArgs {
     /// Hub that model ids are fetched from [default: HF_ENDPOINT or Hugging Face]
     #[arg(long, value_name = "URL", env = "STATOR_HUB_URL", help_heading = "Models")]
     pub hub_url: Option<String>,
+}
+
+/// Who decides what is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ControlMode {
+    /// Everything at the start, and nothing later.
+    None,
+    /// Everything at the start, and then what changes in the repositories.
+    Poll,
+    /// What --load-model names, and then what clients ask for.
+    Explicit,
 }

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::fleet::Plane;
-
 /// How frontends and workers talk to each other.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Fleet")]
@@ -45,4 +43,13 @@ pub struct SocketArgs {
     /// XDG_RUNTIME_DIR, or else stator-UID in the folder of temporary files]
     #[arg(long, value_name = "DIR", env = "STATOR_SOCKET_DIR")]
     pub socket_dir: Option<OsString>,
+}
+
+/// What carries something between the roles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Plane {
+    /// HTTP/2 between frontend and worker
+    Grpc,
+    /// Messages over the servers of --nats
+    Nats,
 }

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::LogFormat;
-
 /// The process.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Process")]
@@ -69,5 +67,22 @@ fn metrics_prefix(text: &str) -> Result<String, String> {
     match is_name {
         true => Ok(text.to_owned()),
         false => Err("expected letters, digits and `_`, and no digit first".to_owned()),
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Returns the number of threads asked for, where 0 means one a core.
+pub fn threads(asked: u32) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n as usize,
     }
 }

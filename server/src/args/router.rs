@@ -2,8 +2,6 @@
 
 use clap::Args;
 
-use crate::fleet::Routing;
-
 /// How a worker is chosen.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Router")]
@@ -55,4 +53,19 @@ fn weight(text: &str) -> Result<f64, String> {
         Ok(number) if (0.0..=1e6).contains(&number) => Ok(number),
         _ => Err("expected a number from 0 to 1000000".to_owned()),
     }
+}
+
+/// Which of a model's workers gets a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Routing {
+    /// One after the other
+    RoundRobin,
+    /// Any one
+    Random,
+    /// The one of two drawn at random that has fewer requests
+    PowerOfTwo,
+    /// The one with the fewest requests
+    LeastLoaded,
+    /// The one where the prompt costs least: by the KV blocks that it has cached, and by its load
+    Kv,
 }

@@ -6,8 +6,6 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::TypedValueParser;
 
-use crate::security::TlsListener;
-
 /// Who may talk to the server.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Security")]
@@ -47,4 +45,15 @@ pub struct SecurityArgs {
     #[arg(long, value_name = "COUNT", env = "STATOR_MAX_PREPARING_REQUESTS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=256).try_map(NonZeroU32::try_from))]
     pub max_preparing_requests: Option<NonZeroU32>,
+}
+
+/// A listener that TLS can be had for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TlsListener {
+    /// gRPC
+    Grpc,
+    /// HTTP
+    Http,
+    /// Metrics
+    Metrics,
 }

@@ -143,7 +143,7 @@ fn workers_of_one_machine_are_not_pinned_to_the_same_cores() {
         let parsed = parse_from(args.map(OsString::from), &empty()).unwrap();
         let (action, matches) = (parsed.action, parsed.matches);
         let Action::Up(args) = action else { panic!("it is a fleet") };
-        crate::up::UpConfig::from_args(&args, &matches).map_err(|error| error.to_string())
+        crate::roles::up::UpConfig::from_args(&args, &matches).map_err(|error| error.to_string())
     };
     assert!(made(&["--workers=1"]).is_ok());
     for workers in [&[][..], &["--workers=2"], &["--prefill-workers=1", "--decode-workers=1"]] {

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::trace::TraceMode;
-
 /// Traces of single requests; clients may change all but the file and the endpoint.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Traces")]
@@ -36,4 +34,13 @@ pub struct TraceArgs {
     #[arg(long, value_name = "URL", default_value = "http://localhost:4317")]
     #[arg(env = "STATOR_TRACE_OTLP_ENDPOINT")]
     pub trace_otlp_endpoint: String,
+}
+
+/// Where traces go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TraceMode {
+    /// To a JSON file, as Triton writes it.
+    Triton,
+    /// As spans over OTLP.
+    Opentelemetry,
 }

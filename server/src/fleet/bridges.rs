@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cluster::card::{Artifact, Card, Sha256};
 use cluster::request::RemoteWorker;
 
-use super::tables;
+use crate::models::tables;
 
 /// How long fetching one artifact may take.
 const FETCH_WAIT: Duration = Duration::from_secs(60);

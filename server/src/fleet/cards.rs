@@ -11,10 +11,10 @@ use cluster::request::{Artifacts, Served};
 use engine::{Error, Result};
 use prost_reflect::prost::Message;
 
-use crate::models::{Core, Model, Models};
+use crate::models::registry::{Core, Model, Models};
 
 /// The artifact that has the labels of outputs.
-pub(super) const LABELS: &str = "labels";
+pub(crate) const LABELS: &str = "labels";
 
 /// The artifact that has the number of an adapter.
 const ADAPTER: &str = "adapter";
@@ -25,7 +25,7 @@ pub(crate) type Aliases = BTreeMap<String, Vec<String>>;
 /// What a worker's command line says of its models: its part of the texts, their formats, and other
 /// names.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Formats {
+pub(crate) struct Formats {
     pub role: Role,
     pub aliases: Aliases,
     pub tool_calls: Option<String>,
@@ -34,7 +34,7 @@ pub(super) struct Formats {
 
 /// The artifacts of the models that are served, by the hash of their content.
 #[derive(Default)]
-pub(super) struct Files(RwLock<BTreeMap<String, Bytes>>);
+pub(crate) struct Files(RwLock<BTreeMap<String, Bytes>>);
 
 impl Files {
     fn replace(&self, files: BTreeMap<String, Bytes>) {
@@ -51,7 +51,7 @@ impl Artifacts for Files {
 }
 
 /// A model as it is handed out.
-pub(super) struct Offer {
+pub(crate) struct Offer {
     pub card: Card,
     pub served: Served,
 }
@@ -60,7 +60,7 @@ pub(super) struct Offer {
 /// for which a registration has no room; puts artifacts where they are fetched.
 ///
 /// The latest version of a name has its name; others are told apart by theirs.
-pub(super) fn offers(models: &Models, formats: &Formats, files: &Files) -> (Vec<Offer>, usize) {
+pub(crate) fn offers(models: &Models, formats: &Formats, files: &Files) -> (Vec<Offer>, usize) {
     let ready = models.ready();
     // They come in the order of their versions, so the latest stays.
     let latest: BTreeMap<&str, &Arc<Model>> =
@@ -191,7 +191,7 @@ mod tests {
     use proto::inference::{ModelConfig, ModelParameter};
 
     use super::*;
-    use crate::backend::on_tensors;
+    use crate::models::loader::on_tensors;
 
     #[tokio::test]
     async fn older_versions_are_left_out_where_there_is_no_room() {

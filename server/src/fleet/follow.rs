@@ -17,6 +17,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::LEAVE_WAIT;
 use super::bridges::Fetched;
 use super::canary::Question;
 use super::config::FleetConfig;
@@ -26,11 +27,10 @@ use super::peers::Peers;
 use super::planes::Planes;
 use super::pool::{Place, Pool};
 use super::store::Store;
-use super::worker::LEAVE_WAIT;
-use crate::metrics::{Metrics, ModelLabels};
-use crate::models::{Model, Models};
+use crate::models::registry::{Model, Models};
 use crate::pipeline::Limits;
 use crate::security::LinkConnectors;
+use crate::support::metrics::{Metrics, ModelLabels};
 
 /// The wait before a model that could not be made is tried again.
 const AGAIN: Duration = Duration::from_secs(2);

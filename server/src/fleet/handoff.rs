@@ -20,7 +20,7 @@ use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::planes::{Planes, Ways};
-use crate::metrics::{Metrics, ModelLabels, ReasonLabels};
+use crate::support::metrics::{Metrics, ModelLabels, ReasonLabels};
 
 /// Workers whose connections are kept; the one that was asked longest ago goes first.
 const MAX_SOURCES: usize = 256;
@@ -30,7 +30,7 @@ const MAX_SOURCES: usize = 256;
 const MAX_PULLED_KIB: u32 = 1 << 20;
 
 /// What a worker hands over and gets.
-pub(super) struct Handoffs {
+pub(crate) struct Handoffs {
     role: Role,
     timeout: Duration,
     /// Where this worker can be asked, once it is known.
@@ -110,7 +110,7 @@ impl From<Error> for Failure {
 
 impl Handoffs {
     /// Makes the part of a worker with a role; blocks may take `timeout` to come.
-    pub(super) fn new(
+    pub(crate) fn new(
         (role, timeout): (Role, Duration),
         planes: Arc<Planes>,
         metrics: Arc<Metrics>,
@@ -123,12 +123,12 @@ impl Handoffs {
     }
 
     /// Takes note of where this worker can be asked.
-    pub(super) fn announce(&self, instance: &Instance) {
+    pub(crate) fn announce(&self, instance: &Instance) {
         let _ = self.own.set((instance.address.clone(), instance.more_addresses.clone()));
     }
 
     /// Returns what is served of a model whose blocks can be handed over.
-    pub(super) fn around(self: &Arc<Self>, card: &Card, served: Served) -> Served {
+    pub(crate) fn around(self: &Arc<Self>, card: &Card, served: Served) -> Served {
         let Some((engine, store)) = served.generate.clone().zip(served.blocks.clone()) else {
             return served;
         };

@@ -17,14 +17,14 @@ use super::canary::Canary;
 use super::cards::LABELS;
 use super::config::{FleetConfig, PrefixSource};
 use super::pool::{Pool, Prompts};
-use super::tables;
-use crate::backend::{Engines, TextEngines, on_tensors, on_texts, on_tokens, rules_of};
-use crate::metrics::{Metrics, ModelLabels};
-use crate::models::Model;
+use crate::models::loader::{Engines, TextEngines, on_tensors, on_texts, on_tokens, rules_of};
+use crate::models::registry::Model;
+use crate::models::tables;
 use crate::pipeline::{
     Counts, Disaggregate, Migrate, Prefixes, Route, RouteConfig, RouteMetrics, SplitConfig,
     Thresholds,
 };
+use crate::support::metrics::{Metrics, ModelLabels};
 
 /// What models are made with.
 pub(super) struct Maker {

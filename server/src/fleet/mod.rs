@@ -10,7 +10,6 @@ mod config;
 mod follow;
 mod handoff;
 mod maker;
-mod many;
 mod news;
 mod peers;
 mod planes;
@@ -20,14 +19,19 @@ mod roster;
 mod simulation;
 mod sockets;
 mod store;
-mod tables;
-mod worker;
 
-pub use config::{FleetConfig, Part, Repeated, Routing, WorkerConfig};
+use std::time::Duration;
+
+pub(crate) use cards::{Aliases, Files, Formats, Offer, offers};
+pub use config::FleetConfig;
+pub(crate) use config::{PLAIN, SECURE, namespace};
 pub(crate) use follow::Fleet;
+pub(crate) use handoff::Handoffs;
 pub(crate) use peers::Peers;
-pub(crate) use planes::nats_config;
-pub use planes::{Plane, PlanesConfig};
+pub use planes::PlanesConfig;
+pub(crate) use planes::{Planes, nats_config, publish};
 pub use store::Store;
-pub(crate) use tables::Tables;
-pub use worker::work;
+
+/// How long frontends get to hear of the end before calls are refused; those that come in between
+/// are taken.
+pub(crate) const LEAVE_WAIT: Duration = Duration::from_millis(500);

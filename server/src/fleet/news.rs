@@ -15,8 +15,8 @@ use router::{Claim, PrefixIndex, Tier, WorkerId};
 use tokio::time::sleep;
 
 use super::planes::Planes;
-use crate::metrics::{Metrics, ModelLabels};
 use crate::pipeline::Candidate;
+use crate::support::metrics::{Metrics, ModelLabels};
 
 /// How often workers tell their load.
 const LOAD_INTERVAL: Duration = Duration::from_millis(250);

@@ -42,7 +42,7 @@ impl fmt::Debug for Peers {
 
 impl Peers {
     /// Makes the place of connections, whose tasks belong to `tasks`.
-    pub(super) fn new(planes: Arc<Planes>, tasks: &Tasks) -> Arc<Self> {
+    pub(crate) fn new(planes: Arc<Planes>, tasks: &Tasks) -> Arc<Self> {
         let (workers, asked, complaints) = Default::default();
         Arc::new(Self { workers, asked, planes, complaints, tasks: tasks.clone() })
     }
@@ -59,7 +59,7 @@ impl Peers {
     /// Returns the worker of an instance, and whether it is new.
     ///
     /// Errors: an address that cannot be called.
-    pub(super) fn worker(&self, instance: &Instance) -> Result<(RemoteWorker, bool)> {
+    pub(crate) fn worker(&self, instance: &Instance) -> Result<(RemoteWorker, bool)> {
         if let Some(worker) = self.workers().get(&instance.id) {
             return Ok((worker.clone(), false));
         }
@@ -70,13 +70,13 @@ impl Peers {
 
     /// Forgets the workers that are not registered any more. Their connections end with the last
     /// call, or with them.
-    pub(super) fn retain(&self, is_known: impl Fn(InstanceId) -> bool) {
+    pub(crate) fn retain(&self, is_known: impl Fn(InstanceId) -> bool) {
         self.workers().retain(|id, _| is_known(*id));
     }
 
     /// Notes how it went to reach the worker at an address. A failure is told once for each reason:
     /// who cannot be reached is tried again and again.
-    pub(super) fn note<T>(&self, address: &str, reached: &Result<T>) {
+    pub(crate) fn note<T>(&self, address: &str, reached: &Result<T>) {
         match reached {
             Ok(_) => self.complaints.forget(address),
             Err(error) => self.complain(address, error),
@@ -90,7 +90,7 @@ impl Peers {
     }
 
     /// Returns the worker of an instance, if it was called before.
-    pub(super) fn known(&self, id: InstanceId) -> Option<RemoteWorker> {
+    pub(crate) fn known(&self, id: InstanceId) -> Option<RemoteWorker> {
         self.workers().get(&id).cloned()
     }
 }

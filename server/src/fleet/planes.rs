@@ -18,9 +18,9 @@ use tokio::time::timeout;
 
 use super::config::{PLAIN, SECURE};
 use super::sockets::{File, Socket, Sockets};
-use crate::args::{PlaneArgs, socket_dir};
-use crate::config::Invalid;
+use crate::args::{Plane, PlaneArgs, socket_dir};
 use crate::security::LinkConnectors;
+use crate::support::invalid::Invalid;
 
 /// The scheme of the subject where a worker answers over NATS.
 const REQUESTS: &str = "nats://";
@@ -33,15 +33,6 @@ const EVENTS: &str = "nats+events://";
 
 /// How long the last messages may take to leave.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
-
-/// What carries something between the roles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Plane {
-    /// HTTP/2 between frontend and worker
-    Grpc,
-    /// Messages over the servers of --nats
-    Nats,
-}
 
 /// What carries requests and events.
 #[derive(Clone, Debug)]
@@ -83,12 +74,12 @@ impl PlanesConfig {
     }
 
     /// Returns whether anything is to go over NATS.
-    pub(super) fn uses_nats(&self) -> bool {
+    pub(crate) fn uses_nats(&self) -> bool {
         self.nats.is_some()
     }
 
     /// Returns the same without Unix sockets.
-    pub(super) fn without_sockets(self) -> Self {
+    pub(crate) fn without_sockets(self) -> Self {
         Self { sockets: None, ..self }
     }
 }
@@ -109,7 +100,7 @@ pub(crate) fn nats_config(args: &PlaneArgs) -> Option<nats::Config> {
 
 /// What is there of NATS and of Unix sockets.
 #[derive(Default)]
-pub(super) struct Planes {
+pub(crate) struct Planes {
     /// TLS towards workers over gRPC; none calls those that speak in the clear.
     tls: Option<LinkConnectors>,
     sockets: Option<Sockets>,
@@ -124,7 +115,7 @@ impl Planes {
     /// Begins to connect, if NATS is used at all; its tasks belong to `tasks`.
     ///
     /// Errors: settings that are wrong, in a sentence.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         config: &PlanesConfig,
         tls: Option<LinkConnectors>,
         tasks: &Tasks,
@@ -151,7 +142,7 @@ impl Planes {
 
     /// Waits a moment for NATS, if requests go over it: a worker that is called before it is there
     /// is called over gRPC, and stays so.
-    pub(super) async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         if let Some(connection) = &self.requests
             && !connection.settle().await
         {
@@ -161,7 +152,7 @@ impl Planes {
 
     /// Serves a worker's models over NATS and on a Unix socket too, where it has these, and says so
     /// in its registration. Returns what is to be told of its models, if that goes over NATS.
-    pub(super) async fn serve(
+    pub(crate) async fn serve(
         &self,
         instance: &mut Instance,
         server: &WorkerServer,
@@ -203,7 +194,7 @@ impl Planes {
     /// ways may lead, too.
     ///
     /// Errors: INVALID_REQUEST for an address that cannot be called as this frontend is set up.
-    pub(super) fn client(&self, address: &str, ways: Ways, tasks: &Tasks) -> Result<RemoteWorker> {
+    pub(crate) fn client(&self, address: &str, ways: Ways, tasks: &Tasks) -> Result<RemoteWorker> {
         let wrong = |what: &str| Err(Error::invalid(format!("worker `{address}`: {what}")));
         let (plain, secure) = (address.strip_prefix(PLAIN), address.strip_prefix(SECURE));
         match (plain, secure, &self.tls) {
@@ -250,7 +241,7 @@ impl Planes {
     }
 
     /// Returns the way on which events come now: over NATS if that can be reached, else by `watch`.
-    pub(super) fn listen(&self, instance: &Instance, watch: Watch) -> Box<dyn Listen> {
+    pub(crate) fn listen(&self, instance: &Instance, watch: Watch) -> Box<dyn Listen> {
         match self.nats_events(instance) {
             Some((heard, prefix)) if heard.is_connected() => {
                 Box::new(heard.model(instance.id, &prefix, watch))
@@ -260,12 +251,12 @@ impl Planes {
     }
 
     /// Returns whether the worker's events could come over NATS when that can be reached.
-    pub(super) fn may_have_nats(&self, instance: &Instance) -> bool {
+    pub(crate) fn may_have_nats(&self, instance: &Instance) -> bool {
         self.nats_events(instance).is_some()
     }
 
     /// Returns whether the worker's events could come over NATS now.
-    pub(super) fn has_nats_events(&self, instance: &Instance) -> bool {
+    pub(crate) fn has_nats_events(&self, instance: &Instance) -> bool {
         self.nats_events(instance).is_some_and(|(heard, _)| heard.is_connected())
     }
 
@@ -279,12 +270,12 @@ impl Planes {
     }
 
     /// Takes a worker's socket away.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.file().take();
     }
 
     /// Waits until what was said over NATS has left, a moment at most.
-    pub(super) async fn flush(&self) {
+    pub(crate) async fn flush(&self) {
         let events = self.events.as_ref().map(|(connection, _)| connection);
         if let Some(connection) = self.requests.as_ref().or(events) {
             let _ = timeout(FLUSH_WAIT, connection.flush()).await;
@@ -294,7 +285,7 @@ impl Planes {
 
 /// Other ways to a worker than its address.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Ways {
+pub(crate) struct Ways {
     /// The subject at which it can be asked over NATS.
     subject: Option<String>,
     /// The worker whose socket it is.
@@ -303,14 +294,14 @@ pub(super) struct Ways {
 
 impl Ways {
     /// Returns those to an instance: its own, not what else it tells.
-    pub(super) fn to(instance: &Instance) -> Self {
+    pub(crate) fn to(instance: &Instance) -> Self {
         let socket = own(instance, SOCKET, instance.id.to_string()).map(|_| instance.id);
         let subject = worker_subject(&instance.namespace, instance.id);
         Self { subject: own(instance, REQUESTS, subject), socket }
     }
 
     /// Returns those to a worker of which only its addresses are known.
-    pub(super) fn told(addresses: &[String]) -> Self {
+    pub(crate) fn told(addresses: &[String]) -> Self {
         let mut numbers = addresses.iter().filter_map(|one| one.strip_prefix(SOCKET)?.parse().ok());
         Self { subject: told_subject(addresses), socket: numbers.next() }
     }
@@ -346,7 +337,7 @@ fn own(instance: &Instance, scheme: &str, subject: String) -> Option<String> {
 }
 
 /// Tells a plane what a worker has now.
-pub(super) fn publish(publisher: &NatsPublisher, offers: &[super::cards::Offer]) {
+pub(crate) fn publish(publisher: &NatsPublisher, offers: &[super::cards::Offer]) {
     let source = |offer: &super::cards::Offer| {
         let (events, load) = (offer.served.events.clone(), offer.served.load.clone());
         (offer.card.name.clone(), Source { events, load })

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::canary::{Canary, Question};
 use super::news::{Ear, Speaker};
 use super::roster::{Candidates, Roster};
-use crate::models::Models;
+use crate::models::registry::Models;
 use crate::pipeline::{Candidate, Engines, Workers};
 
 /// The workers of one model.

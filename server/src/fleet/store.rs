@@ -11,7 +11,7 @@ use engine::Tasks;
 
 use super::config::{PLAIN, SECURE};
 use crate::args::{DiscoveryArgs, state_dir};
-use crate::config::Invalid;
+use crate::support::invalid::Invalid;
 
 /// The API server as pods reach it.
 const IN_CLUSTER: &str = "https://kubernetes.default.svc";

@@ -17,8 +17,8 @@ use engine::{
 };
 use futures_util::Stream;
 
-/// The code of a refusal because of a threshold.
-pub(crate) const BUSY: &str = "busy";
+use crate::args::BusyArgs;
+use crate::support::codes::BUSY;
 
 /// When a refused request may come again: loads have changed by then.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -35,6 +35,17 @@ pub(crate) struct Limits {
     pub prefill_tokens: Option<u64>,
     /// The requests that may wait in a worker's queue.
     pub waiting_requests: Option<u64>,
+}
+
+impl Limits {
+    /// Returns when text models count as busy at the start.
+    pub(crate) fn from_args(args: &BusyArgs) -> Self {
+        Self {
+            blocks: args.busy_kv_share,
+            prefill_tokens: args.busy_prefill_tokens,
+            waiting_requests: args.busy_waiting_requests,
+        }
+    }
 }
 
 impl Limits {

@@ -21,7 +21,7 @@ mod tests;
 mod whole;
 
 use super::migrate::lacks_room;
-use crate::metrics::WayLabels;
+use crate::support::metrics::WayLabels;
 use split::Split;
 use whole::Whole;
 

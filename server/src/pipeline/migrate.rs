@@ -25,15 +25,11 @@ use migrating::Migrating;
 pub(crate) struct Migrate<E> {
     /// The engine around the workers.
     pub engine: E,
-    /// How often each continuation may go on elsewhere; 0: never. Default
-    /// [`DEFAULT_MIGRATIONS`].
+    /// How often each continuation may go on elsewhere; 0: never.
     pub limit: u32,
     /// Counts continuations that went on elsewhere.
     pub count: Counter,
 }
-
-/// How often a continuation goes on elsewhere if nothing else is said.
-pub(crate) const DEFAULT_MIGRATIONS: u32 = 3;
 
 #[async_trait]
 impl<E: Engine<GenerateRequest> + Clone> Engine<GenerateRequest> for Migrate<E> {

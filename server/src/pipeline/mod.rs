@@ -13,10 +13,10 @@ mod sequence;
 pub(crate) mod testing;
 
 pub(crate) use adapt::Adapt;
-pub(crate) use admit::{Admit, BUSY, EachLoad, Limits, Thresholds};
+pub(crate) use admit::{Admit, EachLoad, Limits, Thresholds};
 pub(crate) use deadline::Deadline;
 pub(crate) use disaggregate::{Counts, Disaggregate, SplitConfig};
-pub(crate) use migrate::{DEFAULT_MIGRATIONS, Migrate};
+pub(crate) use migrate::Migrate;
 pub(crate) use observe::{Observe, TokenMetrics};
 pub(crate) use queue::{Queued, max_waiting};
 pub(crate) use route::{

@@ -7,20 +7,9 @@ use std::time::Duration;
 use clap::ValueEnum;
 use http::HeaderValue;
 
-use crate::args::SecurityArgs;
-use crate::buffers::default_bytes;
-use crate::config::Invalid;
-
-/// A listener that TLS can be had for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum TlsListener {
-    /// gRPC
-    Grpc,
-    /// HTTP
-    Http,
-    /// Metrics
-    Metrics,
-}
+use crate::args::{SecurityArgs, TlsListener};
+use crate::support::buffers::default_bytes;
+use crate::support::invalid::Invalid;
 
 /// Certificates, keys and origins.
 #[derive(Clone, Debug)]

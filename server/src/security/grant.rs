@@ -92,6 +92,10 @@ fn matches(pattern: &str, name: &str) -> bool {
     true
 }
 
+/// Marks a request without a key that may read of models.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stranger;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,13 +6,13 @@
 mod bucket;
 mod config;
 mod grant;
-mod guard;
 mod keyfile;
 mod keys;
 mod link;
 mod mint;
 mod reason;
 mod reload;
+pub(crate) mod restriction;
 mod scope;
 mod tls;
 
@@ -20,15 +20,16 @@ use std::sync::Arc;
 
 use engine::Tasks;
 
-pub use config::{SecurityConfig, TlsConfig, TlsListener};
+use crate::args::TlsListener;
+
+pub use config::{SecurityConfig, TlsConfig};
 pub use link::LinkConfig;
 pub use mint::{Minted, mint};
 
-pub(crate) use grant::Grant;
-pub(crate) use guard::{Stranger, protect, refusing};
+pub(crate) use grant::{Grant, Stranger};
 pub(crate) use keys::{Keys, forget};
 pub(crate) use link::{LinkAcceptor, LinkConnectors};
-pub(crate) use scope::{Need, OF_MODELS, of_rpc};
+pub(crate) use scope::{Need, OF_MODELS, of_route, of_rpc};
 pub(crate) use tls::{Acceptor, Tls};
 
 /// The certificates and keys in force.

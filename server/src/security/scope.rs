@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use crate::restriction;
+use crate::security::restriction;
 
 /// A kind of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -84,7 +84,7 @@ pub(crate) fn of_rpc(path: &str) -> Need {
 }
 
 /// Returns what an HTTP route needs, by its path.
-pub(super) fn of_route(path: &str) -> Need {
+pub(crate) fn of_route(path: &str) -> Need {
     match path {
         "/live" | "/health" | "/v2/health/live" | "/v2/health/ready" => Need::Nothing,
         "/v2/repository/index" => Need::One(Scope::Metadata),

@@ -15,8 +15,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::config::{TlsConfig, TlsListener};
+use super::config::TlsConfig;
 use super::reason::{Named, of_pair};
+use crate::args::TlsListener;
 
 /// Largest file of certificates or keys, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;

@@ -7,7 +7,7 @@ use cluster::vllm;
 use http::{HeaderValue, Uri};
 
 use crate::args::UpstreamArgs;
-use crate::config::Invalid;
+use crate::support::invalid::Invalid;
 
 /// The largest file of a key, in bytes.
 const MAX_KEY_BYTES: u64 = 64 << 10;

@@ -15,10 +15,10 @@ use tokio::time::timeout;
 use super::client::{Client, UNREACHABLE, silent};
 use super::config::UpstreamConfig;
 use super::engine::{LINGER, Remote, listed};
-use crate::backend::{TextEngines, on_texts};
-use crate::metrics::Metrics;
-use crate::models::Models;
+use crate::models::loader::{TextEngines, on_texts};
+use crate::models::registry::Models;
 use crate::pipeline::{Limits, Thresholds};
+use crate::support::metrics::Metrics;
 
 /// How often the server is asked for its models.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -181,7 +181,7 @@ impl Upstream {
         self.known = list;
     }
 
-    fn model(&self, name: &str, context_length: u32) -> crate::models::Model {
+    fn model(&self, name: &str, context_length: u32) -> crate::models::registry::Model {
         let remote = Arc::new(Remote {
             client: self.client.clone(),
             model: name.into(),

@@ -22,9 +22,11 @@ use super::linear::Compute;
 use super::memory::Pages;
 use super::vector::LANES;
 use crate::Error;
-use crate::runner::BlockId;
 
 pub use batch::{Buffers, Group, Pass, Shape};
+
+/// The number of a KV block in the memory of what runs a model.
+pub type BlockId = u32;
 
 /// Tokens of a block.
 pub const BLOCK_TOKENS: usize = 16;

@@ -12,7 +12,7 @@ use super::pool::Pool;
 use super::vector::swiglu;
 use super::{Isa, portable};
 use crate::Error;
-use crate::gguf::StoredTensor;
+use crate::weights::gguf::StoredTensor;
 
 /// Rows of activations that one call of a tile kernel takes, where no instruction takes whole tiles.
 const TOKENS: usize = 16;

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use super::activations::BLOCK;
 use super::memory::Pages;
 use crate::Error;
-use crate::gguf::{StoredTensor, WeightType};
+use crate::weights::gguf::{StoredTensor, WeightType};
 
 mod blocks;
 mod tiles;

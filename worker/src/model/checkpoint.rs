@@ -5,7 +5,7 @@ use std::path::Path;
 use super::vocabulary::Tokens;
 use super::{Hyperparameters, Names};
 use crate::Error;
-use crate::gguf::Gguf;
+use crate::weights::gguf::Gguf;
 use crate::weights::{Directory, Json, Summed};
 
 /// The file of a directory that says what model it holds.

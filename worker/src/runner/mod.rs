@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use engine::{AdapterId, TokenId};
 
+pub use crate::cpu::attention::BlockId;
+
 use crate::Error;
 use crate::turns::Turns;
-
-/// The number of a KV block in the runner's memory.
-pub type BlockId = u32;
 
 /// The sizes that the scheduler has to respect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,12 +5,13 @@
 //! that somebody cuts in the meantime is then an error instead of a signal.
 
 mod directory;
+pub mod gguf;
 mod json;
 mod safetensors;
 mod summed;
 
-pub use crate::gguf::{StoredTensor, WeightType};
 pub use directory::Directory;
+pub use gguf::{StoredTensor, WeightType};
 pub use json::Json;
 pub(crate) use json::text;
 pub use safetensors::SafeTensors;

@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::metrics::Metrics;
+use crate::support::metrics::Metrics;
 
 #[derive(Debug)]
 struct Nobody;

@@ -7,12 +7,12 @@ use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use super::BlockId;
 use super::kernel::{Queries, finish};
 use super::lanes::attend;
 use super::rounds::{Own, Piece, Round, Shared, States};
 use super::{Cache, Layer, SEGMENT_TOKENS};
 use crate::cpu::linear::Compute;
-use crate::runner::BlockId;
 
 /// Rows that a register of keys or values should serve, if there are neighbours enough.
 const ROWS: usize = 12;

@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 
+use super::BlockId;
 use super::lanes::Lanes;
 use super::{BLOCK_TOKENS, Layer, SEGMENT_TOKENS};
 use crate::cpu::isa::dispatched;
 use crate::cpu::vector::{LANES, exp, largest, multiply_add};
-use crate::runner::BlockId;
 
 /// The most rows of a tile.
 const TILE_ROWS: usize = 12;

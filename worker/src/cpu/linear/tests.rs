@@ -7,7 +7,7 @@ use super::*;
 use std::ops::Range;
 
 use crate::cpu::activations::{Activations, BLOCK, Form};
-use crate::gguf::WeightType;
+use crate::weights::gguf::WeightType;
 
 /// Rows of every type as gguf's Python package reads them; see `make_quants.py` beside the file.
 const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/quants.bin");

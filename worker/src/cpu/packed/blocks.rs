@@ -2,7 +2,7 @@
 
 use super::{Codes, Format, NESTED_MINIMA, ROWS, Scales, with_format};
 use crate::cpu::activations::BLOCK;
-use crate::gguf::WeightType;
+use crate::weights::gguf::WeightType;
 
 /// Puts one row's block, which is as long as a tile is wide, into that tile.
 pub(super) fn pack(kind: WeightType, codes: Codes, tile: &mut [u8], lane: usize, block: &[u8]) {

@@ -3,7 +3,7 @@
 use super::super::{Family, Rope, Scaling};
 use super::{Hyperparameters, MAX_HEAD_DIM, MAX_LAYERS, MAX_SIZE, positive, within};
 use crate::Error;
-use crate::gguf::{Gguf, Value};
+use crate::weights::gguf::{Gguf, Value};
 use crate::weights::{Weights, floats};
 
 /// The tensor of divisors of the rotary frequencies.

@@ -10,12 +10,12 @@ use engine::TokenId;
 use super::{Hyperparameters, LayerWeights, Llama};
 use crate::cpu::Isa;
 use crate::cpu::activations::{Activations, Form};
+use crate::cpu::attention::BlockId;
 use crate::cpu::attention::{self, BLOCK_TOKENS, Cache, Group, Pass, Places, Shape};
 use crate::cpu::linear::{Compute, Product};
 use crate::cpu::memory::Lines;
 use crate::cpu::vector::{add, normalize_heads, rms_norm, rotate, swiglu};
 use crate::lora::{Deltas, Part, Target};
-use crate::runner::BlockId;
 
 /// Tokens at a time that a thread embeds.
 const GRAIN: usize = 4;

@@ -4,7 +4,7 @@ use engine::{TokenId, TokenKind, Vocabulary};
 
 use super::Tokens;
 use crate::Error;
-use crate::gguf::{Gguf, Value};
+use crate::weights::gguf::{Gguf, Value};
 
 /// The pre-tokenizers whose models want a beginning token unless their file says otherwise, as
 /// llama.cpp has it.

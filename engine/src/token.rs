@@ -1,0 +1,4 @@
+//! Tokens.
+
+/// The number of a token in a model's vocabulary.
+pub type TokenId = u32;
