@@ -37,7 +37,7 @@ BOUND_SECONDS = 0.010
 ANSWERS = 3
 KINDS = ((True, "a stream"), (False, "one answer"))
 WORKER_LOG = ["--log-level", "info,cluster::request=debug,cluster::nats=debug,worker::generate=debug"]
-FRONTEND_LOG = ["--log-level", "info,cluster::nats=debug,server::inference=debug"]
+FRONTEND_LOG = ["--log-level", "info,cluster::nats=debug,server::serving::inference=debug"]
 SCRIPT = ROOT / "tests" / "clients" / "cancelled_worker.py"
 
 TOLD = "a call was cancelled"

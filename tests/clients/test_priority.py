@@ -21,7 +21,7 @@ PRIORITIES = pathlib.Path(__file__).with_name("priority_worker.py")
 # says so.
 ONE_PLACE = ["--no-default-model", "--builtin", "paced=mock,pace_ms=10",
              "--max-running-sequences", "1"]
-TELLING = ["--log-level", "info,server::inference=debug"]
+TELLING = ["--log-level", "info,server::serving::inference=debug"]
 TOKENS = 80
 
 
