@@ -44,7 +44,7 @@ const MODULES: [(&str, &[&str]); 7] = [
     ),
     (
         "cluster",
-        &["card complaints tcp", "instance request vllm", "discovery nats", "events membership"],
+        &["card log_throttle tcp", "instance request vllm", "discovery nats", "events membership"],
     ),
     ("router", &["active overlap", "worker", "cost index", "policy predicted"]),
     (

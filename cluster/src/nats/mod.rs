@@ -35,8 +35,8 @@ use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
-use crate::complaints::Complaints;
 use crate::instance::{InstanceId, Namespace};
+use crate::log_throttle::LogThrottle;
 use crate::request::percent_decode;
 
 use breaker::Breaker;
@@ -263,7 +263,7 @@ struct News {
     breaker: Arc<Breaker>,
     /// Whether it was told that there is no connection.
     is_lost: AtomicBool,
-    complaints: Complaints,
+    complaints: LogThrottle,
 }
 
 impl News {

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use super::ServerConfig;
 use super::seats::Seats;
 use super::served::{Artifacts, Served};
-use crate::complaints::Complaints;
+use crate::log_throttle::LogThrottle;
 
 /// Files that are read at the same time; more wait.
 const MAX_READS: usize = 8;
@@ -50,7 +50,7 @@ pub(super) struct Shared {
     buffered_bytes: AtomicUsize,
     buffer_refusals: AtomicU64,
     /// Who could not be taken in and why, as far as it was told.
-    pub(super) complaints: Complaints,
+    pub(super) complaints: LogThrottle,
     /// Cancelled when connections are to end.
     pub(super) closing: Tasks,
 }
@@ -71,7 +71,7 @@ impl Shared {
             busy: watch::Sender::new(()),
             buffered_bytes: AtomicUsize::new(0),
             buffer_refusals: AtomicU64::new(0),
-            complaints: Complaints::default(),
+            complaints: LogThrottle::default(),
             closing: Tasks::new(),
         }
     }

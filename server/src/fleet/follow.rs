@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::Complaints;
+use cluster::LogThrottle;
 use cluster::card::{Card, Checksum, Kind};
 use cluster::instance::{Instance, InstanceId};
 use cluster::membership::{Config as MembershipConfig, Membership, Model as Registered, Snapshot};
@@ -22,7 +22,7 @@ use super::bridges::Fetched;
 use super::canary::Question;
 use super::config::FleetConfig;
 use super::maker::{Maker, Order};
-use super::news::Ear;
+use super::news::EventSubscriber;
 use super::peers::Peers;
 use super::planes::Planes;
 use super::pool::{Place, Pool};
@@ -70,7 +70,7 @@ struct Known {
     /// their way then find them still.
     lingers: Option<Instant>,
     /// Why it could not be served, which is tried again and again.
-    complaints: Complaints,
+    complaints: LogThrottle,
 }
 
 /// What had the name of a model before its card changed.
@@ -269,7 +269,7 @@ impl Fleet {
             before,
             until: None,
             lingers: None,
-            complaints: Complaints::default(),
+            complaints: LogThrottle::default(),
         };
         self.known.insert(name.to_owned(), known);
         let claimed = card.aliases.iter().chain([&card.name]).map(|name| card.public(name));
@@ -282,7 +282,7 @@ impl Fleet {
     /// Makes a pool for the workers of a model.
     fn pool(&self, name: &str) -> Arc<Pool> {
         let canary = self.maker.canary(name);
-        let ear = Ear::new(name, self.planes.clone(), &self.maker.metrics, &self.tasks);
+        let ear = EventSubscriber::new(name, self.planes.clone(), &self.maker.metrics, &self.tasks);
         Pool::new(name, self.membership.clone(), &self.models, (canary, ear))
     }
 

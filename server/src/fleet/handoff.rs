@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cluster::Complaints;
+use cluster::LogThrottle;
 use cluster::card::{Card, Role};
 use cluster::instance::Instance;
 use cluster::request::{MAX_BLOCK_BYTES, RemoteWorker, Served, Wanted};
@@ -39,7 +39,7 @@ pub(crate) struct Handoffs {
     sources: Mutex<Vec<(String, RemoteWorker)>>,
     room: Arc<Semaphore>,
     /// Whose blocks do not come for a reason that lasts.
-    complaints: Complaints,
+    complaints: LogThrottle,
     metrics: Arc<Metrics>,
     tasks: Tasks,
 }

@@ -28,7 +28,7 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Where the news of a model's workers go.
-pub(super) struct Ear {
+pub(super) struct EventSubscriber {
     planes: Arc<Planes>,
     heard: Heard,
     counted: Mutex<Counted>,
@@ -45,7 +45,7 @@ pub(super) struct Heard {
 
 /// A worker that tells, over whatever carries its news.
 #[async_trait]
-pub(super) trait Voice: Send + Sync {
+pub(super) trait EventSource: Send + Sync {
     /// Returns whose it is.
     fn worker(&self) -> InstanceId;
     /// Returns the way on which its news come now, and whether there may be a better one later.
@@ -55,7 +55,7 @@ pub(super) trait Voice: Send + Sync {
 }
 
 /// A worker to be heard.
-pub(super) struct Speaker {
+pub(super) struct Publisher {
     pub(super) instance: Arc<Instance>,
     pub(super) worker: RemoteWorker,
     pub(super) model: Arc<str>,
@@ -64,7 +64,7 @@ pub(super) struct Speaker {
     pub(super) has_kv: bool,
 }
 
-impl Ear {
+impl EventSubscriber {
     /// Makes the ear of a model; what it hears is counted by a task of `tasks`.
     pub(super) fn new(
         model: &str,
@@ -87,7 +87,7 @@ impl Ear {
     }
 
     /// Hears a worker as long as it is a candidate.
-    pub(super) async fn hear(self: Arc<Self>, speaker: Speaker, told: Weak<Candidate>) {
+    pub(super) async fn hear(self: Arc<Self>, speaker: Publisher, told: Weak<Candidate>) {
         let voice = Planned { planes: &self.planes, speaker: &speaker };
         self.heard.hear(&voice, &told).await;
     }
@@ -95,7 +95,7 @@ impl Ear {
 
 impl Heard {
     /// Hears a worker as long as it is a candidate.
-    pub(super) async fn hear(&self, voice: &impl Voice, told: &Weak<Candidate>) {
+    pub(super) async fn hear(&self, voice: &impl EventSource, told: &Weak<Candidate>) {
         // One that is gone already may be back as another: its claim is the one that counts.
         let Some(gone) = told.upgrade().map(|candidate| candidate.gone()) else { return };
         let claim = self.index.claim(WorkerId(voice.worker().0));
@@ -106,7 +106,7 @@ impl Heard {
         self.index.forget(claim);
     }
 
-    async fn listen(&self, voice: &impl Voice, claim: Claim, told: &Weak<Candidate>) {
+    async fn listen(&self, voice: &impl EventSource, claim: Claim, told: &Weak<Candidate>) {
         let sink = Claimed { index: &self.index, claim };
         while told.strong_count() > 0 {
             let (way, may_be_better) = voice.way();
@@ -139,11 +139,11 @@ impl BlockSink for Claimed<'_> {
 /// A worker that tells over the planes of this frontend.
 struct Planned<'a> {
     planes: &'a Planes,
-    speaker: &'a Speaker,
+    speaker: &'a Publisher,
 }
 
 #[async_trait]
-impl Voice for Planned<'_> {
+impl EventSource for Planned<'_> {
     fn worker(&self) -> InstanceId {
         self.speaker.instance.id
     }
@@ -174,7 +174,7 @@ impl Voice for Planned<'_> {
 }
 
 /// Counts what an ear hears, as long as there is one.
-async fn count(ear: Weak<Ear>) {
+async fn count(ear: Weak<EventSubscriber>) {
     while let Some(ear) = ear.upgrade() {
         ear.counted.lock().unwrap_or_else(PoisonError::into_inner).count(&ear.heard.counters);
         drop(ear);
@@ -222,13 +222,13 @@ mod tests {
     #[tokio::test]
     async fn a_listener_that_comes_late_takes_nothing_away() {
         let (tasks, metrics) = (Tasks::new(), Metrics::new(&mut Registry::default()));
-        let ear = Ear::new("m", Arc::default(), &metrics, &tasks);
+        let ear = EventSubscriber::new("m", Arc::default(), &metrics, &tasks);
         let instance = Arc::new(Instance::new("default".parse().unwrap(), "grpc://127.0.0.1:1"));
         let claim = ear.heard.index.claim(WorkerId(instance.id.0));
         let tcp = Tcp::new("127.0.0.1:1");
         let worker = RemoteWorker::new(tcp, ClientConfig::default(), &tasks).unwrap();
         let (model, has_load, has_kv) = ("m".into(), true, true);
-        let speaker = Speaker { instance, worker, model, has_load, has_kv };
+        let speaker = Publisher { instance, worker, model, has_load, has_kv };
         ear.clone().hear(speaker, Weak::new()).await;
         ear.heard.index.replace(claim, &[SequenceHash(7)]);
         assert_eq!(ear.heard.index.blocks(), 1);

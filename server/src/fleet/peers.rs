@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cluster::Complaints;
+use cluster::LogThrottle;
 use cluster::card::Card;
 use cluster::discovery::Describe;
 use cluster::instance::{Instance, InstanceId, Namespace};
@@ -30,7 +30,7 @@ pub(crate) struct Peers {
     asked: Mutex<BTreeMap<String, RemoteWorker>>,
     planes: Arc<Planes>,
     /// Who cannot be reached and why, as far as it was told.
-    complaints: Complaints,
+    complaints: LogThrottle,
     tasks: Tasks,
 }
 

@@ -11,7 +11,7 @@ use router::PrefixIndex;
 use tokio::sync::watch;
 
 use super::canary::{Canary, Question};
-use super::news::{Ear, Speaker};
+use super::news::{EventSubscriber, Publisher};
 use super::roster::{Candidates, Roster};
 use crate::models::registry::Models;
 use crate::pipeline::{Candidate, Engines, Workers};
@@ -24,7 +24,7 @@ pub(super) struct Pool {
     /// What hears of workers that are unwell; it has the models that have this pool.
     models: Weak<Models>,
     canary: Canary,
-    ear: Arc<Ear>,
+    ear: Arc<EventSubscriber>,
 }
 
 /// A worker that takes work.
@@ -47,7 +47,7 @@ impl Pool {
         name: &str,
         membership: Membership,
         models: &Arc<Models>,
-        (canary, ear): (Canary, Arc<Ear>),
+        (canary, ear): (Canary, Arc<EventSubscriber>),
     ) -> Arc<Self> {
         let (name, roster, models) = (name.into(), Roster::default(), Arc::downgrade(models));
         Arc::new(Self { name, roster, membership, models, canary, ear })
@@ -124,7 +124,7 @@ impl Pool {
             tasks.spawn("canary", asking);
         }
         let Place { instance, worker, has_load, has_kv, .. } = place;
-        let speaker = Speaker { instance, worker, model: self.name.clone(), has_load, has_kv };
+        let speaker = Publisher { instance, worker, model: self.name.clone(), has_load, has_kv };
         let told = Arc::downgrade(&candidate);
         tasks.spawn("worker news", self.ear.clone().hear(speaker, told));
         candidate

@@ -20,14 +20,14 @@ use worker::cpu::linear::Compute;
 use worker::cpu::pool::Pool;
 use worker::encode;
 use worker::generate::{Constraints, DiskTierConfig, GenerateEngine, SchedulerConfig};
-use worker::infer::{Accumulator, AddSub, Identity, Painter, RepeatInt32, Square};
+use worker::infer::{Accumulator, AddSub, Identity, MockImageModel, RepeatInt32, Square};
 use worker::runner::Runner;
 use worker::runner::cpu::{CpuOptions, CpuRunner, Loaded, start_pool};
 use worker::runner::mock::{self, Cost, MockConfig, MockRunner};
 
 use crate::models::definition::{Definition, WEIGHTS_FILE};
 use crate::models::hub;
-use crate::models::registry::{Adapting, Base, Core, Model, Models};
+use crate::models::registry::{AdapterSupport, Base, Core, Model, Models};
 use crate::models::source::{CONFIG_FILE, Place, sequences};
 use crate::pipeline::{Deadline, Limits, Queued, SequenceOptions, Sequences, max_waiting};
 use crate::support::metrics::{Metrics, ModelLabels};
@@ -118,7 +118,7 @@ impl Backends {
         let loaded = loaded.map_err(|error| error.to_string())?;
         let Loaded { mut runner, mut card, vocabulary } = loaded;
         card.name.clone_from(&definition.name);
-        let adapters = Adapting::Files(runner.take_adapters(self.engine.adapters));
+        let adapters = AdapterSupport::Files(runner.take_adapters(self.engine.adapters));
         let rules = rules_of(self.engine.text_rules, &definition.declared)?;
         let texts = self.read(&card, &vocabulary, rules)?;
         let runner = Box::new(runner);
@@ -188,7 +188,7 @@ impl Backends {
         let rules = rules_of(self.engine.text_rules, &definition.declared)?;
         let read = || self.read(&card, &mock::vocabulary(), rules);
         let texts = self.texts.get(&card, rules, read)?;
-        self.generating(runner, Adapting::Names, (card, texts), &definition.declared)
+        self.generating(runner, AdapterSupport::Names, (card, texts), &definition.declared)
     }
 
     fn scheduler(&self, declared: &wire::ModelConfig) -> Result<SchedulerConfig, String> {
@@ -213,7 +213,7 @@ impl Backends {
     fn generating(
         &self,
         runner: Box<dyn Runner>,
-        adapters: Adapting,
+        adapters: AdapterSupport,
         (card, texts): (ModelCard, Texts),
         declared: &wire::ModelConfig,
     ) -> Result<Model, String> {
@@ -271,8 +271,8 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
     let default = match backend {
         "identity" => None,
         "add_sub" => Some(AddSub::config(name)),
-        "image" => Some(Painter::images().config(name)),
-        "video" => Some(Painter::videos().config(name)),
+        "image" => Some(MockImageModel::images().config(name)),
+        "video" => Some(MockImageModel::videos().config(name)),
         "repeat" => Some(RepeatInt32::config(name)),
         "square" => Some(Square::config(name)),
         "sequence" => Some(Accumulator::config(name)),
@@ -313,8 +313,8 @@ fn tensors(backend: &str, definition: &Definition) -> Result<Model, String> {
             let engine = AddSub::new(&config).map_err(why)?;
             inferring(config, declared, engine)
         }
-        "image" => inferring(config, declared, Painter::images()),
-        "video" => inferring(config, declared, Painter::videos()),
+        "image" => inferring(config, declared, MockImageModel::images()),
+        "video" => inferring(config, declared, MockImageModel::videos()),
         "repeat" => {
             let engine = RepeatInt32::new(&config).map_err(why)?;
             inferring(config, declared, engine)

@@ -29,7 +29,7 @@ use crate::support::statistics::Statistics;
 mod base;
 mod entry;
 
-pub(crate) use base::{Adapting, Base};
+pub(crate) use base::{AdapterSupport, Base};
 
 /// Reads how busy an engine is; asked often.
 pub(crate) type ReadLoad = Arc<dyn Fn() -> WorkerLoad + Send + Sync>;

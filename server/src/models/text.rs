@@ -50,7 +50,7 @@ pub(crate) fn now() -> Now {
 }
 
 /// What a text engine stands on.
-pub(crate) enum Below {
+pub(crate) enum TextBackend {
     /// Engines over tokens.
     Tokens { generate: Arc<dyn Engine<GenerateRequest>>, embed: Arc<dyn Engine<EmbedRequest>> },
     /// Engines that take texts; the bridge is made for them.
@@ -60,7 +60,7 @@ pub(crate) enum Below {
 /// An engine over completions, and over texts to be embedded, around engines over tokens or texts.
 pub(crate) struct TextEngine {
     pub bridge: Arc<TextBridge>,
-    below: Below,
+    below: TextBackend,
     /// Long prompts that are tokenised at once; the others wait, and leave if nobody waits for them.
     tokenizers: Arc<Semaphore>,
     /// When the model counts as busy.
@@ -69,7 +69,11 @@ pub(crate) struct TextEngine {
 
 impl TextEngine {
     /// Makes the engine.
-    pub(crate) fn new(bridge: Arc<TextBridge>, below: Below, thresholds: Arc<Thresholds>) -> Self {
+    pub(crate) fn new(
+        bridge: Arc<TextBridge>,
+        below: TextBackend,
+        thresholds: Arc<Thresholds>,
+    ) -> Self {
         let tokenizers = Arc::new(Semaphore::new(MAX_TOKENIZERS));
         Self { bridge, below, tokenizers, thresholds }
     }
@@ -106,13 +110,13 @@ impl TextEngine {
         }
         self.thresholds.check()?;
         let (vectors, tokens) = match &self.below {
-            Below::Tokens { embed, .. } => {
+            TextBackend::Tokens { embed, .. } => {
                 let requests = self.embedded(&inputs).await?;
                 let tokens = requests.iter().map(|request| request.tokens.len()).sum();
                 let vectors = all(&**embed, requests, &context).await?;
                 (vectors.into_iter().map(|vector| vector.values).collect::<Vec<_>>(), tokens)
             }
-            Below::Texts { embed, .. } => {
+            TextBackend::Texts { embed, .. } => {
                 let request = |input| {
                     let text = self.bridge.embedded(input, inputs.truncation)?;
                     Ok(EmbedTextRequest { text })
@@ -191,8 +195,8 @@ impl Engine<Completion> for TextEngine {
         context: Context,
     ) -> Result<OutputStream<Completion>> {
         let generate = match &self.below {
-            Below::Tokens { generate, .. } => generate,
-            Below::Texts { generate, .. } => {
+            TextBackend::Tokens { generate, .. } => generate,
+            TextBackend::Texts { generate, .. } => {
                 let size = completion.size();
                 let ask = move |bridge: &TextBridge| bridge.requests(&completion);
                 let (requests, answers) = self.heavy(size, ask).await?;

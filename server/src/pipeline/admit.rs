@@ -138,13 +138,13 @@ fn busy(why: String) -> Error {
 }
 
 /// A generating engine whose waiting prompts are counted.
-pub(crate) struct Admit<E> {
+pub(crate) struct PrefillTracker<E> {
     pub engine: E,
     pub thresholds: Arc<Thresholds>,
 }
 
 #[async_trait]
-impl<E: Engine<GenerateRequest>> Engine<GenerateRequest> for Admit<E> {
+impl<E: Engine<GenerateRequest>> Engine<GenerateRequest> for PrefillTracker<E> {
     async fn call(
         &self,
         request: GenerateRequest,
@@ -212,7 +212,7 @@ mod tests {
         });
         let thresholds = Arc::new(Thresholds::new(Limits::default(), each_load));
         let script = vec![Step::Output(GenerateOutput::default())];
-        let admit = Admit {
+        let admit = PrefillTracker {
             engine: Scripted::<GenerateRequest>::new(script),
             thresholds: thresholds.clone(),
         };

@@ -26,7 +26,7 @@ use split::Split;
 use whole::Whole;
 
 /// The workers of one part, as an engine.
-pub(crate) trait Side: Engine<GenerateRequest> + Clone {
+pub(crate) trait WorkerGroup: Engine<GenerateRequest> + Clone {
     /// Returns whether a request would find a worker now.
     fn is_ready(&self) -> bool;
 
@@ -45,7 +45,7 @@ pub(crate) struct SplitConfig {
 
 /// How a text of a model that has prefill workers is computed; each is a label of the counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum DisaggregationOutcome {
     /// Its prompt by a prefill worker, the rest by another one.
     Split,
     /// All by one: the prompt is short, or fills the context.
@@ -102,15 +102,17 @@ impl Counts {
     }
 }
 
-impl<E: Side> Disaggregate<E> {
-    fn way(&self, request: &GenerateRequest) -> Way {
+impl<E: WorkerGroup> Disaggregate<E> {
+    fn way(&self, request: &GenerateRequest) -> DisaggregationOutcome {
         let (tokens, context) = (request.tokens.len(), self.config.context_length as usize);
         match () {
-            () if !self.rest.is_ready() => Way::NoDecode,
-            () if request.choices.get() > 1 || request.prompt_logprobs.is_some() => Way::Kind,
-            () if tokens < self.config.min_tokens as usize => Way::Short,
-            () if context > 0 && tokens + 1 >= context => Way::Short,
-            () => Way::Split,
+            () if !self.rest.is_ready() => DisaggregationOutcome::NoDecode,
+            () if request.choices.get() > 1 || request.prompt_logprobs.is_some() => {
+                DisaggregationOutcome::Kind
+            }
+            () if tokens < self.config.min_tokens as usize => DisaggregationOutcome::Short,
+            () if context > 0 && tokens + 1 >= context => DisaggregationOutcome::Short,
+            () => DisaggregationOutcome::Split,
         }
     }
 
@@ -166,7 +168,7 @@ impl<E: Side> Disaggregate<E> {
 }
 
 #[async_trait]
-impl<E: Side> Engine<GenerateRequest> for Disaggregate<E> {
+impl<E: WorkerGroup> Engine<GenerateRequest> for Disaggregate<E> {
     async fn call(
         &self,
         request: GenerateRequest,
@@ -176,13 +178,13 @@ impl<E: Side> Engine<GenerateRequest> for Disaggregate<E> {
             return self.rest.call(request, context).await;
         }
         match self.way(&request) {
-            Way::Split => {}
-            Way::NoDecode => return self.whole(request, context).await,
-            Way::Short => {
+            DisaggregationOutcome::Split => {}
+            DisaggregationOutcome::NoDecode => return self.whole(request, context).await,
+            DisaggregationOutcome::Short => {
                 self.counts.count("short");
                 return self.whole(request, context).await;
             }
-            Way::Kind => {
+            DisaggregationOutcome::Kind => {
                 self.counts.count("kind");
                 return self.whole(request, context).await;
             }
@@ -202,7 +204,7 @@ impl<E: Side> Engine<GenerateRequest> for Disaggregate<E> {
 
 /// Vectors are made by whoever can be asked.
 #[async_trait]
-impl<E: Side + Engine<EmbedRequest>> Engine<EmbedRequest> for Disaggregate<E> {
+impl<E: WorkerGroup + Engine<EmbedRequest>> Engine<EmbedRequest> for Disaggregate<E> {
     async fn call(
         &self,
         request: EmbedRequest,

@@ -13,7 +13,7 @@ mod sequence;
 pub(crate) mod testing;
 
 pub(crate) use adapt::Adapt;
-pub(crate) use admit::{Admit, EachLoad, Limits, Thresholds};
+pub(crate) use admit::{EachLoad, Limits, PrefillTracker, Thresholds};
 pub(crate) use deadline::Deadline;
 pub(crate) use disaggregate::{Counts, Disaggregate, SplitConfig};
 pub(crate) use migrate::Migrate;

@@ -27,14 +27,14 @@ mod routed;
 #[cfg(test)]
 mod tests;
 
-use super::disaggregate::Side;
+use super::disaggregate::WorkerGroup;
 use candidate::InFlight;
 pub(crate) use candidate::{Candidate, Engines};
-use patience::Patience;
+use patience::WaitLimiter;
 pub(crate) use prefixes::Prefixes;
 use prefixes::Prompt;
 use routable::Routable;
-use routed::{Again, Routed, silent};
+use routed::{RetryState, Routed, silent};
 
 /// Who may be asked now. It is read for every request, so reading is cheap.
 pub(crate) trait Workers: Send + Sync + 'static {
@@ -140,7 +140,7 @@ struct Inner {
     /// Counts choices, from 1; workers note when they were chosen last.
     choices: AtomicU64,
     calls: Gauge,
-    patience: Patience,
+    patience: WaitLimiter,
 }
 
 impl Route {
@@ -151,7 +151,7 @@ impl Route {
         config: RouteConfig,
         metrics: RouteMetrics,
     ) -> Self {
-        let patience = Patience::new(config.worker_wait, config.max_waiting, metrics.waiting);
+        let patience = WaitLimiter::new(config.worker_wait, config.max_waiting, metrics.waiting);
         let (model, choices, calls) = (model.into(), AtomicU64::new(1), metrics.calls);
         let (policy, prefixes) = (config.mode.policy(), None);
         let inner = Inner { model, workers, config, policy, prefixes, choices, calls, patience };
@@ -170,7 +170,7 @@ impl Route {
     }
 }
 
-impl Side for Route {
+impl WorkerGroup for Route {
     fn is_ready(&self) -> bool {
         self.inner.workers.candidates().iter().any(|candidate| candidate.takes_work())
     }
@@ -196,7 +196,7 @@ struct Placed<R: Request> {
     worker: InFlight,
     silence: Pin<Box<WaitForCancellationFutureOwned>>,
     /// How to ask another one; none: there is nobody, or it is not allowed.
-    again: Option<Box<Again<R>>>,
+    again: Option<Box<RetryState<R>>>,
     route: Arc<Inner>,
 }
 
@@ -269,7 +269,7 @@ impl Search {
     ) -> Placed<R> {
         let (route, setting) = (self.route.clone(), self.route.config.retry_accepted);
         let spare = Some(spare).filter(|spare| spare.may_be_repeated(setting));
-        let again = spare.map(|request| Box::new(Again { request, search: self, is_last }));
+        let again = spare.map(|request| Box::new(RetryState { request, search: self, is_last }));
         Placed { stream, worker, silence, again, route }
     }
 

@@ -47,7 +47,7 @@ impl std::fmt::Display for Slow {
 
 /// Waits for bytes, but not for ever.
 #[derive(Default)]
-pub(crate) struct Patience {
+pub(crate) struct StallTimer {
     /// When bytes came last, as far as somebody has waited since.
     heard: Option<Instant>,
     /// The stretch of time in which bytes are counted, if some are due: since when, and whether
@@ -60,7 +60,7 @@ pub(crate) struct Patience {
     ended: Option<Instant>,
 }
 
-impl Patience {
+impl StallTimer {
     /// Counts bytes that came.
     pub(crate) fn came(&mut self, bytes: usize) {
         self.heard = None;
@@ -141,7 +141,7 @@ mod tests {
     /// Returns how long somebody is waited for who sends so many bytes every so often, and why no
     /// longer.
     async fn waits(bytes: usize, pause: Duration, accepting: Tasks) -> (Slow, Duration) {
-        let (began, mut patience) = (Instant::now(), Patience::default());
+        let (began, mut patience) = (Instant::now(), StallTimer::default());
         loop {
             let slow = std::future::poll_fn(|cx| patience.poll_slow(&accepting, cx));
             match tokio::time::timeout(pause, slow).await {

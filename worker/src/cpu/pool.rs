@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::cores::Cores;
-use crate::turns::Turns;
+use crate::turns::PassScheduler;
 
 /// Turns of a waiting loop before a thread yields: some 50 microseconds.
 const SPINS: u32 = 4000;
@@ -41,7 +41,7 @@ struct Threads {
     /// Held while a job runs: there is one at a time.
     turn: Mutex<()>,
     /// Those of the models that have the threads in common.
-    turns: Turns,
+    turns: PassScheduler,
 }
 
 struct Shared {
@@ -97,7 +97,7 @@ impl Pool {
             has_panicked: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
         });
-        let (workers, turn, turns) = (Vec::new(), Mutex::new(()), Turns::default());
+        let (workers, turn, turns) = (Vec::new(), Mutex::new(()), PassScheduler::default());
         let mut pool = Threads { shared, workers, cores, turn, turns };
         for index in 1..threads {
             let (shared, cores) = (pool.shared.clone(), pool.cores.clone());
@@ -122,7 +122,7 @@ impl Pool {
     }
 
     /// Returns the turns of the models that have the threads in common, which each of them keeps.
-    pub fn turns(&self) -> &Turns {
+    pub fn turns(&self) -> &PassScheduler {
         &self.0.turns
     }
 

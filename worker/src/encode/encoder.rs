@@ -10,7 +10,7 @@ use crate::cpu::Isa;
 use crate::cpu::linear::Compute;
 use crate::model::bert::{Bert, Buffers, Family, Sizes};
 use crate::runner::cpu::start_pool;
-use crate::turns::{Demand, Price, Seat};
+use crate::turns::{Client, Demand, PrefillCost};
 use crate::weights::{Directory, Json, text};
 
 /// How an encoder is run.
@@ -42,9 +42,9 @@ pub struct Encoder {
     context_length: usize,
     buffers: Buffers,
     /// Its place among the models on the same threads.
-    seat: Seat,
+    seat: Client,
     /// What a token adds to the time of a layer.
-    price: Price,
+    price: PrefillCost,
 }
 
 /// Returns whether a directory holds an encoder: its `config.json` says so.
@@ -95,7 +95,7 @@ impl Encoder {
         let own = model.sizes().context_length();
         let context_length = own.min(pipeline.max_tokens.unwrap_or(usize::MAX));
         let seat = compute.pool.turns().join();
-        let (buffers, price) = (Buffers::default(), Price::default());
+        let (buffers, price) = (Buffers::default(), PrefillCost::default());
         Self { model, compute, pipeline, context_length, buffers, seat, price }
     }
 

@@ -2,7 +2,7 @@
 
 use engine::{TokenId, TokenLogprobs};
 
-use super::heaviest::Heaviest;
+use super::top_k::TopK;
 use crate::cpu::Isa;
 use crate::cpu::softmax::{Softmax, count_above, maximum, sum_weights};
 
@@ -10,13 +10,13 @@ use crate::cpu::softmax::{Softmax, count_above, maximum, sum_weights};
 #[derive(Debug)]
 pub(crate) struct Scorer {
     isa: Isa,
-    heaviest: Heaviest,
+    heaviest: TopK,
 }
 
 impl Scorer {
     /// Makes one.
     pub(crate) fn new(isa: Isa) -> Self {
-        Self { isa, heaviest: Heaviest::new(isa) }
+        Self { isa, heaviest: TopK::new(isa) }
     }
 
     /// Returns the natural-log probabilities under the softmax of the untouched logits: NaN if one

@@ -10,7 +10,6 @@ mod drawing;
 mod engine;
 mod exchange;
 mod guides;
-mod heaviest;
 mod intake;
 mod logprobs;
 mod output;
@@ -21,6 +20,7 @@ mod sampler;
 mod scheduler;
 mod sequence;
 mod spill;
+mod top_k;
 mod waiting;
 
 pub use config::{DiskTierConfig, SchedulerConfig};

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::turns::{Others, Price};
+use crate::turns::{Others, PrefillCost};
 
 /// The fewest tokens of prompts in a pass: with fewer they would hardly get on.
 const LEAST_TOKENS: usize = 4;
@@ -29,13 +29,13 @@ const SIZES: usize = 17;
 
 /// What is known of the passes' times.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct PrefillBudget {
     /// How many times as long as one without prompts a pass with prompts may take.
     stretch: f64,
     /// The times of passes without prompts, for each size of the batch; none: not seen yet.
     plain: [Option<Times>; SIZES],
     /// What prompts add to them.
-    price: Price,
+    price: PrefillCost,
     /// Passes with prompts since the last one without.
     mixed: u32,
     /// Passes without prompts since the last one with some.
@@ -65,9 +65,9 @@ impl Times {
     }
 }
 
-impl Pace {
+impl PrefillBudget {
     pub(super) fn new(stretch: f32) -> Self {
-        let (stretch, plain, price) = (f64::from(stretch), [None; SIZES], Price::default());
+        let (stretch, plain, price) = (f64::from(stretch), [None; SIZES], PrefillCost::default());
         Self { stretch, plain, price, mixed: 0, looks: 0, fast: 0 }
     }
 
@@ -147,7 +147,7 @@ mod tests {
 
     /// Runs passes of a model that takes 6 ms, 0.5 ms for each token drawn and 0.5 ms for each of a
     /// prompt; returns the prompts' tokens.
-    fn run(pace: &mut Pace, drawn: usize, passes: usize) -> Vec<usize> {
+    fn run(pace: &mut PrefillBudget, drawn: usize, passes: usize) -> Vec<usize> {
         let mut taken = Vec::new();
         for _ in 0..passes {
             let tokens = pace.prompt_tokens(drawn, ALONE, 512);
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_pass_takes_as_long_as_it_may() {
-        let mut pace = Pace::new(2.5);
+        let mut pace = PrefillBudget::new(2.5);
         let taken = run(&mut pace, 8, 12);
         // First one without prompts, then few tokens, then more and more up to what 15 ms allow.
         assert_eq!(taken[..4], [0, LEAST_TOKENS, 2 * LEAST_TOKENS, 23]);
@@ -170,7 +170,7 @@ mod tests {
     fn tokens_that_cost_next_to_nothing_at_first_make_no_pass_much_too_long() {
         // The first four of a pass hide behind the reading of the weights.
         for first in [1, 10, 100] {
-            let mut pace = Pace::new(2.5);
+            let mut pace = PrefillBudget::new(2.5);
             for _ in 0..100 {
                 let tokens = pace.prompt_tokens(1, ALONE, 512);
                 let added = match tokens {
@@ -192,7 +192,7 @@ mod tests {
             (state >> 40) as f64 / f64::from(1 << 24)
         };
         for drawn in [1, 8] {
-            let mut pace = Pace::new(2.0);
+            let mut pace = PrefillBudget::new(2.0);
             let mut taken = Vec::new();
             for _ in 0..5000 {
                 let tokens = pace.prompt_tokens(drawn, ALONE, 512);
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn the_time_without_prompts_is_looked_at_again() {
-        let mut pace = Pace::new(2.5);
+        let mut pace = PrefillBudget::new(2.5);
         let taken = run(&mut pace, 8, 100);
         let plain: Vec<usize> = (0..100).filter(|&pass| taken[pass] == 0).collect();
         assert_eq!(plain, [0, 25, 50, 75]);
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn batches_that_grow_and_shrink_keep_their_pace() {
-        let mut pace = Pace::new(2.0);
+        let mut pace = PrefillBudget::new(2.0);
         run(&mut pace, 4, 40);
         for drawn in [64, 4, 1, 64, 2] {
             let taken = run(&mut pace, drawn, 10);
@@ -239,13 +239,13 @@ mod tests {
 
     #[test]
     fn bounds_hold_whatever_the_clock_says() {
-        let mut pace = Pace::new(1.0);
+        let mut pace = PrefillBudget::new(1.0);
         run(&mut pace, 1, 3);
         assert_eq!(
             (pace.prompt_tokens(1, ALONE, 512), pace.prompt_tokens(1, ALONE, 3)),
             (LEAST_TOKENS, 3)
         );
-        let mut pace = Pace::new(3.0);
+        let mut pace = PrefillBudget::new(3.0);
         pace.observe(1, 0, MS);
         pace.observe(1, 100, MS / 2);
         assert_eq!(pace.prompt_tokens(1, ALONE, 200), 200);
@@ -260,7 +260,7 @@ mod tests {
     /// Runs passes that take the microseconds of one without prompts, and so many for each token of
     /// a prompt; returns these tokens and how many times as long as without them each pass took.
     fn drive(
-        pace: &mut Pace,
+        pace: &mut PrefillBudget,
         passes: usize,
         (drawn, others): (usize, Others),
         [plain, token]: [usize; 2],
@@ -287,7 +287,7 @@ mod tests {
         let changes = [([60_000, 500], [14_000, 500]), ([56_000, 2000], [14_000, 500])];
         for (stretch, settled) in moments() {
             for (before, after) in changes {
-                let mut pace = Pace::new(stretch);
+                let mut pace = PrefillBudget::new(stretch);
                 drive(&mut pace, settled, (8, ALONE), before);
                 let passes = drive(&mut pace, 100, (8, ALONE), after);
                 let far = 1.25 * f64::from(stretch);
@@ -306,7 +306,7 @@ mod tests {
         let changes = [([14_000, 500], [60_000, 500]), ([14_000, 500], [56_000, 2000])];
         for (stretch, settled) in moments() {
             for (before, after) in changes {
-                let mut pace = Pace::new(stretch);
+                let mut pace = PrefillBudget::new(stretch);
                 drive(&mut pace, settled, (8, ALONE), before);
                 let passes = drive(&mut pace, 120, (8, ALONE), after);
                 let half = 1.0 + (f64::from(stretch) - 1.0) / 2.0;
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn an_accident_is_believed_for_no_time() {
-        let mut pace = Pace::new(2.0);
+        let mut pace = PrefillBudget::new(2.0);
         drive(&mut pace, 205, (8, ALONE), [14_000, 500]);
         let before = pace.prompt_tokens(8, ALONE, 512);
         // Two passes without prompts were slow in a row; the third one is not.
@@ -344,7 +344,7 @@ mod tests {
     fn a_prompt_leaves_time_to_those_who_draw_from_other_models() {
         // A pass of 7 ms waits for those of this model, which take as long without prompts.
         let others = Others { are_drawing: true, plain: 0.007, with_prompts: 0 };
-        let mut pace = Pace::new(2.0);
+        let mut pace = PrefillBudget::new(2.0);
         let passes = drive(&mut pace, 60, (0, others), [7000, 700]);
         let tokens: Vec<usize> = passes.iter().map(|(tokens, _)| *tokens).collect();
         assert_eq!(tokens[..3], [LEAST_TOKENS, 2 * LEAST_TOKENS, 3 * LEAST_TOKENS]);
@@ -356,7 +356,7 @@ mod tests {
         let half = pace.prompt_tokens(0, shared, 512);
         assert!((15..=16).contains(&half), "{half}");
         // Those who draw from this model wait as well.
-        let mut pace = Pace::new(2.0);
+        let mut pace = PrefillBudget::new(2.0);
         let passes = drive(&mut pace, 20, (8, others), [14_000, 700]);
         assert!((29..=30).contains(&passes[19].0), "{passes:?}");
         assert_eq!(pace.prompt_tokens(8, others, 3), 3);

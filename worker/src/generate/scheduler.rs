@@ -9,13 +9,13 @@ use engine::{Error, ErrorKind, KvEvents, TokenId, WorkerTotals};
 use super::SchedulerConfig;
 use super::counters::Counters;
 use super::drawing::Scratch;
-use super::pace::Pace;
+use super::pace::PrefillBudget;
 use super::sequence::{Rows, Sequence, Tools, Urgency};
 use super::waiting::{Job, Key, Waiting};
 use crate::kv::BlockPool;
 use crate::kv::tier::Tiers;
 use crate::runner::{Entry, Limits, Runner};
-use crate::turns::{Demand, Seat};
+use crate::turns::{Client, Demand};
 
 /// The least time between two rounds of waking readers. A model's step takes longer, so its
 /// tokens are handed out at once; without a model a step takes microseconds, and waking readers
@@ -64,9 +64,9 @@ pub(super) struct Scheduler {
     scratch: Scratch,
     admissions: u64,
     last_wake: Option<Instant>,
-    pub(super) pace: Pace,
+    pub(super) pace: PrefillBudget,
     /// The model's place among those on the same threads.
-    pub(super) seat: Seat,
+    pub(super) seat: Client,
 }
 
 impl Scheduler {
@@ -82,7 +82,7 @@ impl Scheduler {
             pool.keep_evicted();
         }
         let block_bytes = runner.block_kind().map_or(0, |kind| kind.bytes);
-        let (pace, seat) = (Pace::new(config.mixed_pass_stretch), runner.turns().join());
+        let (pace, seat) = (PrefillBudget::new(config.mixed_pass_stretch), runner.turns().join());
         Self {
             pool,
             runner,

@@ -41,7 +41,7 @@ pub(super) struct Sequence {
     prompt: usize,
     /// Tokens of which keys and values are in the cache.
     computed: usize,
-    goal: Goal,
+    goal: SequenceKind,
     drafter: Drafter,
     /// The token drawn last and what is guessed to follow it; empty without a guess.
     draft: Vec<TokenId>,
@@ -57,7 +57,7 @@ pub(super) struct Sequence {
 
 /// What a sequence is for.
 #[derive(Debug)]
-enum Goal {
+enum SequenceKind {
     /// To be continued.
     Draw(Box<Drawing>),
     /// To become one vector.
@@ -107,9 +107,11 @@ impl Sequence {
                     _ => None,
                 };
                 followers.extend((1..request.choices.get()).map(drawing));
-                (request.tokens.to_vec(), Goal::Draw(Box::new(drawing(0))))
+                (request.tokens.to_vec(), SequenceKind::Draw(Box::new(drawing(0))))
             }
-            Work::Embed(request) => (request.tokens.to_vec(), Goal::Pool(Pooling::default())),
+            Work::Embed(request) => {
+                (request.tokens.to_vec(), SequenceKind::Pool(Pooling::default()))
+            }
         };
         Self {
             output: job.output,
@@ -160,12 +162,12 @@ impl Sequence {
 
     /// Returns whether each token of its prompt costs a row of logits.
     pub(super) fn scores_prompt(&self) -> bool {
-        matches!(&self.goal, Goal::Draw(drawing) if drawing.scores_prompt())
+        matches!(&self.goal, SequenceKind::Draw(drawing) if drawing.scores_prompt())
     }
 
     /// Returns whether tokens may be found instead of computed.
     pub(super) fn may_skip(&self) -> bool {
-        matches!(&self.goal, Goal::Draw(drawing) if !drawing.scores_prompt())
+        matches!(&self.goal, SequenceKind::Draw(drawing) if !drawing.scores_prompt())
     }
 
     /// Takes over blocks that others computed, as far as they can be found, and returns the
@@ -193,7 +195,7 @@ impl Sequence {
 
     fn found(&mut self, count: usize) -> usize {
         match &mut self.goal {
-            Goal::Draw(drawing) if !self.is_resumed => {
+            SequenceKind::Draw(drawing) if !self.is_resumed => {
                 drawing.cached_tokens += count as u32;
                 count
             }
@@ -241,7 +243,7 @@ impl Sequence {
 
     /// Guesses at most `most` tokens that follow the one drawn last, and returns how many.
     pub(super) fn guess(&mut self, most: usize) -> usize {
-        let Goal::Draw(drawing) = &self.goal else {
+        let SequenceKind::Draw(drawing) = &self.goal else {
             return 0;
         };
         let guess = self.drafter.guess(&self.tokens, most.min(drawing.left().saturating_sub(1)));
@@ -276,11 +278,11 @@ impl Sequence {
 
     fn wants(&self) -> Wants {
         match &self.goal {
-            Goal::Pool(_) => Wants::Hidden,
-            Goal::Draw(drawing) if drawing.scores_prompt() => Wants::All,
-            Goal::Draw(_) if !self.draft.is_empty() => Wants::All,
-            Goal::Draw(_) if self.left() <= self.planned => Wants::Last,
-            Goal::Draw(_) => Wants::Nothing,
+            SequenceKind::Pool(_) => Wants::Hidden,
+            SequenceKind::Draw(drawing) if drawing.scores_prompt() => Wants::All,
+            SequenceKind::Draw(_) if !self.draft.is_empty() => Wants::All,
+            SequenceKind::Draw(_) if self.left() <= self.planned => Wants::Last,
+            SequenceKind::Draw(_) => Wants::Nothing,
         }
     }
 
@@ -300,7 +302,7 @@ impl Sequence {
         self.drop_handed(tools.pool.block_tokens());
         self.table.commit(tools.pool, &self.tokens, self.computed);
         match &mut self.goal {
-            Goal::Pool(pooling) => {
+            SequenceKind::Pool(pooling) => {
                 for position in start..self.computed {
                     pooling.add(position, rows.hidden.next()?);
                 }
@@ -312,7 +314,7 @@ impl Sequence {
                     self.is_over = true;
                 }
             }
-            Goal::Draw(drawing) => {
+            SequenceKind::Draw(drawing) => {
                 let mut last = None;
                 if wants == Wants::All {
                     for position in start + 1..=self.computed {
@@ -362,7 +364,7 @@ impl Sequence {
     /// Lets the other continuations draw from the same row as the first one and go their ways.
     fn fork(&mut self, row: &[f32], tools: &mut Tools<'_>) {
         for mut drawing in std::mem::take(&mut self.followers) {
-            if let Goal::Draw(first) = &self.goal {
+            if let SequenceKind::Draw(first) = &self.goal {
                 drawing.cached_tokens = first.cached_tokens;
             }
             let mut fork = Self {
@@ -371,7 +373,7 @@ impl Sequence {
                 urgency: (self.urgency.0, drawing.index),
                 table: self.table.fork(tools.pool, self.computed),
                 tokens: self.tokens.clone(),
-                goal: Goal::Draw(Box::new(drawing)),
+                goal: SequenceKind::Draw(Box::new(drawing)),
                 draft: Vec::new(),
                 followers: Vec::new(),
                 adapter: self.adapter.clone(),
@@ -384,7 +386,7 @@ impl Sequence {
     }
 
     fn draw(&mut self, row: &[f32], tools: &mut Tools<'_>) {
-        let Goal::Draw(drawing) = &mut self.goal else {
+        let SequenceKind::Draw(drawing) = &mut self.goal else {
             return;
         };
         match drawing.take(row, tools.eos_tokens, tools.scratch) {
@@ -410,8 +412,8 @@ impl Sequence {
         self.table.release(pool);
         (self.is_over, self.planned) = (true, 0);
         match &self.goal {
-            Goal::Draw(drawing) => self.output.push(drawing.index, drawing.exhaust()),
-            Goal::Pool(_) => self.output.fail(Error::internal("KV blocks were miscounted")),
+            SequenceKind::Draw(drawing) => self.output.push(drawing.index, drawing.exhaust()),
+            SequenceKind::Pool(_) => self.output.fail(Error::internal("KV blocks were miscounted")),
         }
     }
 

@@ -6,14 +6,14 @@
 mod accumulator;
 mod add_sub;
 mod identity;
-mod painter;
+mod mock_image;
 mod repeat_int32;
 mod square;
 
 pub use accumulator::Accumulator;
 pub use add_sub::AddSub;
 pub use identity::Identity;
-pub use painter::Painter;
+pub use mock_image::MockImageModel;
 pub use repeat_int32::RepeatInt32;
 pub use square::Square;
 

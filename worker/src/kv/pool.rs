@@ -75,7 +75,7 @@ pub struct BlockPool {
     block_tokens: usize,
     free: Vec<BlockId>,
     idle: Lru,
-    names: HashMap<SequenceHash, BlockId, BuildHasherDefault<Same>>,
+    names: HashMap<SequenceHash, BlockId, BuildHasherDefault<IdentityHasher>>,
     events: KvEvents,
     /// What was evicted, if somebody wants to know.
     evicted: Option<Vec<Evicted>>,
@@ -83,9 +83,9 @@ pub struct BlockPool {
 
 /// Takes a hash for what it is.
 #[derive(Debug, Default)]
-struct Same(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for Same {
+impl Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }

@@ -16,7 +16,7 @@ use crate::lora::{self, Adapter, Adapters, Deltas};
 use crate::model::{
     Buffers, Checkpoint, Hyperparameters, Input, Llama, Loading, Position, Precisions,
 };
-use crate::turns::Turns;
+use crate::turns::PassScheduler;
 
 /// The revision of the code that computes and stores keys and values, a part of the fingerprint of
 /// KV blocks. Whoever changes a bit of them, or their order in a block, raises it: workers of builds
@@ -247,7 +247,7 @@ impl Runner for CpuRunner {
         })
     }
 
-    fn turns(&self) -> Turns {
+    fn turns(&self) -> PassScheduler {
         self.compute.pool.turns().clone()
     }
 

@@ -15,7 +15,7 @@ use engine::{AdapterId, TokenId};
 pub use crate::cpu::attention::BlockId;
 
 use crate::Error;
-use crate::turns::Turns;
+use crate::turns::PassScheduler;
 
 /// The sizes that the scheduler has to respect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +113,8 @@ pub trait Runner: Send {
 
     /// Returns the turns of those that compute on the same threads; those of one that has them alone,
     /// unless it says otherwise.
-    fn turns(&self) -> Turns {
-        Turns::default()
+    fn turns(&self) -> PassScheduler {
+        PassScheduler::default()
     }
 
     /// Returns how long the last forward pass took for a runner that keeps its own time; none: what the

@@ -10,22 +10,22 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-pub(crate) use price::Price;
+pub(crate) use price::PrefillCost;
 
 /// The turns on some threads; those of a clone are the same ones.
 #[derive(Clone, Debug, Default)]
-pub struct Turns(Arc<Shared>);
+pub struct PassScheduler(Arc<Shared>);
 
 /// A model's place among those on the same threads.
 #[derive(Debug)]
-pub struct Seat {
-    turns: Turns,
+pub struct Client {
+    turns: PassScheduler,
     number: u64,
 }
 
 /// A forward pass: as long as this lives no other one begins on these threads.
 #[derive(Debug)]
-pub struct Turn<'a> {
+pub struct PassGuard<'a> {
     shared: &'a Shared,
     since: Instant,
     /// What the pass had taken before it let others by.
@@ -54,13 +54,13 @@ pub struct Others {
 
 #[derive(Debug, Default)]
 struct Shared {
-    line: Mutex<Line>,
+    line: Mutex<Queue>,
     next: Condvar,
 }
 
 /// Who waits for a forward pass, and for what.
 #[derive(Debug, Default)]
-struct Line {
+struct Queue {
     /// Passes that were asked for.
     asked: u64,
     /// Passes that are over.
@@ -71,14 +71,14 @@ struct Line {
     demands: BTreeMap<u64, Demand>,
 }
 
-impl Turns {
+impl PassScheduler {
     /// Gives a model a seat, which it has as long as that lives.
-    pub fn join(&self) -> Seat {
+    pub fn join(&self) -> Client {
         let mut line = self.0.lock();
         line.seated += 1;
         let number = line.seated;
         line.demands.insert(number, Demand::default());
-        Seat { turns: self.clone(), number }
+        Client { turns: self.clone(), number }
     }
 
     /// Returns how many passes were asked for, and what all want, in the order in which they came.
@@ -89,7 +89,7 @@ impl Turns {
     }
 }
 
-impl Seat {
+impl Client {
     /// Tells what the model wants from now on.
     pub fn tell(&self, demand: Demand) {
         self.turns.0.lock().demands.insert(self.number, demand);
@@ -107,10 +107,10 @@ impl Seat {
     }
 
     /// Waits for the passes that were asked for before, and begins one.
-    pub fn begin(&self) -> Turn<'_> {
+    pub fn begin(&self) -> PassGuard<'_> {
         let shared = &*self.turns.0;
         shared.begin();
-        Turn { shared, since: Instant::now(), before: Duration::ZERO }
+        PassGuard { shared, since: Instant::now(), before: Duration::ZERO }
     }
 }
 
@@ -122,7 +122,7 @@ impl Others {
     }
 }
 
-impl Turn<'_> {
+impl PassGuard<'_> {
     /// Lets those go first who wait, if sequences draw from any model, and if the pass has taken as
     /// long as theirs do: for passes that take long and that nobody draws from.
     pub fn let_by(&mut self) {
@@ -161,18 +161,18 @@ impl Shared {
         self.next.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Line> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for PassGuard<'_> {
     fn drop(&mut self) {
         self.shared.end();
     }
 }
 
-impl Drop for Seat {
+impl Drop for Client {
     fn drop(&mut self) {
         self.turns.0.lock().demands.remove(&self.number);
     }
@@ -185,7 +185,7 @@ mod tests {
     const DRAWING: Demand = Demand { drawing: Some(0.01), has_prompts: false };
 
     /// Waits until so many passes were asked for.
-    fn asked(turns: &Turns, passes: u64) {
+    fn asked(turns: &PassScheduler, passes: u64) {
         while turns.state().0 < passes {
             std::thread::yield_now();
         }
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn passes_take_turns_in_their_order() {
-        let turns = Turns::default();
+        let turns = PassScheduler::default();
         let done = Mutex::new(Vec::new());
         let seat = turns.join();
         let first = seat.begin();
@@ -220,7 +220,7 @@ mod tests {
     fn a_long_pass_lets_by_who_is_drawn_from() {
         let drawing = |seconds| Demand { drawing: Some(seconds), has_prompts: false };
         for demand in [drawing(0.0), drawing(1000.0), Demand::default()] {
-            let turns = Turns::default();
+            let turns = PassScheduler::default();
             let (seat, other) = (turns.join(), turns.join());
             other.tell(demand);
             let done = Mutex::new(Vec::new());
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn what_prompts_may_add_is_shared_by_those_who_have_some() {
-        let turns = Turns::default();
+        let turns = PassScheduler::default();
         let seats = [turns.join(), turns.join(), turns.join()];
         assert_eq!(seats[0].others(), Others::default());
         seats[0].tell(DRAWING);

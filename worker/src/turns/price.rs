@@ -15,14 +15,14 @@ const MOST_TIMES: f64 = 4.0;
 
 /// What is known of it.
 #[derive(Debug, Default)]
-pub(crate) struct Price {
+pub(crate) struct PrefillCost {
     /// Seconds that prompts have added to passes, the older the less.
     added: f64,
     /// How many tokens they had, counted alike: passes with many say more of what one costs.
     tokens: f64,
 }
 
-impl Price {
+impl PrefillCost {
     /// Returns how many tokens fit into some seconds; none if none were seen yet.
     pub(crate) fn tokens(&self, seconds: f64) -> usize {
         if seconds <= 0.0 {
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_price_is_learned_from_what_was_seen() {
-        let mut price = Price::default();
+        let mut price = PrefillCost::default();
         assert_eq!((price.tokens(1.0), price.seconds(1).is_nan()), (0, true));
         price.learn(10, 0.1, 0.0);
         assert_eq!((price.tokens(0.055), price.tokens(0.0)), (5, 0));
@@ -75,7 +75,7 @@ mod tests {
             price.learn(10, 0.02, 0.0);
         }
         assert!(price.seconds(10) < 0.04, "{price:?}");
-        let mut free = Price::default();
+        let mut free = PrefillCost::default();
         free.learn(10, 0.0, 0.0);
         assert_eq!((free.tokens(0.1), free.tokens(0.0)), (20, 0));
     }

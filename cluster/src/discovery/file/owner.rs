@@ -26,12 +26,12 @@ pub(super) const SHORT_LOOKS: u32 = 25;
 #[derive(Debug)]
 pub(super) struct Owner {
     root: PathBuf,
-    state: Mutex<Option<Home>>,
+    state: Mutex<Option<OwnerDir>>,
 }
 
 /// The folder of this process while it is there.
 #[derive(Debug)]
-struct Home {
+struct OwnerDir {
     path: PathBuf,
     /// Held locked; the lock ends with it.
     _lock: File,
@@ -52,7 +52,7 @@ impl Owner {
         Self { root, state: Mutex::new(None) }
     }
 
-    fn state(&self) -> MutexGuard<'_, Option<Home>> {
+    fn state(&self) -> MutexGuard<'_, Option<OwnerDir>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -61,7 +61,7 @@ impl Owner {
         let mut state = self.state();
         let home = match state.take() {
             Some(home) if home.path.join(LOCK).exists() => state.insert(home),
-            before => match Home::make(&self.root) {
+            before => match OwnerDir::make(&self.root) {
                 Ok(made) => state.insert(made.following(before)),
                 Err(error) => {
                     // It may come back as it was.
@@ -128,7 +128,7 @@ impl Drop for Owner {
     }
 }
 
-impl Home {
+impl OwnerDir {
     /// Returns whether all files are where they were put.
     fn is_whole(&self) -> bool {
         let Ok(entries) = fs::read_dir(&self.path) else { return false };

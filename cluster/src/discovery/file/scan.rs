@@ -25,14 +25,14 @@ type Files = BTreeMap<InstanceId, u64>;
 pub(super) struct Scan {
     root: PathBuf,
     is_made: bool,
-    owners: BTreeMap<InstanceId, Home>,
+    owners: BTreeMap<InstanceId, OwnerDir>,
     /// What could not be read at the last look, which was reported.
     unreadable: BTreeSet<PathBuf>,
 }
 
 /// What was read of one owner.
 #[derive(Debug, Default)]
-struct Home {
+struct OwnerDir {
     seen: BTreeMap<InstanceId, Seen>,
     /// When the folder had changed last, if all of it was read and every later change would show;
     /// and how often that was enough to know since.
@@ -44,7 +44,7 @@ struct Home {
 enum Found {
     Dead,
     Unchanged,
-    Read(Home),
+    Read(OwnerDir),
 }
 
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl Scan {
                 }
                 Ok(Found::Unchanged) => {
                     let home = self.owners.remove(&owner).unwrap_or_default();
-                    owners.insert(owner, Home { short_looks: home.short_looks + 1, ..home });
+                    owners.insert(owner, OwnerDir { short_looks: home.short_looks + 1, ..home });
                 }
                 Ok(Found::Dead) => {
                     fs::remove_dir_all(entry.path()).ok();
@@ -116,7 +116,7 @@ impl Scan {
             return Ok(Found::Dead);
         }
         let since = settled(home);
-        let is_same = |before: &Home| before.since == since && before.short_looks < SHORT_LOOKS;
+        let is_same = |before: &OwnerDir| before.since == since && before.short_looks < SHORT_LOOKS;
         if since.is_some() && self.owners.get(&owner).is_some_and(is_same) {
             return Ok(Found::Unchanged);
         }
@@ -136,7 +136,7 @@ impl Scan {
         owner: InstanceId,
         (home, since): (&Path, Option<SystemTime>),
         unreadable: &mut BTreeSet<PathBuf>,
-    ) -> Result<Home> {
+    ) -> Result<OwnerDir> {
         let before = self.owners.get(&owner).map(|home| &home.seen);
         let mut is_whole = true;
         let mut files = list(home)?;
@@ -170,7 +170,7 @@ impl Scan {
                 }
             }
         }
-        Ok(Home { seen, since: since.filter(|_| is_whole), short_looks: 0 })
+        Ok(OwnerDir { seen, since: since.filter(|_| is_whole), short_looks: 0 })
     }
 }
 

@@ -27,7 +27,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 20)
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
 /// A list that is followed.
-pub(super) struct Feed {
+pub(super) struct Watcher {
     client: Client,
     path: String,
     selector: String,
@@ -56,7 +56,7 @@ pub(super) enum News {
     Forgotten,
 }
 
-impl Feed {
+impl Watcher {
     pub(super) fn new(client: Client, path: String, selector: &str) -> Self {
         let (selector, version) = (encode(selector), String::new());
         let now = Instant::now();
@@ -284,7 +284,7 @@ mod tests {
         });
         let config = Config::new("http://memory:0", "fleet");
         let client = Client::new(&config, Some(Arc::new(Memory(sender))), &tasks).unwrap();
-        let mut feed = Feed::new(client, "/watched".into(), "a=b");
+        let mut feed = Watcher::new(client, "/watched".into(), "a=b");
         for _ in 0..3 {
             feed.open().await.unwrap();
             assert!(matches!(feed.next().await, Ok(News::Bookmark)));

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::Config;
 use super::client::Client;
-use super::feed::{Feed, News};
+use super::feed::{News, Watcher};
 use super::objects::{Kind, Object, map_name};
 use crate::discovery::Query;
 use crate::discovery::watch::{Change, Source};
@@ -20,8 +20,8 @@ use crate::instance::Instance;
 /// Reads Kubernetes for one watcher.
 pub(super) struct Reader {
     config: Arc<Config>,
-    maps: Feed,
-    leases: Feed,
+    maps: Watcher,
+    leases: Watcher,
     /// By the names of their ConfigMaps.
     instances: BTreeMap<String, Registered>,
     /// By their names.
@@ -51,7 +51,7 @@ struct Beat {
 impl Reader {
     pub(super) fn new(config: Arc<Config>, client: &Client, query: &Query) -> Self {
         let feed = |kind: Kind| {
-            Feed::new(client.clone(), kind.path(&config.namespace), &kind.selector(query))
+            Watcher::new(client.clone(), kind.path(&config.namespace), &kind.selector(query))
         };
         let (maps, leases) = (feed(Kind::ConfigMap), feed(Kind::Lease));
         let (instances, beats) = Default::default();

@@ -29,7 +29,7 @@ fn pool(models: &Arc<Models>, tasks: &Tasks) -> Arc<Pool> {
     let (interval, timeout) = (Duration::ZERO, Duration::ZERO);
     let canary = Canary { interval, timeout, failed: Counter::default() };
     let metrics = Metrics::new(&mut Registry::default());
-    let ear = Ear::new("m", Arc::default(), &metrics, tasks);
+    let ear = EventSubscriber::new("m", Arc::default(), &metrics, tasks);
     Pool::new("m", membership, models, (canary, ear))
 }
 

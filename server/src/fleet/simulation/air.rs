@@ -13,7 +13,7 @@ use futures_util::stream::{self, BoxStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::super::news::Voice;
+use super::super::news::EventSource;
 use super::worker::{Health, Link, Worker, dead};
 use super::world::World;
 
@@ -55,7 +55,7 @@ pub(super) struct Air {
 }
 
 #[async_trait]
-impl Voice for Air {
+impl EventSource for Air {
     fn worker(&self) -> InstanceId {
         self.worker.id
     }

@@ -17,12 +17,12 @@ use super::{Backends, bare};
 use crate::models::definition::{BASE_MODEL, Definition};
 use crate::models::loader::EngineConfig;
 use crate::models::registry::{
-    Adapting, Base, Core, Model, Origin, ReadHealth, ReadLoad, TextModel,
+    AdapterSupport, Base, Core, Model, Origin, ReadHealth, ReadLoad, TextModel,
 };
 use crate::models::source::Place;
-use crate::models::text::{Below, NoGeneration, TensorText, TextEngine};
+use crate::models::text::{NoGeneration, TensorText, TextBackend, TextEngine};
 use crate::pipeline::{
-    Adapt, Admit, Deadline, EachLoad, Observe, Thresholds, TokenMetrics, max_waiting,
+    Adapt, Deadline, EachLoad, Observe, PrefillTracker, Thresholds, TokenMetrics, max_waiting,
 };
 use crate::support::metrics::{Metrics, ModelLabels};
 
@@ -71,7 +71,7 @@ impl Backends {
         let name = &base.name;
         let on = base.adapters.files().map(Arc::downgrade).unwrap_or_default();
         let adapter = match &base.adapters {
-            Adapting::Files(adapters) => {
+            AdapterSupport::Files(adapters) => {
                 // The one of this name and version goes when the new one is there, and makes room
                 // for it if it stands on the same base.
                 let is_here =
@@ -81,10 +81,10 @@ impl Backends {
                 let adapter = adapters.load(&adapter_folder(definition, version)?, replaced);
                 adapter.map_err(|error| error.to_string())?
             }
-            Adapting::Names if definition.source.is_none() && definition.folder.is_none() => {
+            AdapterSupport::Names if definition.source.is_none() && definition.folder.is_none() => {
                 Adapter::new(AdapterId(Salt::of(&definition.name).0), Arc::new(()))
             }
-            Adapting::Names => return Err(format!("model `{name}` takes no adapters")),
+            AdapterSupport::Names => return Err(format!("model `{name}` takes no adapters")),
         };
         let named = Some((definition.name.as_str(), adapter));
         let mut model = self.based(&base, named, &definition.declared);
@@ -107,7 +107,7 @@ impl Backends {
         }
         let ready = self.models.ready();
         let takes = |model: &Arc<Model>| {
-            let is_real = |base: &Arc<Base>| matches!(base.adapters, Adapting::Files(_));
+            let is_real = |base: &Arc<Base>| matches!(base.adapters, AdapterSupport::Files(_));
             model.base.clone().filter(is_real)
         };
         // Of several versions of a model the latest comes last, and is the one to call.
@@ -214,10 +214,10 @@ pub(crate) fn on_tokens(
         None => Arc::new(NoGeneration(bridge.clone())),
         Some(engine) => {
             let engine = Observe { engine, metrics: token_metrics(metrics, name) };
-            Arc::new(Admit { engine, thresholds: thresholds.clone() })
+            Arc::new(PrefillTracker { engine, thresholds: thresholds.clone() })
         }
     };
-    let below = Below::Tokens { generate, embed };
+    let below = TextBackend::Tokens { generate, embed };
     let texts = TextEngine::new(bridge, below, thresholds.clone());
     let model = with_texts(texts, thresholds, name, declared);
     Model { load: Some(load), health: Some(health), core: Some(core), ..model }
@@ -256,7 +256,7 @@ pub(crate) fn on_texts(
         Core { text: Some(generate.clone()), embed_text: Some(embed.clone()), ..Core::default() };
     let load = sum(thresholds.each_load());
     let generate = Arc::new(Observe { engine: generate, metrics: token_metrics(metrics, name) });
-    let below = Below::Texts { generate, embed };
+    let below = TextBackend::Texts { generate, embed };
     let texts = TextEngine::new(bridge, below, thresholds.clone());
     let model = with_texts(texts, thresholds, name, declared);
     Model { load: Some(load), health: Some(health), core: Some(core), ..model }

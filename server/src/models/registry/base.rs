@@ -15,7 +15,7 @@ pub(crate) struct Base {
     pub name: String,
     pub bridge: Arc<TextBridge>,
     pub generate: Arc<GenerateEngine>,
-    pub adapters: Adapting,
+    pub adapters: AdapterSupport,
     /// What frontends need to know of it, in a worker.
     pub tables: Option<Arc<Tables>>,
     /// What its scheduler has done.
@@ -24,14 +24,14 @@ pub(crate) struct Base {
 
 /// What adapters of a base are.
 #[derive(Clone, Debug)]
-pub(crate) enum Adapting {
+pub(crate) enum AdapterSupport {
     /// Files that are loaded here.
     Files(Arc<Adapters>),
     /// Names without weights, of a mock.
     Names,
 }
 
-impl Adapting {
+impl AdapterSupport {
     /// Returns where adapters of files are loaded.
     pub(crate) fn files(&self) -> Option<&Arc<Adapters>> {
         match self {

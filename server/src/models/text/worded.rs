@@ -77,7 +77,7 @@ mod tests {
     use openai_bridge::api::{Body, Fold, Stamp, completions};
     use serde_json::json;
 
-    use super::super::{Below, TextEngine};
+    use super::super::{TextBackend, TextEngine};
     use super::*;
     use crate::pipeline::{Limits, Thresholds};
 
@@ -90,7 +90,7 @@ mod tests {
         let stamp = Stamp { id: String::new(), created: 0, model: String::new() };
         let body: Body = [("prompt".to_owned(), json!(["a", "b"]))].into_iter().collect();
         let completion = completions::read(&bridge, body, stamp)?.completion;
-        let below = Below::Texts {
+        let below = TextBackend::Texts {
             generate: Arc::new(Scripted::<TextRequest>::new(script)),
             embed: Arc::new(Scripted::empty_answers(0)),
         };

@@ -13,7 +13,7 @@ use engine::{
 use futures_util::Stream;
 
 use super::super::migrate::{Continuation, lacks_room};
-use super::{Disaggregate, Place, Side, is_elsewhere};
+use super::{Disaggregate, Place, WorkerGroup, is_elsewhere};
 
 type Calling = Pin<Box<dyn Future<Output = Result<OutputStream<GenerateRequest>>> + Send>>;
 
@@ -41,7 +41,7 @@ enum State {
     Over,
 }
 
-impl<E: Side> Split<E> {
+impl<E: WorkerGroup> Split<E> {
     pub(super) fn new(
         engine: Disaggregate<E>,
         (request, context): (GenerateRequest, Context),
@@ -155,7 +155,7 @@ fn is_over(error: &Error) -> bool {
 /// Nothing in it is pinned in place.
 impl<E> Unpin for Split<E> {}
 
-impl<E: Side> Stream for Split<E> {
+impl<E: WorkerGroup> Stream for Split<E> {
     type Item = Result<GenerateOutput>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Self::Item>> {

@@ -65,7 +65,7 @@ impl Workers {
     }
 }
 
-impl Side for Workers {
+impl WorkerGroup for Workers {
     fn is_ready(&self) -> bool {
         self.0.is_ready.load(Ordering::Relaxed)
     }

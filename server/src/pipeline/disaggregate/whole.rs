@@ -7,7 +7,7 @@ use std::task::{Context as Poller, Poll, ready};
 use engine::{Context, ErrorKind, GenerateOutput, GenerateRequest, OutputStream, Result};
 use futures_util::Stream;
 
-use super::{Disaggregate, Place, Side};
+use super::{Disaggregate, Place, WorkerGroup};
 
 /// A worker's answer and where the worker stands.
 type Asked = (OutputStream<GenerateRequest>, Place);
@@ -28,7 +28,7 @@ enum State {
     Over,
 }
 
-impl<E: Side> Whole<E> {
+impl<E: WorkerGroup> Whole<E> {
     pub(super) fn new(
         engine: Disaggregate<E>,
         again: (GenerateRequest, Context),
@@ -51,7 +51,7 @@ impl<E: Side> Whole<E> {
 /// Nothing in it is pinned in place.
 impl<E> Unpin for Whole<E> {}
 
-impl<E: Side> Stream for Whole<E> {
+impl<E: WorkerGroup> Stream for Whole<E> {
     type Item = Result<GenerateOutput>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Option<Self::Item>> {

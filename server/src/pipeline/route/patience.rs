@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 /// How long the requests of one model wait, and how many of them do.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(super) struct WaitLimiter {
     wait: Duration,
     most: u32,
     waiting: AtomicU32,
@@ -16,9 +16,9 @@ pub(super) struct Patience {
 }
 
 /// A request that waits, as long as this lives.
-pub(super) struct Place<'a>(&'a Patience);
+pub(super) struct Place<'a>(&'a WaitLimiter);
 
-impl Patience {
+impl WaitLimiter {
     /// Makes it; the gauge tells how many requests wait, of all models that share it.
     pub(super) fn new(wait: Duration, most: u32, gauge: Gauge) -> Self {
         Self { wait, most, waiting: AtomicU32::new(0), gauge }

@@ -10,14 +10,14 @@ use futures_util::Stream;
 use super::{Placed, Routable, Search};
 
 /// What another worker is asked with.
-pub(super) struct Again<R> {
+pub(super) struct RetryState<R> {
     pub request: R,
     pub search: Search,
     /// Whether no other worker may be asked.
     pub is_last: bool,
 }
 
-impl<R> Again<R> {
+impl<R> RetryState<R> {
     /// Returns whether the request may be given to somebody again.
     fn is_open(&self, error: &Error) -> bool {
         error.kind() == ErrorKind::Unavailable
@@ -94,7 +94,7 @@ impl<R: Routable> Stream for Routed<R> {
             // Nothing of the answer was seen as long as it may be asked for again.
             match again.filter(|again| again.is_open(&error)) {
                 Some(again) => {
-                    let Again { request, mut search, .. } = *again;
+                    let RetryState { request, mut search, .. } = *again;
                     search.note(placed.worker.candidate(), error);
                     self.state = State::Placing(Box::pin(search.place(request)));
                 }

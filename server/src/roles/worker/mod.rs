@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::Complaints;
+use cluster::LogThrottle;
 use cluster::card::Card;
 use cluster::discovery::{Discovery, Lease, LeaseState};
 use cluster::events::NatsPublisher;
@@ -62,7 +62,7 @@ pub(super) struct Worker {
     /// What is told of the models, when the worker is registered.
     publisher: OnceLock<NatsPublisher>,
     /// What was told of versions that are not offered.
-    complaints: Complaints,
+    complaints: LogThrottle,
     /// What follows the models, and what serves.
     following: Tasks,
     tasks: Tasks,
@@ -201,7 +201,7 @@ impl Worker {
             planes,
             handoffs,
             publisher: OnceLock::new(),
-            complaints: Complaints::default(),
+            complaints: LogThrottle::default(),
             following,
             tasks,
         })

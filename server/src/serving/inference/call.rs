@@ -178,10 +178,10 @@ fn decode(model: &Model, asked: Asked, regions: &Regions) -> Result<Decoded> {
 }
 
 /// The data of inputs by input, and the regions that hold it; both empty when none is in one.
-type Lent = (Vec<Option<Payload>>, Vec<Arc<Region>>);
+type ShmInputs = (Vec<Option<Payload>>, Vec<Arc<Region>>);
 
 /// Returns the data of the inputs that lie in shared memory.
-fn lent(model: &str, inputs: &[InferInputTensor], regions: &Regions) -> Result<Lent> {
+fn lent(model: &str, inputs: &[InferInputTensor], regions: &Regions) -> Result<ShmInputs> {
     let mut held = Vec::new();
     if inputs.iter().all(|input| input.parameters.is_empty()) {
         return Ok((Vec::new(), held));

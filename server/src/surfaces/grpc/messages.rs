@@ -21,7 +21,7 @@ use tonic::Status;
 use super::stream::Inferred;
 use crate::serving::inference::heavy;
 use crate::support::buffers::{Buffers, Held};
-use crate::support::patience::{Patience, Slow};
+use crate::support::patience::{Slow, StallTimer};
 use crate::support::status;
 use crate::support::unpack::{Encoding, Unpackable, unpack};
 
@@ -136,7 +136,7 @@ pub(super) struct Messages<B> {
     /// The memory of what is received.
     held: Held,
     unpacking: Option<BoxFuture<'static, Result<Payload, Unpackable>>>,
-    patience: Patience,
+    patience: StallTimer,
     count: usize,
     is_over: bool,
 }
@@ -155,7 +155,7 @@ where
             received: Received::default(),
             held,
             unpacking: None,
-            patience: Patience::default(),
+            patience: StallTimer::default(),
             count: 0,
             is_over: false,
         }

@@ -26,7 +26,7 @@ use crate::security::Grant;
 use crate::serving::shared::Shared;
 use crate::support::buffers::{Buffers, Held, IsLone};
 use crate::support::codes::{STALLED, TOO_LARGE, UNKNOWN_ENCODING};
-use crate::support::patience::Patience;
+use crate::support::patience::StallTimer;
 use crate::support::unpack::{Encoding, Unpackable, unpack};
 
 /// How much of a body is taken in before a refusal, and for how long.
@@ -179,7 +179,7 @@ pub(crate) async fn drain(request: Request) {
 async fn collect(mut body: Body, intake: &Intake, held: &mut Held) -> Result<Payload> {
     let (mut whole, mut small, mut small_count) = (Payload::default(), BytesMut::new(), 0);
     let (limit, mut length) = (intake.max_bytes, 0);
-    let mut patience = Patience::default();
+    let mut patience = StallTimer::default();
     loop {
         let next = tokio::select! {
             biased;

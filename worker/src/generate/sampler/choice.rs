@@ -7,7 +7,7 @@ use engine::{Sampling, TokenId};
 use super::weights::Weights;
 use crate::cpu::Isa;
 use crate::cpu::softmax::Softmax;
-use crate::generate::heaviest::Heaviest;
+use crate::generate::top_k::TopK;
 
 /// The most tokens of top-k that are found and make a short row of their own, which is quicker for so
 /// few; where they are more, the others are cut out of the row.
@@ -19,13 +19,13 @@ pub(super) struct Choice {
     all: Weights,
     /// Those of the few heaviest.
     few: Weights,
-    heaviest: Heaviest,
+    heaviest: TopK,
 }
 
 impl Choice {
     /// Makes one without weights.
     pub(super) fn new(isa: Isa) -> Self {
-        Self { all: Weights::new(isa), few: Weights::new(isa), heaviest: Heaviest::new(isa) }
+        Self { all: Weights::new(isa), few: Weights::new(isa), heaviest: TopK::new(isa) }
     }
 
     /// Chooses from the softmax of what min-p, top-k and top-p leave, by a random number from 0 to

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::turns::Turns;
+use crate::turns::PassScheduler;
 
 /// What a pass takes by the runner's own time, and what each of its tokens adds.
 const PASS: Duration = Duration::from_millis(16);
@@ -19,7 +19,7 @@ pub(super) type Passes = Arc<Mutex<Vec<(usize, usize, Duration)>>>;
 /// stretches, or by the clock.
 struct Timed {
     mock: MockRunner,
-    turns: Turns,
+    turns: PassScheduler,
     passes: Passes,
     time: Duration,
     has_own_time: bool,
@@ -44,7 +44,7 @@ impl Runner for Timed {
         self.mock.forward(batch)
     }
 
-    fn turns(&self) -> Turns {
+    fn turns(&self) -> PassScheduler {
         self.turns.clone()
     }
 
@@ -66,11 +66,11 @@ impl Runner for Timed {
 }
 
 pub(super) fn timed(config: SchedulerConfig, mock: MockConfig) -> (GenerateEngine, Passes) {
-    timed_on(&Turns::default(), true, config, mock)
+    timed_on(&PassScheduler::default(), true, config, mock)
 }
 
 fn timed_on(
-    turns: &Turns,
+    turns: &PassScheduler,
     has_own_time: bool,
     config: SchedulerConfig,
     mock: MockConfig,
@@ -141,12 +141,12 @@ async fn a_prompt_comes_in_beside_a_text_that_is_guessed_all_along() {
 }
 
 /// Returns how long a pass without prompts takes of the model that sequences draw from.
-fn drawing(turns: &Turns) -> Option<f64> {
+fn drawing(turns: &PassScheduler) -> Option<f64> {
     turns.state().1.iter().find_map(|demand| demand.drawing)
 }
 
 /// Starts to read a text, and waits until those on the same threads know of it.
-async fn read(engine: &GenerateEngine, turns: &Turns) -> OutputStream<GenerateRequest> {
+async fn read(engine: &GenerateEngine, turns: &PassScheduler) -> OutputStream<GenerateRequest> {
     let reader = call(engine, request(1, 5000)).await;
     assert!(comes(|| drawing(turns).is_some_and(|seconds| seconds > 0.0)).await);
     reader
@@ -154,7 +154,7 @@ async fn read(engine: &GenerateEngine, turns: &Turns) -> OutputStream<GenerateRe
 
 #[tokio::test]
 async fn a_prompt_leaves_time_to_those_who_read_from_another_model() {
-    let turns = Turns::default();
+    let turns = PassScheduler::default();
     let (first, _) = timed_on(&turns, true, SchedulerConfig::default(), MockConfig::default());
     // Prompts may add nothing, so that no clock decides how much that is.
     let config = SchedulerConfig {
@@ -181,7 +181,7 @@ async fn a_prompt_leaves_time_to_those_who_read_from_another_model() {
 #[tokio::test]
 async fn the_wait_for_other_models_is_no_time_of_a_pass() {
     const HELD: Duration = Duration::from_millis(400);
-    let turns = Turns::default();
+    let turns = PassScheduler::default();
     // The clock counts here. Three passes in a row would have to take twelve times as long as one does.
     let (engine, passes) =
         timed_on(&turns, false, SchedulerConfig::default(), MockConfig::default());

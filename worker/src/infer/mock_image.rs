@@ -17,7 +17,7 @@ const MAX_FRAMES: u32 = 240;
 
 /// Paints one PNG for a prompt as `image`, or as `video` one a response for each frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Painter {
+pub struct MockImageModel {
     output: &'static str,
 }
 
@@ -30,7 +30,7 @@ struct Order {
     frames: u32,
 }
 
-impl Painter {
+impl MockImageModel {
     /// Makes the model of pictures.
     pub fn images() -> Self {
         Self { output: "image" }
@@ -86,7 +86,7 @@ impl Painter {
 }
 
 #[async_trait]
-impl Engine<InferRequest> for Painter {
+impl Engine<InferRequest> for MockImageModel {
     async fn call(
         &self,
         request: InferRequest,
@@ -146,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_picture_has_the_size_that_was_asked_for() {
-        let painter = Painter::images();
+        let painter = MockImageModel::images();
         let call = |width| painter.call(request(width), Context::new("r"));
         let mut stream = call(5).await.unwrap();
         let output = stream.next().await.unwrap().unwrap();
@@ -160,7 +160,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_video_comes_frame_by_frame() {
-        let stream = Painter::videos().call(request(4), Context::new("r")).await.unwrap();
+        let stream = MockImageModel::videos().call(request(4), Context::new("r")).await.unwrap();
         let outputs: Vec<_> = stream.collect().await;
         assert_eq!(outputs.len(), 8);
         assert!(outputs.last().unwrap().as_ref().unwrap().is_last);

@@ -10,13 +10,13 @@ const CHUNK: usize = 16;
 
 /// The largest that were found, and memory for finding them.
 #[derive(Debug)]
-pub(super) struct Heaviest {
+pub(super) struct TopK {
     isa: Isa,
     maxima: Vec<f32>,
     found: Vec<(f32, TokenId)>,
 }
 
-impl Heaviest {
+impl TopK {
     /// Makes one that has found nothing.
     pub(super) fn new(isa: Isa) -> Self {
         Self { isa, maxima: Vec::new(), found: Vec::new() }
@@ -72,7 +72,7 @@ mod tests {
         // A stable sort leaves equal numbers in the order of tokens.
         sorted.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap());
         for isa in Isa::available() {
-            let mut heaviest = Heaviest::new(isa);
+            let mut heaviest = TopK::new(isa);
             for count in [0, 1, 2, 17, 64, 65, 1000, 4000] {
                 let found = heaviest.find(row, count, least);
                 assert!(found == &sorted[..count.min(sorted.len())], "{isa:?} {count} {least}");
@@ -112,7 +112,7 @@ mod tests {
             }
         }
         let row = [f32::NAN, 1.0, f32::NEG_INFINITY, f32::NAN, 2.0];
-        let mut heaviest = Heaviest::new(Isa::best());
+        let mut heaviest = TopK::new(Isa::best());
         let expected = [(2.0, 4), (1.0, 1), (f32::NEG_INFINITY, 2)];
         assert_eq!(heaviest.find(&row, 5, f32::NEG_INFINITY), expected);
         assert_eq!(heaviest.find(&row, 5, f32::MIN), &expected[..2]);
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn zeros_are_equal_whatever_their_sign() {
-        let mut heaviest = Heaviest::new(Isa::best());
+        let mut heaviest = TopK::new(Isa::best());
         let row = [-1.0, -0.0, 0.0, -0.0, 0.0, 1.0];
         for (count, expected) in [(3, &[5, 1, 2][..]), (6, &[5, 1, 2, 3, 4, 0])] {
             let found = heaviest.find(&row, count, f32::NEG_INFINITY);

@@ -13,17 +13,17 @@ const MAX_REMEMBERED: usize = 256;
 
 /// Whose failures were told, with their reasons.
 #[derive(Default)]
-pub struct Complaints {
+pub struct LogThrottle {
     told: Mutex<BTreeMap<(String, String), Instant>>,
 }
 
-impl fmt::Debug for Complaints {
+impl fmt::Debug for LogThrottle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Complaints").finish_non_exhaustive()
+        f.debug_struct("LogThrottle").finish_non_exhaustive()
     }
 }
 
-impl Complaints {
+impl LogThrottle {
     /// Returns whether a failure is to be told: it is new, or was told a while ago.
     pub fn is_due(&self, who: &str, why: &str) -> bool {
         self.is_due_at(who, why, Instant::now())
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_failure_that_goes_on_is_told_now_and_then() {
-        let (complaints, start) = (Complaints::default(), Instant::now());
+        let (complaints, start) = (LogThrottle::default(), Instant::now());
         let due =
             |who, why, secs| complaints.is_due_at(who, why, start + Duration::from_secs(secs));
         assert!(due("a", "refused", 0));
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn many_strangers_do_not_fill_the_log() {
-        let (complaints, start) = (Complaints::default(), Instant::now());
+        let (complaints, start) = (LogThrottle::default(), Instant::now());
         let due = |n: usize, at| complaints.is_due_at(&n.to_string(), "refused", at);
         assert_eq!((0..10_000).filter(|n| due(*n, start)).count(), MAX_REMEMBERED);
         assert!(due(10_000, start + AGAIN));
