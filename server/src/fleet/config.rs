@@ -14,10 +14,6 @@ use crate::pipeline::{Limits, RetryAccepted, RouteConfig, RouterMode};
 use crate::security::LinkConfig;
 use crate::support::invalid::Invalid;
 
-/// The schemes of workers' addresses: in the clear, and by TLS.
-pub(crate) const PLAIN: &str = "grpc://";
-pub(crate) const SECURE: &str = "grpcs://";
-
 /// How a frontend finds workers and chooses among them.
 #[derive(Clone, Debug)]
 pub struct FleetConfig {

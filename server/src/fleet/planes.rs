@@ -16,8 +16,8 @@ use cluster::request::{ClientConfig, Connector, Local, RemoteWorker, Tcp, Worker
 use engine::{Error, Result, Tasks};
 use tokio::time::timeout;
 
-use super::config::{PLAIN, SECURE};
 use super::sockets::{File, Socket, Sockets};
+use super::{PLAIN, SECURE};
 use crate::args::{Plane, PlaneArgs, socket_dir};
 use crate::security::LinkConnectors;
 use crate::support::invalid::Invalid;

@@ -9,7 +9,7 @@ use cluster::discovery::{
 };
 use engine::Tasks;
 
-use super::config::{PLAIN, SECURE};
+use super::{PLAIN, SECURE};
 use crate::args::{DiscoveryArgs, state_dir};
 use crate::support::invalid::Invalid;
 
