@@ -59,22 +59,21 @@ mod tests {
 
     #[test]
     fn a_failure_that_goes_on_is_told_now_and_then() {
-        let (complaints, start) = (LogThrottle::default(), Instant::now());
-        let due =
-            |who, why, secs| complaints.is_due_at(who, why, start + Duration::from_secs(secs));
+        let (throttle, start) = (LogThrottle::default(), Instant::now());
+        let due = |who, why, secs| throttle.is_due_at(who, why, start + Duration::from_secs(secs));
         assert!(due("a", "refused", 0));
         assert!((1..600).all(|secs| !due("a", "refused", secs)));
         assert!(due("a", "silent", 1) && due("b", "refused", 1), "another one is news");
         assert!(due("a", "refused", 600) && !due("a", "refused", 601));
-        complaints.forget("a");
+        throttle.forget("a");
         assert!(due("a", "refused", 602), "one that was well in between is news");
         assert!(!due("b", "refused", 599));
     }
 
     #[test]
     fn many_strangers_do_not_fill_the_log() {
-        let (complaints, start) = (LogThrottle::default(), Instant::now());
-        let due = |n: usize, at| complaints.is_due_at(&n.to_string(), "refused", at);
+        let (throttle, start) = (LogThrottle::default(), Instant::now());
+        let due = |n: usize, at| throttle.is_due_at(&n.to_string(), "refused", at);
         assert_eq!((0..10_000).filter(|n| due(*n, start)).count(), MAX_REMEMBERED);
         assert!(due(10_000, start + AGAIN));
     }

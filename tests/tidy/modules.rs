@@ -111,10 +111,8 @@ fn heads(path: &str) -> Vec<&str> {
 fn exports(krate: &str) -> BTreeMap<String, String> {
     let root = read(format!("{krate}/src/lib.rs"));
     let mut exports = BTreeMap::new();
-    for (_, path) in
-        root.match_indices("pub use ").map(|(at, found)| (at, &root[at + found.len()..]))
-    {
-        let (path, _) = path.split_once(';').unwrap();
+    for path in root.split("pub use ").skip(1).chain(root.split("pub(crate) use ").skip(1)) {
+        let (path, _) = path.split_once(';').unwrap_or((path, ""));
         let Some((module, names)) = path.split_once("::") else { continue };
         for name in heads(names) {
             exports.insert(name.to_owned(), module.to_owned());
@@ -142,8 +140,11 @@ fn modules_import_only_from_the_floors_below() {
                 .get(module)
                 .unwrap_or_else(|| panic!("{krate}: `{module}` has no place in the floor plan"));
             let code = code(&path);
-            for (at, found) in code.match_indices("crate::") {
-                for name in heads(&code[at + found.len()..]) {
+            // Right below the root `super` is the crate.
+            let is_top = !inner.contains('/') || inner == format!("{module}/mod.rs");
+            let roots = if is_top { &["crate::", "super::"][..] } else { &["crate::"] };
+            for rest in roots.iter().flat_map(|root| code.split(root).skip(1)) {
+                for name in heads(rest) {
                     let other = exports.get(name).map_or(name, String::as_str);
                     let Some(&below) = floor_of.get(other).filter(|_| other != module) else {
                         continue;

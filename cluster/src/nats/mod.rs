@@ -263,15 +263,15 @@ struct News {
     breaker: Arc<Breaker>,
     /// Whether it was told that there is no connection.
     is_lost: AtomicBool,
-    complaints: LogThrottle,
+    throttle: LogThrottle,
 }
 
 impl News {
     fn new(servers: &[ServerAddr], losses: watch::Sender<u64>, breaker: Arc<Breaker>) -> Self {
         let shown = |one: &ServerAddr| format!("{}:{}", one.host(), one.port());
         let servers = servers.iter().map(shown).collect::<Vec<_>>().join(",");
-        let (is_lost, complaints) = Default::default();
-        Self { servers, losses, breaker, is_lost, complaints }
+        let (is_lost, throttle) = Default::default();
+        Self { servers, losses, breaker, is_lost, throttle }
     }
 
     fn take(&self, event: &Event) {
@@ -292,7 +292,7 @@ impl News {
                 tracing::info!(servers, "connected to nats");
             }
             // Such as permissions that are missing.
-            Event::ServerError(error) if self.complaints.is_due("", &error.to_string()) => {
+            Event::ServerError(error) if self.throttle.is_due("", &error.to_string()) => {
                 tracing::warn!(servers, %error, "nats refuses something");
             }
             Event::SlowConsumer(_) => tracing::warn!("a subscription to nats overflowed"),

@@ -276,7 +276,7 @@ impl WorkerServer {
         let is_probe = matches!(kind, BrokenPipe | ConnectionReset | TimedOut | UnexpectedEof);
         // Whatever its port is.
         let (host, _) = peer.rsplit_once(':').unwrap_or((peer, ""));
-        if is_probe || !self.shared.complaints.is_due(host, &error.to_string()) {
+        if is_probe || !self.shared.throttle.is_due(host, &error.to_string()) {
             return tracing::debug!(peer, %error, "a connection is not taken in");
         }
         tracing::warn!(peer, %error, "a connection is not taken in");

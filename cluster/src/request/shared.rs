@@ -50,7 +50,7 @@ pub(super) struct Shared {
     buffered_bytes: AtomicUsize,
     buffer_refusals: AtomicU64,
     /// Who could not be taken in and why, as far as it was told.
-    pub(super) complaints: LogThrottle,
+    pub(super) throttle: LogThrottle,
     /// Cancelled when connections are to end.
     pub(super) closing: Tasks,
 }
@@ -71,7 +71,7 @@ impl Shared {
             busy: watch::Sender::new(()),
             buffered_bytes: AtomicUsize::new(0),
             buffer_refusals: AtomicU64::new(0),
-            complaints: LogThrottle::default(),
+            throttle: LogThrottle::default(),
             closing: Tasks::new(),
         }
     }

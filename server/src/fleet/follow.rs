@@ -70,7 +70,7 @@ struct Known {
     /// their way then find them still.
     lingers: Option<Instant>,
     /// Why it could not be served, which is tried again and again.
-    complaints: LogThrottle,
+    throttle: LogThrottle,
 }
 
 /// What had the name of a model before its card changed.
@@ -269,7 +269,7 @@ impl Fleet {
             before,
             until: None,
             lingers: None,
-            complaints: LogThrottle::default(),
+            throttle: LogThrottle::default(),
         };
         self.known.insert(name.to_owned(), known);
         let claimed = card.aliases.iter().chain([&card.name]).map(|name| card.public(name));
@@ -282,8 +282,9 @@ impl Fleet {
     /// Makes a pool for the workers of a model.
     fn pool(&self, name: &str) -> Arc<Pool> {
         let canary = self.maker.canary(name);
-        let ear = EventSubscriber::new(name, self.planes.clone(), &self.maker.metrics, &self.tasks);
-        Pool::new(name, self.membership.clone(), &self.models, (canary, ear))
+        let subscriber =
+            EventSubscriber::new(name, self.planes.clone(), &self.maker.metrics, &self.tasks);
+        Pool::new(name, self.membership.clone(), &self.models, (canary, subscriber))
     }
 
     /// Serves the names that workers have, or had a moment ago, and takes others away.
@@ -417,7 +418,7 @@ impl Fleet {
         }
         match made {
             Ok(models) => {
-                known.complaints.forget(name);
+                known.throttle.forget(name);
                 // What was changed while it ran stays changed, under all of its names.
                 let limits = limits.or_else(|| self.limits.remove(public));
                 let text = models.first().and_then(|model| model.text.as_ref());
@@ -432,7 +433,7 @@ impl Fleet {
                 None
             }
             Err(why) => {
-                if known.complaints.is_due(name, &why) {
+                if known.throttle.is_due(name, &why) {
                     tracing::warn!(model = name, why, "a model of workers cannot be served");
                 }
                 let version = known.card.number();

@@ -39,7 +39,7 @@ pub(crate) struct Handoffs {
     sources: Mutex<Vec<(String, RemoteWorker)>>,
     room: Arc<Semaphore>,
     /// Whose blocks do not come for a reason that lasts.
-    complaints: LogThrottle,
+    throttle: LogThrottle,
     metrics: Arc<Metrics>,
     tasks: Tasks,
 }
@@ -117,9 +117,9 @@ impl Handoffs {
         tasks: &Tasks,
     ) -> Arc<Self> {
         let room = Arc::new(Semaphore::new(MAX_PULLED_KIB as usize));
-        let (own, sources, complaints) = Default::default();
+        let (own, sources, throttle) = Default::default();
         let tasks = tasks.clone();
-        Arc::new(Self { role, timeout, own, planes, sources, room, complaints, metrics, tasks })
+        Arc::new(Self { role, timeout, own, planes, sources, room, throttle, metrics, tasks })
     }
 
     /// Takes note of where this worker can be asked.
@@ -139,7 +139,7 @@ impl Handoffs {
             let (model, most) = (&card.name, MAX_BLOCK_BYTES);
             let text = "KV blocks are too large to be handed over: decode workers compute prompts";
             // Models are served anew at each change of one of them.
-            if self.complaints.is_due(model, text) {
+            if self.throttle.is_due(model, text) {
                 tracing::warn!(model, block_bytes, most, "{text}");
             }
         }
@@ -158,7 +158,7 @@ impl Handoffs {
             Some(error) => error.message(),
             None => "they are of another file, build, adapter, block size or kind of processor",
         };
-        if failure.reason.is_lasting() && self.complaints.is_due(address, why) {
+        if failure.reason.is_lasting() && self.throttle.is_due(address, why) {
             let text = "a prefill worker's KV blocks do not come: its prompts are computed again";
             tracing::warn!(model, address, reason = failure.reason.name(), why, "{text}");
         }
@@ -249,7 +249,7 @@ impl Handing {
             return None;
         }
         if outcome.is_ok() {
-            self.handoffs.complaints.forget(&source.address);
+            self.handoffs.throttle.forget(&source.address);
         }
         let labels = ModelLabels { model: self.model.clone() };
         let bytes: usize = pulled.blocks.iter().map(Bytes::len).sum();

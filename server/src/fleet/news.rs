@@ -65,7 +65,7 @@ pub(super) struct Publisher {
 }
 
 impl EventSubscriber {
-    /// Makes the ear of a model; what it hears is counted by a task of `tasks`.
+    /// Makes the subscriber of a model; what it hears is counted by a task of `tasks`.
     pub(super) fn new(
         model: &str,
         planes: Arc<Planes>,
@@ -76,9 +76,9 @@ impl EventSubscriber {
         let of = |family: &Family<ModelLabels, Counter>| (family.get_or_create(&labels).clone(), 0);
         let counted = [of(&metrics.kv_events), of(&metrics.kv_event_gaps), of(&metrics.kv_resyncs)];
         let (heard, counted) = (Heard::default(), Mutex::new(Counted(counted)));
-        let ear = Arc::new(Self { planes, heard, counted });
-        tasks.spawn("worker news counted", count(Arc::downgrade(&ear)));
-        ear
+        let subscriber = Arc::new(Self { planes, heard, counted });
+        tasks.spawn("worker news counted", count(Arc::downgrade(&subscriber)));
+        subscriber
     }
 
     /// Returns what the workers' KV caches hold.
@@ -87,34 +87,34 @@ impl EventSubscriber {
     }
 
     /// Hears a worker as long as it is a candidate.
-    pub(super) async fn hear(self: Arc<Self>, speaker: Publisher, told: Weak<Candidate>) {
-        let voice = Planned { planes: &self.planes, speaker: &speaker };
-        self.heard.hear(&voice, &told).await;
+    pub(super) async fn hear(self: Arc<Self>, publisher: Publisher, told: Weak<Candidate>) {
+        let source = Planned { planes: &self.planes, publisher: &publisher };
+        self.heard.hear(&source, &told).await;
     }
 }
 
 impl Heard {
     /// Hears a worker as long as it is a candidate.
-    pub(super) async fn hear(&self, voice: &impl EventSource, told: &Weak<Candidate>) {
+    pub(super) async fn hear(&self, source: &impl EventSource, told: &Weak<Candidate>) {
         // One that is gone already may be back as another: its claim is the one that counts.
         let Some(gone) = told.upgrade().map(|candidate| candidate.gone()) else { return };
-        let claim = self.index.claim(WorkerId(voice.worker().0));
+        let claim = self.index.claim(WorkerId(source.worker().0));
         tokio::select! {
-            () = self.listen(voice, claim, told) => {}
+            () = self.listen(source, claim, told) => {}
             () = gone => {}
         }
         self.index.forget(claim);
     }
 
-    async fn listen(&self, voice: &impl EventSource, claim: Claim, told: &Weak<Candidate>) {
+    async fn listen(&self, source: &impl EventSource, claim: Claim, told: &Weak<Candidate>) {
         let sink = Claimed { index: &self.index, claim };
         while told.strong_count() > 0 {
-            let (way, may_be_better) = voice.way();
+            let (way, may_be_better) = source.way();
             let heard = |news: &Told| note(told, news);
-            let following = follow(&*way, voice.worker(), (&sink, &self.counters), heard);
+            let following = follow(&*way, source.worker(), (&sink, &self.counters), heard);
             tokio::select! {
                 _ = following => sleep(AGAIN).await,
-                () = voice.better(), if may_be_better => {}
+                () = source.better(), if may_be_better => {}
             }
         }
     }
@@ -139,45 +139,49 @@ impl BlockSink for Claimed<'_> {
 /// A worker that tells over the planes of this frontend.
 struct Planned<'a> {
     planes: &'a Planes,
-    speaker: &'a Publisher,
+    publisher: &'a Publisher,
 }
 
 #[async_trait]
 impl EventSource for Planned<'_> {
     fn worker(&self) -> InstanceId {
-        self.speaker.instance.id
+        self.publisher.instance.id
     }
 
     fn way(&self) -> (Box<dyn Listen>, bool) {
-        let Self { planes, speaker } = self;
-        let instance = &speaker.instance;
+        let Self { planes, publisher } = self;
+        let instance = &publisher.instance;
         let watch = Watch {
-            worker: speaker.worker.clone(),
-            model: speaker.model.to_string(),
-            load_interval: speaker.has_load.then_some(LOAD_INTERVAL),
-            kv_events: speaker.has_kv,
+            worker: publisher.worker.clone(),
+            model: publisher.model.to_string(),
+            load_interval: publisher.has_load.then_some(LOAD_INTERVAL),
+            kv_events: publisher.has_kv,
         };
         // Nothing but the end is told of the others, which comes with the call.
-        let is_nats = speaker.has_load && planes.has_nats_events(instance);
+        let is_nats = publisher.has_load && planes.has_nats_events(instance);
         let way: Box<dyn Listen> = match is_nats {
             true => planes.listen(instance, watch),
             false => Box::new(watch),
         };
-        (way, !is_nats && speaker.has_load && planes.may_have_nats(instance))
+        (way, !is_nats && publisher.has_load && planes.may_have_nats(instance))
     }
 
     async fn better(&self) {
-        while !self.planes.has_nats_events(&self.speaker.instance) {
+        while !self.planes.has_nats_events(&self.publisher.instance) {
             sleep(AGAIN).await;
         }
     }
 }
 
-/// Counts what an ear hears, as long as there is one.
-async fn count(ear: Weak<EventSubscriber>) {
-    while let Some(ear) = ear.upgrade() {
-        ear.counted.lock().unwrap_or_else(PoisonError::into_inner).count(&ear.heard.counters);
-        drop(ear);
+/// Counts what a subscriber hears, as long as there is one.
+async fn count(subscriber: Weak<EventSubscriber>) {
+    while let Some(subscriber) = subscriber.upgrade() {
+        subscriber
+            .counted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .count(&subscriber.heard.counters);
+        drop(subscriber);
         sleep(COUNT_INTERVAL).await;
     }
 }
@@ -222,15 +226,15 @@ mod tests {
     #[tokio::test]
     async fn a_listener_that_comes_late_takes_nothing_away() {
         let (tasks, metrics) = (Tasks::new(), Metrics::new(&mut Registry::default()));
-        let ear = EventSubscriber::new("m", Arc::default(), &metrics, &tasks);
+        let subscriber = EventSubscriber::new("m", Arc::default(), &metrics, &tasks);
         let instance = Arc::new(Instance::new("default".parse().unwrap(), "grpc://127.0.0.1:1"));
-        let claim = ear.heard.index.claim(WorkerId(instance.id.0));
+        let claim = subscriber.heard.index.claim(WorkerId(instance.id.0));
         let tcp = Tcp::new("127.0.0.1:1");
         let worker = RemoteWorker::new(tcp, ClientConfig::default(), &tasks).unwrap();
         let (model, has_load, has_kv) = ("m".into(), true, true);
-        let speaker = Publisher { instance, worker, model, has_load, has_kv };
-        ear.clone().hear(speaker, Weak::new()).await;
-        ear.heard.index.replace(claim, &[SequenceHash(7)]);
-        assert_eq!(ear.heard.index.blocks(), 1);
+        let publisher = Publisher { instance, worker, model, has_load, has_kv };
+        subscriber.clone().hear(publisher, Weak::new()).await;
+        subscriber.heard.index.replace(claim, &[SequenceHash(7)]);
+        assert_eq!(subscriber.heard.index.blocks(), 1);
     }
 }

@@ -30,7 +30,7 @@ pub(crate) struct Peers {
     asked: Mutex<BTreeMap<String, RemoteWorker>>,
     planes: Arc<Planes>,
     /// Who cannot be reached and why, as far as it was told.
-    complaints: LogThrottle,
+    throttle: LogThrottle,
     tasks: Tasks,
 }
 
@@ -43,8 +43,8 @@ impl fmt::Debug for Peers {
 impl Peers {
     /// Makes the place of connections, whose tasks belong to `tasks`.
     pub(crate) fn new(planes: Arc<Planes>, tasks: &Tasks) -> Arc<Self> {
-        let (workers, asked, complaints) = Default::default();
-        Arc::new(Self { workers, asked, planes, complaints, tasks: tasks.clone() })
+        let (workers, asked, throttle) = Default::default();
+        Arc::new(Self { workers, asked, planes, throttle, tasks: tasks.clone() })
     }
 
     /// Makes it where workers are only asked what they are, over gRPC in the clear.
@@ -78,13 +78,13 @@ impl Peers {
     /// who cannot be reached is tried again and again.
     pub(crate) fn note<T>(&self, address: &str, reached: &Result<T>) {
         match reached {
-            Ok(_) => self.complaints.forget(address),
+            Ok(_) => self.throttle.forget(address),
             Err(error) => self.complain(address, error),
         }
     }
 
     fn complain(&self, address: &str, error: &Error) {
-        if self.complaints.is_due(address, error.message()) {
+        if self.throttle.is_due(address, error.message()) {
             tracing::warn!(address, %error, "a worker cannot be called, it is tried again");
         }
     }

@@ -107,7 +107,7 @@ pub(crate) struct Planes {
     /// A worker's own socket.
     file: Mutex<Option<File>>,
     requests: Option<Connection>,
-    /// The connection of events, and a frontend's ear.
+    /// The connection of events, and a frontend's subscriber.
     events: Option<(Connection, NatsEvents)>,
 }
 
@@ -132,11 +132,11 @@ impl Planes {
         let opened = Connection::open(nats.clone(), tasks).await;
         let connection = opened.map_err(|error| format!("--nats: {}", error.message()))?;
         let of = |plane: Plane| (plane == Plane::Nats).then(|| connection.clone());
-        let ear = |connection: Connection| {
+        let subscriber = |connection: Connection| {
             let heard = NatsEvents::new(&connection, tasks);
             (connection, heard)
         };
-        let (requests, events) = (of(config.requests), of(config.events).map(ear));
+        let (requests, events) = (of(config.requests), of(config.events).map(subscriber));
         Ok(Self { tls, sockets, requests, events, ..Self::default() })
     }
 

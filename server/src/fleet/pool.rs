@@ -24,7 +24,7 @@ pub(super) struct Pool {
     /// What hears of workers that are unwell; it has the models that have this pool.
     models: Weak<Models>,
     canary: Canary,
-    ear: Arc<EventSubscriber>,
+    subscriber: Arc<EventSubscriber>,
 }
 
 /// A worker that takes work.
@@ -47,15 +47,15 @@ impl Pool {
         name: &str,
         membership: Membership,
         models: &Arc<Models>,
-        (canary, ear): (Canary, Arc<EventSubscriber>),
+        (canary, subscriber): (Canary, Arc<EventSubscriber>),
     ) -> Arc<Self> {
         let (name, roster, models) = (name.into(), Roster::default(), Arc::downgrade(models));
-        Arc::new(Self { name, roster, membership, models, canary, ear })
+        Arc::new(Self { name, roster, membership, models, canary, subscriber })
     }
 
     /// Returns what the workers' KV caches hold.
     pub(super) fn index(&self) -> Arc<PrefixIndex> {
-        self.ear.index()
+        self.subscriber.index()
     }
 
     /// Takes these workers and no others from now on; one that stays keeps what is known of it.
@@ -124,9 +124,9 @@ impl Pool {
             tasks.spawn("canary", asking);
         }
         let Place { instance, worker, has_load, has_kv, .. } = place;
-        let speaker = Publisher { instance, worker, model: self.name.clone(), has_load, has_kv };
+        let publisher = Publisher { instance, worker, model: self.name.clone(), has_load, has_kv };
         let told = Arc::downgrade(&candidate);
-        tasks.spawn("worker news", self.ear.clone().hear(speaker, told));
+        tasks.spawn("worker news", self.subscriber.clone().hear(publisher, told));
         candidate
     }
 

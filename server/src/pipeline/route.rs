@@ -20,21 +20,21 @@ use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 mod candidate;
-mod patience;
 mod prefixes;
 mod routable;
 mod routed;
 #[cfg(test)]
 mod tests;
+mod wait_limiter;
 
 use super::disaggregate::WorkerGroup;
 use candidate::InFlight;
 pub(crate) use candidate::{Candidate, Engines};
-use patience::WaitLimiter;
 pub(crate) use prefixes::Prefixes;
 use prefixes::Prompt;
 use routable::Routable;
 use routed::{RetryState, Routed, silent};
+use wait_limiter::WaitLimiter;
 
 /// Who may be asked now. It is read for every request, so reading is cheap.
 pub(crate) trait Workers: Send + Sync + 'static {
@@ -140,7 +140,7 @@ struct Inner {
     /// Counts choices, from 1; workers note when they were chosen last.
     choices: AtomicU64,
     calls: Gauge,
-    patience: WaitLimiter,
+    limiter: WaitLimiter,
 }
 
 impl Route {
@@ -151,10 +151,10 @@ impl Route {
         config: RouteConfig,
         metrics: RouteMetrics,
     ) -> Self {
-        let patience = WaitLimiter::new(config.worker_wait, config.max_waiting, metrics.waiting);
+        let limiter = WaitLimiter::new(config.worker_wait, config.max_waiting, metrics.waiting);
         let (model, choices, calls) = (model.into(), AtomicU64::new(1), metrics.calls);
         let (policy, prefixes) = (config.mode.policy(), None);
-        let inner = Inner { model, workers, config, policy, prefixes, choices, calls, patience };
+        let inner = Inner { model, workers, config, policy, prefixes, choices, calls, limiter };
         Self { inner: Arc::new(inner), is_patient: true }
     }
 
@@ -221,7 +221,7 @@ struct Search {
 impl Search {
     fn new(route: Route, context: Context, prompt: Option<Prompt>) -> Self {
         let Route { inner: route, is_patient } = route;
-        let is_patient = is_patient && !route.patience.is_none();
+        let is_patient = is_patient && !route.limiter.is_none();
         let (tried, until, losses, failed, busy) = Default::default();
         Self { route, is_patient, context, prompt, tried, until, losses, failed, busy }
     }
@@ -303,8 +303,8 @@ impl Search {
         if !self.is_patient {
             return false;
         }
-        let Some(_place) = self.route.patience.enter() else { return false };
-        let until = *self.until.get_or_insert_with(|| self.route.patience.end());
+        let Some(_place) = self.route.limiter.enter() else { return false };
+        let until = *self.until.get_or_insert_with(|| self.route.limiter.end());
         let mut changes = self.route.workers.changes();
         loop {
             let candidates = self.route.workers.candidates();

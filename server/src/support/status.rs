@@ -13,7 +13,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::support::codes::{BUSY, NO_BUFFERS, RATE_LIMITED, STALLED, TOO_LARGE, UNKNOWN_ENCODING};
-use crate::support::patience::Slow;
+use crate::support::stall_timer::Slow;
 use crate::support::unpack::Unpackable;
 
 /// The longest text of a status. Percent-encoding may make nine bytes of a character.

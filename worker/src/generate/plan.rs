@@ -48,7 +48,8 @@ impl Scheduler {
         // Where both want a place, prompts get one token at least.
         let reserved = usize::from(!prompts.is_empty() && most > 1);
         let decoding = self.plan_decoding(most - reserved)?;
-        let drawing = (decoding > 0).then(|| self.pace.plain(decoding).unwrap_or_default());
+        let drawing =
+            (decoding > 0).then(|| self.prefill_budget.plain(decoding).unwrap_or_default());
         self.seat.tell(Demand { drawing, has_prompts: !prompts.is_empty() });
         let mut may_guess = true;
         if !prompts.is_empty() {
@@ -56,7 +57,7 @@ impl Scheduler {
             let others = self.seat.others();
             if decoding > 0 || others.are_drawing {
                 let most = self.config.mixed_prompt_tokens;
-                budget = budget.min(self.pace.prompt_tokens(decoding, others, most));
+                budget = budget.min(self.prefill_budget.prompt_tokens(decoding, others, most));
             }
             prompts.sort_by_key(|&index| self.running[index].urgency);
             // Beside tokens of prompts a guess costs as much as these, and a pass that is to show how

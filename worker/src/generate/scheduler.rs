@@ -9,7 +9,7 @@ use engine::{Error, ErrorKind, KvEvents, TokenId, WorkerTotals};
 use super::SchedulerConfig;
 use super::counters::Counters;
 use super::drawing::Scratch;
-use super::pace::PrefillBudget;
+use super::prefill_budget::PrefillBudget;
 use super::sequence::{Rows, Sequence, Tools, Urgency};
 use super::waiting::{Job, Key, Waiting};
 use crate::kv::BlockPool;
@@ -64,7 +64,7 @@ pub(super) struct Scheduler {
     scratch: Scratch,
     admissions: u64,
     last_wake: Option<Instant>,
-    pub(super) pace: PrefillBudget,
+    pub(super) prefill_budget: PrefillBudget,
     /// The model's place among those on the same threads.
     pub(super) seat: Client,
 }
@@ -82,13 +82,14 @@ impl Scheduler {
             pool.keep_evicted();
         }
         let block_bytes = runner.block_kind().map_or(0, |kind| kind.bytes);
-        let (pace, seat) = (PrefillBudget::new(config.mixed_pass_stretch), runner.turns().join());
+        let (prefill_budget, seat) =
+            (PrefillBudget::new(config.mixed_pass_stretch), runner.turns().join());
         Self {
             pool,
             runner,
             limits,
             config,
-            pace,
+            prefill_budget,
             seat,
             running: Vec::new(),
             totals: WorkerTotals::default(),
@@ -349,7 +350,7 @@ impl Scheduler {
         self.totals.decode_tokens += drawn as u64;
         self.totals.prefill_tokens += prompt as u64;
         let time = self.runner.pass_time().unwrap_or_else(|| started.elapsed());
-        self.pace.observe(drawn, prompt, time);
+        self.prefill_budget.observe(drawn, prompt, time);
         Ok(())
     }
 }

@@ -4,13 +4,13 @@
 //! one therefore waits for the passes of all. So each tells how long its own take without prompts,
 //! and what prompts may add to these is shared out among the models that have some.
 
-mod price;
+mod prefill_cost;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-pub(crate) use price::PrefillCost;
+pub(crate) use prefill_cost::PrefillCost;
 
 /// The turns on some threads; those of a clone are the same ones.
 #[derive(Clone, Debug, Default)]

@@ -29,8 +29,8 @@ fn pool(models: &Arc<Models>, tasks: &Tasks) -> Arc<Pool> {
     let (interval, timeout) = (Duration::ZERO, Duration::ZERO);
     let canary = Canary { interval, timeout, failed: Counter::default() };
     let metrics = Metrics::new(&mut Registry::default());
-    let ear = EventSubscriber::new("m", Arc::default(), &metrics, tasks);
-    Pool::new("m", membership, models, (canary, ear))
+    let subscriber = EventSubscriber::new("m", Arc::default(), &metrics, tasks);
+    Pool::new("m", membership, models, (canary, subscriber))
 }
 
 fn place(id: u64, worker: &RemoteWorker) -> Place {

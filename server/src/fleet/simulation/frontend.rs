@@ -72,8 +72,8 @@ impl Frontend {
         let candidate = Arc::new(Candidate::new(id, remote.engines()));
         self.history.lock().unwrap().push(Arc::downgrade(&candidate));
         let (frontend, told) = (self.clone(), Arc::downgrade(&candidate));
-        let voice = Air { worker: worker.clone(), world: world.clone(), plane: self.plane };
-        world.tasks.spawn("worker news", async move { frontend.heard.hear(&voice, &told).await });
+        let source = Air { worker: worker.clone(), world: world.clone(), plane: self.plane };
+        world.tasks.spawn("worker news", async move { frontend.heard.hear(&source, &told).await });
         let (gone, owner) = (candidate.gone(), world.clone());
         let watching = async move {
             let link = Link::new(&worker, &world);

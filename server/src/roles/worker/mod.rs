@@ -62,7 +62,7 @@ pub(super) struct Worker {
     /// What is told of the models, when the worker is registered.
     publisher: OnceLock<NatsPublisher>,
     /// What was told of versions that are not offered.
-    complaints: LogThrottle,
+    throttle: LogThrottle,
     /// What follows the models, and what serves.
     following: Tasks,
     tasks: Tasks,
@@ -201,7 +201,7 @@ impl Worker {
             planes,
             handoffs,
             publisher: OnceLock::new(),
-            complaints: LogThrottle::default(),
+            throttle: LogThrottle::default(),
             following,
             tasks,
         })
@@ -253,7 +253,7 @@ impl Worker {
     /// Serves what can be called now, and nothing else; returns its cards.
     fn serve(&self, before: &[Card]) -> Vec<Card> {
         let (offers, left_out) = offers(&self.models, &self.formats, &self.files);
-        if left_out > 0 && self.complaints.is_due("older versions", "limit of cards") {
+        if left_out > 0 && self.throttle.is_due("older versions", "limit of cards") {
             tracing::warn!(left_out, limit = MAX_CARDS, "older versions are not offered");
         }
         let is_gone = |card: &&Card| !offers.iter().any(|offer| offer.card.name == card.name);

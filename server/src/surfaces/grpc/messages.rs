@@ -21,7 +21,7 @@ use tonic::Status;
 use super::stream::Inferred;
 use crate::serving::inference::heavy;
 use crate::support::buffers::{Buffers, Held};
-use crate::support::patience::{Slow, StallTimer};
+use crate::support::stall_timer::{Slow, StallTimer};
 use crate::support::status;
 use crate::support::unpack::{Encoding, Unpackable, unpack};
 
@@ -136,7 +136,7 @@ pub(super) struct Messages<B> {
     /// The memory of what is received.
     held: Held,
     unpacking: Option<BoxFuture<'static, Result<Payload, Unpackable>>>,
-    patience: StallTimer,
+    stall: StallTimer,
     count: usize,
     is_over: bool,
 }
@@ -155,7 +155,7 @@ where
             received: Received::default(),
             held,
             unpacking: None,
-            patience: StallTimer::default(),
+            stall: StallTimer::default(),
             count: 0,
             is_over: false,
         }
@@ -166,7 +166,7 @@ where
             if let Some(unpacking) = &mut self.unpacking {
                 let unpacked = ready!(unpacking.as_mut().poll(cx));
                 self.unpacking = None;
-                self.patience.came(0);
+                self.stall.came(0);
                 let max_bytes = self.rules.max_bytes;
                 return Poll::Ready(Some(
                     unpacked.map_err(|why| status::unpackable(why, max_bytes)),
@@ -188,7 +188,7 @@ where
             match frame {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        self.patience.came(data.len());
+                        self.stall.came(data.len());
                         self.held.grow(data.len()).map_err(|error| status::grpc(&error))?;
                         self.received.push(data);
                     }
@@ -226,10 +226,10 @@ where
     /// Is ready when a message takes too long to come.
     fn poll_slow(&mut self, cx: &mut Context<'_>) -> Poll<Slow> {
         if self.received.is_empty() && !self.rules.is_unary {
-            self.patience.rest();
+            self.stall.rest();
             return Poll::Pending;
         }
-        self.patience.poll_slow(&self.rules.accepting, cx)
+        self.stall.poll_slow(&self.rules.accepting, cx)
     }
 }
 

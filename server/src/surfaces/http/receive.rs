@@ -26,7 +26,7 @@ use crate::security::Grant;
 use crate::serving::shared::Shared;
 use crate::support::buffers::{Buffers, Held, IsLone};
 use crate::support::codes::{STALLED, TOO_LARGE, UNKNOWN_ENCODING};
-use crate::support::patience::StallTimer;
+use crate::support::stall_timer::StallTimer;
 use crate::support::unpack::{Encoding, Unpackable, unpack};
 
 /// How much of a body is taken in before a refusal, and for how long.
@@ -179,12 +179,12 @@ pub(crate) async fn drain(request: Request) {
 async fn collect(mut body: Body, intake: &Intake, held: &mut Held) -> Result<Payload> {
     let (mut whole, mut small, mut small_count) = (Payload::default(), BytesMut::new(), 0);
     let (limit, mut length) = (intake.max_bytes, 0);
-    let mut patience = StallTimer::default();
+    let mut stall = StallTimer::default();
     loop {
         let next = tokio::select! {
             biased;
             next = body.frame() => next,
-            slow = poll_fn(|cx| patience.poll_slow(&intake.accepting, cx)) => {
+            slow = poll_fn(|cx| stall.poll_slow(&intake.accepting, cx)) => {
                 return Err(Error::invalid(format!("the body {slow}")).with_code(STALLED));
             }
         };
@@ -208,7 +208,7 @@ async fn collect(mut body: Body, intake: &Intake, held: &mut Held) -> Result<Pay
             return Err(too_large(limit));
         }
         length += data.len();
-        patience.came(data.len());
+        stall.came(data.len());
         held.grow(data.len())?;
         // One of its own costs more than its bytes, and may keep all that was read with it.
         if data.len() < SMALL_BYTES {

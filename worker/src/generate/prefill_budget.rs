@@ -35,7 +35,7 @@ pub(super) struct PrefillBudget {
     /// The times of passes without prompts, for each size of the batch; none: not seen yet.
     plain: [Option<Times>; SIZES],
     /// What prompts add to them.
-    price: PrefillCost,
+    cost: PrefillCost,
     /// Passes with prompts since the last one without.
     mixed: u32,
     /// Passes without prompts since the last one with some.
@@ -67,8 +67,8 @@ impl Times {
 
 impl PrefillBudget {
     pub(super) fn new(stretch: f32) -> Self {
-        let (stretch, plain, price) = (f64::from(stretch), [None; SIZES], PrefillCost::default());
-        Self { stretch, plain, price, mixed: 0, looks: 0, fast: 0 }
+        let (stretch, plain, cost) = (f64::from(stretch), [None; SIZES], PrefillCost::default());
+        Self { stretch, plain, cost, mixed: 0, looks: 0, fast: 0 }
     }
 
     /// Returns how many tokens of prompts a pass may take beside `drawn` tokens that sequences of the
@@ -78,7 +78,7 @@ impl PrefillBudget {
         let none = as_none(drawn);
         let plain = self.plain(drawn).filter(|_| self.mixed < MIXED_AT_ONCE);
         let Some(plain) = plain else { return none.min(most) };
-        let allowed = self.price.tokens(others.allowance(plain, self.stretch));
+        let allowed = self.cost.tokens(others.allowance(plain, self.stretch));
         none.saturating_add(allowed.max(LEAST_TOKENS)).min(most)
     }
 
@@ -99,14 +99,14 @@ impl PrefillBudget {
         let Some(plain) = self.plain(drawn) else { return };
         let tokens = prompt - none;
         // Not a number as long as nothing is expected.
-        let expected = plain + self.price.seconds(tokens);
+        let expected = plain + self.cost.seconds(tokens);
         let is_fast = seconds < expected - plain / 2.0;
         self.fast = if is_fast { self.fast + 1 } else { 0 };
         // Passes become that fast when those without prompts take less than is believed.
         let is_due = self.fast >= FAST_PASSES;
         self.mixed = if is_due { MIXED_AT_ONCE } else { self.mixed + 1 };
         self.looks = 0;
-        self.price.learn(tokens, (seconds - plain).max(0.0), plain);
+        self.cost.learn(tokens, (seconds - plain).max(0.0), plain);
     }
 
     /// Learns from a pass without prompts. One that is far too slow is looked at again at once, so
@@ -117,8 +117,8 @@ impl PrefillBudget {
         let is_slow = seconds > FAR * times.believed();
         self.looks += 1;
         if self.fast >= FAST_PASSES {
-            // Where this time was right it was the price that was not.
-            self.price.doubt();
+            // Where this time was right it was the cost that was not.
+            self.cost.doubt();
         }
         self.fast = 0;
         self.mixed = if is_slow && self.looks < LOOKS { MIXED_AT_ONCE } else { 0 };
@@ -147,11 +147,11 @@ mod tests {
 
     /// Runs passes of a model that takes 6 ms, 0.5 ms for each token drawn and 0.5 ms for each of a
     /// prompt; returns the prompts' tokens.
-    fn run(pace: &mut PrefillBudget, drawn: usize, passes: usize) -> Vec<usize> {
+    fn run(budget: &mut PrefillBudget, drawn: usize, passes: usize) -> Vec<usize> {
         let mut taken = Vec::new();
         for _ in 0..passes {
-            let tokens = pace.prompt_tokens(drawn, ALONE, 512);
-            pace.observe(drawn, tokens, 6 * MS + (drawn + tokens) as u32 * MS / 2);
+            let tokens = budget.prompt_tokens(drawn, ALONE, 512);
+            budget.observe(drawn, tokens, 6 * MS + (drawn + tokens) as u32 * MS / 2);
             taken.push(tokens);
         }
         taken
@@ -159,8 +159,8 @@ mod tests {
 
     #[test]
     fn a_pass_takes_as_long_as_it_may() {
-        let mut pace = PrefillBudget::new(2.5);
-        let taken = run(&mut pace, 8, 12);
+        let mut budget = PrefillBudget::new(2.5);
+        let taken = run(&mut budget, 8, 12);
         // First one without prompts, then few tokens, then more and more up to what 15 ms allow.
         assert_eq!(taken[..4], [0, LEAST_TOKENS, 2 * LEAST_TOKENS, 23]);
         assert!(taken[4..].iter().all(|&tokens| tokens == 30 || tokens == 29), "{taken:?}");
@@ -170,15 +170,15 @@ mod tests {
     fn tokens_that_cost_next_to_nothing_at_first_make_no_pass_much_too_long() {
         // The first four of a pass hide behind the reading of the weights.
         for first in [1, 10, 100] {
-            let mut pace = PrefillBudget::new(2.5);
+            let mut budget = PrefillBudget::new(2.5);
             for _ in 0..100 {
-                let tokens = pace.prompt_tokens(1, ALONE, 512);
+                let tokens = budget.prompt_tokens(1, ALONE, 512);
                 let added = match tokens {
                     0 => Duration::ZERO,
                     1..=4 => Duration::from_micros(first),
                     _ => (tokens - 4) as u32 * MS / 2,
                 };
-                pace.observe(1, tokens, 10 * MS + added);
+                budget.observe(1, tokens, 10 * MS + added);
                 assert!(added < 25 * MS, "{tokens} tokens take {added:?}");
             }
         }
@@ -192,13 +192,13 @@ mod tests {
             (state >> 40) as f64 / f64::from(1 << 24)
         };
         for drawn in [1, 8] {
-            let mut pace = PrefillBudget::new(2.0);
+            let mut budget = PrefillBudget::new(2.0);
             let mut taken = Vec::new();
             for _ in 0..5000 {
-                let tokens = pace.prompt_tokens(drawn, ALONE, 512);
+                let tokens = budget.prompt_tokens(drawn, ALONE, 512);
                 let busy = if noise() < 0.05 { 4.0 } else { 1.0 };
                 let ms = (6.0 + (drawn + tokens) as f64 / 2.0) * (0.8 + 0.5 * noise()) * busy;
-                pace.observe(drawn, tokens, Duration::from_secs_f64(ms / 1e3));
+                budget.observe(drawn, tokens, Duration::from_secs_f64(ms / 1e3));
                 taken.push(tokens);
             }
             taken.retain(|&tokens| tokens > 0);
@@ -212,23 +212,23 @@ mod tests {
 
     #[test]
     fn the_time_without_prompts_is_looked_at_again() {
-        let mut pace = PrefillBudget::new(2.5);
-        let taken = run(&mut pace, 8, 100);
+        let mut budget = PrefillBudget::new(2.5);
+        let taken = run(&mut budget, 8, 100);
         let plain: Vec<usize> = (0..100).filter(|&pass| taken[pass] == 0).collect();
         assert_eq!(plain, [0, 25, 50, 75]);
         // What lies behind the sequences has grown: a pass takes four times as long.
         for _ in 0..40 {
-            pace.observe(8, 0, 40 * MS);
+            budget.observe(8, 0, 40 * MS);
         }
-        assert!((115..=120).contains(&pace.prompt_tokens(8, ALONE, 512)), "{pace:?}");
+        assert!((115..=120).contains(&budget.prompt_tokens(8, ALONE, 512)), "{budget:?}");
     }
 
     #[test]
     fn batches_that_grow_and_shrink_keep_their_pace() {
-        let mut pace = PrefillBudget::new(2.0);
-        run(&mut pace, 4, 40);
+        let mut budget = PrefillBudget::new(2.0);
+        run(&mut budget, 4, 40);
         for drawn in [64, 4, 1, 64, 2] {
-            let taken = run(&mut pace, drawn, 10);
+            let taken = run(&mut budget, drawn, 10);
             // Two passes to learn, and from then on as long as it may be.
             let allowed = 12 + drawn;
             for &tokens in taken[2..].iter().filter(|&&tokens| tokens > 0) {
@@ -239,36 +239,36 @@ mod tests {
 
     #[test]
     fn bounds_hold_whatever_the_clock_says() {
-        let mut pace = PrefillBudget::new(1.0);
-        run(&mut pace, 1, 3);
+        let mut budget = PrefillBudget::new(1.0);
+        run(&mut budget, 1, 3);
         assert_eq!(
-            (pace.prompt_tokens(1, ALONE, 512), pace.prompt_tokens(1, ALONE, 3)),
+            (budget.prompt_tokens(1, ALONE, 512), budget.prompt_tokens(1, ALONE, 3)),
             (LEAST_TOKENS, 3)
         );
-        let mut pace = PrefillBudget::new(3.0);
-        pace.observe(1, 0, MS);
-        pace.observe(1, 100, MS / 2);
-        assert_eq!(pace.prompt_tokens(1, ALONE, 200), 200);
+        let mut budget = PrefillBudget::new(3.0);
+        budget.observe(1, 0, MS);
+        budget.observe(1, 100, MS / 2);
+        assert_eq!(budget.prompt_tokens(1, ALONE, 200), 200);
         // A prompt alone says nothing of others.
-        pace.observe(0, 512, 1000 * MS);
-        assert_eq!(pace.prompt_tokens(1, ALONE, 200), 200);
+        budget.observe(0, 512, 1000 * MS);
+        assert_eq!(budget.prompt_tokens(1, ALONE, 200), 200);
         // One slow pass is not believed.
-        pace.observe(1, 0, 100 * MS);
-        assert!(pace.plain(1).is_some_and(|plain| plain < 0.0014), "{pace:?}");
-        assert_eq!(pace.prompt_tokens(usize::MAX, ALONE, 200), 0);
+        budget.observe(1, 0, 100 * MS);
+        assert!(budget.plain(1).is_some_and(|plain| plain < 0.0014), "{budget:?}");
+        assert_eq!(budget.prompt_tokens(usize::MAX, ALONE, 200), 0);
     }
     /// Runs passes that take the microseconds of one without prompts, and so many for each token of
     /// a prompt; returns these tokens and how many times as long as without them each pass took.
     fn drive(
-        pace: &mut PrefillBudget,
+        budget: &mut PrefillBudget,
         passes: usize,
         (drawn, others): (usize, Others),
         [plain, token]: [usize; 2],
     ) -> Vec<(usize, f64)> {
         let pass = |_| {
-            let tokens = pace.prompt_tokens(drawn, others, 512);
+            let tokens = budget.prompt_tokens(drawn, others, 512);
             let taken = plain + token * tokens;
-            pace.observe(drawn, tokens, Duration::from_micros(taken as u64));
+            budget.observe(drawn, tokens, Duration::from_micros(taken as u64));
             (tokens, taken as f64 / plain as f64)
         };
         (0..passes).map(pass).collect()
@@ -287,9 +287,9 @@ mod tests {
         let changes = [([60_000, 500], [14_000, 500]), ([56_000, 2000], [14_000, 500])];
         for (stretch, settled) in moments() {
             for (before, after) in changes {
-                let mut pace = PrefillBudget::new(stretch);
-                drive(&mut pace, settled, (8, ALONE), before);
-                let passes = drive(&mut pace, 100, (8, ALONE), after);
+                let mut budget = PrefillBudget::new(stretch);
+                drive(&mut budget, settled, (8, ALONE), before);
+                let passes = drive(&mut budget, 100, (8, ALONE), after);
                 let far = 1.25 * f64::from(stretch);
                 let broken = passes.iter().filter(|(_, times)| *times > far).count();
                 assert!(broken <= 3, "{stretch}, {settled}: {broken} of {passes:?}");
@@ -306,9 +306,9 @@ mod tests {
         let changes = [([14_000, 500], [60_000, 500]), ([14_000, 500], [56_000, 2000])];
         for (stretch, settled) in moments() {
             for (before, after) in changes {
-                let mut pace = PrefillBudget::new(stretch);
-                drive(&mut pace, settled, (8, ALONE), before);
-                let passes = drive(&mut pace, 120, (8, ALONE), after);
+                let mut budget = PrefillBudget::new(stretch);
+                drive(&mut budget, settled, (8, ALONE), before);
+                let passes = drive(&mut budget, 120, (8, ALONE), after);
                 let half = 1.0 + (f64::from(stretch) - 1.0) / 2.0;
                 let is_slow = |(tokens, times): &(usize, f64)| *tokens > 0 && *times < half;
                 let slow = passes.iter().filter(|pass| is_slow(pass)).count();
@@ -320,22 +320,22 @@ mod tests {
 
     #[test]
     fn an_accident_is_believed_for_no_time() {
-        let mut pace = PrefillBudget::new(2.0);
-        drive(&mut pace, 205, (8, ALONE), [14_000, 500]);
-        let before = pace.prompt_tokens(8, ALONE, 512);
+        let mut budget = PrefillBudget::new(2.0);
+        drive(&mut budget, 205, (8, ALONE), [14_000, 500]);
+        let before = budget.prompt_tokens(8, ALONE, 512);
         // Two passes without prompts were slow in a row; the third one is not.
         for ms in [60, 60] {
-            pace.observe(8, 0, ms * MS);
-            assert_eq!(pace.prompt_tokens(8, ALONE, 512), 0, "it is looked at again at once");
+            budget.observe(8, 0, ms * MS);
+            assert_eq!(budget.prompt_tokens(8, ALONE, 512), 0, "it is looked at again at once");
         }
-        pace.observe(8, 0, 14 * MS);
-        assert_eq!(pace.prompt_tokens(8, ALONE, 512), before);
+        budget.observe(8, 0, 14 * MS);
+        assert_eq!(budget.prompt_tokens(8, ALONE, 512), before);
         // Times that are never the same hold no prompt up for longer than that.
-        pace.observe(8, 10, 19 * MS);
+        budget.observe(8, 10, 19 * MS);
         let times = [10, 30, 90, 270, 810, 2430];
         let asked = times.map(|ms| {
-            pace.observe(8, 0, ms * MS);
-            pace.prompt_tokens(8, ALONE, 512)
+            budget.observe(8, 0, ms * MS);
+            budget.prompt_tokens(8, ALONE, 512)
         });
         assert!(asked[2..].iter().all(|&tokens| tokens > 0), "{asked:?}");
     }
@@ -344,8 +344,8 @@ mod tests {
     fn a_prompt_leaves_time_to_those_who_draw_from_other_models() {
         // A pass of 7 ms waits for those of this model, which take as long without prompts.
         let others = Others { are_drawing: true, plain: 0.007, with_prompts: 0 };
-        let mut pace = PrefillBudget::new(2.0);
-        let passes = drive(&mut pace, 60, (0, others), [7000, 700]);
+        let mut budget = PrefillBudget::new(2.0);
+        let passes = drive(&mut budget, 60, (0, others), [7000, 700]);
         let tokens: Vec<usize> = passes.iter().map(|(tokens, _)| *tokens).collect();
         assert_eq!(tokens[..3], [LEAST_TOKENS, 2 * LEAST_TOKENS, 3 * LEAST_TOKENS]);
         // Both together may take twice 7 ms and 9.8 ms, the time of the fewest tokens.
@@ -353,12 +353,12 @@ mod tests {
         assert_eq!(tokens[25], LEAST_TOKENS, "the time of these stays known");
         // Where another model has prompts too, each adds half of that.
         let shared = Others { with_prompts: 1, ..others };
-        let half = pace.prompt_tokens(0, shared, 512);
+        let half = budget.prompt_tokens(0, shared, 512);
         assert!((15..=16).contains(&half), "{half}");
         // Those who draw from this model wait as well.
-        let mut pace = PrefillBudget::new(2.0);
-        let passes = drive(&mut pace, 20, (8, others), [14_000, 700]);
+        let mut budget = PrefillBudget::new(2.0);
+        let passes = drive(&mut budget, 20, (8, others), [14_000, 700]);
         assert!((29..=30).contains(&passes[19].0), "{passes:?}");
-        assert_eq!(pace.prompt_tokens(8, others, 3), 3);
+        assert_eq!(budget.prompt_tokens(8, others, 3), 3);
     }
 }
