@@ -32,8 +32,21 @@ pub fn decode(datatype: Datatype, text: &str) -> std::result::Result<(Payload, u
     let mut sink = Sink { datatype, data: Vec::new(), count: 0 };
     let mut json = serde_json::Deserializer::from_str(text);
     let seed = Elements { sink: &mut sink, depth: 0 };
-    seed.deserialize(&mut json).and_then(|()| json.end()).map_err(|error| error.to_string())?;
-    Ok((sink.data.into(), sink.count))
+    let outcome = seed.deserialize(&mut json).and_then(|()| json.end());
+    match outcome {
+        Ok(()) => Ok((sink.data.into(), sink.count)),
+        Err(error) => Err(explain(&error, sink.count)),
+    }
+}
+
+/// Says what is wrong. An element that does not fit is named by its index: its line and column
+/// would be those of `text`, which mostly is a part of what the client wrote.
+fn explain(error: &serde_json::Error, index: usize) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(" at line ") {
+        Some((what, _)) if error.is_data() => format!("element {index}: {what}"),
+        _ => text,
+    }
 }
 
 /// Where elements are written.

@@ -11,6 +11,8 @@ import json
 import socket
 import struct
 import time
+import urllib.error
+import urllib.request
 import zlib
 
 import grpc
@@ -300,3 +302,20 @@ def test_calls_alone_on_their_connection_have_the_last_share():
             second = connection.call("ServerLive", prefix(0), is_whole=True)
             connection.flush()
             assert connection.status(second) == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+
+
+def test_a_client_that_reads_only_after_it_has_written_everything_finds_the_refusal():
+    def post(server, path, mib):
+        try:
+            call = urllib.request.Request(f"http://{server.http}{path}", bytes(mib << 20))
+            with urllib.request.urlopen(call, timeout=PATIENCE_SECONDS) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    identity = "/v2/models/identity/infer"
+    with running("--builtin", "identity,datatype=UINT8", "--max-buffered-mib", "8") as server:
+        assert [post(server, identity, 12) for _ in range(8)] == [503] * 8
+        assert [post(server, identity, 70) for _ in range(8)] == [400] * 8
+        assert [post(server, "/v1/chat/completions", 70) for _ in range(8)] == [413] * 8
+        assert [post(server, "/v2/nowhere", 12) for _ in range(8)] == [404] * 8

@@ -204,7 +204,8 @@ def test_a_context_with_no_room_for_the_answer_is_refused_or_cut(actor):
     (b"null", "object"),
     (b'{"model": "hello", "messages": [{"role": "user", "content": "\xff\xfe"}]}', "UTF-8"),
     (b'{"model": "hello", "messages": [], "messages": 7}', "messages"),
-    (b'{"model": "hello", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "recursion"),
+    (b'{"model": "hello", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "depth"),
+    (b'{"model": "hello", "x": ' + b"[" * 100 + b"]" * 100 + b"}", "limit (100)"),
 ])
 def test_what_is_no_body_is_refused(scripted, content, fragment):
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/tokenize"):

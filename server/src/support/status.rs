@@ -263,8 +263,8 @@ pub(crate) fn oversized(status: Status) -> Status {
         return status;
     }
     Status::resource_exhausted(format!(
-        "{}; the server's limits are --grpc-max-receive-message-bytes and \
-         --grpc-max-send-message-bytes",
+        "{}; the server's limits are --grpc-max-receive-message-bytes (at most 1 MiB for a call \
+         that carries no tensors or files) and --grpc-max-send-message-bytes",
         status.message().trim_start_matches("Error, ")
     ))
 }

@@ -13,7 +13,6 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::security::{Keys, Need, OF_MODELS, Stranger, forget, of_route};
 use crate::support::status;
-use crate::surfaces::http::receive::drain;
 use crate::surfaces::listener::Refuse;
 use crate::surfaces::paths::Paths;
 
@@ -77,10 +76,7 @@ async fn check(
             request.extensions_mut().insert(grant);
             next.run(request).await
         }
-        Err(error) => {
-            drain(request).await;
-            refusal(path, &error)
-        }
+        Err(error) => refusal(path, &error),
     }
 }
 

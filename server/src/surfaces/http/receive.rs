@@ -7,7 +7,6 @@ use std::future::poll_fn;
 use std::io::ErrorKind as IoErrorKind;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -28,10 +27,6 @@ use crate::support::buffers::{Buffers, Held, IsLone};
 use crate::support::codes::{STALLED, TOO_LARGE, UNKNOWN_ENCODING};
 use crate::support::stall_timer::StallTimer;
 use crate::support::unpack::{Encoding, Unpackable, unpack};
-
-/// How much of a body is taken in before a refusal, and for how long.
-const DRAINED_BYTES: usize = 1 << 20;
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A piece below this size is copied together with others, and so many may come.
 const SMALL_BYTES: usize = 2048;
@@ -77,8 +72,10 @@ pub(crate) struct Received {
 impl Received {
     /// Sets memory aside for a tree of JSON values.
     ///
-    /// Errors: more values than a body may have, or than there is memory for.
+    /// Errors: nesting that is too deep; more values than a body may have, or than there is memory
+    /// for.
     pub(crate) fn holds_tree(&self, survey: &Survey) -> Result<()> {
+        check_depth(survey)?;
         if survey.values > MAX_VALUES {
             return Err(Error::invalid(format!(
                 "the body has {} JSON values, more than {MAX_VALUES}",
@@ -158,23 +155,6 @@ fn joined(body: Payload, mut held: Held) -> Result<Bytes> {
     Ok(held.follow(whole).to_bytes())
 }
 
-/// Takes in some of a body that nobody reads, before a refusal: HTTP/2 clients lose an answer that
-/// comes while they still send.
-pub(crate) async fn drain(request: Request) {
-    if request.version() == http::Version::HTTP_2 {
-        let mut body = request.into_body();
-        let some = async {
-            let mut bytes = 0;
-            while bytes < DRAINED_BYTES
-                && let Some(Ok(frame)) = body.frame().await
-            {
-                bytes += frame.data_ref().map_or(0, Bytes::len);
-            }
-        };
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, some).await;
-    }
-}
-
 /// Reads a body as long as it keeps coming; `held` grows with it.
 async fn collect(mut body: Body, intake: &Intake, held: &mut Held) -> Result<Payload> {
     let (mut whole, mut small, mut small_count) = (Payload::default(), BytesMut::new(), 0);
@@ -242,7 +222,7 @@ fn is_malformed(error: &axum::Error) -> bool {
 fn too_large(limit: usize) -> Error {
     Error::invalid(format!(
         "the request's size exceeds the maximum allowed input size of {limit} bytes. Use \
-         --http-max-input-size to increase the limit, which is --http-max-input-bytes too"
+         --http-max-input-size, an alias of --http-max-input-bytes, to increase the limit"
     ))
     .with_code(TOO_LARGE)
 }
@@ -256,7 +236,7 @@ pub(crate) fn json<T: DeserializeOwned>(received: &Received) -> Result<T> {
     let survey = Survey::of(body);
     received.holds_tree(&survey)?;
     let body = if body.trim_ascii().is_empty() { b"{}" } else { &body[..] };
-    parsed(body, &survey)
+    parsed(body)
 }
 
 /// Reads an object of tensors out of JSON text, a part of what was received.
@@ -265,18 +245,23 @@ pub(crate) fn json<T: DeserializeOwned>(received: &Received) -> Result<T> {
 /// more than there is memory for.
 pub(crate) fn tensors<'de, T: Deserialize<'de>>(received: &Received, text: &'de [u8]) -> Result<T> {
     let survey = Survey::of(text);
+    check_depth(&survey)?;
     received.holds(survey.tensor_bytes())?;
-    parsed(text, &survey)
+    parsed(text)
 }
 
-fn parsed<'de, T: Deserialize<'de>>(text: &'de [u8], survey: &Survey) -> Result<T> {
-    let deepest = survey.depth;
-    if deepest > MAX_DEPTH {
-        return Err(Error::invalid(format!(
-            "failed to parse the request JSON buffer: JSON nesting depth exceeds maximum allowed \
-             limit ({MAX_DEPTH}), it is {deepest}"
-        )));
+/// Checks how deep JSON is nested, in Triton's words.
+fn check_depth(survey: &Survey) -> Result<()> {
+    if survey.depth <= MAX_DEPTH {
+        return Ok(());
     }
+    Err(Error::invalid(format!(
+        "failed to parse the request JSON buffer: JSON nesting depth exceeds maximum allowed limit \
+         ({MAX_DEPTH})"
+    )))
+}
+
+fn parsed<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T> {
     let object: std::result::Result<Object<T>, _> = serde_json::from_slice(text);
     object.map(|object| object.0).map_err(|error| unreadable(&error))
 }

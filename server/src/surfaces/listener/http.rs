@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tower::ServiceExt;
 
+use super::lingering::Lingering;
 use super::{Answered, Asked, Call, Caller, Protocol, Seat, Transport};
 use crate::serving::shared::shutting_down;
 use crate::support::buffers::{Buffers, FOLLOWED_BYTES, Foreseen, IsLone};
@@ -162,7 +163,8 @@ impl Service<Request<Incoming>> for Begun {
             return Box::pin(std::future::ready(Ok(refusal)));
         }
         let uri = request.uri().clone();
-        let mut request = request.map(|body| Body::new(Asked::new(body, call.clone())));
+        let (request, unread) = Lingering::of(request.map(|body| Asked::new(body, call.clone())));
+        let mut request = request.map(Body::new);
         request.extensions_mut().insert(IsLone(call.is_lone()));
         let answer = self.router.clone().oneshot(request);
         let (ending, refuse) = (self.ending.clone(), self.refuse.clone());
@@ -173,6 +175,7 @@ impl Service<Request<Incoming>> for Begun {
                 answer = answer => answer?,
                 () = call.ending().cancelled() => refuse(uri.path(), &shutting_down()),
             };
+            unread.drain(call.ending(), &ending);
             if let Err(error) = keep(buffers, &mut answer, &call) {
                 answer = refuse(uri.path(), &error);
             }

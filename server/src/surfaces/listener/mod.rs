@@ -6,6 +6,7 @@
 
 mod calls;
 mod http;
+mod lingering;
 mod seats;
 mod transport;
 

@@ -1,15 +1,14 @@
 //! Answers of the OpenAI door: JSON, and errors in the client's dialect.
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use engine::{Error, ErrorKind};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
 use serde_json::{Value as Json, json};
 
 use super::OpenAi;
 use crate::support::status::{self, Dialect};
-use crate::surfaces::http::receive::drain;
 
 /// Makes a JSON answer.
 pub(super) fn json(status: StatusCode, value: &Json) -> Response {
@@ -69,24 +68,24 @@ pub(super) fn value(dialect: Dialect, error: &Error) -> Json {
 }
 
 /// Answers a path that is no route.
-pub(crate) async fn unknown_route(uri: http::Uri) -> Response {
+pub(crate) async fn unknown_route(uri: Uri) -> Response {
     let error = Error::not_found(format!("there is nothing at {}", uri.path()));
     let error = error.with_code("unknown_url");
     json(StatusCode::NOT_FOUND, &body(Dialect::OpenAi, &error))
 }
 
 /// Answers a path below that of messages that is no route.
-pub(super) async fn unknown_of_messages(request: Request) -> Response {
-    let path = request.uri().path().to_owned();
-    drain(request).await;
-    let error = Error::not_found(format!("there is nothing at {path}"));
+pub(super) async fn unknown_of_messages(uri: Uri) -> Response {
+    let error = Error::not_found(format!("there is nothing at {}", uri.path()));
     json(StatusCode::NOT_FOUND, &body(Dialect::Anthropic, &error))
 }
 
 /// Answers a route that is called by another method than its own.
-pub(super) async fn wrong_method(State(door): State<OpenAi>, request: Request) -> Response {
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    drain(request).await;
+pub(super) async fn wrong_method(
+    State(door): State<OpenAi>,
+    method: Method,
+    uri: Uri,
+) -> Response {
     let error = Error::invalid(format!("{} does not take {method}", uri.path()));
     let error = error.with_code("method_not_allowed");
     let is_message = uri.path().starts_with(door.config.paths.get("messages"));

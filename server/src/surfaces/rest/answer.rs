@@ -80,10 +80,7 @@ pub(super) fn foreseen(
 /// Makes an answer of bytes, compressed if the request's headers accept it.
 pub(super) fn bytes(asked: &HeaderMap, kind: &'static str, mut content: Vec<u8>) -> Response {
     content.shrink_to_fit();
-    let encoding = match content.len() < MIN_COMPRESSED_BYTES {
-        true => None,
-        false => asked.get(header::ACCEPT_ENCODING).and_then(accepted),
-    };
+    let encoding = encoding(asked).filter(|_| content.len() >= MIN_COMPRESSED_BYTES);
     let (content, encoding) =
         match encoding.map(|encoding| (compress(encoding, &content), encoding)) {
             Some((Ok(compressed), encoding)) => (compressed, Some(encoding)),
@@ -96,6 +93,11 @@ pub(super) fn bytes(asked: &HeaderMap, kind: &'static str, mut content: Vec<u8>)
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
     }
     response
+}
+
+/// Returns the encoding for an answer to a request with these headers; none for a body as it is.
+pub(super) fn encoding(asked: &HeaderMap) -> Option<&'static str> {
+    asked.get(header::ACCEPT_ENCODING).and_then(accepted)
 }
 
 /// Returns the encoding of ours that a client likes best; none for a body as it is.

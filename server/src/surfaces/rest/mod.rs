@@ -16,7 +16,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use engine::{Error, ErrorKind};
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use http::request::Parts;
 use serde::Deserialize;
 use serde_json::json;
@@ -28,7 +28,7 @@ use crate::serving::inference::{self, Observation, heavy};
 use crate::serving::shared::Shared;
 use crate::support::forwarding::Forwarding;
 use crate::support::preparing;
-use crate::surfaces::http::receive::{Intake, drain, receive};
+use crate::surfaces::http::receive::{Intake, receive};
 use crate::surfaces::{openai, orca};
 use answer::{Answer, Failure, json_with};
 use outputs::BinaryOutputs;
@@ -143,7 +143,9 @@ async fn infer(State(rest): State<Rest>, path: ModelPath, request: Request) -> A
     let encode = |head: &ResponseHead<'_>, tensors: &[Tensor]| {
         let most = outputs::answer_bytes(&wanted, head, tensors);
         let encode = || outputs::encode(&headers, &wanted, (head, tensors), most);
-        answer::foreseen((&rest.shared.buffers, is_lone), most, encode)
+        // The compressed copy is made beside the answer.
+        let copies = 1 + usize::from(answer::encoding(&headers).is_some());
+        answer::foreseen((&rest.shared.buffers, is_lone), most * copies, encode)
     };
     let mut response = inference::unary(&rest.shared, observation, asked, encode).await?;
     orca::add(&headers, &rest.shared.models, response.headers_mut());
@@ -162,9 +164,7 @@ async fn restrict(State(rest): State<Rest>, request: Request, next: Next) -> Res
     }
 }
 
-async fn unknown(request: Request) -> Response {
-    let uri = request.uri().clone();
-    drain(request).await;
+async fn unknown(uri: Uri) -> Response {
     if uri.path().starts_with("/v1/") {
         return openai::unknown_route(uri).await;
     }
