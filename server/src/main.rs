@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::ArgMatches;
-use server::args::{self, Action, BenchAction, DoctorArgs, Note, Parsed, ProcessArgs, threads};
+use server::args::{
+    self, Action, BenchAction, DoctorArgs, Given, Note, Parsed, ProcessArgs, threads,
+};
 use server::cli::{bench, chat, doctor};
 use server::roles::serve::{self, ServeError};
 use server::roles::up::{self, UpConfig};
 use server::roles::worker::{self, WorkerConfig};
-use server::roles::{Config, shutdown};
+use server::roles::{Config, computed, shutdown};
 use server::security::{self, Minted};
 use server::support::telemetry;
 use server::surfaces::pages;
@@ -20,37 +21,39 @@ use server::surfaces::pages;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let Parsed { action, matches, notes } = match args::parse() {
+    let Parsed { action, given } = match args::parse() {
         Ok(parsed) => parsed,
         Err(error) => error.exit(),
     };
     let done = match &action {
         Action::Serve(args) => match args.process.dump_config {
-            true => print(&args::dump("serve", &matches, &notes)),
+            true => print(&given.dump("serve", &computed())),
             false => Config::from_args(args).map_err(Into::into).and_then(|config| {
-                write_dump("serve", &args.process, (&matches, &notes))?;
-                start(&args.process, &notes, |log| serve::run(config, log))
+                write_dump("serve", &args.process, &given)?;
+                start(&args.process, &given.notes, |log| serve::run(config, log))
             }),
         },
         Action::Up(args) => match args.process.dump_config {
-            true => print(&args::dump("up", &matches, &notes)),
-            false => UpConfig::from_args(args, &matches).map_err(Into::into).and_then(|config| {
-                write_dump("up", &args.process, (&matches, &notes))?;
-                start(&args.process, &notes, |_| up::run(config))
-            }),
+            true => print(&given.dump("up", &computed())),
+            false => {
+                UpConfig::from_args(args, &given.matches).map_err(Into::into).and_then(|config| {
+                    write_dump("up", &args.process, &given)?;
+                    start(&args.process, &given.notes, |_| up::run(config))
+                })
+            }
         },
         Action::Worker(args) => match args.process.dump_config {
-            true => print(&args::dump("worker", &matches, &notes)),
+            true => print(&given.dump("worker", &computed())),
             false => WorkerConfig::from_args(args).map_err(Into::into).and_then(|config| {
-                write_dump("worker", &args.process, (&matches, &notes))?;
-                start(&args.process, &notes, |_| worker::work(config))
+                write_dump("worker", &args.process, &given)?;
+                start(&args.process, &given.notes, |_| worker::work(config))
             }),
         },
         Action::Frontend(args) => match args.process.dump_config {
-            true => print(&args::dump("frontend", &matches, &notes)),
+            true => print(&given.dump("frontend", &computed())),
             false => Config::of_frontend(args).map_err(Into::into).and_then(|config| {
-                write_dump("frontend", &args.process, (&matches, &notes))?;
-                start(&args.process, &notes, |log| serve::run(config, log))
+                write_dump("frontend", &args.process, &given)?;
+                start(&args.process, &given.notes, |log| serve::run(config, log))
             }),
         },
         Action::Key(key) => security::mint(&key.name, &key.scopes, &key.models)
@@ -101,10 +104,10 @@ fn print(text: &str) -> Result<(), Box<dyn std::error::Error>> {
 fn write_dump(
     role: &str,
     process: &ProcessArgs,
-    (matches, notes): (&ArgMatches, &[Note]),
+    given: &Given,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let Some(path) = &process.dump_config_to else { return Ok(()) };
-    std::fs::write(path, args::dump(role, matches, notes))
+    std::fs::write(path, given.dump(role, &computed()))
         .map_err(|error| format!("--dump-config-to: cannot write `{}`: {error}", path.display()))?;
     Ok(())
 }

@@ -319,3 +319,7 @@ def test_a_client_that_reads_only_after_it_has_written_everything_finds_the_refu
         assert [post(server, identity, 70) for _ in range(8)] == [400] * 8
         assert [post(server, "/v1/chat/completions", 70) for _ in range(8)] == [413] * 8
         assert [post(server, "/v2/nowhere", 12) for _ in range(8)] == [404] * 8
+        with httpx.Client(http1=False, http2=True, timeout=PATIENCE_SECONDS) as client:
+            body = [bytes(1 << 16)] * (70 * 16)
+            answers = [client.post(f"http://{server.http}{identity}", content=iter(body)) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [503] * 4

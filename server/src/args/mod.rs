@@ -34,7 +34,6 @@ pub use bench::{BenchAction, BenchEngineArgs};
 pub use busy::BusyArgs;
 pub use chat::ChatArgs;
 pub use doctor::DoctorArgs;
-pub use dump::dump;
 pub use engine::EngineArgs;
 pub use fleet::{AliasArgs, DiscoveryArgs, FrontendArgs, Part, Repeated, RouteArgs, WorkerArgs};
 pub use grpc::{Compression, GrpcArgs};
@@ -52,7 +51,7 @@ pub use trace::{TraceArgs, TraceMode};
 pub use up::{Passed, UpArgs, passed, withheld};
 pub use upstream::UpstreamArgs;
 
-use names::Environment;
+use names::{Environment, Origins};
 
 /// Flags that say what is done with the configuration, and are no settings of it.
 const NO_SETTINGS: [&str; 4] = ["config", "dump_config", "dump_config_to", "help"];
@@ -145,10 +144,18 @@ pub struct ServeArgs {
 #[derive(Debug)]
 pub struct Parsed {
     pub action: Action,
+    pub given: Given,
+}
+
+/// Where the settings of an action are from.
+#[derive(Debug)]
+pub struct Given {
     /// The matches of the action.
     pub matches: ArgMatches,
     /// What is to be said of names that are not ours.
     pub notes: Vec<Note>,
+    /// What gave the settings that are from the file or that a name of others gave, by their ids.
+    origins: Origins,
 }
 
 /// Reads the command line of this process.
@@ -168,29 +175,43 @@ fn parse_from(
 ) -> Result<Parsed, clap::Error> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let mut command = command();
-    let mut notes = Vec::new();
-    let refuse = |command: &mut Command, why: String| {
-        command.error(clap::error::ErrorKind::ValueValidation, why)
-    };
+    let (mut notes, mut origins) = (Vec::new(), Origins::new());
     if let Some(role) = role(&args) {
-        let read = names::read_flags(args, &command, (&role, environment));
-        (args, notes) = read.map_err(|why| refuse(&mut command, why))?;
+        let flags = names::read_flags(args, &command, (&role, environment));
+        let flags = flags.map_err(|why| refusal(&command, &role, why))?;
+        (args, notes) = (flags.args, flags.notes);
         let first = self::command().try_get_matches_from(&args)?;
         let matches = first.subcommand().map(|(_, matches)| matches);
         if let Some(path) = matches.and_then(|matches| matches.get_one::<PathBuf>("config")) {
-            command = with_file(command, &role, path)?;
+            for (id, values) in settings(&command, &role, path)? {
+                command = with_default(command, &role, &id, values);
+                origins.insert(id, "file".to_owned());
+            }
         }
-        let read = names::read_variables(&command, (&role, environment));
-        let (settings, more) = read.map_err(|why| refuse(&mut command, why))?;
-        for (id, values) in settings {
+        let variables = names::read_variables(&command, (&role, environment));
+        let variables = variables.map_err(|why| refusal(&command, &role, why))?;
+        for (id, values) in variables.settings {
             command = with_default(command, &role, &id, values);
         }
-        notes.extend(more);
+        notes.extend(variables.notes);
+        origins.extend(variables.origins);
+        origins.extend(flags.origins);
     }
     let matches = command.try_get_matches_from(&args)?;
     let action = Cli::from_arg_matches(&matches)?.command;
     let matches = matches.subcommand().map(|(_, m)| m.clone()).unwrap_or_default();
-    Ok(Parsed { action, matches, notes })
+    Ok(Parsed { action, given: Given { matches, notes, origins } })
+}
+
+/// Makes the error for a command line or file of a role, with the role's usage.
+fn refusal(command: &Command, role: &str, why: String) -> clap::Error {
+    let mut command = command.clone();
+    command.build();
+    let command = match command.find_subcommand_mut(role) {
+        Some(role) => role,
+        None => &mut command,
+    };
+    command.error(clap::error::ErrorKind::ValueValidation, why)
 }
 
 /// Returns the role that a command line starts.
@@ -207,30 +228,32 @@ fn command() -> Command {
     })
 }
 
-/// Makes the values of a TOML file the defaults of their flags.
-fn with_file(mut command: Command, role: &str, path: &Path) -> Result<Command, clap::Error> {
-    let fail = |command: &mut Command, message: String| {
-        command.error(clap::error::ErrorKind::ValueValidation, message)
-    };
-    let shown = path.display().to_string();
+/// Reads the settings of a TOML file.
+///
+/// Errors: it cannot be read, is not TOML, or has what is no setting of the role.
+fn settings(
+    command: &Command,
+    role: &str,
+    path: &Path,
+) -> Result<Vec<(String, Vec<String>)>, clap::Error> {
+    let shown = path.display();
+    let fail = |why: String| refusal(command, role, why);
     let text = std::fs::read_to_string(path)
-        .map_err(|error| fail(&mut command, format!("cannot read `{shown}`: {error}")))?;
-    let table: toml::Table = text
-        .parse()
-        .map_err(|error| fail(&mut command, format!("`{shown}` is not TOML: {error}")))?;
-    for (key, value) in table {
+        .map_err(|error| fail(format!("cannot read `{shown}`: {error}")))?;
+    let table: toml::Table =
+        text.parse().map_err(|error| fail(format!("`{shown}` is not TOML: {error}")))?;
+    let setting = |(key, value): (String, toml::Value)| {
         let id = key.replace('-', "_");
-        let is_known = has(&command, role, &id);
-        if !is_known || NO_SETTINGS.contains(&id.as_str()) {
-            return Err(fail(&mut command, format!("`{shown}`: no setting is called `{key}`")));
+        if !has(command, role, &id) || NO_SETTINGS.contains(&id.as_str()) {
+            return Err(fail(format!("`{shown}`: no setting is called `{key}`")));
         }
         let values = match value {
             toml::Value::Array(values) => values.into_iter().map(plain).collect(),
             value => vec![plain(value)],
         };
-        command = with_default(command, role, &id, values);
-    }
-    Ok(command)
+        Ok((id, values))
+    };
+    table.into_iter().map(setting).collect()
 }
 
 fn plain(value: toml::Value) -> String {

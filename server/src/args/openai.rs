@@ -41,7 +41,7 @@ pub struct OpenAiArgs {
     /// `exclude_input_in_output` is: the model's text, or as in vLLM's backend the prompt and the
     /// text; a model's own parameter `text_output` goes before it
     #[arg(long, value_name = "WHAT", env = "STATOR_TEXT_OUTPUT", value_enum)]
-    #[arg(default_value_t = TextOutput::Text)]
+    #[arg(default_value_t = TextOutput::Text, help_heading = "KServe")]
     pub text_output: TextOutput,
 }
 

@@ -2,13 +2,13 @@
 
 use super::*;
 
-fn parse(args: &[&str], alias: Option<&str>) -> Result<(ServeArgs, ArgMatches), String> {
+fn parse(args: &[&str], alias: Option<&str>) -> Result<(ServeArgs, Given), String> {
     let args = ["stator", "serve"].iter().chain(args).map(OsString::from);
     let name = || "DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE".to_owned();
     let environment = alias.map(|value| (name(), value.to_owned())).into_iter().collect();
     let parsed = parse_from(args, &environment).map_err(|error| error.to_string())?;
     match parsed.action {
-        Action::Serve(serve) => Ok((*serve, parsed.matches)),
+        Action::Serve(serve) => Ok((*serve, parsed.given)),
         other => Err(format!("{other:?} is not `serve`")),
     }
 }
@@ -68,14 +68,33 @@ fn a_value_that_does_not_parse_stops_the_start_wherever_it_is_from() {
 #[test]
 fn the_dump_is_a_file_that_gives_the_same_configuration() {
     let args = ["--grpc-port", "9", "--builtin", "identity", "--log-level", "debug", "a=b.gguf"];
-    let (_, matches) = parse(&args, None).unwrap();
-    let text = dump("serve", &matches, &[]);
+    let (_, given) = parse(&args, None).unwrap();
+    let text = given.dump("serve", &[("max-buffered-mib", "4096".to_owned())]);
+    assert!(text.contains("# max-buffered-mib = 4096 # computed for this machine\n"), "{text}");
     assert!(text.contains("grpc-port = 9 # flag\n"), "{text}");
     assert!(text.contains("metrics-port = 8002 # default\n"), "{text}");
-    let (args, matches) = parse(&["--config", &file(&text)], None).unwrap();
+    let (args, given) = parse(&["--config", &file(&text)], None).unwrap();
     assert_eq!((args.grpc.grpc_port, args.models.builtin), (9, vec!["identity".to_owned()]));
     assert_eq!(args.models.models, ["a=b.gguf"]);
-    assert!(dump("serve", &matches, &[]).contains("grpc-port = 9 # file or alias\n"));
+    assert!(given.dump("serve", &[]).contains("grpc-port = 9 # file\n"));
+}
+
+#[test]
+fn the_dump_names_what_gave_a_value() {
+    let file = file("grpc-stream-window-bytes = 70000\nhttp-port = 9\n");
+    let args = ["--config", &file, "--id", "a", "--http-max-input-size=1000", "--log-level=debug"];
+    let (_, given) = parse(&args, Some("80000")).unwrap();
+    let text = given.dump("serve", &[]);
+    for line in [
+        "server-name = \"a\" # flag --id\n",
+        "http-max-input-bytes = 1000 # flag --http-max-input-size\n",
+        "log-level = \"debug\" # flag\n",
+        "http-port = 9 # file\n",
+        "grpc-stream-window-bytes = 80000 # environment DYN_GRPC_INITIAL_STREAM_WINDOW_SIZE\n",
+        "http-host = \"0.0.0.0\" # default\n",
+    ] {
+        assert!(text.contains(line), "{line}{text}");
+    }
 }
 
 #[test]
@@ -108,15 +127,15 @@ fn every_role_has_its_own_flags_and_defaults() {
 fn nothing_polls_unless_it_is_asked_for() {
     for role in ["serve", "frontend", "worker"] {
         let args = ["stator", role].map(OsString::from);
-        let matches = parse_from(args, &empty()).unwrap().matches;
-        assert!(dump(role, &matches, &[]).contains("busy-poll-us = 0 # default\n"), "{role}");
+        let given = parse_from(args, &empty()).unwrap().given;
+        assert!(given.dump(role, &[]).contains("busy-poll-us = 0 # default\n"), "{role}");
     }
 }
 
 #[test]
 fn the_dump_tells_no_secret() {
-    let (_, matches) = parse(&["--http-restricted-api", "logging:key=s3cret"], None).unwrap();
-    let text = dump("serve", &matches, &[]);
+    let (_, given) = parse(&["--http-restricted-api", "logging:key=s3cret"], None).unwrap();
+    let text = given.dump("serve", &[]);
     assert!(text.contains("# http-restricted-api is set") && !text.contains("s3cret"), "{text}");
 }
 
@@ -126,7 +145,7 @@ fn a_fleet_passes_on_what_each_role_knows() {
     let args = ["stator", "up", "--workers", "3", "a=b.gguf", "--http-port=9", "--config", &path];
     let rest = ["--builtin", "mock", "--grpc-restricted-protocol", "health:a=b"];
     let args = args.into_iter().chain(rest).map(OsString::from);
-    let matches = parse_from(args, &empty()).unwrap().matches;
+    let matches = parse_from(args, &empty()).unwrap().given.matches;
     let worker = passed("worker", &matches, &[]);
     let expected = ["--builtin=mock", "--batch-tokens=600", "--no-metrics", "--", "a=b.gguf"];
     assert_eq!(worker, Passed { flags: expected.map(str::to_owned).into(), variables: vec![] });
@@ -141,7 +160,7 @@ fn workers_of_one_machine_are_not_pinned_to_the_same_cores() {
     let made = |workers: &[&str]| {
         let args = ["stator", "up", "--pin-threads", "--log-dir=/nowhere"].iter().chain(workers);
         let parsed = parse_from(args.map(OsString::from), &empty()).unwrap();
-        let (action, matches) = (parsed.action, parsed.matches);
+        let (action, matches) = (parsed.action, parsed.given.matches);
         let Action::Up(args) = action else { panic!("it is a fleet") };
         crate::roles::up::UpConfig::from_args(&args, &matches).map_err(|error| error.to_string())
     };
@@ -166,6 +185,7 @@ fn reference() -> String {
         "Shared memory",
         "gRPC",
         "HTTP",
+        "KServe",
         "OpenAI",
         "Security",
         "Engine",

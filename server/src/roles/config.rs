@@ -8,7 +8,9 @@ use crate::fleet::FleetConfig;
 use crate::models::repository::ModelsConfig;
 use crate::pipeline::Limits;
 use crate::security::SecurityConfig;
+use crate::support::buffers::default_bytes;
 use crate::support::invalid::{Invalid, resolve};
+use crate::support::preparing::default_places;
 use crate::support::shared_memory::SharedMemoryConfig;
 use crate::support::trace::TraceConfig;
 use crate::surfaces::grpc::GrpcConfig;
@@ -49,6 +51,15 @@ pub enum Origin {
     Own(Box<ModelsConfig>),
     /// By the workers of a fleet.
     Fleet(Box<FleetConfig>),
+}
+
+/// Returns the values of settings that depend on the machine when nobody gives them, by the names
+/// of their flags.
+pub fn computed() -> [(&'static str, String); 2] {
+    [
+        ("max-buffered-mib", (default_bytes() >> 20).to_string()),
+        ("max-preparing-requests", default_places().to_string()),
+    ]
 }
 
 impl Config {

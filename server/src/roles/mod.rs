@@ -8,4 +8,4 @@ pub mod up;
 pub mod worker;
 
 pub(crate) use config::metrics_address;
-pub use config::{Config, Origin};
+pub use config::{Config, Origin, computed};

@@ -18,10 +18,13 @@ const LEAST_PLACES: usize = 2;
 static PLACES: OnceLock<Arc<Semaphore>> = OnceLock::new();
 
 fn places() -> &'static Arc<Semaphore> {
-    PLACES.get_or_init(|| {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Arc::new(Semaphore::new((cores / 2).max(LEAST_PLACES)))
-    })
+    PLACES.get_or_init(|| Arc::new(Semaphore::new(default_places())))
+}
+
+/// Returns how many large requests are prepared at once if nothing is configured.
+pub(crate) fn default_places() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).max(LEAST_PLACES)
 }
 
 /// Says how many large requests are prepared at once, before the first one.

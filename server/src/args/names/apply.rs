@@ -22,6 +22,9 @@ pub struct Note {
 /// Values of our settings, by their ids.
 type Settings = BTreeMap<String, Vec<String>>;
 
+/// The names of others that gave our settings, by the settings' ids.
+pub(in crate::args) type Origins = BTreeMap<String, String>;
+
 /// What a name comes to: settings of ours, and a note.
 type Applied = (Vec<(String, String)>, Option<Note>);
 
@@ -55,16 +58,28 @@ struct Reader<'a> {
     environment: &'a Environment,
 }
 
-/// Returns a command line with our flags in place of others' names.
+/// A command line with our flags in place of others' names.
+#[derive(Default)]
+pub(in crate::args) struct Flags {
+    pub args: Vec<OsString>,
+    pub notes: Vec<Note>,
+    pub origins: Origins,
+}
+
+/// Puts our flags in place of others' names.
 ///
-/// Errors: a sentence for a name or a value that has no place here.
+/// Errors: a sentence for a name or a value that has no place here, and for a setting that two
+/// names give.
 pub(in crate::args) fn read_flags(
     args: Vec<OsString>,
     command: &Command,
     (role, environment): (&str, &Environment),
-) -> Result<(Vec<OsString>, Vec<Note>), String> {
+) -> Result<Flags, String> {
     let reader = Reader { command, role, environment };
     let (mut out, mut notes) = (Vec::with_capacity(args.len()), Vec::new());
+    let mut origins = Origins::new();
+    // How each setting is spelled.
+    let mut spellings = BTreeMap::new();
     let mut args = args.into_iter().peekable();
     while let Some(arg) = args.next() {
         let text = arg.to_str().unwrap_or_default();
@@ -73,6 +88,10 @@ pub(in crate::args) fn read_flags(
             break;
         }
         let Some((name, is_on)) = reader.of_flag(text) else {
+            if let Some(id) = reader.own_id(text) {
+                let spelling = text.split('=').next().unwrap_or_default();
+                reader.spell(&mut spellings, id, spelling)?;
+            }
             out.push(arg);
             continue;
         };
@@ -101,11 +120,25 @@ pub(in crate::args) fn read_flags(
             // One of ours: what Dynamo has in variables beside it is not asked for.
             settings.retain(|(id, _)| *id == own);
         }
-        out.extend(settings.iter().map(|(id, value)| reader.spelled(id, value)));
+        for (id, value) in settings {
+            out.push(reader.spelled(&id, &value));
+            reader.spell(&mut spellings, id.clone(), &shown)?;
+            if shown != format!("--{}", id.replace('_', "-")) {
+                origins.insert(id, shown.clone());
+            }
+        }
         notes.extend(note);
     }
     out.extend(args);
-    Ok((out, notes))
+    Ok(Flags { args: out, notes, origins })
+}
+
+/// The settings that variables of Dynamo stand for.
+#[derive(Default)]
+pub(in crate::args) struct Variables {
+    pub settings: Settings,
+    pub notes: Vec<Note>,
+    pub origins: Origins,
 }
 
 /// Returns the settings that variables of Dynamo stand for.
@@ -114,10 +147,9 @@ pub(in crate::args) fn read_flags(
 pub(in crate::args) fn read_variables(
     command: &Command,
     (role, environment): (&str, &Environment),
-) -> Result<(Settings, Vec<Note>), String> {
+) -> Result<Variables, String> {
     let reader = Reader { command, role, environment };
-    let (mut settings, mut notes) = (Settings::new(), Vec::new());
-    let mut origins: BTreeMap<String, (String, String)> = BTreeMap::new();
+    let Variables { mut settings, mut notes, mut origins } = Variables::default();
     let set = environment
         .iter()
         .filter(|(name, value)| name.starts_with("DYN_") && !value.trim().is_empty());
@@ -128,22 +160,19 @@ pub(in crate::args) fn read_variables(
         };
         notes.extend(note);
         for (id, value) in found {
-            if reader.is_list(&id) {
-                let values = settings.entry(id).or_default();
-                if !values.contains(&value) {
-                    values.push(value);
-                }
+            let before = origins.insert(id.clone(), variable.clone());
+            let values: &mut Vec<String> = settings.entry(id.clone()).or_default();
+            if values.contains(&value) {
                 continue;
             }
-            let before = origins.insert(id.clone(), (variable.clone(), value.clone()));
-            if let Some((other, _)) = before.filter(|(_, before)| *before != value) {
+            if let Some(other) = before.filter(|_| !reader.is_list(&id)) {
                 let text = format!("`{other}` and `{variable}` give `--{}`", id.replace('_', "-"));
                 return Err(format!("{text} different values"));
             }
-            settings.insert(id, vec![value]);
+            values.push(value);
         }
     }
-    Ok((settings, notes))
+    Ok(Variables { settings, notes, origins })
 }
 
 /// Says what there is to say of a variable that no table has.
@@ -192,9 +221,43 @@ impl Reader<'_> {
         }
     }
 
+    fn arguments(&self) -> impl Iterator<Item = &Arg> {
+        self.command.find_subcommand(self.role).into_iter().flat_map(Command::get_arguments)
+    }
+
     fn argument(&self, id: &str) -> Option<&Arg> {
-        let role = self.command.find_subcommand(self.role)?;
-        role.get_arguments().find(|arg| arg.get_id() == id)
+        self.arguments().find(|arg| arg.get_id() == id)
+    }
+
+    /// Returns the id of our flag with this name or alias.
+    fn own_id(&self, text: &str) -> Option<String> {
+        let flag = text.strip_prefix("--")?.split('=').next()?;
+        let is_called = |arg: &&Arg| {
+            arg.get_long() == Some(flag)
+                || arg.get_all_aliases().unwrap_or_default().contains(&flag)
+        };
+        self.arguments().find(is_called).map(|arg| arg.get_id().as_str().to_owned())
+    }
+
+    /// Notes how a setting is spelled.
+    ///
+    /// Errors: it was given before, by another name.
+    fn spell(
+        &self,
+        spellings: &mut BTreeMap<String, String>,
+        id: String,
+        spelling: &str,
+    ) -> Result<(), String> {
+        if self.is_list(&id) {
+            return Ok(());
+        }
+        let ours = format!("--{}", id.replace('_', "-"));
+        match spellings.insert(id, spelling.to_owned()) {
+            Some(other) if other != spelling => Err(format!(
+                "`{other}` and `{spelling}` are names of one setting, `{ours}`; give one of them"
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn is_list(&self, id: &str) -> bool {
@@ -321,6 +384,8 @@ impl Reader<'_> {
                     return Err(Some(text.to_owned()));
                 }
             },
+            // One process has nothing to discover.
+            "mem" if self.role == "serve" => return Ok(Vec::new()),
             _ => return Err(None),
         };
         Ok(vec![("discovery".to_owned(), url)])

@@ -113,8 +113,8 @@ pub(super) const NAMES: &[Name] = &[
         "discovery-backend",
         "DYN_DISCOVERY_BACKEND",
         Means::Ours("discovery", Reading::Discovery),
-        "`etcd` takes ETCD_ENDPOINTS, `file` DYN_FILE_KV and `kubernetes` POD_NAMESPACE; in one \
-         process, as with `mem`, is `stator serve`",
+        "`etcd` takes ETCD_ENDPOINTS, `file` DYN_FILE_KV and `kubernetes` POD_NAMESPACE; `mem` is \
+         for one process: run `stator serve`",
     ),
     value(
         "store-kv",

@@ -9,7 +9,7 @@ mod triton;
 mod variables;
 
 pub use apply::Note;
-pub(super) use apply::{Environment, read_flags, read_variables};
+pub(super) use apply::{Environment, Origins, read_flags, read_variables};
 
 /// A name of another server's setting, and what it is here.
 #[derive(Debug)]

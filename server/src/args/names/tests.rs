@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use super::apply::{is_guard, of_variable};
 use super::{Means, Name, Reading, Takes, all, dynamo, triton, variables};
-use crate::args::{Environment, Parsed, ROLES, command, dump, parse_from};
+use crate::args::{Environment, Parsed, ROLES, command, parse_from};
 
 /// Values of which every setting takes one.
 const SAMPLES: [&str; 14] = [
@@ -110,7 +110,7 @@ fn every_flag_is_one_of_ours_or_told_of_or_refused_by_a_sentence() {
             }
             Means::Ours(ours, _) => {
                 let parsed = taken.unwrap_or_else(|| panic!("--{}: {:?}", name.flag, tried[0]));
-                let text = dump(role, &parsed.matches, &parsed.notes);
+                let text = parsed.given.dump(role, &[]);
                 let is_set =
                     text.contains(&format!("{ours} = ")) || text.contains("is set; it holds");
                 let is_set = is_set || name.flag == "dump-config-to";
@@ -121,7 +121,7 @@ fn every_flag_is_one_of_ours_or_told_of_or_refused_by_a_sentence() {
                 assert!(error.contains(name.says) && error.contains(name.flag), "{error}");
             }
             Means::Any | Means::Only(_) => {
-                let notes = &taken.unwrap_or_else(|| panic!("{:?}", tried[0])).notes;
+                let notes = &taken.unwrap_or_else(|| panic!("{:?}", tried[0])).given.notes;
                 assert!(notes.len() == 1 && notes[0].text.contains(name.flag), "{notes:?}");
             }
         }
@@ -156,11 +156,11 @@ fn every_variable_is_one_of_ours_or_told_of_or_refused_by_a_sentence() {
                     let is_set = tried
                         .iter()
                         .flatten()
-                        .any(|parsed| dump(role, &parsed.matches, &[]).contains("# file or alias"));
+                        .any(|parsed| parsed.given.dump(role, &[]).contains("# environment DYN_"));
                     let is_default = matches!(name.means, Means::Ours(_, Reading::Choice(_)));
                     let is_dump = name.variable == "DYN_DUMP_CONFIG_TO";
                     assert!(
-                        is_set || is_dump || is_default || !parsed.notes.is_empty(),
+                        is_set || is_dump || is_default || !parsed.given.notes.is_empty(),
                         "{} in {role}",
                         name.variable
                     );
@@ -170,7 +170,7 @@ fn every_variable_is_one_of_ours_or_told_of_or_refused_by_a_sentence() {
                     assert!(error.contains("has not"), "{error}");
                 }
                 _ => {
-                    let notes = &taken.unwrap_or_else(|| panic!("{:?}", tried[0])).notes;
+                    let notes = &taken.unwrap_or_else(|| panic!("{:?}", tried[0])).given.notes;
                     assert!(notes[0].text.contains(name.variable), "{notes:?}");
                 }
             }
@@ -183,7 +183,7 @@ fn no_name_that_keeps_others_out_is_without_effect() {
     for name in all().filter(|name| is_guard(name.variable) || is_guard(name.flag)) {
         assert!(!matches!(name.means, Means::Any), "{name:?}");
     }
-    let told = parse("serve", &[], &with("DYN_SOMETHING_NEW", "1")).unwrap().notes;
+    let told = parse("serve", &[], &with("DYN_SOMETHING_NEW", "1")).unwrap().given.notes;
     assert!(told[0].is_warning && told[0].text.contains("DYN_SOMETHING_NEW"), "{told:?}");
     for variable in ["DYN_NEW_TLS_MODE", "DYN_API_KEY", "DYN_AUTH", "DYN_KVBM_OBJECT_SECRET_KEY"] {
         let error = parse("serve", &[], &with(variable, "1")).unwrap_err();
@@ -197,9 +197,14 @@ fn no_name_that_keeps_others_out_is_without_effect() {
 
 #[test]
 fn values_are_read_as_the_other_server_means_them() {
-    let table: [(&str, &str, &str, &str); 25] = [
+    let table: [(&str, &str, &str, &str); 26] = [
         ("serve", "--tls-cert-path=a.pem", "", "tls-cert = \"a.pem\" # flag"),
-        ("serve", "", "DYN_TLS_CERT_PATH=a.pem", "tls-cert = \"a.pem\" # file or alias"),
+        (
+            "serve",
+            "",
+            "DYN_TLS_CERT_PATH=a.pem",
+            "tls-cert = \"a.pem\" # environment DYN_TLS_CERT_PATH",
+        ),
         ("serve", "", "DYN_HTTP_BODY_LIMIT_MB=45", "http-max-input-bytes = 47185920"),
         ("serve", "", "DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS=2.5", "shutdown-grace-ms = 2500"),
         ("serve", "", "DYN_HTTP_SVC_LIVE_PATH=/l", "openai-path = [\"live=/l\"]"),
@@ -214,7 +219,12 @@ fn values_are_read_as_the_other_server_means_them() {
         ("serve", "--exit-timeout-secs=3", "", "shutdown-grace-ms = 3000"),
         ("serve", "--log-format=ISO8601", "", "log-format = \"text\" # flag"),
         ("frontend", "--no-router-kv-events", "", "no-router-kv-events = true # flag"),
-        ("frontend", "", "DYN_ROUTER_TTL_SECS=90.0", "router-ttl-secs = 90 # file or alias"),
+        (
+            "frontend",
+            "",
+            "DYN_ROUTER_TTL_SECS=90.0",
+            "router-ttl-secs = 90 # environment DYN_ROUTER_TTL_SECS",
+        ),
         ("serve", "--log-format=json", "", "log-format = \"json\" # flag"),
         ("frontend", "--router-mode=round-robin", "", "router-mode = \"round-robin\" # flag"),
         ("frontend", "--request-plane=tcp", "", "request-plane = \"grpc\" # flag"),
@@ -224,9 +234,10 @@ fn values_are_read_as_the_other_server_means_them() {
             "frontend",
             "--discovery-backend=etcd",
             "ETCD_ENDPOINTS=http://a:1,http://b:2",
-            "discovery = \"etcd://a:1,b:2\" # flag",
+            "discovery = \"etcd://a:1,b:2\" # flag --discovery-backend",
         ),
         ("worker", "", "DYN_DISCOVERY_BACKEND=file", "discovery = \"file:///"),
+        ("serve", "--discovery-backend=mem", "", "`--discovery-backend` = `mem` holds here anyway"),
         ("worker", "", "DYN_HTTP_PORT=1", "which `stator worker` has not; it has no effect"),
     ];
     for (role, flag, variable, expected) in table {
@@ -234,14 +245,14 @@ fn values_are_read_as_the_other_server_means_them() {
             Some(flag.to_owned()).filter(|flag| !flag.is_empty()).into_iter().collect();
         let (name, value) = variable.split_once('=').unwrap_or_default();
         let parsed = parse(role, &args, &with(name, value)).unwrap();
-        let text = dump(role, &parsed.matches, &parsed.notes);
+        let text = parsed.given.dump(role, &[]);
         assert!(text.contains(expected), "{role} {flag} {variable}: {text}");
     }
 }
 
 #[test]
 fn what_has_no_place_here_stops_the_start() {
-    let table: [(&str, &[&str], &str, &str); 12] = [
+    let table: [(&str, &[&str], &str, &str); 16] = [
         ("frontend", &["--router-mode", "direct"], "", "the modes here are"),
         ("frontend", &["--router-mode"], "", "needs a value"),
         ("frontend", &["-i"], "", "stator chat"),
@@ -259,6 +270,20 @@ fn what_has_no_place_here_stops_the_start() {
         ("worker", &[], "DYN_DISCOVERY_BACKEND=mem", "stator serve"),
         ("worker", &[], "DYN_DISCOVERY_BACKEND=kubernetes", "POD_NAMESPACE"),
         ("serve", &["--grpc-use-ssl=true"], "", "--tls-cert"),
+        ("serve", &["--discovery-backend=etcd"], "", "which `stator serve` has not"),
+        ("serve", &["--backend-directory=x"], "", "Usage: stator serve [OPTIONS]"),
+        (
+            "serve",
+            &["--id=a", "--server-name", "b"],
+            "",
+            "`--id` and `--server-name` are names of one setting, `--server-name`",
+        ),
+        (
+            "serve",
+            &["--http-max-input-bytes=5", "--http-max-input-size", "6"],
+            "",
+            "`--http-max-input-bytes` and `--http-max-input-size` are names of one setting",
+        ),
     ];
     for (role, args, variable, expected) in table {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
@@ -268,7 +293,7 @@ fn what_has_no_place_here_stops_the_start() {
     }
     let spaced = ["--exit-on-error", "false", "--exit-on-error", "true", "a.gguf"];
     let parsed = parse("serve", &spaced.map(str::to_owned), &Environment::new()).unwrap();
-    assert!(dump("serve", &parsed.matches, &[]).contains("exit-on-error = true # flag"));
+    assert!(parsed.given.dump("serve", &[]).contains("exit-on-error = true # flag"));
     let two = [("DYN_SYSTEM_PORT", "1"), ("DYN_GRPC_METRICS_PORT", "2")];
     let two = two.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     assert!(parse("serve", &[], &two).unwrap_err().contains("different values"));

@@ -57,7 +57,7 @@ pub(super) const NAMES: &[Name] = &[
     flag(
         "strict-readiness",
         Means::Any,
-        "the server is ready when none of its models is loading and those that are loaded take \
+        "it changes nothing: the server is ready when none of its models is loading and those that are loaded take \
          requests, also where one could not be loaded; each model tells its own readiness",
     ),
     Name {

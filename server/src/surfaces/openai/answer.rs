@@ -81,11 +81,7 @@ pub(super) async fn unknown_of_messages(uri: Uri) -> Response {
 }
 
 /// Answers a route that is called by another method than its own.
-pub(super) async fn wrong_method(
-    State(door): State<OpenAi>,
-    method: Method,
-    uri: Uri,
-) -> Response {
+pub(super) async fn wrong_method(State(door): State<OpenAi>, method: Method, uri: Uri) -> Response {
     let error = Error::invalid(format!("{} does not take {method}", uri.path()));
     let error = error.with_code("method_not_allowed");
     let is_message = uri.path().starts_with(door.config.paths.get("messages"));
