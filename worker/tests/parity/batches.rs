@@ -4,7 +4,7 @@ use worker::cpu::Isa;
 use worker::runner::cpu::CpuRunner;
 use worker::runner::{Entry, Runner, Wants};
 
-use super::{fill, runner};
+use super::{fill, isas, runner};
 
 /// A sequence of a ragged batch: some prompt, scattered blocks.
 struct Sequence {
@@ -93,7 +93,7 @@ fn together(
 #[test]
 fn a_batch_gives_bit_for_bit_what_each_sequence_gives_alone() {
     let sequences = sequences(6);
-    for isa in Isa::available() {
+    for isa in isas() {
         let mut one = runner(1, isa);
         let solo: Vec<_> = sequences.iter().map(|s| alone(&mut one, s, 3)).collect();
         // The longest prompt comes in three chunks, the last one beside all other prompts.

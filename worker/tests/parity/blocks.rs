@@ -10,7 +10,7 @@ use worker::runner::Runner;
 use worker::runner::cpu::{CpuOptions, CpuRunner, KV_REVISION};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{fill, golden, model};
+use super::{fill, golden, isas, model};
 
 /// A model, how many tokens a text has, and what its blocks hold on some instructions: a hash.
 type Pin = (&'static str, usize, &'static [(&'static str, u64)]);
@@ -100,6 +100,10 @@ fn what_blocks_hold_is_what_their_revision_says() {
     let mut wrong = Vec::new();
     for isa in Isa::available() {
         for (file, count, known) in pins {
+            let is_slow = file.is_empty() && count > 100;
+            if is_slow && !isas().contains(&isa) {
+                continue;
+            }
             let (path, named) = match file {
                 "" => (model(), isa.without_bf16()),
                 "tiny/qwen3 as bf16" => (as_bf16.clone(), isa),

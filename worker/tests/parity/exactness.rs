@@ -10,7 +10,7 @@ use worker::model::Precisions;
 use worker::runner::cpu::CpuRunner;
 use worker::runner::{Entry, Runner, Wants};
 
-use super::{golden, runner, runner_of};
+use super::{golden, isas, runner, runner_of};
 
 const VOCABULARY: usize = 49_152;
 
@@ -179,7 +179,7 @@ fn logits_match_the_f32_forward_pass() {
     let (texts, golden) = (texts(), rows("logits.f16"));
     assert_eq!((texts.len(), golden.len()), (8, 8));
     let exact = exact_rows(&texts, &golden);
-    for isa in Isa::available() {
+    for isa in isas() {
         let mut runner = runner(2, isa);
         let (mut last, mut every) = (Vec::new(), Vec::new());
         for ((tokens, exact), golden) in texts.iter().zip(&exact).zip(&golden) {

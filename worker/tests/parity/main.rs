@@ -24,6 +24,16 @@ fn golden(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)
 }
 
+/// Returns the instructions with which the real model is computed. The portable ones take minutes
+/// in a debug build: `STATOR_LONG` asks for them, unless this machine has no others.
+fn isas() -> Vec<Isa> {
+    let mut isas = Isa::available();
+    if isas.len() > 1 && std::env::var_os("STATOR_LONG").is_none() {
+        isas.retain(|isa| isa.name() != "portable");
+    }
+    isas
+}
+
 fn runner(threads: usize, isa: Isa) -> CpuRunner {
     runner_of(threads, isa, 1024)
 }
