@@ -2,7 +2,6 @@
 //! answer, since a client that writes its whole body before it reads would find the connection
 //! closed in the place of a refusal (RFC 9112, section 9.6).
 
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,11 +13,13 @@ use http::{HeaderMap, Request};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
-
-use crate::support::stall_timer::StallTimer;
+use tokio::time::sleep;
 
 /// How long the rest of a body is read at most.
 const LINGER: Duration = Duration::from_secs(30);
+
+/// How long it is read once the server shuts down.
+const LINGER_AT_END: Duration = Duration::from_secs(1);
 
 /// A body that gives itself back when it is dropped unread.
 pub(super) struct Lingering<B> {
@@ -63,29 +64,25 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
 {
-    /// Reads what is left of the body once its handler has dropped it, in a task of `tasks`. It
-    /// ends early if the body stalls, and soon after `accepting` is cancelled.
+    /// Reads what is left of the body once its handler has dropped it, in a task of `tasks`. The
+    /// task ends soon after `accepting` is cancelled.
     pub(super) fn drain(mut self, tasks: &Tasks, accepting: &Tasks) {
         let Ok(mut body) = self.0.try_recv() else { return };
         if body.is_end_stream() {
             return;
         }
-        let accepting = accepting.clone();
+        let shutdown = accepting.cancelled();
         tasks.spawn("rest of a body", async move {
-            let mut stall = StallTimer::default();
-            let drained = async {
-                loop {
-                    tokio::select! {
-                        biased;
-                        frame = body.frame() => match frame {
-                            Some(Ok(frame)) => stall.came(frame.data_ref().map_or(0, Bytes::len)),
-                            Some(Err(_)) | None => return,
-                        },
-                        _ = poll_fn(|cx| stall.poll_slow(&accepting, cx)) => return,
-                    }
-                }
+            let drained = async { while let Some(Ok(_)) = body.frame().await {} };
+            let shutdown = async {
+                shutdown.await;
+                sleep(LINGER_AT_END).await;
             };
-            let _ = tokio::time::timeout(LINGER, drained).await;
+            tokio::select! {
+                () = drained => {}
+                () = sleep(LINGER) => {}
+                () = shutdown => {}
+            }
         });
     }
 }
@@ -123,7 +120,7 @@ mod tests {
     use axum::body::Body as AnyBody;
     use futures_util::{StreamExt, stream};
     use tokio::sync::mpsc;
-    use tokio::time::{Instant, sleep};
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -132,6 +129,7 @@ mod tests {
     async fn drained(
         pieces: impl stream::Stream<Item = Bytes> + Send + 'static,
         headers: &[(&'static str, &'static str)],
+        is_ending: bool,
     ) -> (usize, Duration) {
         let (read, mut reads) = mpsc::channel(1000);
         let pieces = pieces.map(move |piece| {
@@ -144,8 +142,11 @@ mod tests {
         }
         let (request, unread) = Lingering::of(request);
         drop(request);
-        let (tasks, started) = (Tasks::new(), Instant::now());
-        unread.drain(&tasks, &Tasks::new());
+        let (tasks, accepting, started) = (Tasks::new(), Tasks::new(), Instant::now());
+        unread.drain(&tasks, &accepting);
+        if is_ending {
+            accepting.cancel();
+        }
         let mut count = 0;
         while reads.recv().await.is_some() {
             count += 1;
@@ -157,26 +158,32 @@ mod tests {
         Bytes::from_static(&[7; 4096])
     }
 
+    /// Returns a body without end, a piece each tenth of a second.
+    fn endless() -> impl stream::Stream<Item = Bytes> {
+        stream::repeat(piece()).then(|piece| async {
+            sleep(Duration::from_millis(100)).await;
+            piece
+        })
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_unread_body_is_read_to_its_end() {
-        let (count, time) = drained(stream::iter(vec![piece(); 1000]), &[]).await;
+        let (count, time) = drained(stream::iter(vec![piece(); 1000]), &[], false).await;
         assert_eq!((count, time), (1000, Duration::ZERO));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_without_end_is_read_for_so_long_alone() {
-        let endless = stream::repeat(piece()).then(|piece| async {
-            sleep(Duration::from_secs(1)).await;
-            piece
-        });
-        let (count, time) = drained(endless, &[]).await;
-        assert!((28..=30).contains(&count), "{count} pieces");
+        let (count, time) = drained(endless(), &[], false).await;
+        assert!((290..=300).contains(&count), "{count} pieces");
         assert_eq!(time.as_secs(), LINGER.as_secs());
+        let (_, time) = drained(endless(), &[], true).await;
+        assert_eq!(time.as_secs(), LINGER_AT_END.as_secs());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_waits_to_be_asked_is_not_asked() {
         let body = stream::iter(vec![piece(); 10]);
-        assert_eq!(drained(body, &[("expect", "100-continue")]).await.0, 0);
+        assert_eq!(drained(body, &[("expect", "100-continue")], false).await.0, 0);
     }
 }
